@@ -1,0 +1,1 @@
+"""camify turns image classifiers into CAM-ready ones."""

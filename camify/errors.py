@@ -1,0 +1,25 @@
+"""The errors of camify: each says what is wrong, where (file, field or layer) and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["CamifyError", "CheckpointError", "ConfigError", "ConversionError", "DataError"]
+
+
+class CamifyError(Exception):
+    """Something the user gave cannot be used; the message says what, where and what to do."""
+
+
+class ConversionError(CamifyError, ValueError):
+    """A network cannot be converted, or a conversion did not prove itself."""
+
+
+class DataError(CamifyError, ValueError):
+    """Images, labels or boxes are missing, damaged or contradict each other."""
+
+
+class CheckpointError(CamifyError, ValueError):
+    """A checkpoint is missing, incomplete, damaged or not what it claims to be."""
+
+
+class ConfigError(CamifyError, ValueError):
+    """An option has a value that cannot work."""
