@@ -1,0 +1,337 @@
+"""Networks as data: a graph of known layers and tensor functions, to and from plain JSON values.
+
+A stored architecture holds names only, and every name must stand in the lists below: reading one can build
+torch layers, nothing else. (``torch.export.load`` would use pickle.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import operator
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from .errors import CheckpointError, ConversionError
+
+__all__ = ["LayerTracer", "assemble", "build", "describe", "parameter_free"]
+
+_NN = """
+Conv1d Conv2d ConvTranspose2d Linear Identity Flatten Unflatten
+BatchNorm1d BatchNorm2d SyncBatchNorm LayerNorm GroupNorm InstanceNorm2d LocalResponseNorm
+ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardtanh Hardswish Hardsigmoid Softplus
+Softmax
+MaxPool2d AvgPool2d LPPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d
+Dropout Dropout1d Dropout2d AlphaDropout FeatureAlphaDropout
+ZeroPad2d ReflectionPad2d ReplicationPad2d ConstantPad2d CircularPad2d
+ChannelShuffle PixelShuffle PixelUnshuffle Upsample
+"""
+_F = """
+relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus softmax
+max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d dropout dropout1d dropout2d
+alpha_dropout feature_alpha_dropout conv2d linear batch_norm layer_norm group_norm instance_norm
+local_response_norm normalize pad interpolate channel_shuffle pixel_shuffle pixel_unshuffle
+scaled_dot_product_attention
+"""
+_TORCH = """
+add sub mul div matmul cat concat stack flatten reshape permute transpose squeeze unsqueeze split chunk unbind
+relu relu_ sigmoid tanh softmax exp log sqrt rsqrt abs neg pow clamp mean sum amax amin var std max min
+flip roll where adaptive_avg_pool1d avg_pool1d
+"""
+_OPERATOR = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"
+_METHODS = frozenset(
+    """
+add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin var std
+relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze unsqueeze split chunk
+unbind expand expand_as repeat contiguous size dim float half type_as to flip roll masked_fill unflatten max min
+""".split()
+)
+
+LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
+    "torchvision.ops.StochasticDepth": torchvision.ops.StochasticDepth,
+    "torchvision.ops.Permute": torchvision.ops.Permute,
+}
+FUNCTIONS: dict[str, Callable[..., Any]] = (
+    {f"torch.nn.functional.{name}": getattr(F, name) for name in _F.split()}
+    | {f"torch.{name}": getattr(torch, name) for name in _TORCH.split()}
+    | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
+    | {"getattr": getattr}  # of a tensor's shape only, see _check_getattr
+)
+_LAYER_NAMES = {cls: name for name, cls in LAYERS.items()}
+_FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
+_DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+
+
+class LayerTracer(fx.Tracer):
+    """Symbolic tracer down to layers; ``outermost`` names the largest module that ends in a node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outermost: dict[fx.Node, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers of torch and those that can be stored by name stay whole."""
+        return type(m) in _LAYER_NAMES or bool(super().is_leaf_module(m, module_qualified_name))
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace one module and remember where it ended (outer modules return last)."""
+        result = super().call_module(m, forward, args, kwargs)
+        if isinstance(result, fx.Proxy):
+            self.outermost[result.node] = self.path_of_module(m)
+        return result
+
+
+def parameter_free(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node neither is a layer with parameters nor reads a parameter."""
+    if node.op == "call_module":
+        return next(root.get_submodule(str(node.target)).parameters(), None) is None
+    return all(source.op != "get_attr" for source in node.all_input_nodes)
+
+
+def assemble(root: nn.Module, graph: fx.Graph) -> nn.Module:
+    """The network of a graph over the layers of ``root`` (not copied).
+
+    A plain chain becomes ``nn.Sequential``, anything else an ``fx.GraphModule``. A prefix that all layer
+    names share ("features." in a VGG) is left out of the new names.
+    """
+    layers = [n for n in graph.nodes if n.op in ("call_module", "get_attr")]
+    prefix = _common_prefix([str(n.target) for n in layers])
+    if prefix:
+        root = root.get_submodule(prefix)
+        for node in layers:
+            node.target = str(node.target)[len(prefix) + 1 :]
+    chain = _chain(graph)
+    if chain is not None:
+        sequence = nn.Sequential()
+        for name in chain:
+            sequence.add_module(name, root.get_submodule(name))
+        return sequence.train(root.training)
+    return fx.GraphModule(root, graph, class_name="Features")
+
+
+def _common_prefix(paths: list[str]) -> str:
+    parts = [path.split(".")[:-1] for path in paths]
+    shared = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)
+
+
+def _chain(graph: fx.Graph) -> list[str] | None:
+    """Names of the layers where the graph is layer after layer, each used once; else None."""
+    previous, names = None, []
+    for node in graph.nodes:
+        if node.op == "call_module":
+            if node.args != (previous,) or node.kwargs or "." in str(node.target):
+                return None
+            names.append(str(node.target))
+        elif node.op == "output":
+            if node.args != (previous,):
+                return None
+        elif node.op != "placeholder" or previous is not None:
+            return None
+        previous = node
+    return names if len(set(names)) == len(names) else None
+
+
+# ---------------------------------------------------------------- to data
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """A network as JSON values: its layers with their options and the order in which they are called.
+
+    Raises:
+        ConversionError: a layer or function is not one that can be stored by name.
+    """
+    graph = module.graph if isinstance(module, fx.GraphModule) else LayerTracer().trace(module)
+    layers: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    nodes = []
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module":
+            layers[target] = _describe_layer(target, module.get_submodule(target))
+        elif node.op == "get_attr":
+            tensors[target] = _describe_tensor(module, target)
+        elif node.op == "call_function":
+            target = _function_name(node)
+        elif node.op == "call_method" and target not in _METHODS:
+            raise ConversionError(_cannot_store(f"the tensor method {target}()"))
+        entry = {"name": node.name, "op": node.op, "target": target, "args": _to_data(node.args)}
+        if node.kwargs:
+            entry["kwargs"] = {key: _to_data(value) for key, value in node.kwargs.items()}
+        nodes.append(entry)
+    return {"layers": layers, "tensors": tensors, "nodes": nodes}
+
+
+def _cannot_store(what: str) -> str:
+    return f"{what} cannot be stored without code. Replace it by a layer of torch.nn, or keep the model in Python."
+
+
+def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
+    name = _LAYER_NAMES.get(type(layer))
+    if name is None:
+        raise ConversionError(_cannot_store(f"layer {path}: {type(layer).__module__}.{type(layer).__qualname__}"))
+    options = {}
+    for option, parameter in inspect.signature(type(layer)).parameters.items():
+        if option in ("device", "dtype", "process_group") or parameter.kind in _VARIADIC:
+            continue
+        value = getattr(layer, option, parameter.default)
+        # nn.Conv2d(bias=True) keeps the option as the parameter itself
+        options[option] = _to_data(value is not None if option == "bias" else value)
+    return {"type": name, "options": options}
+
+
+def _describe_tensor(module: nn.Module, path: str) -> dict[str, Any]:
+    parent, _, name = path.rpartition(".")
+    owner = module.get_submodule(parent)
+    buffers = owner._buffers.keys() - owner._non_persistent_buffers_set
+    if name not in owner._parameters and name not in buffers:
+        raise ConversionError(_cannot_store(f"the tensor {path}, which is neither parameter nor saved buffer,"))
+    return {"shape": list(getattr(owner, name).shape), "parameter": name in owner._parameters}
+
+
+def _function_name(node: fx.Node) -> str:
+    name = _FUNCTION_NAMES.get(node.target)  # type: ignore[arg-type]
+    if name is None or (name == "getattr" and node.args[1:] != ("shape",)):
+        raise ConversionError(_cannot_store(f"the function {getattr(node.target, '__name__', node.target)}"))
+    return name
+
+
+def _to_data(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple):
+        return {"tuple": [_to_data(item) for item in value]}
+    if isinstance(value, list):
+        return [_to_data(item) for item in value]
+    if isinstance(value, slice):
+        return {"slice": [_to_data(item) for item in (value.start, value.stop, value.step)]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value)}
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return {"float": str(value)}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ConversionError(_cannot_store(f"the value {value!r}"))
+
+
+# ---------------------------------------------------------------- from data
+
+
+def build(data: Any) -> nn.Module:
+    """The network that ``describe`` described, on the ``meta`` device: load tensors with ``assign=True``.
+
+    Raises:
+        CheckpointError: the description names anything but known layers and functions, or is malformed.
+    """
+    try:
+        return _build(data)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"architecture: malformed description ({type(error).__name__}: {error})") from error
+
+
+def _build(data: Any) -> nn.Module:
+    root = nn.Module()
+    with torch.device("meta"):
+        for path, entry in data["layers"].items():
+            options = {name: _from_data(value, {}) for name, value in entry["options"].items()}
+            _place(root, path, _known(LAYERS, entry["type"], "layer")(**options))
+        for path, entry in data["tensors"].items():
+            tensor = torch.empty(entry["shape"])
+            _place(root, path, nn.Parameter(tensor) if entry["parameter"] else tensor)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in data["nodes"]:
+        name = entry["name"]
+        if not name.isidentifier() or keyword.iskeyword(name) or name in nodes:
+            raise CheckpointError(f"architecture: bad node name {name!r}")
+        args = _from_data(entry["args"], nodes)
+        kwargs = {key: _from_data(value, nodes) for key, value in entry.get("kwargs", {}).items()}
+        if not all(key.isidentifier() and not keyword.iskeyword(key) for key in kwargs):
+            raise CheckpointError(f"architecture: bad argument name at node {name!r}")
+        target = _target(entry["op"], entry["target"], data, args)
+        nodes[name] = graph.create_node(entry["op"], target, args, kwargs, name=name)
+    graph.lint()
+    return assemble(root, graph)
+
+
+def _known(table: dict[str, Any], name: str, kind: str) -> Any:
+    if name not in table:
+        raise CheckpointError(f"architecture: {kind} {name!r} is not one that camify stores")
+    return table[name]
+
+
+def _target(op: str, target: str, data: Any, args: tuple[Any, ...]) -> Any:
+    if op == "call_function":
+        function = _known(FUNCTIONS, target, "function")
+        if function is getattr and args[1:] != ("shape",):
+            raise CheckpointError("architecture: getattr reads something else than a tensor's shape")
+        return function
+    allowed = {
+        "call_module": data["layers"],
+        "get_attr": data["tensors"],
+        "call_method": _METHODS,
+        "placeholder": ("x", "input"),
+        "output": ("output",),
+    }
+    if op not in allowed:
+        raise CheckpointError(f"architecture: unknown step {op!r}")
+    if target not in allowed[op]:
+        if op == "placeholder" and target.isidentifier() and not keyword.iskeyword(target):
+            return target
+        raise CheckpointError(f"architecture: step {op} names the unknown {target!r}")
+    return target
+
+
+def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
+    if not _PATH.fullmatch(path) or len(path) > 500:
+        raise CheckpointError(f"architecture: bad layer name {path!r}")
+    *parents, name = path.split(".")
+    owner = root
+    for parent in parents:
+        if parent not in owner._modules:
+            owner.add_module(parent, nn.Module())
+        owner = owner.get_submodule(parent)
+    if isinstance(value, nn.Module):
+        owner.add_module(name, value)  # refuses names that would hide an attribute of nn.Module
+    elif isinstance(value, nn.Parameter):
+        owner.register_parameter(name, value)
+    else:
+        owner.register_buffer(name, value)
+
+
+def _from_data(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_from_data(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind in ("tuple", "slice"):
+        items: Iterator[Any] = (_from_data(item, nodes) for item in content)
+        return tuple(items) if kind == "tuple" else slice(*items)
+    if kind == "dtype":
+        return _known(_DTYPES, content, "number type")
+    if kind == "float":
+        return float(content)
+    if kind == "ellipsis":
+        return Ellipsis
+    raise CheckpointError(f"architecture: unknown value kind {kind!r}")

@@ -1,0 +1,114 @@
+"""The certificate: the checked record of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .errors import CheckpointError
+
+__all__ = ["TOLERANCE", "Certificate", "Part"]
+
+TOLERANCE = 1e-4
+"""Largest relative identity error of a CAM-ready network in float32."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group of layers and what the conversion did with it."""
+
+    name: str
+    status: str  # "kept", "dropped" or "new"
+    layers: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a conversion kept, dropped and added, and the proof that maps explain the logits.
+
+    ``identity_error`` is the largest ``|mean(map) + bias - logit|`` over the probe images, relative to the
+    largest logit. It is None where the pooling has no such identity (GMP, LSE). ``legacy_error`` is the
+    largest difference to the legacy's logits, relative likewise, where the old classifier was kept.
+    """
+
+    source: str
+    head: str
+    pool: str
+    feature_layer: str
+    input_shape: tuple[int, int, int]
+    map_size: tuple[int, int]
+    map_channels: int
+    num_classes: int
+    parts: tuple[Part, ...]
+    identity_error: float | None
+    legacy_error: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cam_ready(self) -> bool:
+        """Whether the maps prove to be what the logits are made of."""
+        return self.identity_error is not None and self.identity_error <= TOLERANCE
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The measured facts, by label."""
+        (_, height, width), (map_h, map_w) = self.input_shape, self.map_size
+        facts = {
+            "cut after": self.feature_layer,
+            "map": f"{map_h} x {map_w}, {self.map_channels} channels, at {height} x {width} px",
+            "pooling": self.pool.upper(),
+            "identity": f"mean(map) + bias = logit, largest error {self.identity_error:.1e}"
+            if self.identity_error is not None
+            else f"none: with {self.pool.upper()} pooling the maps show evidence but do not add up to the logit",
+        }
+        if self.legacy_error is not None:
+            facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
+        return facts
+
+    def table(self) -> Table:
+        """The certificate for a terminal."""
+        table = Table(title=f"{self.source} -> {self.head} head", box=box.SIMPLE_HEAD, title_justify="left")
+        for column, justify in (("part", "left"), ("", "left"), ("layers", "left"), ("parameters", "right")):
+            table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        colours = {"kept": "green", "dropped": "red", "new": "cyan"}
+        for part in self.parts:
+            status = f"[{colours[part.status]}]{part.status}[/]"
+            table.add_row(part.name, status, part.layers, f"{part.parameters:,}")
+        table.add_section()
+        for label, fact in self.facts.items():
+            table.add_row(label, "", fact, "")
+        for note in self.notes:
+            table.add_row("note", "", note, "")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=110, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self.table())
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; ``from_dict`` gives the certificate back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
+        """A certificate from JSON values.
+
+        Raises:
+            CheckpointError: a field is missing or unknown.
+        """
+        try:
+            values = dict(data)
+            values["parts"] = tuple(Part(**part) for part in values["parts"])
+            for key in ("input_shape", "map_size", "notes"):
+                values[key] = tuple(values[key])
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"certificate: {error}. Was the file changed by hand?") from error

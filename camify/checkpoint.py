@@ -1,0 +1,137 @@
+"""The checkpoint folder on disk: ``model.safetensors``, ``camify.json``, ``README.md``.
+
+Written aside and renamed, the manifest last: a folder that holds ``camify.json`` is complete. Neither file can
+run code: tensors are safetensors, everything else is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .errors import CheckpointError
+
+__all__ = ["CARD", "MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "read_folder", "read_tensors", "sha256", "write_folder"]
+
+WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
+SCHEMA_VERSION = 1
+
+
+def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str) -> Path:
+    """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
+
+    Raises:
+        CheckpointError: the place holds something that is not a camify checkpoint, or cannot be written.
+    """
+    folder = Path(folder)
+    foreign = _foreign(folder)
+    if foreign:
+        raise CheckpointError(
+            f"{folder}: holds {foreign}, which camify did not write. Choose another folder; this one was not touched."
+        )
+    aside: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        aside.chmod(0o755)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
+        content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": sha256(aside / WEIGHTS)}
+        (aside / CARD).write_text(card, encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _replace(folder, aside)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror or error}). Is there space, and the right to write?"
+        ) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _foreign(folder: Path) -> str | None:
+    """What stands in the way of writing ``folder``: the first thing that is not camify's, or None."""
+    if folder.is_dir():
+        names = {entry.name for entry in folder.iterdir()} - {WEIGHTS, MANIFEST, CARD}
+        return min(names, default=None)
+    return "a file" if folder.exists() else None
+
+
+def _replace(folder: Path, aside: Path) -> None:
+    """Put ``aside`` in the place of ``folder``; what stood there is removed only when the new one stands."""
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = aside.with_name(aside.name + ".old")
+    folder.rename(old)
+    try:
+        aside.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and manifest of a checkpoint folder, the weights checked against their hash.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, from a newer camify, or not what the manifest says.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "holds no" if folder.is_dir() else "does not exist; expected a folder with"
+        raise CheckpointError(f"{folder}: {what} {MANIFEST}. Give a folder written by save_pretrained().")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error}). The file is damaged; save it again.") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema_version"), int):
+        raise CheckpointError(f"{path}: field schema_version is missing. Is this a camify checkpoint?")
+    if manifest["schema_version"] > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads ({SCHEMA_VERSION})."
+            " Update camify."
+        )
+    tensors = read_tensors(folder / WEIGHTS)
+    if manifest.get("sha256") != sha256(folder / WEIGHTS):
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
+        )
+    return tensors, manifest
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        return dict(safetensors.torch.load_file(os.fspath(path)))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}). The file is damaged.") from error
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

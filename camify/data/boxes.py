@@ -1,0 +1,69 @@
+"""Ground-truth boxes from ``boxes.csv``: ``image,x0,y0,x1,y1,label``, pixels, x1 and y1 exclusive."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import DataError
+
+__all__ = ["COLUMNS", "read_boxes"]
+
+COLUMNS = ("image", "x0", "y0", "x1", "y1", "label")
+_SHOWN = 10
+
+Box = tuple[float, float, float, float]
+
+
+def read_boxes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[tuple[Box, str]]]:
+    """Boxes with their labels, by image.
+
+    Args:
+        path: the CSV file; images are named relative to its folder, with forward slashes.
+        sizes: (width, height) of every known image, by that name.
+
+    Raises:
+        DataError: names every line that cannot be right, up to ten, with the value and the likely cause.
+    """
+    boxes: dict[str, list[tuple[Box, str]]] = {}
+    problems: list[str] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
+            if missing:
+                raise DataError(
+                    f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
+                )
+            for row in rows:
+                box, problem = _check(row, sizes)
+                if problem:
+                    problems.append(f"{path}:{rows.line_num}: {problem}")
+                elif box is not None:
+                    boxes.setdefault(row["image"], []).append((box, row["label"]))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    if problems:
+        more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError("\n".join(problems[:_SHOWN]) + more)
+    return boxes
+
+
+def _check(row: Mapping[str, str], sizes: Mapping[str, tuple[int, int]]) -> tuple[Box | None, str | None]:
+    """The box of a row, or what is wrong with it."""
+    if row["image"] not in sizes:
+        return None, f"image {row['image']!r} is not in the data set. Names are relative to the data's root folder."
+    try:
+        x0, y0, x1, y1 = (float(row[column] or "") for column in COLUMNS[1:5])
+    except (TypeError, ValueError):
+        return None, f"a coordinate is not a number: {[row[column] for column in COLUMNS[1:5]]}"
+    width, height = sizes[row["image"]]
+    if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
+        return None, f"box {x0, y0, x1, y1}: x0 < x1 and y0 < y1 are needed (is it x, y, width, height?)."
+    if max(x1, y1) <= 1:
+        return None, f"box {x0, y0, x1, y1}: all values are at most 1. Are they normalised? Pixels are needed."
+    if min(x0, y0) < 0 or x1 > width or y1 > height:
+        return None, f"box {x0, y0, x1, y1} leaves the image ({width} x {height} px). Clip it."
+    return (x0, y0, x1, y1), None

@@ -1,0 +1,214 @@
+"""The user's own images: ``root/train/CLASS/*`` and ``root/val/CLASS/*``, boxes in ``root/boxes.csv``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from ..errors import DataError
+from .boxes import Box, read_boxes
+from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image
+
+__all__ = ["ImageFolderDataModule", "LabelledImages"]
+
+
+@dataclass(frozen=True)
+class _Record:
+    path: Path
+    label: int
+    boxes: tuple[Box, ...] | None  # None where the data set has no boxes
+
+
+class LabelledImages(Dataset[dict[str, Any]]):
+    """Image files with a class and, where known, boxes of that class; samples are dicts."""
+
+    def __init__(self, records: Sequence[_Record], transform: v2.Transform) -> None:
+        self.records = list(records)
+        self.transform = transform
+
+    @property
+    def labels(self) -> list[int]:
+        """Class index of every sample."""
+        return [record.label for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        image = read_image(record.path)
+        sample: dict[str, Any] = {"image": image, "label": record.label, "path": str(record.path)}
+        if record.boxes is not None:
+            sample["boxes"] = tv_tensors.BoundingBoxes(
+                torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
+                format="XYXY",
+                canvas_size=(image.shape[-2], image.shape[-1]),
+            )  # type: ignore[call-overload]
+        return finish(self.transform(sample))
+
+
+class ImageFolderDataModule(pl.LightningDataModule):
+    """Images in folders: ``root/train/CLASS/*``, ``root/val/CLASS/*``, optionally ``root/test/CLASS/*``.
+
+    Class order is the sorted order of the train folders; other splits are mapped by name. Boxes may stand in
+    ``root/boxes.csv`` (``image,x0,y0,x1,y1,label``; pixels, x1 and y1 exclusive, image relative to root). Every
+    image is decoded once before training starts, and all that cannot be read are named.
+
+    Args:
+        root: folder that holds the splits.
+        image_size: side of the square input, pixels.
+        batch_size: images per step.
+        num_workers: loading processes.
+        augment: ``"crop_flip"``, ``"flip"`` or ``"none"``, for training.
+        mean: per channel, of values in [0, 1]; ImageNet's by default.
+        std: per channel, of values in [0, 1]; ImageNet's by default.
+        check_images: decode every image before training starts.
+
+    Raises:
+        DataError: a folder is missing or empty, a class of another split is not in train, images cannot be read,
+            or boxes cannot be right.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 224,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        augment: str = "crop_flip",
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        check_images: bool = True,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.preprocessing = Preprocessing(image_size, tuple(mean), tuple(std))
+        self.batch_size, self.num_workers, self.check_images = batch_size, num_workers, check_images
+        self._training = self.preprocessing.training(augment)
+        self.class_names = _classes(self.root / "train")
+        self.splits: dict[str, LabelledImages] = {}
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - every stage needs the same
+        """Read folders, boxes and every image."""
+        if self.splits:
+            return
+        files = {split: self._files(split) for split in ("train", "val", "test") if (self.root / split).is_dir()}
+        if "val" not in files:
+            raise DataError(f"{self.root / 'val'}: no such folder. Put validation images into val/CLASS/.")
+        names = {path.relative_to(self.root).as_posix(): path for split in files.values() for path, _ in split}
+        boxes: dict[str, list[tuple[Box, str]]] | None = None
+        table = self.root / "boxes.csv"
+        if self.check_images or table.is_file():
+            sizes = _sizes(names, decode=self.check_images)
+            boxes = read_boxes(table, sizes) if table.is_file() else None
+        for split, pairs in files.items():
+            records = [_Record(path, label, self._boxes_of(path, label, boxes)) for path, label in pairs]
+            transform = self._training if split == "train" else self.preprocessing.evaluation()
+            self.splits[split] = LabelledImages(records, transform)
+
+    def _files(self, split: str) -> list[tuple[Path, int]]:
+        folder = self.root / split
+        names = _classes(folder)
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown:
+            raise DataError(
+                f"{folder / unknown[0]}: this class is not in {self.root / 'train'}. Classes are taken from train;"
+                " move the folder or add training images."
+            )
+        missing = [name for name in self.class_names if name not in names]
+        if missing:
+            warnings.warn(f"{folder}: no images of {len(missing)} classes ({', '.join(missing[:5])})", stacklevel=2)
+        files = []
+        for name in names:
+            paths = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+            if not paths:
+                raise DataError(f"{folder / name}: holds no images ({', '.join(IMG_EXTENSIONS)}).")
+            files += [(path, self.class_names.index(name)) for path in paths]
+        return files
+
+    def _boxes_of(
+        self, path: Path, label: int, boxes: dict[str, list[tuple[Box, str]]] | None
+    ) -> tuple[Box, ...] | None:
+        if boxes is None:
+            return None
+        found = boxes.get(path.relative_to(self.root).as_posix(), [])
+        return tuple(box for box, name in found if name == self.class_names[label])
+
+    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            self.splits[split],
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Training batches, shuffled."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation batches, in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Test batches, in order; those of val where there is no test folder."""
+        return self._loader("test" if "test" in self.splits else "val")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The same as for testing."""
+        return self.test_dataloader()
+
+
+def _classes(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Put images into {folder.name}/CLASS/.")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder}: holds no class folders. Put images into {folder.name}/CLASS/.")
+    return names
+
+
+def _sizes(files: dict[str, Path], *, decode: bool) -> dict[str, tuple[int, int]]:
+    """(width, height) of every image, upright; decoded once unless told otherwise.
+
+    Raises:
+        DataError: names every file that is no readable image.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
+        results = list(pool.map(lambda path: _measure(path, decode=decode), files.values()))
+    bad = [f"{path}: {result}" for path, result in zip(files.values(), results, strict=True) if isinstance(result, str)]
+    if bad:
+        noun = "image" if len(bad) == 1 else "images"
+        raise DataError(f"{len(bad)} {noun} cannot be read; repair or remove:\n" + "\n".join(bad))
+    return {name: result for name, result in zip(files, results, strict=True) if not isinstance(result, str)}
+
+
+def _measure(path: Path, *, decode: bool) -> tuple[int, int] | str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
+            orientation = image.getexif().get(0x0112, 1)
+            width, height = image.size
+            if decode:
+                image.draft("RGB", (64, 64))  # JPEG at an eighth: reads the whole file all the same
+                ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file makes them raise
+        return str(error) or type(error).__name__
+    return (height, width) if orientation >= 5 else (width, height)

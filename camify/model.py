@@ -1,0 +1,232 @@
+"""CAMNet: features -> pooling -> linear, so that the class activation maps are an output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import architecture
+from .card import model_card
+from .certificate import TOLERANCE, Certificate
+from .checkpoint import MANIFEST, read_folder, write_folder
+from .errors import CheckpointError, ConversionError
+from .maps import class_maps, identity_error
+from .modes import evaluating
+
+__all__ = ["POOLS", "CAMNet", "LogSumExpPool2d"]
+
+
+class LogSumExpPool2d(nn.Module):
+    """Soft maximum over positions, ``log(mean(exp(r x))) / r``: mean for r -> 0, maximum for r -> infinity.
+
+    Pinheiro & Collobert 2015, "From Image-level to Pixel-level Labeling with Convolutional Networks", eq. 2.
+    """
+
+    def __init__(self, r: float = 4.0) -> None:
+        super().__init__()
+        self.r = r
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, 1, 1)."""
+        positions = x.shape[-2] * x.shape[-1]
+        pooled = torch.logsumexp(self.r * x, dim=(-2, -1), keepdim=True)
+        return (pooled - torch.log(torch.tensor(float(positions), dtype=x.dtype, device=x.device))) / self.r
+
+
+POOLS: dict[str, Callable[[], nn.Module]] = {
+    "gap": lambda: nn.AdaptiveAvgPool2d(1),
+    "gmp": lambda: nn.AdaptiveMaxPool2d(1),
+    "lse": LogSumExpPool2d,
+}
+
+
+class CAMNet(nn.Module):
+    """A classifier whose logits are explained by its maps: ``mean(map_k) + bias_k == logit_k`` (with GAP).
+
+    Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", section 2.
+
+    Args:
+        features: image (N, 3, H, W) -> last spatial map (N, C, h, w).
+        classifier: linear layer, C -> K.
+        pool: ``"gap"``, ``"gmp"`` or ``"lse"``; only GAP has the identity.
+        dropout: between pooling and classifier, while training.
+        head_layers: names of the layers inside ``features`` that belong to the new head.
+
+    Attributes:
+        certificate: the record of the conversion that made this network, or None.
+        class_names: names of the K classes in order, or None.
+        preprocessing: how an image becomes the input (see ``camify.data.Preprocessing``), or None.
+        results: figures measured with these weights, JSON values.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        classifier: nn.Linear,
+        *,
+        pool: str = "gap",
+        dropout: float = 0.0,
+        head_layers: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise ConversionError(f"pool={pool!r} is unknown. Choose one of {', '.join(POOLS)}.")
+        self.features = features
+        self.pool_name = pool
+        self.pool = POOLS[pool]()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = classifier
+        self.head_layers = tuple(head_layers)
+        self.certificate: Certificate | None = None
+        self.class_names: list[str] | None = None
+        self.preprocessing: dict[str, Any] | None = None
+        self.results: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, 3, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and the raw signed class maps (N, K, h, w) from one forward; both differentiable."""
+        features = self.forward_features(x)
+        return self.forward_head(features), class_maps(features, self.classifier.weight)
+
+    # timm's protocol ------------------------------------------------------
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last spatial map."""
+        return self.classifier.in_features
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.classifier.out_features
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last spatial map (N, C, h, w)."""
+        features: Tensor = self.features(x)
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (N, K) of the last spatial map; the pooled features (N, C) with ``pre_logits``."""
+        pooled: Tensor = self.dropout(self.pool(x).flatten(1))
+        return pooled if pre_logits else F.linear(pooled, self.classifier.weight, self.classifier.bias)
+
+    def get_classifier(self) -> nn.Linear:
+        """The linear layer after pooling."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new random linear layer for ``num_classes`` in place; names and results are forgotten."""
+        if num_classes < 1:
+            raise ConversionError(f"num_classes={num_classes}: must be at least 1.")
+        old = self.classifier.weight
+        self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
+        self.class_names, self.results, self.certificate = None, {}, None
+
+    # the head and the rest ------------------------------------------------
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by role: ``features`` (the legacy's) and ``head`` (new layers and the classifier)."""
+        head = tuple(f"features.{name}." for name in self.head_layers) + ("classifier.",)
+        groups: dict[str, list[nn.Parameter]] = {"features": [], "head": []}
+        for name, parameter in self.named_parameters():
+            groups["head" if name.startswith(head) else "features"].append(parameter)
+        return groups
+
+    @torch.no_grad()
+    def identity_error(self, images: Tensor) -> float:
+        """Largest relative ``|mean(map) + bias - logit|`` on ``images`` (N, 3, H, W), in eval mode."""
+        with evaluating(self):
+            logits, maps = self.forward_with_maps(images)
+        bias = self.classifier.bias
+        return identity_error(logits, maps, torch.zeros_like(logits[0]) if bias is None else bias)
+
+    # the checkpoint folder ------------------------------------------------
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON values: architecture, names, preprocessing, record, results."""
+        return {
+            "class_names": self.class_names,
+            "preprocessing": self.preprocessing,
+            "results": self.results,
+            "certificate": self.certificate.to_dict() if self.certificate else None,
+            "architecture": {
+                "pool": self.pool_name,
+                "dropout": self.dropout.p,
+                "num_features": self.num_features,
+                "num_classes": self.num_classes,
+                "bias": self.classifier.bias is not None,
+                "head_layers": list(self.head_layers),
+                "features": architecture.describe(self.features),
+            },
+        }
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the CAM-ready checkpoint: ``model.safetensors``, ``camify.json``, ``README.md``.
+
+        Raises:
+            CheckpointError: the folder holds something else, or cannot be written.
+            ConversionError: the features hold a layer that cannot be stored without code.
+        """
+        manifest = self.manifest()
+        return write_folder(folder, self.state_dict(), manifest, model_card(manifest))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> CAMNet:
+        """The network of a checkpoint folder, in eval mode, on the CPU; its identity is checked again.
+
+        Needs neither the legacy network's code nor a network connection, and runs no foreign code.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, contradicts the others, or the identity fails.
+        """
+        tensors, manifest = read_folder(folder)
+        path = Path(folder) / MANIFEST
+        try:
+            model = cls._from_manifest(manifest, tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: does not fit the weights or lacks a field ({error}).") from error
+        model._check_identity(path)
+        return model
+
+    @classmethod
+    def _from_manifest(cls, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CAMNet:
+        shape = manifest["architecture"]
+        with torch.device("meta"):
+            classifier = nn.Linear(shape["num_features"], shape["num_classes"], bias=shape["bias"])
+        model = cls(
+            architecture.build(shape["features"]),
+            classifier,
+            pool=shape["pool"],
+            dropout=shape["dropout"],
+            head_layers=shape["head_layers"],
+        )
+        model.load_state_dict(tensors, strict=True, assign=True)
+        names = manifest["class_names"]
+        if names is not None and len(names) != model.num_classes:
+            raise CheckpointError(f"class_names has {len(names)} names for {model.num_classes} classes.")
+        if manifest["certificate"] is not None:
+            model.certificate = Certificate.from_dict(manifest["certificate"])
+        model.class_names = names
+        model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
+        return model.eval()
+
+    def _check_identity(self, path: Path) -> None:
+        if self.pool_name != "gap" or self.certificate is None:
+            return
+        probe = torch.randn(1, *self.certificate.input_shape, generator=torch.Generator().manual_seed(0))
+        error = self.identity_error(probe.to(self.classifier.weight.dtype))
+        if not error <= TOLERANCE:
+            raise CheckpointError(
+                f"{path}: the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
+                " The weights are damaged or not those of a CAM network."
+            )

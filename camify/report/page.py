@@ -1,0 +1,186 @@
+"""The page of a run: one HTML file that works from disk, without a network."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from jinja2 import Environment, FileSystemLoader
+
+__all__ = ["ImageTrack", "RunReport", "render_page"]
+
+MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
+LOSSES = {"train/loss": "training", "val/loss": "validation"}
+ACCURACIES = {"val/acc": "accuracy", "val/max_box_acc": "box accuracy"}
+WIDTH, HEIGHT = 520, 280  # of a chart, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 48, 374, 14, 232  # of the area between its axes; labels stand to the right
+LABEL_STEP = 17  # least distance of two labels
+
+
+@dataclass(frozen=True)
+class ImageTrack:
+    """One probe image over the epochs.
+
+    Attributes:
+        name: name of the image.
+        true_class: its true class.
+        frames: (epoch, encoded picture, caption) in the order of epochs; PNG or WebP.
+        strip: one encoded picture of all epochs, or None.
+    """
+
+    name: str
+    true_class: str
+    frames: Sequence[tuple[int, bytes, str]]
+    strip: bytes | None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the page of a run tells; all text is shown as text, never as markup.
+
+    Attributes:
+        title: name of the run.
+        finished: whether training has ended; until then the page reloads itself.
+        subtitle: what was trained on what, in one line.
+        certificate: ``rows``, each with ``part``, ``status`` (kept, dropped or new), ``layers`` and
+            ``parameters``, and ``facts``, texts by label.
+        results: rows of the before/after table, the legacy model first and, once finished, the new one
+            last: ``name``, ``accuracy`` and ``box_accuracy`` (0 to 1, or None) and ``note``.
+        centre_box_accuracy: box accuracy of the centre-box baseline on the same data, 0 to 1, or None.
+        history: one mapping of metrics per epoch, each with ``epoch``.
+        images: the probe images.
+        config: the run's configuration, YAML.
+        environment: versions and machine, texts by label.
+        commands: (what it does, command) to go on with.
+    """
+
+    title: str
+    finished: bool
+    subtitle: str
+    certificate: Mapping[str, Any]
+    results: Sequence[Mapping[str, Any]]
+    centre_box_accuracy: float | None
+    history: Sequence[Mapping[str, float]]
+    images: Sequence[ImageTrack]
+    config: str
+    environment: Mapping[str, str]
+    commands: Sequence[tuple[str, str]]
+
+
+def render_page(report: RunReport) -> str:
+    """The page of ``report`` as one HTML text; it loads nothing from anywhere."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(data_uri=_data_uri, percent=_percent, number=_number)
+    latest = report.history[-1] if report.history else {}
+    newest = report.results[-1] if report.finished and len(report.results) > 1 else {}
+    baseline = report.centre_box_accuracy
+    page = environment.get_template("page.html.j2").render(
+        report=report,
+        newest=newest,
+        before=report.results[0] if report.results else {},
+        accuracy=newest.get("accuracy", latest.get("val/acc")),
+        box_accuracy=newest.get("box_accuracy", latest.get("val/max_box_acc")),
+        epochs=sorted({epoch for track in report.images for epoch, _, _ in track.frames}),
+        metrics=sorted({key for row in report.history for key in row} - {"epoch"}),
+        charts=[
+            _chart("Loss", report.history, LOSSES, _number),
+            _chart("Accuracy", report.history, ACCURACIES, _percent, top=1.0, baseline=baseline),
+        ],
+    )
+    return page.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
+
+
+def _chart(
+    title: str,
+    history: Sequence[Mapping[str, float]],
+    names: Mapping[str, str],
+    text: Callable[[float | None], str],
+    *,
+    top: float = 0.0,
+    baseline: float | None = None,
+) -> dict[str, Any]:
+    """What the template needs to draw a chart: sizes, ticks, lines and labels, in the chart's units.
+
+    Args:
+        title: heading of the chart.
+        history: one mapping of metrics per epoch; a line goes straight over epochs without a value.
+        names: the metrics to draw and what to call them.
+        text: how a value is written.
+        top: least upper end of the value axis.
+        baseline: value of the dashed line "centre box".
+    """
+    lines = [
+        (f"s{i}", name, [(row["epoch"], row[key]) for row in history if _known(row.get(key))])
+        for i, (key, name) in enumerate(names.items())
+    ]
+    epochs = [row["epoch"] for row in history] or [0]
+    values = [top, 0.0, *(value for _, _, points in lines for _, value in points)]
+    first, span = min(epochs), max(epochs) - min(epochs)
+    step = _step(max(values) - min(values), 5)
+    low, high = math.floor(min(values) / step), max(1, math.ceil(max(values) / step - 1e-9))
+
+    def x(epoch: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (epoch - first) / max(1, span)
+
+    def y(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (value / step - low) / (high - low)
+
+    labels = [(y(p[-1][1]), style, f"{name} {text(p[-1][1])}") for style, name, p in lines if p]
+    if _known(baseline):
+        labels.append((y(baseline), "rule", f"centre box {text(baseline)}"))
+    return {
+        "title": title,
+        "size": (WIDTH, HEIGHT),
+        "area": (LEFT, RIGHT, TOP, BOTTOM),
+        "lines": [
+            (style, [(x(e), y(v), f"epoch {e:g}, {name}: {text(v)}") for e, v in points])
+            for style, name, points in lines
+        ],
+        "rule": y(baseline) if _known(baseline) else None,
+        "labels": _spread(labels),
+        "x_ticks": [
+            (x(e), f"{e:g}") for e in range(int(first), int(max(epochs)) + 1, math.ceil(_step(span, 8)))
+        ],
+        "y_ticks": [(y(i * step), text(i * step).replace(".0 ", " ")) for i in range(low, high + 1)],
+    }
+
+
+def _spread(labels: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
+    """The labels (y, style, text) from top to bottom, moved down where they would overlap."""
+    placed: list[tuple[float, str, str]] = []
+    for y, style, text in sorted(labels):
+        placed.append((max(y, placed[-1][0] + LABEL_STEP) if placed else y, style, text))
+    return placed
+
+
+def _step(span: float, ticks: int) -> float:
+    """The least of 1, 2, 5, 10, ... times a power of ten that covers ``span`` in ``ticks`` steps."""
+    least = span / ticks if span > 0 else 1.0
+    power = 10.0 ** math.floor(math.log10(least))
+    return next((m * power for m in (1, 2, 5) if m * power >= least * (1 - 1e-9)), 10 * power)
+
+
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _percent(value: float | None) -> str:
+    """A share, 0 to 1, in percent."""
+    return f"{100 * value:.1f} %" if _known(value) else MISSING
+
+
+def _number(value: float | None) -> str:
+    """A number with four digits."""
+    return f"{value:.4g}" if _known(value) else MISSING
+
+
+def _data_uri(picture: bytes) -> str:
+    """An encoded picture as an address that holds the picture itself."""
+    kind = "webp" if picture.startswith(b"RIFF") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

@@ -1,0 +1,256 @@
+"""Conversion: any classifier becomes a CAMNet, and proves it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..architecture import assemble
+from ..certificate import TOLERANCE, Certificate, Part
+from ..errors import ConversionError
+from ..model import POOLS, CAMNet
+from ..modes import evaluating
+from .anatomy import Anatomy, dissect, probe_images, refuse_wrapped
+from .recipes import RECIPES, default_convs
+from .sources import resolve
+
+__all__ = ["HEADS", "convert"]
+
+HEADS = ("gap", "direct", "recast")
+
+
+def convert(
+    model: nn.Module | str,
+    *,
+    head: str = "gap",
+    num_classes: int | None = None,
+    input_size: int | tuple[int, int] = 224,
+    example: Tensor | None = None,
+    pool: str = "gap",
+    map_stride: int | None = None,
+    recipe: str | None = None,
+    seed: int | None = None,
+    head_channels: int | Sequence[int] | None = None,
+    dropout: float = 0.0,
+) -> CAMNet:
+    """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
+
+    ``head="gap"`` (Zhou et al. 2016, section 3.1) strips everything behind the last spatial map, the last
+    max-pool included, and puts convolution 3x3 + ReLU -> global average pooling -> linear in its place.
+    ``head="direct"`` puts GAP -> linear there. ``head="recast"`` keeps the old head as one linear layer. Where
+    the old head already is linear after pooling and the number of classes stays, ``direct`` keeps it too.
+
+    Args:
+        model: a network, or a source such as ``"torchvision/vgg16"``.
+        head: ``"gap"``, ``"direct"`` or ``"recast"``.
+        num_classes: None keeps the legacy's number.
+        input_size: height and width at which the network is run and proven, pixels.
+        example: images (N, C, H, W) to run instead of noise.
+        pool: ``"gap"``, ``"gmp"`` or ``"lse"``; only GAP has the identity.
+        map_stride: not available yet.
+        recipe: a published head by name (``camify.surgery.RECIPES``), instead of ``head="gap"``'s default.
+        seed: for the new layers; None draws from torch's global generator.
+        head_channels: widths of the new 3x3 convolutions; None takes 1024, for an AlexNet 512 and 512.
+        dropout: between pooling and classifier while training.
+
+    Raises:
+        ConversionError: the network or an option cannot be used; says which layer, why and what to do.
+    """
+    name, class_names = "", None
+    if isinstance(model, str):
+        source = resolve(model)
+        model, name, class_names = source.model, source.name, source.class_names
+    _check_options(model, head, num_classes, pool, map_stride, recipe, dropout)
+    images = probe_images(model, input_size, example)
+    with evaluating(model):
+        anatomy = dissect(model, images)
+        _check_anatomy(anatomy, head, pool)
+        features, kept = _copy_features(anatomy)
+    with torch.random.fork_rng(enabled=seed is not None, devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        channels = anatomy.feature_shape[0]
+        widths: tuple[int, ...] = ()
+        if head == "gap":
+            widths = _widths(head_channels, recipe, features)
+            features = _with_convs(features, channels, widths)
+        classifier = _classifier(anatomy, head, pool, widths[-1] if widths else channels, num_classes)
+    dropout = RECIPES[recipe].dropout if recipe else dropout
+    new = [name for name, _ in _conv_layers(channels, widths)]
+    net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
+    net.to(next(model.parameters()))
+    for module in (net, net.pool, net.dropout, net.classifier, *(net.features.get_submodule(n) for n in new)):
+        module.training = model.training
+    net.certificate = _certify(net, anatomy, model, name or type(model).__name__, head, kept)
+    if class_names is not None and len(class_names) == net.num_classes and num_classes is None:
+        net.class_names = class_names
+    return net
+
+
+def _check_options(
+    model: nn.Module,
+    head: str,
+    num_classes: int | None,
+    pool: str,
+    map_stride: int | None,
+    recipe: str | None,
+    dropout: float,
+) -> None:
+    if head not in HEADS:
+        raise ConversionError(f"head={head!r} is unknown. Choose one of {', '.join(HEADS)}.")
+    if pool not in POOLS:
+        raise ConversionError(f"pool={pool!r} is unknown. Choose one of {', '.join(POOLS)}.")
+    if map_stride is not None:
+        raise ConversionError("map_stride is not available in this version. Leave it None, or give a larger input_size.")
+    if recipe is not None and (recipe not in RECIPES or head != "gap"):
+        raise ConversionError(f"recipe={recipe!r}: needs head='gap' and one of {', '.join(RECIPES)}.")
+    if num_classes is not None and num_classes < 1:
+        raise ConversionError(f"num_classes={num_classes}: must be at least 1.")
+    if not 0 <= dropout < 1:
+        raise ConversionError(f"dropout={dropout}: must be in [0, 1).")
+    refuse_wrapped(model)
+
+
+def _check_anatomy(anatomy: Anatomy, head: str, pool: str) -> None:
+    if head == "recast" and (anatomy.linear is None or pool != "gap"):
+        raise ConversionError(
+            "head='recast' keeps a head that is linear after global average pooling; that of this network is not,"
+            " or another pool was asked for. Use head='gap' or head='direct'."
+        )
+
+
+def _copy_features(anatomy: Anatomy) -> tuple[nn.Module, list[str]]:
+    """An independent copy of everything up to the last spatial map, without hooks; and its legacy layer names."""
+    graph = anatomy.features_graph()
+    kept = list(dict.fromkeys(str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")))
+    features = copy.deepcopy(assemble(anatomy.network, graph))
+    for module in features.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()
+    return features, kept
+
+
+def _widths(head_channels: int | Sequence[int] | None, recipe: str | None, features: nn.Module) -> tuple[int, ...]:
+    if recipe is not None:
+        return RECIPES[recipe].convs
+    if head_channels is None:
+        return default_convs(list(features.modules()))
+    widths = (head_channels,) if isinstance(head_channels, int) else tuple(head_channels)
+    if not widths or min(widths) < 1:
+        raise ConversionError(f"head_channels={head_channels}: every width must be at least 1.")
+    return widths
+
+
+def _conv_layers(channels: int, widths: Sequence[int]) -> list[tuple[str, nn.Module]]:
+    layers: list[tuple[str, nn.Module]] = []
+    for index, (before, width) in enumerate(zip((channels, *widths[:-1]), widths, strict=True) if widths else (), 1):
+        number = str(index) if len(widths) > 1 else ""
+        layers += [(f"cam_conv{number}", nn.Conv2d(before, width, 3, padding=1)), (f"cam_relu{number}", nn.ReLU())]
+    return layers
+
+
+def _with_convs(features: nn.Module, channels: int, widths: Sequence[int]) -> nn.Module:
+    """Put convolutions 3x3 + ReLU behind the features; the layer names follow the released networks' CAM_conv."""
+    layers = _conv_layers(channels, widths)
+    for _, layer in layers:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    if isinstance(features, nn.Sequential):
+        for name, layer in layers:
+            features.add_module(name, layer)
+        return features
+    if not isinstance(features, fx.GraphModule):
+        raise TypeError(f"features are {type(features).__name__}")
+    output = next(iter(reversed(features.graph.nodes)))
+    step = output.args[0]
+    for name, layer in layers:
+        features.add_submodule(name, layer)
+        with features.graph.inserting_before(output):
+            step = features.graph.call_module(name, (step,))
+    output.args = (step,)
+    features.recompile()
+    return features
+
+
+def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_classes: int | None) -> nn.Linear:
+    """The old linear head where it stays valid, else a new one, drawn as in wsolevaluation (std 0.01, bias 0)."""
+    old = anatomy.linear
+    if head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features):
+        return old
+    if head == "recast" and old is not None:
+        raise ConversionError(f"head='recast' keeps the {old.out_features} classes; num_classes={num_classes} does not.")
+    classifier = nn.Linear(channels, num_classes or anatomy.logits.shape[1])
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+# ---------------------------------------------------------------- the proof
+
+
+@torch.no_grad()
+def _certify(net: CAMNet, anatomy: Anatomy, legacy: nn.Module, source: str, head: str, kept: list[str]) -> Certificate:
+    images = anatomy.images
+    with evaluating(net):
+        logits, maps = net.forward_with_maps(images)
+    if not bool(logits.isfinite().all()):
+        raise ConversionError("The converted network gives NaN or infinite logits on the probe. Are the weights damaged?")
+    height, width = maps.shape[2:]
+    if height * width < 2:
+        raise ConversionError(f"The map is {height} x {width} at this input size. Give a larger input_size.")
+    error = net.identity_error(images) if net.pool_name == "gap" else None
+    if error is not None and not error <= TOLERANCE:
+        raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
+    kept_old = net.classifier is anatomy.linear
+    legacy_error = None
+    if kept_old:
+        scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        legacy_error = float((logits - anatomy.logits).abs().max() / scale)
+        if not legacy_error <= TOLERANCE:
+            raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
+    notes = list(anatomy.notes)
+    if kept_old and anatomy.single_layer:
+        notes.append("The network was CAM-ready already; nothing was stripped.")
+    return Certificate(
+        source=source,
+        head=head,
+        pool=net.pool_name,
+        feature_layer=anatomy.feature_layer,
+        input_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        map_size=(height, width),
+        map_channels=net.num_features,
+        num_classes=net.num_classes,
+        parts=_parts(net, anatomy, legacy, kept, kept_old),
+        identity_error=error,
+        legacy_error=legacy_error,
+        notes=tuple(notes),
+    )
+
+
+def _parts(net: CAMNet, anatomy: Anatomy, legacy: nn.Module, kept: list[str], kept_old: bool) -> tuple[Part, ...]:
+    groups = net.parameter_groups()
+    features = sum(p.numel() for p in groups["features"])
+    total = sum(p.numel() for p in legacy.parameters())
+    classifier = sum(p.numel() for p in net.classifier.parameters())
+    parts = [Part("features", "kept", _span(kept), features)]
+    if kept_old:
+        parts.append(Part("head", "kept", f"{_span(anatomy.head_layers)} -> GAP + linear", classifier))
+        return tuple(parts)
+    parts.append(Part("head", "dropped", _span(anatomy.head_layers), total - features))
+    convs = [layer for name in net.head_layers if isinstance(layer := net.features.get_submodule(name), nn.Conv2d)]
+    for layer in convs:
+        size = sum(p.numel() for p in layer.parameters())
+        parts.append(Part("convolution", "new", f"3x3, {layer.in_channels} -> {layer.out_channels}, ReLU", size))
+    linear = f"{net.pool_name.upper()}, linear {net.num_features} -> {net.num_classes}"
+    parts.append(Part("classifier", "new", linear, classifier))
+    return tuple(parts)
+
+
+def _span(names: Sequence[str]) -> str:
+    if len(names) <= 4:
+        return ", ".join(names) or "functions only"
+    return f"{names[0]} ... {names[-1]} ({len(names)} layers)"

@@ -1,0 +1,107 @@
+"""What a classifier is, and what conversion would do with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from ..errors import ConversionError
+from ..modes import evaluating
+from .anatomy import Anatomy, dissect, probe_images, refuse_wrapped
+from .sources import resolve
+
+__all__ = ["Inspection", "inspect"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The verdict on a classifier.
+
+    ``verdict`` is ``"native"`` (one linear layer after global average pooling: CAM-ready as it is),
+    ``"foldable"`` (the head is linear after pooling once its parts are multiplied out: kept exactly),
+    ``"convertible"`` (the head is not linear after pooling: a new one takes its place) or ``"unsupported"``.
+    """
+
+    verdict: str
+    reason: str
+    feature_layer: str | None = None
+    head_layers: tuple[str, ...] = ()
+    map_size: tuple[int, int] | None = None
+    map_channels: int | None = None
+    num_classes: int | None = None
+    input_shape: tuple[int, int, int] | None = None
+
+    @property
+    def cam_ready(self) -> bool:
+        """Whether the class maps of this network exist as it stands."""
+        return self.verdict == "native"
+
+    def table(self) -> Table:
+        """The inspection for a terminal."""
+        table = Table(box=box.SIMPLE_HEAD, show_header=False)
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        table.add_row("verdict", self.verdict)
+        table.add_row("reason", self.reason)
+        if self.feature_layer is not None and self.map_size is not None and self.input_shape is not None:
+            (height, width), (_, input_h, input_w) = self.map_size, self.input_shape
+            table.add_row("last spatial map", f"{self.feature_layer}, {self.map_channels} channels")
+            table.add_row("map size", f"{height} x {width} at {input_h} x {input_w} px")
+            table.add_row("head", ", ".join(self.head_layers))
+            table.add_row("classes", str(self.num_classes))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=110, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self.table())
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def inspect(
+    model: nn.Module | str, *, input_size: int | tuple[int, int] = 224, example: Tensor | None = None
+) -> Inspection:
+    """What a classifier is: where its last spatial map lies, what follows, and whether it is CAM-ready.
+
+    The network is run, not read: names and types of its layers do not matter. It is left as it was.
+
+    Args:
+        model: a network, or a source such as ``"torchvision/vgg16"`` (its weights are not loaded for this).
+        input_size: height and width of the input, pixels.
+        example: images (N, C, H, W) to run instead of noise of ``input_size``.
+    """
+    if isinstance(model, str):
+        model = resolve(model, weights=False).model
+    try:
+        refuse_wrapped(model)
+        images = probe_images(model, input_size, example)
+        with evaluating(model):
+            anatomy = dissect(model, images)
+    except ConversionError as error:
+        return Inspection("unsupported", str(error))
+    channels, height, width = anatomy.feature_shape
+    verdict, reason = _verdict(anatomy)
+    return Inspection(
+        verdict=verdict,
+        reason=reason,
+        feature_layer=anatomy.feature_layer,
+        head_layers=tuple(anatomy.head_layers),
+        map_size=(height, width),
+        map_channels=channels,
+        num_classes=anatomy.logits.shape[1],
+        input_shape=(images.shape[1], images.shape[2], images.shape[3]),
+    )
+
+
+def _verdict(anatomy: Anatomy) -> tuple[str, str]:
+    if anatomy.linear is None:
+        left_out = ", ".join(str(node.target) for node in anatomy.left_out)
+        pools = f" ({left_out} would be left out for a larger map)" if left_out else ""
+        return "convertible", f"The head is not linear after pooling: it needs a new one{pools}."
+    if anatomy.single_layer:
+        return "native", "The head is one linear layer after global average pooling: its class maps exist as it is."
+    return "foldable", "The head is linear after global average pooling; multiplied out it is one layer, exactly."

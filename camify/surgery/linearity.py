@@ -1,0 +1,57 @@
+"""Is a head linear after pooling? Found out by asking it, not by reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fold_linear_head"]
+
+_TOLERANCE = 1e-4
+
+
+def fold_linear_head(head: Callable[[Tensor], Tensor], features_NCHW: Tensor) -> nn.Linear | None:
+    """The linear layer that equals ``head`` after global average pooling, or None where there is none.
+
+    Such a head depends on the mean of each channel only, and is affine in it. Both are tested on the features
+    of real images and on noise; then the layer is read off from the answers to C + 1 constant maps. This covers
+    dropout, batch norm, several linear layers in a row and 1x1 convolutions alike.
+
+    Args:
+        head: last spatial map (2, C, h, w) -> logits (2, K), in eval mode.
+        features_NCHW: the map of two images.
+    """
+    noise = torch.randn(features_NCHW.shape, generator=torch.Generator().manual_seed(0)).to(features_NCHW)
+    for maps in (features_NCHW, noise * features_NCHW.std().clamp_min(1e-3), 10 * noise):
+        mean = maps.mean((-2, -1), keepdim=True).expand_as(maps)
+        if not _close(head(maps), head(mean.contiguous())):
+            return None
+        swapped = maps.flip(0)  # the other image: two points on one line
+        if not _close(head(3 * mean - 2 * swapped), 3 * head(mean.contiguous()) - 2 * head(swapped)):
+            return None
+    return _read_off(head, features_NCHW)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = max(float(a.abs().max()), float(b.abs().max()))
+    return float((a - b).abs().max()) <= _TOLERANCE * scale
+
+
+def _read_off(head: Callable[[Tensor], Tensor], like: Tensor) -> nn.Linear:
+    """Weights and bias of an affine head: its answers to unit maps and to the zero map."""
+    zero = torch.zeros_like(like)
+    bias = head(zero)[0]
+    scale = float(like.abs().max().clamp_min(1.0))  # large against the bias, so that the difference stays exact
+    columns = []
+    for first in range(0, like.shape[1], 2):  # the head takes two maps at a time
+        unit = zero.clone()
+        for row, channel in enumerate(range(first, min(first + 2, like.shape[1]))):
+            unit[row, channel] = scale
+        columns += list((head(unit)[: min(2, like.shape[1] - first)] - bias) / scale)
+    layer = nn.Linear(like.shape[1], len(bias), device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.stack(columns, dim=1))
+        layer.bias.copy_(bias)
+    return layer
