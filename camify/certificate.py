@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
@@ -45,6 +45,7 @@ class Certificate:
     map_size: tuple[int, int]
     map_channels: int
     num_classes: int
+    legacy_classes: int
     parts: tuple[Part, ...]
     identity_error: float | None
     legacy_error: float | None = None
@@ -70,6 +71,10 @@ class Certificate:
         if self.legacy_error is not None:
             facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
         return facts
+
+    def named(self, source: str) -> Certificate:
+        """The same certificate with the source by another name."""
+        return replace(self, source=source)
 
     def table(self) -> Table:
         """The certificate for a terminal."""

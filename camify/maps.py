@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["class_maps", "identity_error", "largest_box", "normalize", "select", "upsample"]
+__all__ = ["class_maps", "component_boxes", "identity_error", "normalize", "select", "upsample"]
 
 
 def class_maps(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:
@@ -56,15 +56,23 @@ def normalize(maps: Tensor) -> Tensor:
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), torch.zeros_like(maps))
 
 
-def largest_box(heat_HW: Tensor | np.ndarray, threshold: float) -> tuple[int, int, int, int] | None:
-    """Tightest box (x0, y0, x1, y1), pixels, exclusive, of the largest component of ``heat >= threshold``.
+def component_boxes(mask_HW: np.ndarray, *, largest: bool = False) -> np.ndarray:
+    """Tight boxes (n, 4), xyxy pixels, exclusive, of the 8-connected components of a mask; (0, 4) if it is empty.
 
-    Components are 8-connected and measured in pixels; the first in reading order wins a tie. None where
-    no pixel reaches the threshold.
+    With ``largest`` only that of the component of most pixels, those of its holes included.
     """
-    heat = heat_HW.detach().cpu().numpy() if isinstance(heat_HW, Tensor) else heat_HW
-    _, _, stats, _ = cv2.connectedComponentsWithStats((heat >= threshold).astype(np.uint8), connectivity=8)
-    if len(stats) < 2:  # row 0 is the background
-        return None
-    x, y, width, height, _ = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
-    return int(x), int(y), int(x + width), int(y + height)
+    outlines, hierarchy = cv2.findContours(mask_HW.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return np.zeros((0, 4), dtype=np.int64)
+    # Level 1 of RETR_CCOMP (no parent) are the outer borders of all components, also of those inside holes.
+    outer = [outline for outline, (*_, parent) in zip(outlines, hierarchy[0], strict=True) if parent < 0]
+    if largest and len(outer) > 1:
+        outer = [max(outer, key=_filled_pixels)]
+    boxes = np.array([cv2.boundingRect(outline) for outline in outer])
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def _filled_pixels(outline: np.ndarray) -> float:
+    """Pixels of a component without its holes' gaps, by Pick's theorem on its border."""
+    return cv2.contourArea(outline) + len(outline) / 2 + 1

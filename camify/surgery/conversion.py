@@ -224,6 +224,7 @@ def _certify(net: CAMNet, anatomy: Anatomy, legacy: nn.Module, source: str, head
         map_size=(height, width),
         map_channels=net.num_features,
         num_classes=net.num_classes,
+        legacy_classes=anatomy.logits.shape[1],
         parts=_parts(net, anatomy, legacy, kept, kept_old),
         identity_error=error,
         legacy_error=legacy_error,

@@ -1,0 +1,5 @@
+"""Pure functions behind the metrics."""
+
+from .box import best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+
+__all__ = ["best_iou_by_threshold", "centre_boxes", "iou_with_best_box", "thresholds"]

@@ -1,0 +1,1 @@
+"""Pictures and the page that show what a network looked at."""

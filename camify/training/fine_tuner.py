@@ -1,0 +1,272 @@
+"""CAMFineTuner: a converted classifier as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from ..errors import ConfigError, DataError
+from ..maps import normalize, select, upsample
+from ..metrics import MaxBoxAccuracy
+from ..model import CAMNet
+from ..surgery import convert, resolve
+from .schedule import lr_factor, set_frozen
+
+__all__ = ["CAMFineTuner"]
+
+Batch = Mapping[str, Any] | tuple[Tensor, Tensor] | list[Tensor]
+
+
+class CAMFineTuner(pl.LightningModule):
+    """Fine-tunes a CAM-ready classifier and measures, beside its accuracy, whether its maps find the objects.
+
+    A legacy network is converted first (see ``camify.convert``). Batches are dicts (``image``, ``label``,
+    optionally ``boxes``) as camify's data modules give them, or pairs (images, labels).
+
+    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and, where boxes are known, ``val/max_box_acc``
+    (version 1: IoU 0.5, largest component, best threshold, map of the true class) beside ``val/centre_box_acc``,
+    what the best fixed centred box reaches on the same images.
+
+    Args:
+        model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
+        class_names: in label order; None takes those of the model.
+        head: ``"gap"``, ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is, without maps.
+        pool: ``"gap"``, ``"gmp"`` or ``"lse"``.
+        head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
+        dropout: between pooling and classifier.
+        input_size: side of the input at which the conversion is proven, pixels.
+        optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
+        lr: peak learning rate of the legacy's features.
+        head_lr_factor: the new head learns this much faster (10 as in wsolevaluation).
+        weight_decay: of all weights.
+        warmup_epochs: linear rise of each group's learning rate after its start; then half a cosine to the end.
+        freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed.
+        label_smoothing: of the cross-entropy, in [0, 1).
+
+    Raises:
+        ConversionError, CheckpointError, ConfigError: before anything is trained.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        class_names: list[str] | None = None,
+        head: Literal["gap", "direct", "recast", "none"] = "gap",
+        pool: Literal["gap", "gmp", "lse"] = "gap",
+        head_channels: int | list[int] | None = None,
+        dropout: float = 0.0,
+        input_size: int = 224,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 1e-3,
+        head_lr_factor: float = 10.0,
+        weight_decay: float = 5e-4,
+        warmup_epochs: float = 0.5,
+        freeze_epochs: int = 1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["model"])
+        if optimizer not in ("sgd", "adamw"):
+            raise ConfigError(f"optimizer={optimizer!r} is unknown. Choose sgd or adamw.")
+        if lr <= 0 or head_lr_factor <= 0 or min(weight_decay, warmup_epochs, freeze_epochs, label_smoothing) < 0:
+            raise ConfigError(
+                f"lr={lr} and head_lr_factor={head_lr_factor} must be positive; weight_decay={weight_decay},"
+                f" warmup_epochs={warmup_epochs}, freeze_epochs={freeze_epochs} and"
+                f" label_smoothing={label_smoothing} must not be negative."
+            )
+        if class_names is not None and len(class_names) < 2:
+            raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
+        self.legacy: nn.Module | None = None  # set below, outside the module tree: it is never trained or saved
+        self.source = ""
+        self.model = self._prepare(model, class_names, head, pool, head_channels, dropout, input_size)
+        self.class_names = class_names
+        if isinstance(self.model, CAMNet):
+            self.model.class_names = class_names or self.model.class_names
+            self.class_names = self.model.class_names
+        count = self._count_classes(input_size)
+        if class_names is not None and len(class_names) != count:
+            raise ConfigError(f"The data has {len(class_names)} classes, the network {count}. Convert it with num_classes.")
+        self.val_accuracy = MulticlassAccuracy(num_classes=count, average="micro")
+        self.box_accuracy = MaxBoxAccuracy(version=1)
+
+    def _prepare(
+        self,
+        model: str | nn.Module,
+        class_names: list[str] | None,
+        head: str,
+        pool: str,
+        head_channels: int | list[int] | None,
+        dropout: float,
+        input_size: int,
+    ) -> nn.Module:
+        legacy_names: list[str] | None = None
+        self.source = model if isinstance(model, str) else type(model).__name__
+        if isinstance(model, str):
+            source = resolve(model)
+            model, legacy_names = source.model, source.class_names
+        classes = len(class_names) if class_names is not None else None
+        if isinstance(model, CAMNet) and classes in (None, model.num_classes):
+            return model
+        if head == "none":
+            return model.train()
+        net = convert(
+            model,
+            head="direct" if isinstance(model, CAMNet) else head,
+            num_classes=classes,
+            input_size=input_size,
+            pool=pool,
+            head_channels=head_channels,
+            dropout=dropout,
+        ).train()
+        if net.certificate is not None and self.source:
+            net.certificate = net.certificate.named(self.source)
+        comparable = legacy_names is None or class_names is None or legacy_names == class_names
+        if comparable and net.certificate is not None and net.certificate.legacy_classes == net.num_classes:
+            object.__setattr__(self, "legacy", model.eval())
+        return net
+
+    def _count_classes(self, input_size: int) -> int:
+        if isinstance(self.model, CAMNet):
+            return self.model.num_classes
+        parameter = next(self.model.parameters())
+        with torch.no_grad():
+            modes = self.model.training
+            logits = self.model.eval()(torch.zeros(1, 3, input_size, input_size).to(parameter))
+            self.model.train(modes)
+        return int(logits.shape[1])
+
+    # ------------------------------------------------------------ steps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
+        """Cross-entropy of one batch."""
+        images, labels = _images_and_labels(batch)
+        loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.hparams["label_smoothing"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Loss, accuracy and box accuracy of one batch; the maps come from the same forward."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """As in validation."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
+        images, _ = _images_and_labels(batch)
+        logits, maps = self._logits_and_maps(images)
+        classes = logits.argmax(dim=1)
+        found: dict[str, Any] = {"logits": logits, "classes": classes}
+        if maps is not None:
+            found["maps"] = select(maps, classes)
+        if isinstance(batch, Mapping) and "path" in batch:
+            found["path"] = batch["path"]
+        return found
+
+    def _logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.model, CAMNet):
+            return self.model.forward_with_maps(images)
+        return self.model(images), None
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        images, labels = _images_and_labels(batch)
+        logits, maps = self._logits_and_maps(images)
+        self.val_accuracy.update(logits, labels)
+        size = len(labels)
+        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=size)
+        self.log(f"{stage}/acc", self.val_accuracy, prog_bar=True, batch_size=size)
+        if maps is not None and isinstance(batch, Mapping) and "boxes" in batch:
+            height, width = images.shape[-2:]
+            heat = normalize(upsample(select(maps, labels).float(), (height, width)))
+            self.box_accuracy.update(heat, batch["boxes"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the box accuracy beside that of the best centred box."""
+        self._log_boxes("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_boxes("test")
+
+    def _log_boxes(self, stage: str) -> None:
+        if not self.box_accuracy.update_called:
+            return
+        found = self.box_accuracy.compute()
+        self.box_accuracy.reset()
+        if not bool(found["count"] > 0):
+            return
+        for key in ("max_box_acc", "centre_box_acc", "best_threshold"):
+            self.log(f"{stage}/{key}", found[key].float(), prog_bar=key != "best_threshold", sync_dist=False)
+
+    # ------------------------------------------------------------ schedule
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Take class names and preprocessing from the data module; they travel in the checkpoint."""
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", None)
+        if names is not None and self.class_names is not None and list(names) != list(self.class_names):
+            raise DataError(
+                f"The data's classes {list(names)[:5]} are not the model's {list(self.class_names)[:5]} in this order."
+                " Give class_names=data.class_names."
+            )
+        if isinstance(self.model, CAMNet):
+            preprocessing = getattr(data, "preprocessing", None)
+            if preprocessing is not None:
+                self.model.preprocessing = preprocessing.to_dict()
+            if self.model.class_names is None and names is not None and len(names) == self.model.num_classes:
+                self.class_names = self.model.class_names = list(names)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or free the features, by the number of the epoch alone."""
+        if isinstance(self.model, CAMNet):
+            set_frozen(self.model, self.current_epoch < self.hparams["freeze_epochs"])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
+        options = self.hparams
+        groups = (
+            self.model.parameter_groups()
+            if isinstance(self.model, CAMNet)
+            else {"features": list(self.model.parameters())}
+        )
+        factors = {"features": 1.0, "head": options["head_lr_factor"]}
+        parameters = [
+            {"params": members, "name": name, "lr": options["lr"] * factors[name]}
+            for name, members in groups.items()
+            if members
+        ]
+        decay = options["weight_decay"]
+        optimizer: torch.optim.Optimizer
+        if options["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=decay)
+        else:
+            optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [self._factor(str(p["name"])) for p in parameters])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, group: str) -> Any:
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = total / max(1, self.trainer.max_epochs or 1)
+        warmup = round(self.hparams["warmup_epochs"] * per_epoch)
+        frozen = self.hparams["freeze_epochs"] if group == "features" and isinstance(self.model, CAMNet) else 0
+        start = round(frozen * per_epoch)
+        return lambda step: lr_factor(step, total, warmup=warmup, start=start)
+
+
+def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, Mapping):
+        return batch["image"], batch["label"]
+    images, labels = batch
+    return images, labels
