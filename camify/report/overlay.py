@@ -57,7 +57,7 @@ class ClassMap:
 
 def overlay_picture(
     image: Tensor,
-    true: ClassMap,
+    true: ClassMap | None,
     predicted: ClassMap,
     *,
     scale: float,
@@ -73,29 +73,33 @@ def overlay_picture(
 
     Args:
         image: (3, H, W), 0 to 1, not normalised.
-        true: map of the true class.
+        true: map of the true class; None where it is not known.
         predicted: map of the predicted class; the prediction is right if both names are equal.
         scale: raw map value that is drawn as full heat; where it is not positive no heat is drawn.
         boxes: ground truth, (n, 4) xyxy in pixels of ``image``, exclusive.
         colormap: name in ``matplotlib.colormaps``.
         title: line above the picture.
     """
-    right = true.name == predicted.name
+    right = true is None or true.name == predicted.name
     picture = _picture(image, PANEL)
     width, height = max(picture.width, COLUMN), picture.height
     paper = _paper((3 * (width + GAP), height + 4 * LINE))
     draw = ImageDraw.Draw(paper)
 
-    last, note = _heated(picture, true.map_hw, scale, colormap)
+    shown = true or predicted
+    last, note = _heated(picture, shown.map_hw, scale, colormap)
     if right:
-        middle, label = _cells(picture.size, true.map_hw, scale, colormap)
+        middle, label = _cells(picture.size, shown.map_hw, scale, colormap)
         labels = ["image", label, note or "map over the image"]
     else:
         middle, other = _heated(picture, predicted.map_hw, scale, colormap)
         labels = ["image", other or "map of the predicted class", note or "map of the true class"]
-    mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
-    captions = [(f"true: {true.name}", f"{mark} predicted: {predicted.name}")]
-    captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, true)]
+    if true is None:
+        captions, colour = [(predicted.name, "")], INK
+    else:
+        mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
+        captions = [(f"true: {true.name}", f"{mark} predicted: {predicted.name}")]
+    captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown)]
 
     x, y = MARGIN, MARGIN + 2 * LINE
     _write(draw, (x, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)

@@ -15,6 +15,7 @@ from ..errors import ConfigError, DataError
 from ..maps import normalize, select, upsample
 from ..metrics import MaxBoxAccuracy
 from ..model import CAMNet
+from ..modes import evaluating
 from ..surgery import convert, resolve
 from .schedule import lr_factor, set_frozen
 
@@ -135,10 +136,8 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(self.model, CAMNet):
             return self.model.num_classes
         parameter = next(self.model.parameters())
-        with torch.no_grad():
-            modes = self.model.training
-            logits = self.model.eval()(torch.zeros(1, 3, input_size, input_size).to(parameter))
-            self.model.train(modes)
+        with torch.no_grad(), evaluating(self.model):
+            logits = self.model(torch.zeros(1, 3, input_size, input_size).to(parameter))
         return int(logits.shape[1])
 
     # ------------------------------------------------------------ steps

@@ -1,0 +1,6 @@
+"""Explanation methods."""
+
+from .cam import CAM
+from .explanation import METHODS, explain
+
+__all__ = ["CAM", "METHODS", "explain"]

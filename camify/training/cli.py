@@ -1,0 +1,144 @@
+"""The training command line: LightningCLI over CAMFineTuner and a data module."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from ..errors import CamifyError, DataError
+from .fine_tuner import CAMFineTuner
+from .overlays import CAMOverlayLogger
+from .record import RunRecord
+
+__all__ = ["FineTuningCLI", "main", "one_line"]
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong in one line and leaves with exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002 - jsonargparse's signature
+        """Print the error and exit."""
+        self.exit(2, one_line(message))
+
+
+def one_line(message: object) -> str:
+    """An error as the last line a user sees; lists of files keep their lines."""
+    return f"camify: error: {str(message).strip()}\n"
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run's folder when training starts, and only then."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save before fitting; validating and testing write nothing."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class FineTuningCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict``; a run keeps everything in ``trainer.default_root_dir``."""
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        super().__init__(
+            CAMFineTuner,
+            pl.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},  # a new run gets a new folder, see _choose_folder
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The callbacks every run has, and class names from the data."""
+        parser.add_lightning_class_args(CAMOverlayLogger, "overlays")
+        parser.add_lightning_class_args(RunRecord, "record")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "trainer.default_root_dir": "checkpoints/run",
+                "trainer.enable_model_summary": False,  # the certificate says it
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/acc",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.link_arguments("data", "model.class_names", compute_fn=_class_names, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's stored options do not overrule the configuration."""
+
+    def before_instantiate_classes(self) -> None:
+        """Give a new run a folder of its own."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        folder = Path(config.trainer.default_root_dir)
+        if self.subcommand == "fit" and not config.ckpt_path and not config.trainer.fast_dev_run:
+            folder = _choose_folder(folder)
+        config.trainer.default_root_dir = str(folder)
+        config.checkpoint.dirpath = str(folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """A trainer that logs to TensorBoard and CSV in the run's folder, unless told otherwise."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger in (None, True) and not config.fast_dev_run:
+            kwargs["logger"] = self._loggers(config.default_root_dir) if self.subcommand in ("fit", None) else False
+        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+    @staticmethod
+    def _loggers(folder: str) -> list[Logger]:
+        return [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
+
+
+def _class_names(data: pl.LightningDataModule) -> list[str] | None:
+    names = getattr(data, "class_names", None)
+    return None if names is None else list(names)
+
+
+def _choose_folder(folder: Path) -> Path:
+    """The folder, or ``folder-2``, ``folder-3``, ... where it holds a run already: no run overwrites another.
+
+    All processes of one run must agree: children started by Lightning inherit the choice; processes that
+    something else started (torchrun, SLURM) take the folder as it is, which then must be free.
+    """
+    inherited = os.environ.get("CAMIFY_RUN_FOLDER")
+    if inherited is not None:
+        return Path(inherited)
+    taken = (folder / "config.yaml").exists()
+    if taken and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DataError(f"{folder}: holds a run already. Choose another --trainer.default_root_dir.")
+    number, free = 2, folder
+    while (free / "config.yaml").exists():
+        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    os.environ["CAMIFY_RUN_FOLDER"] = str(free)
+    return free
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the training command line; wrong input gives a clear message and exit code 2, no traceback."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        FineTuningCLI(args)
+    except CamifyError as error:
+        sys.stderr.write(one_line(error))
+        sys.exit(2)
+    finally:
+        os.environ.pop("CAMIFY_RUN_FOLDER", None)

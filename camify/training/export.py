@@ -1,0 +1,66 @@
+"""What a run leaves: the best epoch's weights as a CAM-ready checkpoint, loaded again and compared."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..files import write_whole
+from ..model import CAMNet
+from ..modes import evaluating
+
+__all__ = ["best_weights", "export_cam_net", "export_legacy"]
+
+_SAME = 1e-5
+
+
+def best_weights(trainer: pl.Trainer) -> tuple[dict[str, Tensor], str] | None:
+    """The network's weights of the best epoch and their file, or None where no checkpoint was kept."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not path or not Path(path).is_file():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}, path
+
+
+@torch.no_grad()
+def export_cam_net(
+    network: CAMNet, weights: Mapping[str, Tensor] | None, folder: Path, results: Mapping[str, Any], images: Tensor
+) -> float:
+    """Save a network with the given weights, load it again and compare the two on ``images``.
+
+    Returns the largest difference of logits and maps, relative to the largest logit or map value.
+
+    Raises:
+        CheckpointError: the loaded network is not the saved one.
+    """
+    live = copy.deepcopy(network).cpu().float()
+    if weights is not None:
+        live.load_state_dict(weights, strict=True)
+    live.results = dict(results)
+    live.save_pretrained(folder)
+    loaded = CAMNet.from_pretrained(folder)
+    with evaluating(live):
+        pairs = zip(live.forward_with_maps(images), loaded.forward_with_maps(images), strict=True)
+        error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-6)) for a, b in pairs)
+    if not error <= _SAME:
+        raise CheckpointError(f"{folder}: the loaded network differs from the saved one by {error:.1e}.")
+    return error
+
+
+def export_legacy(
+    network: nn.Module, weights: Mapping[str, Tensor] | None, path: Path, class_names: list[str] | None
+) -> None:
+    """Save a legacy network's weights as safetensors that name their classes."""
+    state = dict(network.state_dict() if weights is None else weights)
+    plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_whole(path, safetensors.torch.save(plain, metadata={"format": "pt", "class_names": json.dumps(class_names)}))

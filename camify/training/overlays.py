@@ -1,0 +1,251 @@
+"""CAMOverlayLogger: after every epoch, where the network looks, on the same few images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from ..data import Preprocessing
+from ..files import slug, write_whole
+from ..maps import select
+from ..model import CAMNet
+from ..modes import evaluating
+from ..report.overlay import ClassMap, overlay_picture, strip_picture
+from .loggers import log_picture
+
+__all__ = ["CAMOverlayLogger", "choose_probes"]
+
+
+@dataclass
+class _Probes:
+    """The watched images, as pictures and as the network's input."""
+
+    batch: dict[str, Any]
+    pictures: Tensor  # (n, 3, H, W) in [0, 1]
+    names: list[str]
+
+
+class CAMOverlayLogger(pl.Callback):
+    """Draws the class activation maps of a fixed set of validation images after every epoch.
+
+    Per image and epoch one picture (image with ground-truth box, map of the predicted and of the true class,
+    probability, raw scale), and per image one strip over all epochs. Written to ``overlays/`` in the run's
+    folder first, then offered to TensorBoard. The colour scale of an image is the largest map value it has had
+    in any epoch; when training ends all its pictures are drawn again on the final scale, so that they compare.
+
+    Drawing never stops training: the first failure is reported once.
+
+    Args:
+        num_images: images to watch, spread over the classes.
+        seed: another seed watches others.
+        colormap: name in ``matplotlib.colormaps``; ``"jet"`` is the literature's.
+        every_n_epochs: draw in every n-th epoch only.
+    """
+
+    def __init__(
+        self, num_images: int = 12, seed: int = 0, colormap: str = "inferno", every_n_epochs: int = 1
+    ) -> None:
+        self.num_images, self.seed = num_images, seed
+        self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
+        self.history: dict[int, dict[str, Tensor]] = {}  # by epoch: maps (n, 2, h, w), logits, probabilities, classes
+        self.class_names: list[str] = []
+        self.folder: Path | None = None
+        self._probes: _Probes | None = None
+        self._failed = False
+
+    # ------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The maps so far: after resuming, strips go on where they stopped."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the maps of an interrupted run."""
+        self.history = dict(state_dict["history"])
+
+    # ------------------------------------------------------------ hooks
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""
+        network = getattr(pl_module, "model", None)
+        skip = trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero
+        if skip or trainer.state.fn != "fit" or not isinstance(network, CAMNet):
+            return
+        if trainer.current_epoch % self.every_n_epochs == 0:
+            self._attempt(self._draw_epoch, trainer, pl_module, network)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Draw all epochs again on the final colour scale."""
+        if trainer.is_global_zero and self._probes is not None:
+            self._attempt(self._draw_all)
+
+    def _attempt(self, draw: Any, *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            draw(*arguments)
+        except Exception as error:  # noqa: BLE001 - pictures never stop training
+            self._failed = True
+            rank_zero_warn(f"Overlays are off from here on: {type(error).__name__}: {error}. Training goes on.")
+
+    # ------------------------------------------------------------ drawing
+
+    def _draw_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, network: CAMNet) -> None:
+        if self._probes is None:
+            self._probes = _read_probes(trainer, network, self.num_images, self.seed)
+            self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "overlays"
+            self.class_names = network.class_names or [f"class {index}" for index in range(network.num_classes)]
+        epoch = trainer.current_epoch
+        with trainer.precision_plugin.forward_context():
+            self.history[epoch] = _look(network, self._probes.batch, pl_module.device)
+        unknown: set[str] = set()
+        for index, name in enumerate(self._probes.names):
+            picture = self._picture(epoch, index)
+            self._write(picture, _frame(epoch, name))
+            self._write(self._strip(index), _strip(name))
+            unknown.update(log_picture(trainer.loggers, f"overlays/{name}", picture, trainer.global_step))
+        if unknown and epoch == min(self.history):
+            rank_zero_warn(f"Overlays are on disk only: {', '.join(sorted(unknown))} takes no pictures from camify yet.")
+
+    def _draw_all(self) -> None:
+        probes = self._probes
+        for index, name in enumerate(probes.names if probes is not None else ()):
+            for epoch in self.history:
+                self._write(self._picture(epoch, index), _frame(epoch, name))
+
+    def scale(self, index: int) -> float:
+        """Largest raw map value of an image so far: what is drawn as full heat."""
+        return max(0.0, *(float(looks["maps"][index].max()) for looks in self.history.values()))
+
+    def _picture(self, epoch: int, index: int) -> Image.Image:
+        probes, looks = self._require(), self.history[epoch]
+        classes = (int(looks["classes"][index]), int(probes.batch["label"][index]))
+        predicted, true = (
+            ClassMap(self.class_names[k], looks["maps"][index, i], float(looks["logits"][index, i]), p)
+            for i, (k, p) in enumerate(zip(classes, looks["probabilities"][index].tolist(), strict=True))
+        )
+        return overlay_picture(
+            probes.pictures[index],
+            true,
+            predicted,
+            scale=self.scale(index),
+            boxes=probes.batch["boxes"][index] if "boxes" in probes.batch else None,
+            colormap=self.colormap,
+            title=f"{probes.names[index]} · epoch {epoch}",
+        )
+
+    def _strip(self, index: int) -> Image.Image:
+        probes = self._require()
+        epochs = sorted(self.history)
+        return strip_picture(
+            probes.pictures[index],
+            [self.history[epoch]["maps"][index, 1] for epoch in epochs],
+            [f"{epoch} · p {self.history[epoch]['probabilities'][index, 1]:.2f}" for epoch in epochs],
+            scale=self.scale(index),
+            boxes=probes.batch["boxes"][index] if "boxes" in probes.batch else None,
+            colormap=self.colormap,
+            title=f"{probes.names[index]} · map of {self.class_names[int(probes.batch['label'][index])]} by epoch",
+        )
+
+    def _require(self) -> _Probes:
+        if self._probes is None:
+            raise RuntimeError("no images were chosen yet")
+        return self._probes
+
+    def _write(self, picture: Image.Image, name: str) -> None:
+        if self.folder is not None:
+            buffer = io.BytesIO()
+            picture.save(buffer, format="PNG", compress_level=3)
+            write_whole(self.folder / name, buffer.getvalue())
+
+    # ------------------------------------------------------------ for the report
+
+    def tracks(self) -> list[tuple[str, str, list[tuple[int, Path, str]], Path]]:
+        """Per image: name, true class, (epoch, picture, caption) per epoch, strip."""
+        if self._probes is None or self.folder is None:
+            return []
+        tracks = []
+        for index, name in enumerate(self._probes.names):
+            frames = []
+            for epoch, looks in sorted(self.history.items()):
+                probability, guess = float(looks["probabilities"][index, 0]), int(looks["classes"][index])
+                caption = f"predicted {self.class_names[guess]}, p {probability:.2f}"
+                frames.append((epoch, self.folder / _frame(epoch, name), caption))
+            true = self.class_names[int(self._probes.batch["label"][index])]
+            tracks.append((name, true, frames, self.folder / _strip(name)))
+        return tracks
+
+
+def _frame(epoch: int, name: str) -> str:
+    return f"epoch_{epoch:03d}/{name}.png"
+
+
+def _strip(name: str) -> str:
+    return f"strips/{name}.png"
+
+
+def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: int) -> list[int]:
+    """Indices of ``count`` samples, the same for the same seed, as evenly over the classes as can be.
+
+    Without labels the samples are spread evenly over the data set, which in sorted folders comes to the same.
+    """
+    generator = np.random.default_rng(seed)
+    count = min(count, total)
+    if labels is None:
+        offset = generator.random()
+        return [int((index + offset) * total / count) for index in range(count)]
+    order = generator.permutation(total)
+    turns: dict[int, int] = {}
+    keys = []
+    for index in order.tolist():  # each class's first sample, then each class's second, ...
+        turn = turns[labels[index]] = turns.get(labels[index], -1) + 1
+        keys.append((turn, index))
+    chosen = [index for _, index in sorted(keys, key=lambda key: key[0])[:count]]
+    return sorted(chosen, key=lambda index: (labels[index], index))
+
+
+def _read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int) -> _Probes:
+    loaders = trainer.val_dataloaders
+    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    dataset = loader.dataset
+    indices = choose_probes(count, getattr(dataset, "labels", None), len(dataset), seed)
+    batch = loader.collate_fn([dataset[index] for index in indices])
+    if not isinstance(batch, dict):
+        batch = {"image": batch[0], "label": batch[1]}
+    images = batch["image"].float()
+    if network.preprocessing is not None:
+        pictures = Preprocessing.from_dict(network.preprocessing).restore(images)
+    else:  # unknown normalisation: each image between its own extremes
+        low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+        pictures = (images - low) / (high - low).clamp_min(1e-6)
+    if pictures.shape[1] == 1:
+        pictures = pictures.expand(-1, 3, -1, -1)
+    stems = [Path(path).stem for path in batch["path"]] if "path" in batch else [str(index) for index in indices]
+    names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
+    return _Probes(batch, pictures, names)
+
+
+@torch.no_grad()
+def _look(network: CAMNet, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """Maps, logits and probabilities of the predicted (0) and the true class (1), on the CPU."""
+    with evaluating(network):
+        logits, maps = network.forward_with_maps(batch["image"].to(device))
+    logits, maps, labels = logits.float().cpu(), maps.float().cpu(), batch["label"]
+    classes = logits.argmax(dim=1)
+    pair = torch.stack([classes, labels], dim=1)
+    return {
+        "classes": classes,
+        "maps": torch.stack([select(maps, classes), select(maps, labels)], dim=1),
+        "logits": logits.gather(1, pair),
+        "probabilities": logits.softmax(dim=1).gather(1, pair),
+    }

@@ -1,0 +1,103 @@
+"""The screens of a run: what will happen, one line per epoch, what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..model import CAMNet
+from .fine_tuner import CAMFineTuner
+
+__all__ = ["closing_screen", "epoch_line", "opening_screen"]
+
+
+def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> None:
+    """Print what is trained on what, for how long, and where everything will be."""
+    console = Console(highlight=False)
+    network, options = module.model, module.hparams
+    if isinstance(network, CAMNet) and network.certificate is not None:
+        console.print(network.certificate.table())
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    train, val = (_count(loader) for loader in (trainer.train_dataloader, trainer.val_dataloaders))
+    names = module.class_names or []
+    table.add_row("data", f"{train} training, {val} validation images, {len(names)} classes: {_shorten(names)}")
+    table.add_row("schedule", _schedule(trainer, module))
+    table.add_row("optimiser", f"{options['optimizer']}, lr {options['lr']:g}, head x{options['head_lr_factor']:g}")
+    table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
+    table.add_row("run folder", f"{folder}  (report.html there can be opened while it runs)")
+    console.print(table)
+    if module.legacy is not None:
+        console.print("\nMeasuring the legacy network's accuracy first ...")
+    console.print()
+
+
+def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
+    epochs, frozen = trainer.max_epochs or 0, module.hparams["freeze_epochs"]
+    if not isinstance(module.model, CAMNet):
+        return f"{epochs} epochs, the whole legacy network, no conversion"
+    if frozen >= epochs:
+        return f"{epochs} epochs of the new head; the features stay frozen"
+    start = f"{frozen} of the new head alone, then {epochs - frozen} of everything" if frozen else "everything at once"
+    return f"{epochs} epochs: {start}"
+
+
+def epoch_line(now: Mapping[str, float], before: Mapping[str, float] | None, legacy: float | None) -> None:
+    """Print one epoch's figures, with their change."""
+    parts = [f"epoch {now['epoch']:.0f}"]
+    if "val/acc" in now:
+        beside = f", legacy {legacy:.3f}" if legacy is not None else ""
+        parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
+    if "val/max_box_acc" in now:
+        beside = f", centre box {now['val/centre_box_acc']:.3f}"
+        parts.append(f"box accuracy {now['val/max_box_acc']:.3f}{_change('val/max_box_acc', now, before)}{beside}")
+    if "train/loss" in now:
+        parts.append(f"loss {now['train/loss']:.3f}")
+    Console(highlight=False, soft_wrap=True).print("  ·  ".join(parts))
+
+
+def closing_screen(folder: Path, exported: Mapping[str, Any], legacy: float | None, module: CAMFineTuner) -> None:
+    """Print what came out, where it is and the next command."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("", "accuracy", "box accuracy (IoU 0.5)"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    table.add_row("legacy network", _figure(legacy), "no maps")
+    table.add_row("now", _figure(exported.get("val/acc")), _figure(exported.get("val/max_box_acc")), style="bold")
+    if "val/centre_box_acc" in exported:
+        table.add_row("best fixed centre box", "", _figure(exported["val/centre_box_acc"]))
+    console.print(table)
+    if "file" in exported:
+        console.print(f"weights   {exported['file']}")
+        return
+    console.print(f"report    {folder / 'report.html'}")
+    console.print(f"pictures  {folder / 'overlays'}")
+    console.print(
+        f"model     {exported['folder']}  (loaded again, same logits and maps within {exported['reload_error']:.0e})"
+    )
+    console.print(f"\nNext: camify explain YOUR_PICTURE.jpg --model {exported['folder']} --out explained")
+
+
+def _change(key: str, now: Mapping[str, float], before: Mapping[str, float] | None) -> str:
+    return f" ({now[key] - before[key]:+.3f})" if before is not None and key in before else ""
+
+
+def _figure(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None else "-"
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _count(loaders: Any) -> int | str:
+    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if hasattr(dataset, "__len__") else "?"
