@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .errors import CheckpointError, ConversionError
 
-__all__ = ["LayerTracer", "assemble", "build", "describe", "parameter_free"]
+__all__ = ["LayerTracer", "as_module", "assemble", "build", "describe", "parameter_free"]
 
 _NN = """
 Conv1d Conv2d ConvTranspose2d Linear Identity Flatten Unflatten
@@ -33,8 +33,8 @@ ZeroPad2d ReflectionPad2d ReplicationPad2d ConstantPad2d CircularPad2d
 ChannelShuffle PixelShuffle PixelUnshuffle Upsample
 """
 _F = """
-relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus softmax
-max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d dropout dropout1d dropout2d
+relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus
+softmax max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d dropout dropout1d dropout2d
 alpha_dropout feature_alpha_dropout conv2d linear batch_norm layer_norm group_norm instance_norm
 local_response_norm normalize pad interpolate channel_shuffle pixel_shuffle pixel_unshuffle
 scaled_dot_product_attention
@@ -45,13 +45,12 @@ relu relu_ sigmoid tanh softmax exp log sqrt rsqrt abs neg pow clamp mean sum am
 flip roll where adaptive_avg_pool1d avg_pool1d
 """
 _OPERATOR = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"
-_METHODS = frozenset(
-    """
-add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin var std
-relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze unsqueeze split chunk
-unbind expand expand_as repeat contiguous size dim float half type_as to flip roll masked_fill unflatten max min
-""".split()
-)
+_TENSOR = """
+add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin
+var std relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze
+unsqueeze split chunk unbind expand expand_as repeat contiguous size dim float half type_as to flip roll
+masked_fill unflatten max min
+"""
 
 LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
     "torchvision.ops.StochasticDepth": torchvision.ops.StochasticDepth,
@@ -63,11 +62,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = (
     | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
     | {"getattr": getattr}  # of a tensor's shape only, see _check_getattr
 )
+_METHODS = frozenset(_TENSOR.split())
 _LAYER_NAMES = {cls: name for name, cls in LAYERS.items()}
 _FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 _DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+_NOT_STORED = ("device", "dtype", "process_group")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_OWN_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
 class LayerTracer(fx.Tracer):
@@ -98,6 +101,27 @@ def parameter_free(root: nn.Module, node: fx.Node) -> bool:
     return all(source.op != "get_attr" for source in node.all_input_nodes)
 
 
+def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The code of a graph over the layers of ``root`` (not copied).
+
+    In that code a layer is ``self.name``. A layer named like a method of ``fx.GraphModule`` would call the
+    method (``to_folder`` writes files), a step named ``self`` would take the module's place, and a keyword
+    is no name.
+
+    Raises:
+        ConversionError: a layer or step has such a name.
+    """
+    for node in graph.nodes:
+        layer = str(node.target) if node.op in ("call_module", "get_attr") else ""
+        parts = layer.split(".")
+        if parts[0] in _OWN_NAMES or node.name == "self" or any(map(keyword.iskeyword, parts)):
+            name = layer or node.name
+            raise ConversionError(
+                f"layer {name}: torch.fx or Python uses this name itself. Rename the layer."
+            )
+    return fx.GraphModule(root, graph, class_name="Features")
+
+
 def assemble(root: nn.Module, graph: fx.Graph) -> nn.Module:
     """The network of a graph over the layers of ``root`` (not copied).
 
@@ -115,8 +139,9 @@ def assemble(root: nn.Module, graph: fx.Graph) -> nn.Module:
         sequence = nn.Sequential()
         for name in chain:
             sequence.add_module(name, root.get_submodule(name))
-        return sequence.train(root.training)
-    return fx.GraphModule(root, graph, class_name="Features")
+        sequence.training = root.training
+        return sequence
+    return as_module(root, graph)
 
 
 def _common_prefix(paths: list[str]) -> str:
@@ -134,9 +159,10 @@ def _chain(graph: fx.Graph) -> list[str] | None:
     previous, names = None, []
     for node in graph.nodes:
         if node.op == "call_module":
-            if node.args != (previous,) or node.kwargs or "." in str(node.target):
+            name = str(node.target)
+            if node.args != (previous,) or node.kwargs or "." in name or hasattr(nn.Sequential, name):
                 return None
-            names.append(str(node.target))
+            names.append(name)
         elif node.op == "output":
             if node.args != (previous,):
                 return None
@@ -161,12 +187,16 @@ def describe(module: nn.Module) -> dict[str, Any]:
     nodes = []
     for node in graph.nodes:
         target = str(node.target)
+        if node.op in ("call_module", "get_attr") and not _PATH.fullmatch(target):
+            raise ConversionError(_cannot_store(f"layer {target!r}, of which the name has odd characters,"))
         if node.op == "call_module":
             layers[target] = _describe_layer(target, module.get_submodule(target))
         elif node.op == "get_attr":
             tensors[target] = _describe_tensor(module, target)
         elif node.op == "call_function":
             target = _function_name(node)
+        elif node.op == "placeholder":
+            target = node.name
         elif node.op == "call_method" and target not in _METHODS:
             raise ConversionError(_cannot_store(f"the tensor method {target}()"))
         entry = {"name": node.name, "op": node.op, "target": target, "args": _to_data(node.args)}
@@ -177,21 +207,28 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _cannot_store(what: str) -> str:
-    return f"{what} cannot be stored without code. Replace it by a layer of torch.nn, or keep the model in Python."
+    return (
+        f"{what} cannot be stored without code. Use a layer of torch.nn instead, or keep the model in Python."
+    )
 
 
 def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
-    name = _LAYER_NAMES.get(type(layer))
+    kind = type(layer)
+    name = _LAYER_NAMES.get(kind)
     if name is None:
-        raise ConversionError(_cannot_store(f"layer {path}: {type(layer).__module__}.{type(layer).__qualname__}"))
+        raise ConversionError(_cannot_store(f"layer {path}: {kind.__module__}.{kind.__qualname__}"))
     options = {}
-    for option, parameter in inspect.signature(type(layer)).parameters.items():
-        if option in ("device", "dtype", "process_group") or parameter.kind in _VARIADIC:
-            continue
-        value = getattr(layer, option, parameter.default)
+    for option, default in _options(kind).items():
+        value = getattr(layer, option, default)
         # nn.Conv2d(bias=True) keeps the option as the parameter itself
         options[option] = _to_data(value is not None if option == "bias" else value)
     return {"type": name, "options": options}
+
+
+def _options(layer: type[nn.Module]) -> dict[str, Any]:
+    """The options of a layer that are stored, with their defaults."""
+    parameters = inspect.signature(layer).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in _NOT_STORED and p.kind not in _VARIADIC}
 
 
 def _describe_tensor(module: nn.Module, path: str) -> dict[str, Any]:
@@ -199,7 +236,8 @@ def _describe_tensor(module: nn.Module, path: str) -> dict[str, Any]:
     owner = module.get_submodule(parent)
     buffers = owner._buffers.keys() - owner._non_persistent_buffers_set
     if name not in owner._parameters and name not in buffers:
-        raise ConversionError(_cannot_store(f"the tensor {path}, which is neither parameter nor saved buffer,"))
+        what = f"the tensor {path}, which is neither parameter nor saved buffer,"
+        raise ConversionError(_cannot_store(what))
     return {"shape": list(getattr(owner, name).shape), "parameter": name in owner._parameters}
 
 
@@ -241,18 +279,22 @@ def build(data: Any) -> nn.Module:
     """
     try:
         return _build(data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"architecture: malformed description ({type(error).__name__}: {error})") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises whatever the values of a damaged or hostile file make it raise
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"architecture: malformed description ({what})") from error
 
 
 def _build(data: Any) -> nn.Module:
     root = nn.Module()
     with torch.device("meta"):
         for path, entry in data["layers"].items():
+            layer = _known(LAYERS, entry["type"], "layer")
+            for option in entry["options"]:
+                _known(_options(layer), option, f"option of layer {path}")
             options = {name: _from_data(value, {}) for name, value in entry["options"].items()}
-            _place(root, path, _known(LAYERS, entry["type"], "layer")(**options))
+            _place(root, path, layer(**options))
         for path, entry in data["tensors"].items():
             tensor = torch.empty(entry["shape"])
             _place(root, path, nn.Parameter(tensor) if entry["parameter"] else tensor)
@@ -260,16 +302,22 @@ def _build(data: Any) -> nn.Module:
     nodes: dict[str, fx.Node] = {}
     for entry in data["nodes"]:
         name = entry["name"]
-        if not name.isidentifier() or keyword.iskeyword(name) or name in nodes:
+        if not _is_name(name) or name in nodes:
             raise CheckpointError(f"architecture: bad node name {name!r}")
         args = _from_data(entry["args"], nodes)
         kwargs = {key: _from_data(value, nodes) for key, value in entry.get("kwargs", {}).items()}
-        if not all(key.isidentifier() and not keyword.iskeyword(key) for key in kwargs):
+        if not all(map(_is_name, kwargs)):
             raise CheckpointError(f"architecture: bad argument name at node {name!r}")
         target = _target(entry["op"], entry["target"], data, args)
         nodes[name] = graph.create_node(entry["op"], target, args, kwargs, name=name)
     graph.lint()
     return assemble(root, graph)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name may stand in the code that torch.fx makes of a graph."""
+    reserved = keyword.iskeyword(name) or name in ("self", "torch")
+    return _NAME.fullmatch(name) is not None and not reserved
 
 
 def _known(table: dict[str, Any], name: str, kind: str) -> Any:
@@ -284,18 +332,19 @@ def _target(op: str, target: str, data: Any, args: tuple[Any, ...]) -> Any:
         if function is getattr and args[1:] != ("shape",):
             raise CheckpointError("architecture: getattr reads something else than a tensor's shape")
         return function
+    if op == "placeholder":
+        if not _is_name(target):
+            raise CheckpointError(f"architecture: bad input name {target!r}")
+        return target
     allowed = {
         "call_module": data["layers"],
         "get_attr": data["tensors"],
         "call_method": _METHODS,
-        "placeholder": ("x", "input"),
         "output": ("output",),
     }
     if op not in allowed:
         raise CheckpointError(f"architecture: unknown step {op!r}")
     if target not in allowed[op]:
-        if op == "placeholder" and target.isidentifier() and not keyword.iskeyword(target):
-            return target
         raise CheckpointError(f"architecture: step {op} names the unknown {target!r}")
     return target
 

@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["model_card"]
 
+_ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|[]`*\\"}
+
 _USE = """\
 ```python
 import camify
@@ -15,9 +17,9 @@ model = camify.load("path/to/this/folder")        # torch and camify; no legacy 
 logits, maps = model.forward_with_maps(images)    # (N, K), (N, K, h, w)
 ```
 
-`mean(map) + bias = logit` holds for every class: a map says where the evidence for a class lies in the picture,
-and its mean is the score. It does not say why the evidence counts, that the decision is right, or where an
-object ends.
+`mean(map) + bias = logit` holds for every class: a map says where the evidence for a class lies in the
+picture, and its mean is the score. It does not say why the evidence counts, that the decision is right, or
+where an object ends.
 """
 
 
@@ -25,14 +27,14 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     """Markdown with what the network is, how to use it, its classes and its figures."""
     record, shape = manifest["certificate"] or {}, manifest["architecture"]
     lines = ["---", "library_name: camify", "tags: [image-classification, class-activation-maps]", "---", ""]
-    lines += [f"# {record.get('source', 'network')}, CAM-ready", ""]
+    lines += [f"# {_cell(record.get('source', 'network'))}, CAM-ready", ""]
     lines += [f"An image classifier of {shape['num_classes']} classes whose maps are an output.", "", _USE]
     if record:
         (_, height, width), (map_h, map_w) = record["input_shape"], record["map_size"]
         lines += ["## Conversion", "", "| part | | layers | parameters |", "|---|---|---|---:|"]
-        lines += [
-            f"| {p['name']} | {p['status']} | {_cell(p['layers'])} | {p['parameters']:,} |" for p in record["parts"]
-        ]
+        for part in record["parts"]:
+            name, status, layers = (_cell(part[key]) for key in ("name", "status", "layers"))
+            lines.append(f"| {name} | {status} | {layers} | {part['parameters']:,} |")
         lines += ["", f"Map {map_h} x {map_w} at {height} x {width} px; pooling: {record['pool'].upper()}."]
         if record["identity_error"] is not None:
             lines[-1] += f" Identity error at conversion: {record['identity_error']:.1e}."
@@ -52,10 +54,11 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value as text that cannot leave its table cell or become a tag."""
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return " ".join(text.split())
+    """A value as text that can neither leave its table cell nor become a tag, a link or an image."""
+    return " ".join(str(value).translate(_ENTITIES).split())
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return "not measured"
     return f"{value:.4g}" if isinstance(value, float) else _cell(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .errors import CheckpointError
@@ -16,6 +17,9 @@ __all__ = ["TOLERANCE", "Certificate", "Part"]
 
 TOLERANCE = 1e-4
 """Largest relative identity error of a CAM-ready network in float32."""
+
+
+_COLOURS = {"kept": "green", "dropped": "red", "new": "cyan"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Certificate:
             "pooling": self.pool.upper(),
             "identity": f"mean(map) + bias = logit, largest error {self.identity_error:.1e}"
             if self.identity_error is not None
-            else f"none: with {self.pool.upper()} pooling the maps show evidence but do not add up to the logit",
+            else f"none: with {self.pool.upper()} pooling the maps do not add up to the logit",
         }
         if self.legacy_error is not None:
             facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
@@ -78,18 +82,18 @@ class Certificate:
 
     def table(self) -> Table:
         """The certificate for a terminal."""
-        table = Table(title=f"{self.source} -> {self.head} head", box=box.SIMPLE_HEAD, title_justify="left")
+        title = escape(f"{self.source} -> {self.head} head")
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for column, justify in (("part", "left"), ("", "left"), ("layers", "left"), ("parameters", "right")):
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        colours = {"kept": "green", "dropped": "red", "new": "cyan"}
         for part in self.parts:
-            status = f"[{colours[part.status]}]{part.status}[/]"
-            table.add_row(part.name, status, part.layers, f"{part.parameters:,}")
+            status = f"[{_COLOURS[part.status]}]{part.status}[/]"
+            table.add_row(escape(part.name), status, escape(part.layers), f"{part.parameters:,}")
         table.add_section()
         for label, fact in self.facts.items():
-            table.add_row(label, "", fact, "")
+            table.add_row(label, "", escape(fact), "")
         for note in self.notes:
-            table.add_row("note", "", note, "")
+            table.add_row("note", "", escape(note), "")
         return table
 
     def __str__(self) -> str:
@@ -107,13 +111,40 @@ class Certificate:
         """A certificate from JSON values.
 
         Raises:
-            CheckpointError: a field is missing or unknown.
+            CheckpointError: a field is missing, unknown or of the wrong kind.
         """
         try:
             values = dict(data)
             values["parts"] = tuple(Part(**part) for part in values["parts"])
             for key in ("input_shape", "map_size", "notes"):
                 values[key] = tuple(values[key])
-            return cls(**values)
-        except (TypeError, KeyError) as error:
+            certificate = cls(**values)
+        except (TypeError, KeyError, ValueError) as error:
             raise CheckpointError(f"certificate: {error}. Was the file changed by hand?") from error
+        wrong = _wrong_field(certificate)
+        if wrong is not None:
+            value = getattr(certificate, wrong)
+            raise CheckpointError(f"certificate: field {wrong} is {value!r}. Was the file changed by hand?")
+        return certificate
+
+
+def _wrong_field(certificate: Certificate) -> str | None:
+    """The first field whose value is not of its kind."""
+    kinds: dict[str, Any] = dict.fromkeys(("source", "head", "pool", "feature_layer"), str)
+    kinds |= dict.fromkeys(("map_channels", "num_classes", "legacy_classes"), int)
+    kinds |= dict.fromkeys(("identity_error", "legacy_error"), float | int | None)
+    right = {name: isinstance(getattr(certificate, name), kind) for name, kind in kinds.items()}
+    right |= {"input_shape": _sizes(certificate.input_shape, 3), "map_size": _sizes(certificate.map_size, 2)}
+    right["notes"] = all(isinstance(note, str) for note in certificate.notes)
+    right["parts"] = all(
+        isinstance(part.name, str)
+        and isinstance(part.layers, str)
+        and part.status in _COLOURS
+        and isinstance(part.parameters, int)
+        for part in certificate.parts
+    )
+    return next((name for name, is_right in right.items() if not is_right), None)
+
+
+def _sizes(values: tuple[int, ...], count: int) -> bool:
+    return len(values) == count and all(isinstance(value, int) and value > 0 for value in values)

@@ -1,7 +1,7 @@
 """The checkpoint folder on disk: ``model.safetensors``, ``camify.json``, ``README.md``.
 
-Written aside and renamed, the manifest last: a folder that holds ``camify.json`` is complete. Neither file can
-run code: tensors are safetensors, everything else is JSON.
+Written aside and renamed, the manifest last: a folder that holds ``camify.json`` is complete. Neither file
+can run code: tensors are safetensors, everything else is JSON.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
-__all__ = ["CARD", "MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "read_folder", "read_tensors", "sha256", "write_folder"]
+__all__ = ["CARD", "MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "read_folder", "read_tensors", "write_folder"]
 
 WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
 SCHEMA_VERSION = 1
 
 
-def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str) -> Path:
+def write_folder(
+    folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str
+) -> Path:
     """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
 
     Raises:
@@ -37,23 +39,26 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
     foreign = _foreign(folder)
     if foreign:
         raise CheckpointError(
-            f"{folder}: holds {foreign}, which camify did not write. Choose another folder; this one was not touched."
+            f"{folder}: {foreign}, which camify did not write. It was not touched; choose another folder."
         )
     aside: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         aside.chmod(0o755)
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # copies: safetensors refuses layers that share their weights
+        plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         safetensors.torch.save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
-        content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": sha256(aside / WEIGHTS)}
+        content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": _sha256(aside / WEIGHTS)}
         (aside / CARD).write_text(card, encoding="utf-8")
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
         _replace(folder, aside)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the manifest cannot be stored as JSON ({error}).") from error
     except OSError as error:
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror or error}). Is there space, and the right to write?"
+            f"{folder}: cannot be written ({error.strerror or error}). Is there space, and a right to write?"
         ) from error
     finally:
         if aside is not None:
@@ -63,10 +68,14 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
 
 def _foreign(folder: Path) -> str | None:
     """What stands in the way of writing ``folder``: the first thing that is not camify's, or None."""
+    if folder.is_symlink():
+        return "is a symbolic link"
     if folder.is_dir():
-        names = {entry.name for entry in folder.iterdir()} - {WEIGHTS, MANIFEST, CARD}
-        return min(names, default=None)
-    return "a file" if folder.exists() else None
+        names = {entry.name for entry in folder.iterdir()}
+        ours = {WEIGHTS, MANIFEST, CARD} if MANIFEST in names else set()  # each name alone is a common one
+        other = min(names - ours, default=None)
+        return other and f"holds {other}"
+    return "is a file" if folder.exists() else None
 
 
 def _replace(folder: Path, aside: Path) -> None:
@@ -78,7 +87,7 @@ def _replace(folder: Path, aside: Path) -> None:
     folder.rename(old)
     try:
         aside.rename(folder)
-    except OSError:
+    except BaseException:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -98,16 +107,18 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error}). The file is damaged; save it again.") from error
+        raise CheckpointError(
+            f"{path}: is not valid JSON ({error}). The file is damaged; save it again."
+        ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema_version"), int):
         raise CheckpointError(f"{path}: field schema_version is missing. Is this a camify checkpoint?")
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads ({SCHEMA_VERSION})."
-            " Update camify."
+            f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
+            f" ({SCHEMA_VERSION}). Update camify."
         )
     tensors = read_tensors(folder / WEIGHTS)
-    if manifest.get("sha256") != sha256(folder / WEIGHTS):
+    if manifest.get("sha256") != _sha256(folder / WEIGHTS):
         raise CheckpointError(
             f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
         )
@@ -125,13 +136,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(os.fspath(path)))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}). The file is damaged.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({error}). The file is damaged."
+        ) from error
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -57,19 +57,21 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def component_boxes(mask_HW: np.ndarray, *, largest: bool = False) -> np.ndarray:
-    """Tight boxes (n, 4), xyxy pixels, exclusive, of the 8-connected components of a mask; (0, 4) if it is empty.
+    """Tight boxes (n, 4), xyxy pixels, exclusive, of a mask's 8-connected components; (0, 4) if it is empty.
 
-    With ``largest`` only that of the component of most pixels, those of its holes included.
+    With ``largest`` only that of the component of most pixels, those of its holes included; the topmost, then
+    leftmost box wins a tie.
     """
     outlines, hierarchy = cv2.findContours(mask_HW.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if not outlines:
         return np.zeros((0, 4), dtype=np.int64)
     # Level 1 of RETR_CCOMP (no parent) are the outer borders of all components, also of those inside holes.
     outer = [outline for outline, (*_, parent) in zip(outlines, hierarchy[0], strict=True) if parent < 0]
-    if largest and len(outer) > 1:
-        outer = [max(outer, key=_filled_pixels)]
     boxes = np.array([cv2.boundingRect(outline) for outline in outer])
     boxes[:, 2:] += boxes[:, :2]
+    if largest and len(outer) > 1:
+        order = [(-_filled_pixels(outline), y, x) for outline, (x, y, *_) in zip(outer, boxes, strict=True)]
+        return boxes[[order.index(min(order))]]
     return boxes
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import architecture
 from .card import model_card
@@ -16,7 +17,7 @@ from .certificate import TOLERANCE, Certificate
 from .checkpoint import MANIFEST, read_folder, write_folder
 from .errors import CheckpointError, ConversionError
 from .maps import class_maps, identity_error
-from .modes import evaluating
+from .modes import evaluating, without_hooks
 
 __all__ = ["POOLS", "CAMNet", "LogSumExpPool2d"]
 
@@ -116,7 +117,10 @@ class CAMNet(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (N, K) of the last spatial map; the pooled features (N, C) with ``pre_logits``."""
         pooled: Tensor = self.dropout(self.pool(x).flatten(1))
-        return pooled if pre_logits else F.linear(pooled, self.classifier.weight, self.classifier.bias)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.classifier(pooled)
+        return logits
 
     def get_classifier(self) -> nn.Linear:
         """The linear layer after pooling."""
@@ -134,7 +138,7 @@ class CAMNet(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by role: ``features`` (the legacy's) and ``head`` (new layers and the classifier)."""
-        head = tuple(f"features.{name}." for name in self.head_layers) + ("classifier.",)
+        head = (*(f"features.{name}." for name in self.head_layers), "classifier.")
         groups: dict[str, list[nn.Parameter]] = {"features": [], "head": []}
         for name, parameter in self.named_parameters():
             groups["head" if name.startswith(head) else "features"].append(parameter)
@@ -142,10 +146,16 @@ class CAMNet(nn.Module):
 
     @torch.no_grad()
     def identity_error(self, images: Tensor) -> float:
-        """Largest relative ``|mean(map) + bias - logit|`` on ``images`` (N, 3, H, W), in eval mode."""
-        with evaluating(self):
-            logits, maps = self.forward_with_maps(images)
-        bias = self.classifier.bias
+        """Largest relative ``|mean(map) + bias - logit|`` on ``images`` (N, 3, H, W), in eval mode.
+
+        A network in half precision is measured as a float32 copy: its rounding is not the identity's.
+        """
+        wide = torch.promote_types(self.classifier.weight.dtype, torch.float32)
+        with without_hooks(self):
+            net = self if self.classifier.weight.dtype == wide else copy.deepcopy(self).to(wide)
+            with evaluating(net):
+                logits, maps = net.forward_with_maps(images.to(wide))
+        bias = net.classifier.bias
         return identity_error(logits, maps, torch.zeros_like(logits[0]) if bias is None else bias)
 
     # the checkpoint folder ------------------------------------------------
@@ -155,7 +165,7 @@ class CAMNet(nn.Module):
         return {
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
-            "results": self.results,
+            "results": {name: _finite(value) for name, value in self.results.items()},
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "architecture": {
                 "pool": self.pool_name,
@@ -211,22 +221,44 @@ class CAMNet(nn.Module):
             head_layers=shape["head_layers"],
         )
         model.load_state_dict(tensors, strict=True, assign=True)
-        names = manifest["class_names"]
-        if names is not None and len(names) != model.num_classes:
-            raise CheckpointError(f"class_names has {len(names)} names for {model.num_classes} classes.")
         if manifest["certificate"] is not None:
             model.certificate = Certificate.from_dict(manifest["certificate"])
-        model.class_names = names
+        model.class_names = manifest["class_names"]
         model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
+        model._check_fields()
         return model.eval()
+
+    def _check_fields(self) -> None:
+        names, record = self.class_names, self.certificate
+        if names is not None and not (
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+        ):
+            raise CheckpointError("field class_names is not a list of names.")
+        if names is not None and len(names) != self.num_classes:
+            raise CheckpointError(f"class_names has {len(names)} names for {self.num_classes} classes.")
+        if not isinstance(self.results, dict) or not isinstance(self.preprocessing, dict | None):
+            raise CheckpointError("fields results and preprocessing must hold names with values.")
+        ours = {"num_classes": self.num_classes, "map_channels": self.num_features, "pool": self.pool_name}
+        wrong = [key for key, value in ours.items() if record is not None and getattr(record, key) != value]
+        if wrong:
+            raise CheckpointError(f"field {wrong[0]} of certificate contradicts the architecture.")
 
     def _check_identity(self, path: Path) -> None:
         if self.pool_name != "gap" or self.certificate is None:
             return
-        probe = torch.randn(1, *self.certificate.input_shape, generator=torch.Generator().manual_seed(0))
-        error = self.identity_error(probe.to(self.classifier.weight.dtype))
-        if not error <= TOLERANCE:
+        shape = self.certificate.input_shape
+        try:
+            probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+            size = self.identity_error(probe)
+        except Exception as error:  # the network is the file's: it can fail in any way
+            raise CheckpointError(f"{path}: the network does not run on images {shape} ({error}).") from error
+        if not size <= TOLERANCE:
             raise CheckpointError(
-                f"{path}: the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
+                f"{path}: the maps do not add up to the logits (error {size:.1e}, allowed {TOLERANCE:.0e})."
                 " The weights are damaged or not those of a CAM network."
             )
+
+
+def _finite(value: Any) -> Any:
+    """A figure as JSON has it: NaN and infinity are not measured."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["evaluating"]
+__all__ = ["evaluating", "without_hooks"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
@@ -20,3 +23,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """No hook of the model runs, nor is copied, for a while; afterwards every module has its own again."""
+    hooks = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in _HOOKS]
+    for module, kind, _ in hooks:
+        setattr(module, kind, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, kind, own in hooks:
+            setattr(module, kind, own)

@@ -1,4 +1,7 @@
-"""Ground-truth boxes from ``boxes.csv``: ``image,x0,y0,x1,y1,label``, pixels, x1 and y1 exclusive."""
+"""Ground-truth boxes from ``boxes.csv``: ``image,x0,y0,x1,y1,label``.
+
+Pixels of the image as it is seen, turned upright as its EXIF tag says; x1 and y1 are exclusive.
+"""
 
 from __future__ import annotations
 
@@ -35,35 +38,46 @@ def read_boxes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, li
             missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
             if missing:
                 raise DataError(
-                    f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
+                    f"{path}:1: column {', '.join(missing)} is missing."
+                    f" The first line must be: {','.join(COLUMNS)}"
                 )
             for row in rows:
-                box, problem = _check(row, sizes)
-                if problem:
-                    problems.append(f"{path}:{rows.line_num}: {problem}")
-                elif box is not None:
+                box = _parse(row, sizes)
+                if isinstance(box, str):
+                    problems.append(f"{path}:{rows.line_num}: {box}")
+                else:
                     boxes.setdefault(row["image"], []).append((box, row["label"]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     if problems:
         more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError("\n".join(problems[:_SHOWN]) + more)
+    if not boxes:
+        raise DataError(f"{path}:1: no boxes follow. Add lines, or remove the file if there are no boxes.")
     return boxes
 
 
-def _check(row: Mapping[str, str], sizes: Mapping[str, tuple[int, int]]) -> tuple[Box | None, str | None]:
+def _parse(row: Mapping[str, str], sizes: Mapping[str, tuple[int, int]]) -> Box | str:
     """The box of a row, or what is wrong with it."""
+    if None in row or None in row.values():  # how csv.DictReader marks a field too many or too few
+        return "the number of fields is not that of the first line."
     if row["image"] not in sizes:
-        return None, f"image {row['image']!r} is not in the data set. Names are relative to the data's root folder."
+        return f"image {row['image']!r} is not in the data set. Names are relative to the data's root folder."
     try:
-        x0, y0, x1, y1 = (float(row[column] or "") for column in COLUMNS[1:5])
-    except (TypeError, ValueError):
-        return None, f"a coordinate is not a number: {[row[column] for column in COLUMNS[1:5]]}"
+        x0, y0, x1, y1 = box = _numbers(row)
+    except ValueError:
+        return f"a coordinate is not a number: {', '.join(row[column] for column in COLUMNS[1:5])}"
     width, height = sizes[row["image"]]
-    if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
-        return None, f"box {x0, y0, x1, y1}: x0 < x1 and y0 < y1 are needed (is it x, y, width, height?)."
+    if not all(map(math.isfinite, box)):
+        return f"box {box}: a coordinate is not finite."
+    if x1 <= x0 or y1 <= y0:
+        return f"box {box}: x0 < x1 and y0 < y1 are needed (is it x, y, width, height?)."
     if max(x1, y1) <= 1:
-        return None, f"box {x0, y0, x1, y1}: all values are at most 1. Are they normalised? Pixels are needed."
+        return f"box {box}: all values are at most 1. Are they normalised? Pixels are needed."
     if min(x0, y0) < 0 or x1 > width or y1 > height:
-        return None, f"box {x0, y0, x1, y1} leaves the image ({width} x {height} px). Clip it."
-    return (x0, y0, x1, y1), None
+        return f"box {box} leaves the image ({width} x {height} px). Clip it."
+    return box
+
+
+def _numbers(row: Mapping[str, str]) -> Box:
+    return float(row["x0"]), float(row["y0"]), float(row["x1"]), float(row["y1"])

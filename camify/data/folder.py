@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from .boxes import Box, read_boxes
-from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image
+from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image, upright_rgb
 
 __all__ = ["ImageFolderDataModule", "LabelledImages"]
 
@@ -56,7 +56,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
                 torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
                 format="XYXY",
                 canvas_size=(image.shape[-2], image.shape[-1]),
-            )  # type: ignore[call-overload]
+            )
         return finish(self.transform(sample))
 
 
@@ -64,8 +64,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
     """Images in folders: ``root/train/CLASS/*``, ``root/val/CLASS/*``, optionally ``root/test/CLASS/*``.
 
     Class order is the sorted order of the train folders; other splits are mapped by name. Boxes may stand in
-    ``root/boxes.csv`` (``image,x0,y0,x1,y1,label``; pixels, x1 and y1 exclusive, image relative to root). Every
-    image is decoded once before training starts, and all that cannot be read are named.
+    ``root/boxes.csv`` (``image,x0,y0,x1,y1,label``; pixels, x1 and y1 exclusive, image relative to root);
+    those with another label than their image's class are left out. Every image is decoded once before
+    training starts, and all that cannot be read are named. Nothing below ``root`` is ever written to.
 
     Args:
         root: folder that holds the splits.
@@ -78,8 +79,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
         check_images: decode every image before training starts.
 
     Raises:
-        DataError: a folder is missing or empty, a class of another split is not in train, images cannot be read,
-            or boxes cannot be right.
+        DataError: a folder is missing or empty, a class of another split is not in train, images cannot be
+            read, or boxes cannot be right.
     """
 
     def __init__(
@@ -105,47 +106,54 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """Read folders, boxes and every image."""
         if self.splits:
             return
-        files = {split: self._files(split) for split in ("train", "val", "test") if (self.root / split).is_dir()}
-        if "val" not in files:
+        present = [split for split in ("train", "val", "test") if (self.root / split).is_dir()]
+        if "val" not in present:
             raise DataError(f"{self.root / 'val'}: no such folder. Put validation images into val/CLASS/.")
-        names = {path.relative_to(self.root).as_posix(): path for split in files.values() for path, _ in split}
-        boxes: dict[str, list[tuple[Box, str]]] | None = None
-        table = self.root / "boxes.csv"
-        if self.check_images or table.is_file():
-            sizes = _sizes(names, decode=self.check_images)
-            boxes = read_boxes(table, sizes) if table.is_file() else None
+        files = {split: self._files(split) for split in present}
+        boxes = self._boxes([file for split in files.values() for file in split])
         for split, pairs in files.items():
-            records = [_Record(path, label, self._boxes_of(path, label, boxes)) for path, label in pairs]
+            records = [_Record(path, label, None if boxes is None else boxes[path]) for path, label in pairs]
             transform = self._training if split == "train" else self.preprocessing.evaluation()
             self.splits[split] = LabelledImages(records, transform)
 
     def _files(self, split: str) -> list[tuple[Path, int]]:
+        """Image files of a split with their class index."""
         folder = self.root / split
         names = _classes(folder)
         unknown = [name for name in names if name not in self.class_names]
         if unknown:
             raise DataError(
-                f"{folder / unknown[0]}: this class is not in {self.root / 'train'}. Classes are taken from train;"
-                " move the folder or add training images."
+                f"{folder / unknown[0]}: this class is not in {self.root / 'train'}. Classes are taken from"
+                " train; move the folder or add training images."
             )
         missing = [name for name in self.class_names if name not in names]
         if missing:
-            warnings.warn(f"{folder}: no images of {len(missing)} classes ({', '.join(missing[:5])})", stacklevel=2)
-        files = []
-        for name in names:
-            paths = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-            if not paths:
-                raise DataError(f"{folder / name}: holds no images ({', '.join(IMG_EXTENSIONS)}).")
-            files += [(path, self.class_names.index(name)) for path in paths]
-        return files
+            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            warnings.warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
+        known = [(index, name) for index, name in enumerate(self.class_names) if name in names]
+        return [(path, index) for index, name in known for path in _images(folder / name)]
 
-    def _boxes_of(
-        self, path: Path, label: int, boxes: dict[str, list[tuple[Box, str]]] | None
-    ) -> tuple[Box, ...] | None:
-        if boxes is None:
+    def _boxes(self, files: list[tuple[Path, int]]) -> dict[Path, tuple[Box, ...]] | None:
+        """Boxes of every image that have its class, None where there is no table; checks the images."""
+        table = self.root / "boxes.csv"
+        if not (self.check_images or table.is_file()):
             return None
-        found = boxes.get(path.relative_to(self.root).as_posix(), [])
-        return tuple(box for box, name in found if name == self.class_names[label])
+        names = {path: path.relative_to(self.root).as_posix() for path, _ in files}
+        sizes = _sizes(list(names), decode=self.check_images)
+        if not table.is_file():
+            return None
+        found = read_boxes(table, {name: sizes[path] for path, name in names.items()})
+        boxes = {
+            path: tuple(box for box, label in found.get(names[path], ()) if label == self.class_names[index])
+            for path, index in files
+        }
+        if not any(boxes.values()):
+            labels = sorted({label for rows in found.values() for _, label in rows})
+            raise DataError(
+                f"{table}: no box has the class of its image as its label. Labels: {', '.join(labels[:5])}."
+                f" Classes: {', '.join(self.class_names[:5])}."
+            )
+        return boxes
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         return DataLoader(
@@ -177,38 +185,55 @@ class ImageFolderDataModule(pl.LightningDataModule):
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Put images into {folder.name}/CLASS/.")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not names:
         raise DataError(f"{folder}: holds no class folders. Put images into {folder.name}/CLASS/.")
     return names
 
 
-def _sizes(files: dict[str, Path], *, decode: bool) -> dict[str, tuple[int, int]]:
+def _images(folder: Path) -> list[Path]:
+    """Image files anywhere below a class folder, sorted; hidden files and folders are left out."""
+    paths = []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMG_EXTENSIONS and not hidden and not path.is_dir():
+            paths.append(path)
+    if not paths:
+        raise DataError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)}).")
+    return paths
+
+
+def _sizes(paths: list[Path], *, decode: bool) -> dict[Path, tuple[int, int]]:
     """(width, height) of every image, upright; decoded once unless told otherwise.
 
     Raises:
         DataError: names every file that is no readable image.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
-        results = list(pool.map(lambda path: _measure(path, decode=decode), files.values()))
-    bad = [f"{path}: {result}" for path, result in zip(files.values(), results, strict=True) if isinstance(result, str)]
+    # Threads: Pillow decodes without the interpreter's lock. Filters are the process's: not set within them.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # Pillow's name no file
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        results = dict(zip(paths, pool.map(partial(_measure, decode=decode), paths), strict=True))
+    bad = [f"{path}: {result}" for path, result in results.items() if isinstance(result, str)]
     if bad:
         noun = "image" if len(bad) == 1 else "images"
         raise DataError(f"{len(bad)} {noun} cannot be read; repair or remove:\n" + "\n".join(bad))
-    return {name: result for name, result in zip(files, results, strict=True) if not isinstance(result, str)}
+    return {path: result for path, result in results.items() if not isinstance(result, str)}
 
 
 def _measure(path: Path, *, decode: bool) -> tuple[int, int] | str:
+    """(width, height) of an image, upright, or why it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        with image:
-            orientation = image.getexif().get(0x0112, 1)
+        with Image.open(path) as image:
             width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             if decode:
-                image.draft("RGB", (64, 64))  # JPEG at an eighth: reads the whole file all the same
-                ImageOps.exif_transpose(image).convert("RGB")
+                image.draft(
+                    "RGB", (64, 64)
+                )  # JPEG at an eighth: quicker, and reads the whole file all the same
+                upright_rgb(image)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file makes them raise
         return str(error) or type(error).__name__
-    return (height, width) if orientation >= 5 else (width, height)
+    return (height, width) if turned else (width, height)

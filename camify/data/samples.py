@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -16,7 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..errors import CheckpointError, ConfigError, DataError
 
-__all__ = ["AUGMENTATIONS", "Preprocessing", "collate", "finish", "read_image"]
+__all__ = ["AUGMENTATIONS", "Preprocessing", "collate", "finish", "read_image", "upright_rgb"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
@@ -26,8 +28,8 @@ AUGMENTATIONS = ("crop_flip", "flip", "none")
 class Preprocessing:
     """How an image becomes an input: resized to a square without keeping the aspect, scaled, normalised.
 
-    The whole picture stays in view, as in the protocol of Choe et al. 2020 ("Evaluating Weakly Supervised Object
-    Localization Methods Right"), so that boxes anywhere in it can be found.
+    The whole picture stays in view, as in the protocol of Choe et al. 2020 ("Evaluating Weakly Supervised
+    Object Localization Methods Right"), so that boxes anywhere in it can be found.
 
     Attributes:
         size: side of the input, pixels.
@@ -40,10 +42,11 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.size < 8 or len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if self.size < 8 or len(self.mean) != len(self.std) or not finite or min(self.std, default=0) <= 0:
             raise ConfigError(
-                f"preprocessing: size={self.size}, mean={self.mean}, std={self.std}: size must be at least 8, mean"
-                " and std of one length, std positive."
+                f"preprocessing: size={self.size}, mean={self.mean}, std={self.std}: size must be at least 8,"
+                " mean and std finite and of one length, std positive."
             )
 
     def evaluation(self) -> v2.Transform:
@@ -51,7 +54,11 @@ class Preprocessing:
         return v2.Compose([v2.Resize((self.size, self.size), antialias=True), *self._to_input()])
 
     def training(self, augment: str) -> v2.Transform:
-        """Transform of a sample for training: ``crop_flip`` (resize to 8/7, random crop, mirror), ``flip``, ``none``."""
+        """Transform of a sample for training.
+
+        Args:
+            augment: ``"crop_flip"`` (resize to 8/7, random crop, mirror), ``"flip"`` or ``"none"``.
+        """
         if augment not in AUGMENTATIONS:
             raise ConfigError(f"augment={augment!r} is unknown. Choose one of {', '.join(AUGMENTATIONS)}.")
         if augment == "none":
@@ -84,34 +91,56 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; they travel in the checkpoint."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "aspect": "not kept", "range": "0..1"}
+        lists = {"mean": list(self.mean), "std": list(self.std)}
+        return {**asdict(self), **lists, "aspect": "not kept", "range": "0..1"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
         """The preprocessing of a checkpoint.
 
         Raises:
-            CheckpointError: a field is missing.
+            CheckpointError: a field is missing or has a value that cannot work.
         """
         try:
-            return cls(int(data["size"]), tuple(data["mean"]), tuple(data["std"]))
-        except (KeyError, TypeError, ValueError) as error:
+            mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
+            return cls(int(data["size"]), mean, std)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"preprocessing: a field is missing or wrong ({error}).") from error
 
 
 def read_image(path: str | Path) -> tv_tensors.Image:
-    """An image file as RGB (3, H, W) uint8, turned upright as its EXIF tag says.
+    """An image file as (3, H, W) uint8; see ``upright_rgb``.
 
     Raises:
         DataError: the file is missing, damaged or not an image.
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            rgb = upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error}).") from error
+            rgb = upright_rgb(image)
+    except Exception as error:  # decoders raise whatever a damaged file makes them raise
+        raise DataError(
+            f"{path}: cannot be read as an image ({str(error) or type(error).__name__})."
+        ) from error
     return tv_tensors.Image(TF.pil_to_tensor(rgb))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as 8-bit RGB, turned upright as its EXIF tag says.
+
+    Of 16-bit grey the upper eight bits are kept. Transparency is dropped: the colours below it show.
+
+    Raises:
+        ValueError: a float image; nothing says which of its values is white.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("float pixels have no defined white; save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):  # Pillow would cut these off at 255
+        upper = np.asarray(upright).astype(np.int32) >> 8
+        upright = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
+    elif upright.mode == "P":
+        upright = upright.convert("RGBA")  # else Pillow warns of palettes with transparency
+    return upright.convert("RGB")
 
 
 def finish(sample: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +156,11 @@ def finish(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: images (N, C, H, W), labels (N,), boxes as a list of (n, 4), masks (N, H, W), paths as a list."""
+    """A batch of samples.
+
+    ``image`` (N, C, H, W) and ``label`` (N,); where the samples have them ``boxes`` as a list of (n, 4),
+    ``mask`` (N, H, W) and ``path`` as a list.
+    """
     batch: dict[str, Any] = {
         "image": torch.stack([sample["image"] for sample in samples]),
         "label": torch.tensor([sample["label"] for sample in samples]),

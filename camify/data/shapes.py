@@ -33,12 +33,16 @@ class ShapesDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, split: str, count: int, size: int, seed: int, transform: v2.Transform) -> None:
         if split not in _SPLITS or count < 1 or seed < 0:
-            raise ConfigError(f"shapes: split={split!r}, count={count}, seed={seed}: count >= 1 and seed >= 0 needed.")
+            raise ConfigError(
+                f"shapes: split={split!r}, count={count}, seed={seed}: split must be {', '.join(_SPLITS)};"
+                " count at least 1, seed at least 0."
+            )
         self.split, self.transform = split, transform
         self.labels = [index % len(CLASS_NAMES) for index in range(count)]
         number = _SPLITS.index(split)
         scenes = [render_scene(label, (seed, number, index), size) for index, label in enumerate(self.labels)]
-        self.images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
+        self.images = images.permute(0, 3, 1, 2).contiguous()
         self.masks = torch.from_numpy(np.stack([scene.mask for scene in scenes]))
         self.boxes = torch.tensor([scene.box for scene in scenes], dtype=torch.float32)
 
@@ -46,11 +50,12 @@ class ShapesDataset(Dataset[dict[str, Any]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        size = (self.images.shape[-2], self.images.shape[-1])
+        canvas = (self.images.shape[-2], self.images.shape[-1])
+        box = self.boxes[index : index + 1]
         sample = {
             "image": tv_tensors.Image(self.images[index]),
             "label": self.labels[index],
-            "boxes": tv_tensors.BoundingBoxes(self.boxes[index : index + 1], format="XYXY", canvas_size=size),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=canvas),
             "mask": tv_tensors.Mask(self.masks[index]),
             "path": f"{self.split}/{CLASS_NAMES[self.labels[index]]}/{index:05d}",
         }
@@ -60,7 +65,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
 class ShapesDataModule(pl.LightningDataModule):
     """Generated pictures of six shapes: the embedded default, with exact masks and boxes.
 
-    Objects vary in place, size, turn, colour and texture before clutter; nothing but the shape tells the class.
+    Objects vary in place, size, turn, colour and texture before clutter; only the shape tells the class.
 
     Args:
         train_count: training scenes.
@@ -96,8 +101,8 @@ class ShapesDataModule(pl.LightningDataModule):
         for split in needed.get(stage or "", _SPLITS):
             if split not in self.splits:
                 transform = self._training if split == "train" else self.preprocessing.evaluation()
-                count = self.counts[split]
-                self.splits[split] = ShapesDataset(split, count, self.preprocessing.size, self.seed, transform)
+                size = self.preprocessing.size
+                self.splits[split] = ShapesDataset(split, self.counts[split], size, self.seed, transform)
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         return DataLoader(self.splits[split], batch_size=self.batch_size, shuffle=shuffle, collate_fn=collate)

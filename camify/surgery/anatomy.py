@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..architecture import LayerTracer, parameter_free
+from ..architecture import LayerTracer, as_module, parameter_free
 from ..errors import ConversionError
+from ..modes import evaluating, without_hooks
 from .linearity import fold_linear_head
 
-__all__ = ["Anatomy", "dissect", "probe_images", "refuse_wrapped"]
+__all__ = ["Anatomy", "examine"]
 
 _FUNCTIONAL_DROPOUT = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d}
+_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _KEPT_VALUES = 16
 
 
@@ -26,28 +31,29 @@ _KEPT_VALUES = 16
 class Anatomy:
     """A traced classifier, cut at its last spatial map.
 
-    ``network`` runs over the user's own layers (nothing is copied) and, like ``head``, only while the model is
-    in eval mode.
+    ``network`` runs over the layers of ``model`` (nothing is copied) and only while it is in eval mode.
+    ``model`` is the user's own, or a float32 copy of one in half precision.
     """
 
+    model: nn.Module
     network: fx.GraphModule
     images: Tensor
     logits: Tensor
     feature: fx.Node
     feature_layer: str
-    features_NCHW: Tensor
+    feature_shape: tuple[int, int, int]
+    """Channels, height and width of the last spatial map, with the left-out pools left out."""
     left_out: tuple[fx.Node, ...]
     head_nodes: tuple[fx.Node, ...]
-    head: Callable[[Tensor], Tensor]
     linear: nn.Linear | None = None
     """The head as one linear layer after global average pooling, where it is one."""
     single_layer: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
-    def feature_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the last spatial map, with the left-out pools left out."""
-        channels, height, width = self.features_NCHW.shape[1:]
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        channels, height, width = self.images.shape[1:]
         return channels, height, width
 
     @property
@@ -61,55 +67,83 @@ class Anatomy:
         return _extract(self.network.graph, None, self.feature, skip=self.left_out)
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse networks inside a wrapper, and say how to unwrap them."""
+def examine(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Anatomy:
+    """The anatomy of a network, which is left as it was: its modes, its hooks (none runs) and its values.
+
+    Networks in half precision are examined as a float32 copy.
+
+    Raises:
+        ConversionError: the network is wrapped, cannot be run, or has no map; says why and what to do.
+    """
+    _refuse_wrapped(model)
+    with without_hooks(model):
+        images = _probe_images(model, input_size, example)
+        if next(model.parameters()).dtype != images.dtype:
+            model = copy.deepcopy(model).to(images.dtype)
+        with evaluating(model):
+            return _dissect(model, images)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
     kind = type(model).__name__
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or "FullyShardedDataParallel" in kind:
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if parallel or "FullyShardedDataParallel" in kind:
         raise ConversionError(f"The network is wrapped in {kind}. Pass `model.module`.")
     if hasattr(model, "_orig_mod"):
-        raise ConversionError("The network went through torch.compile. Pass `model._orig_mod`; compile the result.")
+        raise ConversionError(
+            "The network went through torch.compile. Pass `model._orig_mod`; compile the result."
+        )
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConversionError("The network is a ScriptModule, which has no layers to convert. Pass the nn.Module.")
+        raise ConversionError(
+            "The network is a ScriptModule, which has no layers to convert. Pass the nn.Module."
+        )
+    for name, layer in model.named_modules():
+        computed = [key for key, value in vars(layer).items() if isinstance(value, Tensor)]
+        if computed and type(layer).__module__.startswith("torch.nn"):
+            raise ConversionError(
+                f"layer {name}: a hook computes its {computed[0]} (weight_norm, spectral_norm or pruning)."
+                " Make the result permanent first, with torch.nn.utils.remove_weight_norm,"
+                " remove_spectral_norm or prune.remove."
+            )
 
 
-def probe_images(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Tensor:
+def _probe_images(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Tensor:
     """Two images to run the network with: the example's first, or noise of the network's channel count."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise ConversionError("The network has no parameters; there is nothing to convert.")
+    if any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ConversionError("The network has parameters without values. Load or initialise them first.")
+    device, dtype = parameter.device, torch.promote_types(parameter.dtype, torch.float32)
     if example is not None:
         if example.dim() != 4 or not example.is_floating_point():
-            raise ConversionError(f"example: expected float images (N, C, H, W), got {tuple(example.shape)}.")
+            raise ConversionError(
+                f"example: expected float images (N, C, H, W), got {example.dtype} {tuple(example.shape)}."
+            )
         images = example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
-        return images.to(parameter)
+        return images.detach().to(device, dtype)
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     if min(height, width) < 1:
         raise ConversionError(f"input_size={input_size}: must be positive.")
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
     noise = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-    return noise.to(parameter)
+    return noise.to(device, dtype)
 
 
 @torch.no_grad()
-def dissect(model: nn.Module, images: Tensor) -> Anatomy:
+def _dissect(model: nn.Module, images: Tensor) -> Anatomy:
     """Find the last spatial map of a network in eval mode, and what its head does with it.
 
     The last spatial map is the last tensor (N, C, h, w) with h * w > 1 through which everything flows, taken
-    before pools that only shrink it - unless the head is linear after those pools.
+    before pools that only resample it - unless the head is linear after those pools.
 
     Raises:
         ConversionError: the network cannot be traced or run, or has no such map; says where and why.
     """
     network, outermost = _trace(model, training=False)
     observer = _Observer(network)
-    try:
-        output = observer.run(images)
-    except Exception as error:
-        size = "x".join(map(str, images.shape[2:]))
-        raise ConversionError(
-            f"The network cannot run on input {tuple(images.shape)}: {error}. Give input_size (now {size}) or example."
-        ) from error
+    output = observer.observe(images)
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ConversionError(f"The network returns {shape}; expected one tensor of logits (N, classes).")
@@ -125,28 +159,42 @@ def dissect(model: nn.Module, images: Tensor) -> Anatomy:
     left_out: tuple[fx.Node, ...] = ()
     if linear is None:
         feature, left_out = _before_pools(network, observer, candidates[0])
-    head = _head(network, feature, observer)
-    graph = _extract(network.graph, None, feature, skip=left_out)
-    values = observer.values.get(feature)
-    if left_out or values is None:
-        values = fx.GraphModule(network, graph)(images)
+    channels, height, width = observer.shapes[feature][1:]
+    if left_out:
+        graph = _extract(network.graph, None, feature, skip=left_out)
+        height, width = as_module(network, graph)(images).shape[2:]
     head_nodes = _between(network.graph, feature)
-    weighted = [n for n in head_nodes if n.op == "call_module" and not parameter_free(network, n)]
+    weighted = [n for n in head_nodes if not parameter_free(network, n)]
+    if len(weighted) == 1 and weighted[0].op == "call_module" and linear is not None:
+        linear = _as_it_is(network.get_submodule(str(weighted[0].target)), linear)
     anatomy = Anatomy(
+        model=model,
         network=network,
         images=images,
         logits=output,
         feature=feature,
         feature_layer=_layer_name(network.graph, feature, outermost),
-        features_NCHW=values,
+        feature_shape=(channels, height, width),
         left_out=left_out,
         head_nodes=head_nodes,
-        head=head,
         linear=linear,
-        single_layer=len(weighted) == 1 and all(parameter_free(network, n) for n in head_nodes if n not in weighted),
+        single_layer=len(weighted) == 1,
     )
     _match_training_mode(model, anatomy)
     return anatomy
+
+
+def _as_it_is(layer: nn.Module, linear: nn.Linear) -> nn.Linear:
+    """A copy of the head's own layer where it is the folded one, so that it stays bit for bit."""
+    if not isinstance(layer, nn.Linear) or layer.weight.shape != linear.weight.shape:
+        return linear
+    bias = torch.zeros_like(linear.bias) if layer.bias is None else layer.bias
+    same = all(_near(a, b) for a, b in ((layer.weight, linear.weight), (bias, linear.bias)))
+    return copy.deepcopy(layer) if same else linear
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-3 * max(a.abs().max(), b.abs().max()))
 
 
 # ---------------------------------------------------------------- tracing and running
@@ -160,21 +208,29 @@ def _trace(model: nn.Module, *, training: bool) -> tuple[fx.GraphModule, dict[fx
         graph = tracer.trace(model)
     except Exception as error:
         raise ConversionError(
-            f"The network's forward cannot be traced by torch.fx ({type(error).__name__}: {error})."
+            f"The network's forward cannot be traced by torch.fx{_where(error)}"
+            f" ({type(error).__name__}: {error})."
             " Control flow that depends on tensor values is the usual cause; move it out of forward."
         ) from error
     finally:
         for module, mode in modes:
             module.training = mode
-    _use_results_of_in_place_steps(graph)
-    return fx.GraphModule(model, graph), tracer.outermost
+    _use_results_of_in_place_steps(model, graph)
+    return as_module(model, graph), tracer.outermost
 
 
-def _use_results_of_in_place_steps(graph: fx.Graph) -> None:
+def _where(error: Exception) -> str:
+    """The user's line at which tracing stopped."""
+    own = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _use_results_of_in_place_steps(model: nn.Module, graph: fx.Graph) -> None:
     """Let later steps read the result of an in-place step where they read its (overwritten) input."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if not _in_place(graph, node):
+        if not _in_place(model, node):
             continue
         source = node.all_input_nodes[0]
         for user in list(source.users):
@@ -182,16 +238,16 @@ def _use_results_of_in_place_steps(graph: fx.Graph) -> None:
                 user.replace_input_with(source, node)
 
 
-def _in_place(graph: fx.Graph, node: fx.Node) -> bool:
+def _in_place(model: nn.Module, node: fx.Node) -> bool:
     if not node.all_input_nodes:
         return False
-    if node.op == "call_module" and graph.owning_module is not None:
-        return bool(getattr(graph.owning_module.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
-        inplace = node.kwargs.get("inplace", False) or node.target in (operator.iadd, operator.imul, operator.isub)
+        inplace = node.kwargs.get("inplace", False) or node.target in _IN_PLACE_OPERATORS
         return bool(inplace) or (name.endswith("_") and not name.startswith("_"))
     return False
 
@@ -207,14 +263,29 @@ class _Observer(fx.Interpreter):
         self.tensors: set[fx.Node] = set()
         self.values: dict[fx.Node, Tensor] = {}
         self._recent: deque[fx.Node] = deque()
+        self._step = ""
+        self.extra_traceback = False
+
+    def observe(self, images: Tensor) -> Any:
+        """The network's output; refused with the name of the step that fails."""
+        try:
+            return self.run(images)
+        except Exception as error:
+            size = "x".join(map(str, images.shape[2:]))
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ConversionError(
+                f"The network cannot run on input {tuple(images.shape)}; at {self._step}: {reason}."
+                f" Give input_size (now {size}) or example."
+            ) from error
 
     def run_node(self, n: fx.Node) -> Any:
+        self._step = str(n.target if n.op == "call_module" else n.name)
         source = self.env.get(n.all_input_nodes[0]) if n.all_input_nodes else None
         before = source.clone() if isinstance(source, Tensor) and source.dim() == 4 else source
         result = super().run_node(n)
         if not isinstance(result, Tensor):
-            is_tensors = isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
-            if is_tensors:
+            several = isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
+            if several:
                 self.tensors.add(n)
             else:
                 self.constants[n] = result
@@ -241,7 +312,8 @@ def _flow(network: fx.GraphModule, observer: _Observer) -> list[fx.Node]:
     """Tensor steps on a way from the image to the output, in order."""
     forward: set[fx.Node] = set()
     for node in network.graph.nodes:
-        if node.op == "placeholder" or (node in observer.tensors and any(i in forward for i in node.all_input_nodes)):
+        follows = node in observer.tensors and any(source in forward for source in node.all_input_nodes)
+        if node.op == "placeholder" or follows:
             forward.add(node)
     backward: set[fx.Node] = set()
     for node in reversed(network.graph.nodes):
@@ -262,7 +334,7 @@ def _cuts(flow: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _candidates(network: fx.GraphModule, observer: _Observer, logits: Tensor) -> list[fx.Node]:
-    """The last spatial map and, before it, those that differ from it by pools and idle steps; largest first."""
+    """The last spatial map and those before it that differ by pools and idle steps only; largest first."""
     cuts = _cuts(_flow(network, observer))
     maps: list[fx.Node] = []
     for node in cuts:
@@ -271,9 +343,9 @@ def _candidates(network: fx.GraphModule, observer: _Observer, logits: Tensor) ->
         elif node in observer.values and maps:
             break  # pooled to 1 x 1: what is 4-D after this is no map (channels-last layers of ConvNeXt)
     if not maps:
-        last = [tuple(shape) for shape in observer.shapes.values() if len(shape) == 4][-1:]
+        (last,) = [tuple(shape) for shape in observer.shapes.values() if len(shape) == 4][-1:] or [None]
         raise ConversionError(
-            f"No spatial map was found: the last 4-D tensor has shape {last[0] if last else None}. A CNN whose map"
+            f"No spatial map was found: the last 4-D tensor has shape {last}. A CNN whose map"
             " is larger than 1 x 1 is needed; if this is one, give a larger input_size."
         )
     before_conv = _before_conv_head(network, maps[-1], observer, logits)
@@ -290,24 +362,30 @@ def _candidates(network: fx.GraphModule, observer: _Observer, logits: Tensor) ->
 
 def _refuse_attention(network: fx.GraphModule, feature: fx.Node) -> None:
     for node in _between(network.graph, feature):
-        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.MultiheadAttention):
+        layer = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, nn.MultiheadAttention):
             raise ConversionError(
-                f"Behind the last spatial map ({feature.name}) stands attention ({node.target}): in a transformer the"
-                " map is in its tokens, which this version does not convert. Use a CNN."
+                f"Behind the last spatial map ({feature.name}) stands attention ({node.target}): in a"
+                " transformer the map is in its tokens, which this version does not convert. Use a CNN."
             )
 
 
 def _only_pools(network: fx.GraphModule, observer: _Observer, node: fx.Node) -> bool:
-    """Whether a step has no parameters and leaves its input unchanged or only shrinks it."""
+    """Whether a step has no parameters and leaves its input unchanged or only resamples it.
+
+    An adaptive pool to a fixed size enlarges the map of a small image (VGG's to 7 x 7), and adds nothing.
+    """
     if not parameter_free(network, node):
         return False
     if node in observer.unchanged:
         return True
     now, before = observer.shapes[node], observer.shapes[node.all_input_nodes[0]]
-    return now[1] == before[1] and now[2] * now[3] < before[2] * before[3]
+    return len(before) == 4 and now[1] == before[1] and now[2:] != before[2:]
 
 
-def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: _Observer, logits: Tensor) -> fx.Node | None:
+def _before_conv_head(
+    network: fx.GraphModule, last: fx.Node, observer: _Observer, logits: Tensor
+) -> fx.Node | None:
     """The map in front of a 1x1 convolution to the classes, where that is the head (SqueezeNet, NIN)."""
     if not all(parameter_free(network, node) for node in _between(network.graph, last)):
         return None
@@ -315,7 +393,9 @@ def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: _Observe
     while len(conv.all_input_nodes) == 1 and parameter_free(network, conv):
         conv = conv.all_input_nodes[0]
     layer = network.get_submodule(str(conv.target)) if conv.op == "call_module" else None
-    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.out_channels != logits.shape[1]:
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1):
+        return None
+    if layer.out_channels != logits.shape[1]:
         return None
     source = conv.all_input_nodes[0]
     while source in observer.unchanged and len(source.all_input_nodes) == 1:
@@ -328,8 +408,8 @@ def _before_pools(
 ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """The map without the pools that stand between its last weighted layer and it.
 
-    A pool at the end is dropped by cutting before it; one before the last activation (conv -> pool -> ReLU) is
-    left out.
+    A pool at the end is dropped by cutting before it; one before the last activation (conv -> pool -> ReLU)
+    is left out.
     """
     tail, node = [], feature
     while len(node.all_input_nodes) == 1 and parameter_free(network, node) and node.op != "placeholder":
@@ -363,8 +443,10 @@ def _layer_name(graph: fx.Graph, feature: fx.Node, outermost: dict[fx.Node, str]
 def _head(network: fx.GraphModule, feature: fx.Node, observer: _Observer) -> Callable[[Tensor], Tensor]:
     (output,) = next(iter(reversed(network.graph.nodes))).args
     if not isinstance(output, fx.Node):
-        raise ConversionError("The network returns several outputs; expected one tensor of logits (N, classes).")
-    return fx.GraphModule(network, _extract(network.graph, feature, output, constants=observer.constants))
+        raise ConversionError(
+            "The network returns several outputs; expected one tensor of logits (N, classes)."
+        )
+    return as_module(network, _extract(network.graph, feature, output, constants=observer.constants))
 
 
 def _extract(
@@ -375,7 +457,7 @@ def _extract(
     skip: Iterable[fx.Node] = (),
     constants: dict[fx.Node, Any] | None = None,
 ) -> fx.Graph:
-    """Copy the steps from ``start`` (None: the image) to ``end``; sizes read before ``start`` become constants."""
+    """The steps from ``start`` (None: the image) to ``end``; sizes read off others become constants."""
     needed, pending = set(), [end]
     while pending:
         node = pending.pop()
@@ -384,15 +466,16 @@ def _extract(
             pending.extend([] if node is start else node.all_input_nodes)
     part = fx.Graph()
     copies: dict[fx.Node, Any] = {}
-    inside = start is None
     for node in graph.nodes:
         if node is start:
-            copies[node], inside = part.placeholder("features"), True
+            copies[node] = part.placeholder("features")
         elif node not in needed:
             continue
         elif node in skip:
             copies[node] = copies[node.all_input_nodes[0]]
-        elif inside or node.op == "get_attr":
+        elif node.op == "placeholder" and start is not None:
+            continue
+        elif all(source in copies for source in node.all_input_nodes):
             copies[node] = part.node_copy(node, lambda n: copies[n])
         elif constants is not None and node in constants:
             copies[node] = constants[node]
@@ -417,26 +500,35 @@ def _match_training_mode(model: nn.Module, anatomy: Anatomy) -> None:
     for node, step, other in zip(ours, _steps(ours), _steps(theirs), strict=True) if same else ():
         if step == other:
             continue
-        dropout = _FUNCTIONAL_DROPOUT.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+        is_function = node.op == "call_function"
+        dropout = _FUNCTIONAL_DROPOUT.get(node.target) if is_function else None  # type: ignore[arg-type]
         if dropout is None:
             same = False
             break
-        probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
         name = f"{node.name}_layer"
-        anatomy.network.add_submodule(name, dropout(probability).train(model.training))
-        node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1] or (node.kwargs["input"],), {}
+        anatomy.network.add_submodule(name, dropout(_argument(node, 1, "p", 0.5)))
+        node.args, node.kwargs = (_argument(node, 0, "input", None),), {}
+        node.op, node.target = "call_module", name
     if not same:
         raise ConversionError(
-            f"Up to {anatomy.feature_layer} the network takes other steps in training than in evaluation, which"
-            " cannot be kept in one network. Use layers (nn.Dropout) instead of `if self.training`."
+            f"Up to {anatomy.feature_layer} the network takes other steps in training than in evaluation,"
+            " which cannot be kept in one network. Use layers (nn.Dropout) instead of `if self.training`."
         )
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _steps(nodes: Sequence[fx.Node]) -> list[tuple[Any, ...]]:
     """What each step does, its inputs given by position, so that two traces can be compared."""
     position = {node: f"%{index}" for index, node in enumerate(nodes)}
     return [
-        (n.op, n.target if n.op != "placeholder" else "", fx.map_arg((n.args, n.kwargs), position.__getitem__))
+        (
+            n.op,
+            "" if n.op == "placeholder" else n.target,
+            fx.map_arg((n.args, n.kwargs), position.__getitem__),
+        )
         for n in nodes
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,8 +12,8 @@ from ..architecture import assemble
 from ..certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..model import POOLS, CAMNet
-from ..modes import evaluating
-from .anatomy import Anatomy, dissect, probe_images, refuse_wrapped
+from ..modes import evaluating, without_hooks
+from .anatomy import Anatomy, examine
 from .recipes import RECIPES, default_convs
 from .sources import resolve
 
@@ -40,8 +40,9 @@ def convert(
 
     ``head="gap"`` (Zhou et al. 2016, section 3.1) strips everything behind the last spatial map, the last
     max-pool included, and puts convolution 3x3 + ReLU -> global average pooling -> linear in its place.
-    ``head="direct"`` puts GAP -> linear there. ``head="recast"`` keeps the old head as one linear layer. Where
-    the old head already is linear after pooling and the number of classes stays, ``direct`` keeps it too.
+    ``head="direct"`` puts GAP -> linear there. ``head="recast"`` keeps the old head as one linear layer.
+    Where the old head already is linear after pooling and the number of classes stays, ``direct`` keeps it
+    too. No hook of the classifier runs, and none is copied.
 
     Args:
         model: a network, or a source such as ``"torchvision/vgg16"``.
@@ -63,35 +64,30 @@ def convert(
     if isinstance(model, str):
         source = resolve(model)
         model, name, class_names = source.model, source.name, source.class_names
-    _check_options(model, head, num_classes, pool, map_stride, recipe, dropout)
-    images = probe_images(model, input_size, example)
-    with evaluating(model):
-        anatomy = dissect(model, images)
-        _check_anatomy(anatomy, head, pool)
-        features, kept = _copy_features(anatomy)
+    _check_options(head, num_classes, pool, map_stride, recipe, dropout)
+    anatomy = examine(model, input_size, example)
+    _check_anatomy(anatomy, head, pool)
+    features, modes, kept = _copy_features(anatomy)
+    channels = anatomy.feature_shape[0]
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
-            torch.manual_seed(seed)
-        channels = anatomy.feature_shape[0]
-        widths: tuple[int, ...] = ()
-        if head == "gap":
-            widths = _widths(head_channels, recipe, features)
-            features = _with_convs(features, channels, widths)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+        widths = _widths(head_channels, recipe, features) if head == "gap" else ()
+        new = _add_convs(features, channels, widths)
         classifier = _classifier(anatomy, head, pool, widths[-1] if widths else channels, num_classes)
     dropout = RECIPES[recipe].dropout if recipe else dropout
-    new = [name for name, _ in _conv_layers(channels, widths)]
     net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
+    net.to(anatomy.images)
+    for module in net.modules():
+        module.training = modes.get(module, model.training)
+    net.certificate = _certify(net, anatomy, name or type(model).__name__, head, kept)
     net.to(next(model.parameters()))
-    for module in (net, net.pool, net.dropout, net.classifier, *(net.features.get_submodule(n) for n in new)):
-        module.training = model.training
-    net.certificate = _certify(net, anatomy, model, name or type(model).__name__, head, kept)
     if class_names is not None and len(class_names) == net.num_classes and num_classes is None:
         net.class_names = class_names
     return net
 
 
 def _check_options(
-    model: nn.Module,
     head: str,
     num_classes: int | None,
     pool: str,
@@ -104,36 +100,44 @@ def _check_options(
     if pool not in POOLS:
         raise ConversionError(f"pool={pool!r} is unknown. Choose one of {', '.join(POOLS)}.")
     if map_stride is not None:
-        raise ConversionError("map_stride is not available in this version. Leave it None, or give a larger input_size.")
+        raise ConversionError(
+            "map_stride is not available in this version. Leave it None, or give a larger input_size."
+        )
     if recipe is not None and (recipe not in RECIPES or head != "gap"):
         raise ConversionError(f"recipe={recipe!r}: needs head='gap' and one of {', '.join(RECIPES)}.")
     if num_classes is not None and num_classes < 1:
         raise ConversionError(f"num_classes={num_classes}: must be at least 1.")
     if not 0 <= dropout < 1:
         raise ConversionError(f"dropout={dropout}: must be in [0, 1).")
-    refuse_wrapped(model)
 
 
 def _check_anatomy(anatomy: Anatomy, head: str, pool: str) -> None:
     if head == "recast" and (anatomy.linear is None or pool != "gap"):
         raise ConversionError(
-            "head='recast' keeps a head that is linear after global average pooling; that of this network is not,"
-            " or another pool was asked for. Use head='gap' or head='direct'."
+            "head='recast' keeps a head that is linear after global average pooling; that of this network is"
+            " not, or another pool was asked for. Use head='gap' or head='direct'."
         )
 
 
-def _copy_features(anatomy: Anatomy) -> tuple[nn.Module, list[str]]:
-    """An independent copy of everything up to the last spatial map, without hooks; and its legacy layer names."""
+def _copy_features(anatomy: Anatomy) -> tuple[nn.Module, dict[nn.Module, bool], list[str]]:
+    """A copy of everything up to the last spatial map, the modes of its layers and their legacy names.
+
+    Hooks and gradients stay behind.
+    """
     graph = anatomy.features_graph()
-    kept = list(dict.fromkeys(str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")))
-    features = copy.deepcopy(assemble(anatomy.network, graph))
-    for module in features.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
-    return features, kept
+    layers = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    copies: dict[int, nn.Module] = {}
+    with without_hooks(anatomy.model):
+        features = copy.deepcopy(assemble(anatomy.network, graph), copies)
+    for parameter in features.parameters():
+        parameter.grad = None
+    modes = {copies[id(layer)]: layer.training for layer in anatomy.model.modules() if id(layer) in copies}
+    return features, modes, list(dict.fromkeys(layers))
 
 
-def _widths(head_channels: int | Sequence[int] | None, recipe: str | None, features: nn.Module) -> tuple[int, ...]:
+def _widths(
+    head_channels: int | Sequence[int] | None, recipe: str | None, features: nn.Module
+) -> tuple[int, ...]:
     if recipe is not None:
         return RECIPES[recipe].convs
     if head_channels is None:
@@ -144,45 +148,46 @@ def _widths(head_channels: int | Sequence[int] | None, recipe: str | None, featu
     return widths
 
 
-def _conv_layers(channels: int, widths: Sequence[int]) -> list[tuple[str, nn.Module]]:
-    layers: list[tuple[str, nn.Module]] = []
-    for index, (before, width) in enumerate(zip((channels, *widths[:-1]), widths, strict=True) if widths else (), 1):
-        number = str(index) if len(widths) > 1 else ""
-        layers += [(f"cam_conv{number}", nn.Conv2d(before, width, 3, padding=1)), (f"cam_relu{number}", nn.ReLU())]
-    return layers
-
-
-def _with_convs(features: nn.Module, channels: int, widths: Sequence[int]) -> nn.Module:
-    """Put convolutions 3x3 + ReLU behind the features; the layer names follow the released networks' CAM_conv."""
-    layers = _conv_layers(channels, widths)
-    for _, layer in layers:
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-    if isinstance(features, nn.Sequential):
-        for name, layer in layers:
+def _add_convs(features: nn.Module, channels: int, widths: Sequence[int]) -> list[str]:
+    """Put convolutions 3x3 + ReLU behind the features; their names follow the released networks' CAM_conv."""
+    layers: dict[str, nn.Module] = {}
+    taken = dict(features.named_children())
+    for before, width in zip((channels, *widths), widths, strict=False):
+        conv = nn.Conv2d(before, width, 3, padding=1)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        number = str(len(layers) // 2 + 1) if len(widths) > 1 else ""
+        while f"cam_conv{number}" in taken:  # the network went through a conversion before
+            number = f"_{number}"
+        layers |= {f"cam_conv{number}": conv, f"cam_relu{number}": nn.ReLU()}
+    if isinstance(features, fx.GraphModule):
+        _append_steps(features, layers)
+    else:
+        for name, layer in layers.items():
             features.add_module(name, layer)
-        return features
-    if not isinstance(features, fx.GraphModule):
-        raise TypeError(f"features are {type(features).__name__}")
+    return list(layers)
+
+
+def _append_steps(features: fx.GraphModule, layers: Mapping[str, nn.Module]) -> None:
     output = next(iter(reversed(features.graph.nodes)))
     step = output.args[0]
-    for name, layer in layers:
+    for name, layer in layers.items():
         features.add_submodule(name, layer)
         with features.graph.inserting_before(output):
             step = features.graph.call_module(name, (step,))
     output.args = (step,)
     features.recompile()
-    return features
 
 
 def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_classes: int | None) -> nn.Linear:
-    """The old linear head where it stays valid, else a new one, drawn as in wsolevaluation (std 0.01, bias 0)."""
+    """The old linear head where it stays valid, else a new one, drawn as wsolevaluation does."""
     old = anatomy.linear
     if head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features):
         return old
     if head == "recast" and old is not None:
-        raise ConversionError(f"head='recast' keeps the {old.out_features} classes; num_classes={num_classes} does not.")
+        raise ConversionError(
+            f"head='recast' keeps the {old.out_features} classes; num_classes={num_classes} does not."
+        )
     classifier = nn.Linear(channels, num_classes or anatomy.logits.shape[1])
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
@@ -193,25 +198,31 @@ def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_class
 
 
 @torch.no_grad()
-def _certify(net: CAMNet, anatomy: Anatomy, legacy: nn.Module, source: str, head: str, kept: list[str]) -> Certificate:
+def _certify(net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str]) -> Certificate:
     images = anatomy.images
     with evaluating(net):
         logits, maps = net.forward_with_maps(images)
     if not bool(logits.isfinite().all()):
-        raise ConversionError("The converted network gives NaN or infinite logits on the probe. Are the weights damaged?")
+        raise ConversionError(
+            "The converted network gives NaN or infinite logits on the probe. Are the weights damaged?"
+        )
     height, width = maps.shape[2:]
     if height * width < 2:
         raise ConversionError(f"The map is {height} x {width} at this input size. Give a larger input_size.")
     error = net.identity_error(images) if net.pool_name == "gap" else None
     if error is not None and not error <= TOLERANCE:
-        raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
+        raise ConversionError(
+            f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}."
+        )
     kept_old = net.classifier is anatomy.linear
     legacy_error = None
     if kept_old:
         scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         legacy_error = float((logits - anatomy.logits).abs().max() / scale)
         if not legacy_error <= TOLERANCE:
-            raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
+            raise ConversionError(
+                f"The kept head does not give the legacy's logits: error {legacy_error:.1e}."
+            )
     notes = list(anatomy.notes)
     if kept_old and anatomy.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")
@@ -220,32 +231,32 @@ def _certify(net: CAMNet, anatomy: Anatomy, legacy: nn.Module, source: str, head
         head=head,
         pool=net.pool_name,
         feature_layer=anatomy.feature_layer,
-        input_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        input_shape=anatomy.input_shape,
         map_size=(height, width),
         map_channels=net.num_features,
         num_classes=net.num_classes,
         legacy_classes=anatomy.logits.shape[1],
-        parts=_parts(net, anatomy, legacy, kept, kept_old),
+        parts=_parts(net, anatomy, kept, kept_old),
         identity_error=error,
         legacy_error=legacy_error,
         notes=tuple(notes),
     )
 
 
-def _parts(net: CAMNet, anatomy: Anatomy, legacy: nn.Module, kept: list[str], kept_old: bool) -> tuple[Part, ...]:
-    groups = net.parameter_groups()
-    features = sum(p.numel() for p in groups["features"])
-    total = sum(p.numel() for p in legacy.parameters())
+def _parts(net: CAMNet, anatomy: Anatomy, kept: list[str], kept_old: bool) -> tuple[Part, ...]:
+    features = sum(p.numel() for p in net.parameter_groups()["features"])
+    total = sum(p.numel() for p in anatomy.model.parameters())
     classifier = sum(p.numel() for p in net.classifier.parameters())
     parts = [Part("features", "kept", _span(kept), features)]
     if kept_old:
         parts.append(Part("head", "kept", f"{_span(anatomy.head_layers)} -> GAP + linear", classifier))
         return tuple(parts)
     parts.append(Part("head", "dropped", _span(anatomy.head_layers), total - features))
-    convs = [layer for name in net.head_layers if isinstance(layer := net.features.get_submodule(name), nn.Conv2d)]
-    for layer in convs:
-        size = sum(p.numel() for p in layer.parameters())
-        parts.append(Part("convolution", "new", f"3x3, {layer.in_channels} -> {layer.out_channels}, ReLU", size))
+    for layer in map(net.features.get_submodule, net.head_layers):
+        if isinstance(layer, nn.Conv2d):
+            size = sum(p.numel() for p in layer.parameters())
+            span = f"3x3, {layer.in_channels} -> {layer.out_channels}, ReLU"
+            parts.append(Part("convolution", "new", span, size))
     linear = f"{net.pool_name.upper()}, linear {net.num_features} -> {net.num_classes}"
     parts.append(Part("classifier", "new", linear, classifier))
     return tuple(parts)

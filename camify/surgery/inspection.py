@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..modes import evaluating
-from .anatomy import Anatomy, dissect, probe_images, refuse_wrapped
+from .anatomy import Anatomy, examine
 from .sources import resolve
 
 __all__ = ["Inspection", "inspect"]
@@ -46,12 +46,12 @@ class Inspection:
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         table.add_row("verdict", self.verdict)
-        table.add_row("reason", self.reason)
+        table.add_row("reason", escape(self.reason))
         if self.feature_layer is not None and self.map_size is not None and self.input_shape is not None:
             (height, width), (_, input_h, input_w) = self.map_size, self.input_shape
             table.add_row("last spatial map", f"{self.feature_layer}, {self.map_channels} channels")
             table.add_row("map size", f"{height} x {width} at {input_h} x {input_w} px")
-            table.add_row("head", ", ".join(self.head_layers))
+            table.add_row("head", ", ".join(self.head_layers) or "functions only")
             table.add_row("classes", str(self.num_classes))
         return table
 
@@ -77,10 +77,7 @@ def inspect(
     if isinstance(model, str):
         model = resolve(model, weights=False).model
     try:
-        refuse_wrapped(model)
-        images = probe_images(model, input_size, example)
-        with evaluating(model):
-            anatomy = dissect(model, images)
+        anatomy = examine(model, input_size, example)
     except ConversionError as error:
         return Inspection("unsupported", str(error))
     channels, height, width = anatomy.feature_shape
@@ -93,7 +90,7 @@ def inspect(
         map_size=(height, width),
         map_channels=channels,
         num_classes=anatomy.logits.shape[1],
-        input_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        input_shape=anatomy.input_shape,
     )
 
 
@@ -103,5 +100,8 @@ def _verdict(anatomy: Anatomy) -> tuple[str, str]:
         pools = f" ({left_out} would be left out for a larger map)" if left_out else ""
         return "convertible", f"The head is not linear after pooling: it needs a new one{pools}."
     if anatomy.single_layer:
-        return "native", "The head is one linear layer after global average pooling: its class maps exist as it is."
-    return "foldable", "The head is linear after global average pooling; multiplied out it is one layer, exactly."
+        return "native", "The head is one linear layer after global average pooling: the class maps exist."
+    return (
+        "foldable",
+        "The head is linear after global average pooling: multiplied out it is one layer, exactly.",
+    )

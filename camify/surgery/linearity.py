@@ -16,8 +16,8 @@ def fold_linear_head(head: Callable[[Tensor], Tensor], features_NCHW: Tensor) ->
     """The linear layer that equals ``head`` after global average pooling, or None where there is none.
 
     Such a head depends on the mean of each channel only, and is affine in it. Both are tested on the features
-    of real images and on noise; then the layer is read off from the answers to C + 1 constant maps. This covers
-    dropout, batch norm, several linear layers in a row and 1x1 convolutions alike.
+    of real images and on noise; then the layer is read off from the answers to C + 1 constant maps. This
+    covers dropout, batch norm, several linear layers in a row and 1x1 convolutions alike.
 
     Args:
         head: last spatial map (2, C, h, w) -> logits (2, K), in eval mode.
@@ -43,14 +43,15 @@ def _read_off(head: Callable[[Tensor], Tensor], like: Tensor) -> nn.Linear:
     """Weights and bias of an affine head: its answers to unit maps and to the zero map."""
     zero = torch.zeros_like(like)
     bias = head(zero)[0]
-    scale = float(like.abs().max().clamp_min(1.0))  # large against the bias, so that the difference stays exact
+    scale = float(like.abs().max().clamp_min(1.0))  # large against the bias: the difference stays exact
     columns = []
     for first in range(0, like.shape[1], 2):  # the head takes two maps at a time
         unit = zero.clone()
         for row, channel in enumerate(range(first, min(first + 2, like.shape[1]))):
             unit[row, channel] = scale
         columns += list((head(unit)[: min(2, like.shape[1] - first)] - bias) / scale)
-    layer = nn.Linear(like.shape[1], len(bias), device=like.device, dtype=like.dtype)
+    layer = nn.Linear(like.shape[1], len(bias), device="meta", dtype=like.dtype)  # draws no random numbers
+    layer.to_empty(device=like.device)
     with torch.no_grad():
         layer.weight.copy_(torch.stack(columns, dim=1))
         layer.bias.copy_(bias)

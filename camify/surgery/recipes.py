@@ -12,7 +12,7 @@ __all__ = ["RECIPES", "Recipe", "default_convs"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A CAM head as published: the widths of its 3x3 convolutions (each with ReLU) and the dropout after pooling."""
+    """A CAM head as published: widths of its 3x3 convolutions (each with ReLU), dropout after pooling."""
 
     convs: tuple[int, ...]
     dropout: float
@@ -20,9 +20,11 @@ class Recipe:
 
 
 RECIPES = {
-    "zhou2016/vgg16-gap": Recipe((1024,), 0.0, "Zhou et al. 2016, section 3.1: one convolution 3x3, 1024 units, GAP"),
+    "zhou2016/vgg16-gap": Recipe(
+        (1024,), 0.0, "Zhou et al. 2016, section 3.1: one convolution 3x3 of 1024 units before GAP"
+    ),
     "zhou2016/alexnet-star-gap": Recipe(
-        (512, 512), 0.0, "Zhou et al. 2016, AlexNet*-GAP: two convolutions before GAP (widths of the released net)"
+        (512, 512), 0.0, "Zhou et al. 2016, AlexNet*-GAP: two convolutions before GAP (the released widths)"
     ),
 }
 

@@ -13,7 +13,7 @@ import torchvision
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..checkpoint import MANIFEST, read_tensors
+from ..checkpoint import read_tensors
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
 from .tiny_vgg import TinyVGG
@@ -39,9 +39,9 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """The network that a source string names.
 
     Args:
-        source: ``"torchvision/vgg16"`` (pretrained), ``"torchvision/vgg16@none"`` (random weights), ``"...@NAME"``
-            (a member of the weights enum), ``"...@FILE"`` (a state dict: .pth, .pt or .safetensors),
-            ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
+        source: ``"torchvision/vgg16"`` (pretrained), ``"torchvision/vgg16@none"`` (random weights),
+            ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (a state dict: .pth, .pt or
+            .safetensors), ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
         weights: False builds the architecture only; nothing is loaded or downloaded.
 
     Raises:
@@ -79,12 +79,14 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
         member = choices["DEFAULT" if which == "" else which]
     except KeyError:
         known = ", ".join(choices.__members__)
-        raise ConversionError(f"source torchvision/{name}@{which}: no such weights. Known: none, {known}.") from None
+        raise ConversionError(
+            f"source torchvision/{name}@{which}: no such weights. Known: none, {known}."
+        ) from None
     try:
         state = member.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"torchvision/{name}@{member.name}: the weights could not be downloaded from {member.url} ({error})."
+            f"torchvision/{name}@{member.name}: cannot download the weights from {member.url} ({error})."
             f" Put the file into {torch.hub.get_dir()}/checkpoints, or use torchvision/{name}@FILE or @none."
         ) from error
     options = {"aux_logits": True, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
@@ -108,8 +110,8 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     if path.suffix == ".safetensors":
         state = read_tensors(path)
         with safe_open(path, framework="pt") as file:
-            names = json.loads((file.metadata() or {}).get("class_names", "null"))
-        return state, names
+            metadata = file.metadata() or {}
+        return state, _class_names(path, metadata.get("class_names", "null"))
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
     try:
@@ -119,6 +121,16 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: is not a state dict (names -> tensors). Save `model.state_dict()`.")
     return dict(state), None
+
+
+def _class_names(path: Path, text: str) -> list[str] | None:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = text
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{path}: field class_names of the metadata is not a JSON list of names.")
+    return names
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -134,8 +146,3 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(f"{source}: the weights do not fit the network: {'; '.join(wrong[:4])}{more}.")
     model.load_state_dict(state, strict=True)
-
-
-def is_checkpoint_folder(path: str) -> bool:
-    """Whether a path is a complete checkpoint folder."""
-    return (Path(path) / MANIFEST).is_file()

@@ -20,7 +20,8 @@ class TinyVGG(nn.Module):
         channels = 3
         for block, width in enumerate(widths):
             for _ in range(1 if block < 2 else 2):
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)

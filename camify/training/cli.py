@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from jsonargparse import set_parsing_settings
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from ..errors import CamifyError, DataError
+from ..errors import CamifyError, ConfigError
 from .fine_tuner import CAMFineTuner
 from .overlays import CAMOverlayLogger
 from .record import RunRecord
 
-__all__ = ["FineTuningCLI", "main", "one_line"]
+__all__ = ["FineTuningCLI", "main"]
 
 
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong in one line and leaves with exit code 2."""
+    """Says what is wrong in one line, and which option may have been meant."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002 - jsonargparse's signature
-        """Print the error and exit."""
-        self.exit(2, one_line(message))
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error for ``main`` to print."""
+        found = _inner_error(ex)
+        text = str(found) if found is not None else _essence(message)
+        unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
+        guesses = difflib.get_close_matches(unknown[1], self._option_names(), n=1) if unknown else []
+        raise ConfigError(f"{text}. Did you mean {guesses[0]}?" if guesses else text) from ex
+
+    def _option_names(self) -> list[str]:
+        """All options of this parser and its subcommands."""
+        parsers: list[Any] = [self]
+        for action in self._actions:
+            parsers += (getattr(action, "_name_parser_map", None) or {}).values()
+        return sorted({o.lstrip("-") for parser in parsers for a in parser._actions for o in a.option_strings})
 
 
-def one_line(message: object) -> str:
-    """An error as the last line a user sees; lists of files keep their lines."""
-    return f"camify: error: {str(message).strip()}\n"
+def _essence(message: str) -> str:
+    """A parser's message in one line; of a list of tried types, what those of the expected kind said."""
+    text = re.sub(r": *\n(?! *- ) *", ": ", message.strip())
+    tried = re.findall(r"^ *- ([A-Z](?!.*NoneType).*)", text, flags=re.MULTILINE)
+    return " ".join([text.split(": Does not")[0] + ":", *tried] if tried else text.split())
+
+
+def _inner_error(error: BaseException | None) -> CamifyError | None:
+    """The camify error that a library wrapped into its own, if there is one."""
+    while error is not None and not isinstance(error, CamifyError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -123,7 +146,7 @@ def _choose_folder(folder: Path) -> Path:
         return Path(inherited)
     taken = (folder / "config.yaml").exists()
     if taken and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DataError(f"{folder}: holds a run already. Choose another --trainer.default_root_dir.")
+        raise ConfigError(f"{folder}: holds a run already. Choose another --trainer.default_root_dir.")
     number, free = 2, folder
     while (free / "config.yaml").exists():
         free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
@@ -135,10 +158,14 @@ def main(args: ArgsType = None) -> None:
     """Run the training command line; wrong input gives a clear message and exit code 2, no traceback."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
         FineTuningCLI(args)
-    except CamifyError as error:
-        sys.stderr.write(one_line(error))
+    except Exception as error:
+        found = _inner_error(error)
+        if found is None:
+            raise
+        sys.stderr.write(f"camify: error: {found}\n")
         sys.exit(2)
     finally:
         os.environ.pop("CAMIFY_RUN_FOLDER", None)

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The folder of real photographs with boxes; tests that use it are marked `data`."""
+    if not PHOTOS.is_dir():
+        pytest.skip(f"{PHOTOS} is missing")
+    return PHOTOS
