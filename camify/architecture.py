@@ -116,9 +116,7 @@ def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         parts = layer.split(".")
         if parts[0] in _OWN_NAMES or node.name == "self" or any(map(keyword.iskeyword, parts)):
             name = layer or node.name
-            raise ConversionError(
-                f"layer {name}: torch.fx or Python uses this name itself. Rename the layer."
-            )
+            raise ConversionError(f"layer {name}: torch.fx or Python uses this name itself. Rename the layer.")
     return fx.GraphModule(root, graph, class_name="Features")
 
 
@@ -207,9 +205,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _cannot_store(what: str) -> str:
-    return (
-        f"{what} cannot be stored without code. Use a layer of torch.nn instead, or keep the model in Python."
-    )
+    return f"{what} cannot be stored without code. Use a layer of torch.nn instead, or keep the model in Python."
 
 
 def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
@@ -298,6 +294,8 @@ def _build(data: Any) -> nn.Module:
         for path, entry in data["tensors"].items():
             tensor = torch.empty(entry["shape"])
             _place(root, path, nn.Parameter(tensor) if entry["parameter"] else tensor)
+    if not data["nodes"] or data["nodes"][-1]["op"] != "output":
+        raise CheckpointError("architecture: the steps do not end in an output")
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in data["nodes"]:

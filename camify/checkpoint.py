@@ -27,9 +27,7 @@ WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
 SCHEMA_VERSION = 1
 
 
-def write_folder(
-    folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str
-) -> Path:
+def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str) -> Path:
     """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
 
     Raises:
@@ -107,9 +105,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: is not valid JSON ({error}). The file is damaged; save it again."
-        ) from error
+        raise CheckpointError(f"{path}: is not valid JSON ({error}). The file is damaged; save it again.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema_version"), int):
         raise CheckpointError(f"{path}: field schema_version is missing. Is this a camify checkpoint?")
     if manifest["schema_version"] > SCHEMA_VERSION:
@@ -136,9 +132,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(os.fspath(path)))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({error}). The file is damaged."
-        ) from error
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error}). The file is damaged.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -68,7 +68,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, required=True, help="checkpoint folder")
     command.add_argument("--out", type=str, required=True, help="folder for the pictures")
     command.add_argument("--method", choices=tuple(METHODS), default="cam")
-    command.add_argument("--target", type=str | None, default=None, help="a class by name or number; default: the predicted")
+    command.add_argument(
+        "--target", type=str | None, default=None, help="a class by name or number; default: the predicted"
+    )
     command.add_argument("--colormap", type=str, default="inferno")
     command.add_argument("--overwrite", type=bool, default=False, help="replace pictures that exist")
     commands.add_subcommand("explain", command)
@@ -107,9 +109,13 @@ def _explain(options: Namespace) -> None:
     source = resolve(options.model)
     net = source.model
     if not isinstance(net, CAMNet):
-        raise ConversionError(f"{options.model}: is not CAM-ready. Convert it first: camify convert {options.model} OUT")
+        raise ConversionError(
+            f"{options.model}: is not CAM-ready. Convert it first: camify convert {options.model} OUT"
+        )
     if net.preprocessing is None:
-        raise ConfigError(f"{options.model}: names no preprocessing, so pictures cannot be prepared. Save it again with it.")
+        raise ConfigError(
+            f"{options.model}: names no preprocessing, so pictures cannot be prepared. Save it again with it."
+        )
     preprocessing = Preprocessing.from_dict(net.preprocessing)
     files = _image_files(options.images)
     targets = _out_files(files, Path(options.out), overwrite=options.overwrite)
@@ -127,7 +133,12 @@ def _explain(options: Namespace) -> None:
             heat = select(maps, torch.tensor([chosen]))[0]
             shown = ClassMap(names[chosen], heat, float(logits[0, chosen]), probability)
             picture = overlay_picture(
-                preprocessing.restore(image), None, shown, scale=float(heat.max()), colormap=options.colormap, title=path.name
+                preprocessing.restore(image),
+                None,
+                shown,
+                scale=float(heat.max()),
+                colormap=options.colormap,
+                title=path.name,
             )
             out.parent.mkdir(parents=True, exist_ok=True)
             picture.save(out)
@@ -155,7 +166,8 @@ def _out_files(files: Sequence[Path], folder: Path, *, overwrite: bool) -> list[
     """A picture file for every image; equal names get their number."""
     stems = [slug(path.stem) for path in files]
     names = [
-        stem if stems.count(stem) == 1 else f"{stem}_{stems[:index].count(stem) + 1}" for index, stem in enumerate(stems)
+        stem if stems.count(stem) == 1 else f"{stem}_{stems[:index].count(stem) + 1}"
+        for index, stem in enumerate(stems)
     ]
     out = [folder / f"{name}_cam.png" for name in names]
     existing = [path for path in out if path.exists()]

@@ -230,9 +230,7 @@ class CAMNet(nn.Module):
 
     def _check_fields(self) -> None:
         names, record = self.class_names, self.certificate
-        if names is not None and not (
-            isinstance(names, list) and all(isinstance(name, str) for name in names)
-        ):
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise CheckpointError("field class_names is not a list of names.")
         if names is not None and len(names) != self.num_classes:
             raise CheckpointError(f"class_names has {len(names)} names for {self.num_classes} classes.")

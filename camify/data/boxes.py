@@ -38,8 +38,7 @@ def read_boxes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, li
             missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
             if missing:
                 raise DataError(
-                    f"{path}:1: column {', '.join(missing)} is missing."
-                    f" The first line must be: {','.join(COLUMNS)}"
+                    f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
                 )
             for row in rows:
                 box = _parse(row, sizes)

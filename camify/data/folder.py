@@ -185,9 +185,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Put images into {folder.name}/CLASS/.")
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{folder}: holds no class folders. Put images into {folder.name}/CLASS/.")
     return names
@@ -230,9 +228,7 @@ def _measure(path: Path, *, decode: bool) -> tuple[int, int] | str:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             if decode:
-                image.draft(
-                    "RGB", (64, 64)
-                )  # JPEG at an eighth: quicker, and reads the whole file all the same
+                image.draft("RGB", (64, 64))  # JPEG at an eighth: quicker, and reads the whole file all the same
                 upright_rgb(image)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file makes them raise
         return str(error) or type(error).__name__

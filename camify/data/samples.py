@@ -118,9 +118,7 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         with Image.open(path) as image:
             rgb = upright_rgb(image)
     except Exception as error:  # decoders raise whatever a damaged file makes them raise
-        raise DataError(
-            f"{path}: cannot be read as an image ({str(error) or type(error).__name__})."
-        ) from error
+        raise DataError(f"{path}: cannot be read as an image ({str(error) or type(error).__name__}).") from error
     return tv_tensors.Image(TF.pil_to_tensor(rgb))
 
 

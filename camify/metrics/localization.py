@@ -60,21 +60,15 @@ class MaxBoxAccuracy(Metric):
         if version not in _IOU:
             raise ConfigError(f"MaxBoxAccuracy: version={version} is unknown. Choose 1 or 2.")
         if parity is not None:
-            raise ConfigError(
-                f"MaxBoxAccuracy: parity={parity!r} is not available in this version. Leave it None."
-            )
+            raise ConfigError(f"MaxBoxAccuracy: parity={parity!r} is not available in this version. Leave it None.")
         ious = _IOU[version] if iou_thresholds is None else tuple(iou_thresholds)
         if not ious or not all(0 < iou <= 1 for iou in ious) or not 1 <= count <= 255:
-            raise ConfigError(
-                f"MaxBoxAccuracy: iou_thresholds={ious} must lie in (0, 1], count={count} in 1..255."
-            )
+            raise ConfigError(f"MaxBoxAccuracy: iou_thresholds={ious} must lie in (0, 1], count={count} in 1..255.")
         self.version, self.iou_thresholds, self.count = version, ious, count
         # Whole numbers: they stay exact where a model's precision makes its floats half ones.
         candidates = len(centre_boxes(1, 1))
         self.add_state("hits", torch.zeros(len(ious), count, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state(
-            "centre_hits", torch.zeros(len(ious), candidates, dtype=torch.int64), dist_reduce_fx="sum"
-        )
+        self.add_state("centre_hits", torch.zeros(len(ious), candidates, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
@@ -115,9 +109,7 @@ class MaxBoxAccuracy(Metric):
 
 def _check(maps: Tensor, truths: Sequence[Tensor]) -> None:
     if maps.dim() != 3 or 0 in maps.shape[1:] or len(maps) != len(truths):
-        raise DataError(
-            f"MaxBoxAccuracy: maps {tuple(maps.shape)} must be (N, H, W) for {len(truths)} box lists."
-        )
+        raise DataError(f"MaxBoxAccuracy: maps {tuple(maps.shape)} must be (N, H, W) for {len(truths)} box lists.")
     if not bool(((maps >= 0) & (maps <= 1)).all()):
         raise DataError("MaxBoxAccuracy: maps must lie in [0, 1], without NaN. Use camify.maps.normalize.")
     for index, truth in enumerate(truths):
@@ -126,6 +118,4 @@ def _check(maps: Tensor, truths: Sequence[Tensor]) -> None:
         if truth.dim() != 2 or truth.shape[1] != 4:
             raise DataError(f"MaxBoxAccuracy: boxes of image {index} are {tuple(truth.shape)}, not (n, 4).")
         if not bool((truth[:, 2:] > truth[:, :2]).all()):
-            raise DataError(
-                f"MaxBoxAccuracy: boxes of image {index} need x0 < x1 and y0 < y1: {truth.tolist()}"
-            )
+            raise DataError(f"MaxBoxAccuracy: boxes of image {index} need x0 < x1 and y0 < y1: {truth.tolist()}")

@@ -144,9 +144,7 @@ def _chart(
         ],
         "rule": y(baseline) if _known(baseline) else None,
         "labels": _spread(labels),
-        "x_ticks": [
-            (x(e), f"{e:g}") for e in range(int(first), int(max(epochs)) + 1, math.ceil(_step(span, 8)))
-        ],
+        "x_ticks": [(x(e), f"{e:g}") for e in range(int(first), int(max(epochs)) + 1, math.ceil(_step(span, 8)))],
         "y_ticks": [(y(i * step), text(i * step).replace(".0 ", " ")) for i in range(low, high + 1)],
     }
 

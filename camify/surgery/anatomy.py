@@ -90,13 +90,9 @@ def _refuse_wrapped(model: nn.Module) -> None:
     if parallel or "FullyShardedDataParallel" in kind:
         raise ConversionError(f"The network is wrapped in {kind}. Pass `model.module`.")
     if hasattr(model, "_orig_mod"):
-        raise ConversionError(
-            "The network went through torch.compile. Pass `model._orig_mod`; compile the result."
-        )
+        raise ConversionError("The network went through torch.compile. Pass `model._orig_mod`; compile the result.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConversionError(
-            "The network is a ScriptModule, which has no layers to convert. Pass the nn.Module."
-        )
+        raise ConversionError("The network is a ScriptModule, which has no layers to convert. Pass the nn.Module.")
     for name, layer in model.named_modules():
         computed = [key for key, value in vars(layer).items() if isinstance(value, Tensor)]
         if computed and type(layer).__module__.startswith("torch.nn"):
@@ -383,9 +379,7 @@ def _only_pools(network: fx.GraphModule, observer: _Observer, node: fx.Node) -> 
     return len(before) == 4 and now[1] == before[1] and now[2:] != before[2:]
 
 
-def _before_conv_head(
-    network: fx.GraphModule, last: fx.Node, observer: _Observer, logits: Tensor
-) -> fx.Node | None:
+def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: _Observer, logits: Tensor) -> fx.Node | None:
     """The map in front of a 1x1 convolution to the classes, where that is the head (SqueezeNet, NIN)."""
     if not all(parameter_free(network, node) for node in _between(network.graph, last)):
         return None
@@ -443,9 +437,7 @@ def _layer_name(graph: fx.Graph, feature: fx.Node, outermost: dict[fx.Node, str]
 def _head(network: fx.GraphModule, feature: fx.Node, observer: _Observer) -> Callable[[Tensor], Tensor]:
     (output,) = next(iter(reversed(network.graph.nodes))).args
     if not isinstance(output, fx.Node):
-        raise ConversionError(
-            "The network returns several outputs; expected one tensor of logits (N, classes)."
-        )
+        raise ConversionError("The network returns several outputs; expected one tensor of logits (N, classes).")
     return as_module(network, _extract(network.graph, feature, output, constants=observer.constants))
 
 

@@ -135,9 +135,7 @@ def _copy_features(anatomy: Anatomy) -> tuple[nn.Module, dict[nn.Module, bool], 
     return features, modes, list(dict.fromkeys(layers))
 
 
-def _widths(
-    head_channels: int | Sequence[int] | None, recipe: str | None, features: nn.Module
-) -> tuple[int, ...]:
+def _widths(head_channels: int | Sequence[int] | None, recipe: str | None, features: nn.Module) -> tuple[int, ...]:
     if recipe is not None:
         return RECIPES[recipe].convs
     if head_channels is None:
@@ -211,18 +209,14 @@ def _certify(net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[s
         raise ConversionError(f"The map is {height} x {width} at this input size. Give a larger input_size.")
     error = net.identity_error(images) if net.pool_name == "gap" else None
     if error is not None and not error <= TOLERANCE:
-        raise ConversionError(
-            f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}."
-        )
+        raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
     kept_old = net.classifier is anatomy.linear
     legacy_error = None
     if kept_old:
         scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         legacy_error = float((logits - anatomy.logits).abs().max() / scale)
         if not legacy_error <= TOLERANCE:
-            raise ConversionError(
-                f"The kept head does not give the legacy's logits: error {legacy_error:.1e}."
-            )
+            raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
     notes = list(anatomy.notes)
     if kept_old and anatomy.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")

@@ -48,7 +48,7 @@ def resolve(source: str, *, weights: bool = True) -> Source:
         ConversionError: nothing has that name.
         CheckpointError: the weights are missing, damaged or do not fit.
     """
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         model = CAMNet.from_pretrained(source)
         return Source(model, str(source), model.class_names)
     library, _, rest = source.partition("/")
@@ -79,9 +79,7 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
         member = choices["DEFAULT" if which == "" else which]
     except KeyError:
         known = ", ".join(choices.__members__)
-        raise ConversionError(
-            f"source torchvision/{name}@{which}: no such weights. Known: none, {known}."
-        ) from None
+        raise ConversionError(f"source torchvision/{name}@{which}: no such weights. Known: none, {known}.") from None
     try:
         state = member.get_state_dict(check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
@@ -99,8 +97,10 @@ def _from_file(source: str, architecture: Callable[..., nn.Module], file: str) -
     if not file:
         return Source(architecture(), source)
     state, names = _read_state(Path(file))
-    classes = next((len(t) for t in reversed(list(state.values())) if t.dim() > 0), None)
-    model = architecture() if classes is None else architecture(num_classes=classes)
+    model = architecture()
+    last = next(reversed(model.state_dict()))  # of the classifier: its length is the number of classes
+    if last in state and state[last].dim() > 0 and len(state[last]) != len(model.state_dict()[last]):
+        model = architecture(num_classes=len(state[last]))
     _load(model, state, source)
     return Source(model.eval(), source, names)
 

@@ -24,6 +24,12 @@ from .record import RunRecord
 
 __all__ = ["FineTuningCLI", "main"]
 
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning with a newer torch
+    ".*exists and is not empty.*",  # the run's folder is chosen so that nothing is overwritten
+)
+
 
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong in one line, and which option may have been meant."""
@@ -127,6 +133,10 @@ class FineTuningCLI(LightningCLI):
 
     @staticmethod
     def _loggers(folder: str) -> list[Logger]:
+        figures = Path(folder, "metrics.csv")
+        if figures.is_file():  # a resumed run: CSVLogger would delete the figures so far
+            count = len(list(figures.parent.glob("metrics-*.csv")))
+            figures.rename(figures.with_name(f"metrics-{count + 1}.csv"))
         return [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
 
 
@@ -157,7 +167,8 @@ def _choose_folder(folder: Path) -> Path:
 def main(args: ArgsType = None) -> None:
     """Run the training command line; wrong input gives a clear message and exit code 2, no traceback."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
     set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
         FineTuningCLI(args)

@@ -34,7 +34,11 @@ def best_weights(trainer: pl.Trainer) -> tuple[dict[str, Tensor], str] | None:
 
 @torch.no_grad()
 def export_cam_net(
-    network: CAMNet, weights: Mapping[str, Tensor] | None, folder: Path, results: Mapping[str, Any], images: Tensor
+    network: CAMNet,
+    weights: Mapping[str, Tensor] | None,
+    folder: Path,
+    results: Mapping[str, Any],
+    images: Tensor,
 ) -> float:
     """Save a network with the given weights, load it again and compare the two on ``images``.
 

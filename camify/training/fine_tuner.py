@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
@@ -92,7 +93,9 @@ class CAMFineTuner(pl.LightningModule):
             self.class_names = self.model.class_names
         count = self._count_classes(input_size)
         if class_names is not None and len(class_names) != count:
-            raise ConfigError(f"The data has {len(class_names)} classes, the network {count}. Convert it with num_classes.")
+            raise ConfigError(
+                f"The data has {len(class_names)} classes, the network {count}. Convert it with num_classes."
+            )
         self.val_accuracy = MulticlassAccuracy(num_classes=count, average="micro")
         self.box_accuracy = MaxBoxAccuracy(version=1)
 
@@ -232,7 +235,7 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(self.model, CAMNet):
             set_frozen(self.model, self.current_epoch < self.hparams["freeze_epochs"])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
         options = self.hparams
         groups = (

@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ..data import Preprocessing
@@ -21,6 +21,8 @@ from ..maps import select
 from ..model import CAMNet
 from ..modes import evaluating
 from ..report.overlay import ClassMap, overlay_picture, strip_picture
+from ..report.page import ImageTrack
+from .asking import is_dry_run, run_folder, single_loader
 from .loggers import log_picture
 
 __all__ = ["CAMOverlayLogger", "choose_probes"]
@@ -52,15 +54,14 @@ class CAMOverlayLogger(pl.Callback):
         every_n_epochs: draw in every n-th epoch only.
     """
 
-    def __init__(
-        self, num_images: int = 12, seed: int = 0, colormap: str = "inferno", every_n_epochs: int = 1
-    ) -> None:
+    def __init__(self, num_images: int = 12, seed: int = 0, colormap: str = "inferno", every_n_epochs: int = 1) -> None:
         self.num_images, self.seed = num_images, seed
         self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
         self.history: dict[int, dict[str, Tensor]] = {}  # by epoch: maps (n, 2, h, w), logits, probabilities, classes
         self.class_names: list[str] = []
         self.folder: Path | None = None
         self._probes: _Probes | None = None
+        self._encoded: dict[str, tuple[int, bytes]] = {}
         self._failed = False
 
     # ------------------------------------------------------------ state
@@ -78,7 +79,7 @@ class CAMOverlayLogger(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""
         network = getattr(pl_module, "model", None)
-        skip = trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero
+        skip = trainer.sanity_checking or is_dry_run(trainer) or not trainer.is_global_zero
         if skip or trainer.state.fn != "fit" or not isinstance(network, CAMNet):
             return
         if trainer.current_epoch % self.every_n_epochs == 0:
@@ -103,7 +104,7 @@ class CAMOverlayLogger(pl.Callback):
     def _draw_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, network: CAMNet) -> None:
         if self._probes is None:
             self._probes = _read_probes(trainer, network, self.num_images, self.seed)
-            self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "overlays"
+            self.folder = run_folder(trainer) / "overlays"
             self.class_names = network.class_names or [f"class {index}" for index in range(network.num_classes)]
         epoch = trainer.current_epoch
         with trainer.precision_plugin.forward_context():
@@ -115,7 +116,9 @@ class CAMOverlayLogger(pl.Callback):
             self._write(self._strip(index), _strip(name))
             unknown.update(log_picture(trainer.loggers, f"overlays/{name}", picture, trainer.global_step))
         if unknown and epoch == min(self.history):
-            rank_zero_warn(f"Overlays are on disk only: {', '.join(sorted(unknown))} takes no pictures from camify yet.")
+            rank_zero_warn(
+                f"Overlays are on disk only: {', '.join(sorted(unknown))} takes no pictures from camify yet."
+            )
 
     def _draw_all(self) -> None:
         probes = self._probes
@@ -170,8 +173,8 @@ class CAMOverlayLogger(pl.Callback):
 
     # ------------------------------------------------------------ for the report
 
-    def tracks(self) -> list[tuple[str, str, list[tuple[int, Path, str]], Path]]:
-        """Per image: name, true class, (epoch, picture, caption) per epoch, strip."""
+    def tracks(self) -> list[ImageTrack]:
+        """The watched images with their pictures of all epochs, for the run's page."""
         if self._probes is None or self.folder is None:
             return []
         tracks = []
@@ -180,10 +183,21 @@ class CAMOverlayLogger(pl.Callback):
             for epoch, looks in sorted(self.history.items()):
                 probability, guess = float(looks["probabilities"][index, 0]), int(looks["classes"][index])
                 caption = f"predicted {self.class_names[guess]}, p {probability:.2f}"
-                frames.append((epoch, self.folder / _frame(epoch, name), caption))
+                frames.append((epoch, self._webp(_frame(epoch, name)), caption))
             true = self.class_names[int(self._probes.batch["label"][index])]
-            tracks.append((name, true, frames, self.folder / _strip(name)))
+            tracks.append(ImageTrack(name, true, frames, self._webp(_strip(name))))
         return tracks
+
+    def _webp(self, name: str) -> bytes:
+        """A written picture as WebP, a fifth of its PNG; encoded once as long as the file stays the same."""
+        path = (self.folder or Path()) / name
+        changed = path.stat().st_mtime_ns
+        if self._encoded.get(name, (0, b""))[0] != changed:
+            buffer = io.BytesIO()
+            with Image.open(path) as picture:
+                picture.save(buffer, format="WEBP", quality=82, method=2)
+            self._encoded[name] = (changed, buffer.getvalue())
+        return self._encoded[name][1]
 
 
 def _frame(epoch: int, name: str) -> str:
@@ -215,8 +229,7 @@ def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: in
 
 
 def _read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int) -> _Probes:
-    loaders = trainer.val_dataloaders
-    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    loader = single_loader(trainer.val_dataloaders)
     dataset = loader.dataset
     indices = choose_probes(count, getattr(dataset, "labels", None), len(dataset), seed)
     batch = loader.collate_fn([dataset[index] for index in indices])

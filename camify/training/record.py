@@ -11,13 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..files import write_whole
 from ..model import CAMNet
-from ..report.page import ImageTrack, RunReport, render_page
+from ..report.page import RunReport, render_page
+from .asking import count_samples, is_dry_run, run_folder, single_loader
 from .export import best_weights, export_cam_net, export_legacy
 from .fine_tuner import CAMFineTuner
 from .overlays import CAMOverlayLogger
@@ -56,7 +57,7 @@ class RunRecord(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what will happen and measure what the legacy network reaches."""
-        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or trainer.fast_dev_run:
+        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
             return
         if not self.quiet:
             opening_screen(trainer, pl_module, run_folder(trainer))
@@ -66,7 +67,7 @@ class RunRecord(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's figures, write results and page, print one line."""
-        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or trainer.fast_dev_run:
+        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
             return
         figures = {key: float(value) for key, value in trainer.callback_metrics.items() if _is_number(value)}
         before = self.history[-1] if self.history else None
@@ -77,7 +78,7 @@ class RunRecord(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the best epoch, write the final results and page, say what came out."""
-        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or trainer.fast_dev_run:
+        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
             return
         if not self.history:
             return
@@ -95,9 +96,14 @@ class RunRecord(pl.Callback):
             self.exported["file"] = str(folder / "legacy.safetensors")
         self._write(trainer, pl_module, finished=True)
         if not self.quiet:
-            closing_screen(folder, self.exported, self.legacy_accuracy, pl_module)
+            closing_screen(folder, self.exported, self.legacy_accuracy)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002 - Lightning's signature
+        exception: BaseException,
+    ) -> None:
         """Say how to go on after Ctrl-C."""
         last = run_folder(trainer) / "last.ckpt"
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last.is_file() and not self.quiet:
@@ -113,7 +119,7 @@ class RunRecord(pl.Callback):
             key: value for key, value in epoch.items() if key.startswith("val/") and math.isfinite(value)
         }
         results["epochs_trained"] = len(self.history)
-        results["validation_images"] = _length(module.trainer.val_dataloaders)
+        results["validation_images"] = count_samples(module.trainer.val_dataloaders)
         if self.legacy_accuracy is not None:
             results["legacy/acc"] = self.legacy_accuracy
         return results
@@ -144,8 +150,7 @@ class RunRecord(pl.Callback):
         certificate = network.certificate if isinstance(network, CAMNet) else None
         record = certificate.to_dict() if certificate else {"parts": ()}
         rows = [{**part, "part": part["name"]} for part in record["parts"]]
-        overlays = next((c for c in trainer.callbacks if isinstance(c, CAMOverlayLogger)), None)
-        centre = self.history[-1].get("val/centre_box_acc")
+        overlays = next((c for c in getattr(trainer, "callbacks", ()) if isinstance(c, CAMOverlayLogger)), None)
         data = type(getattr(trainer, "datamodule", None)).__name__
         config = folder / "config.yaml"
         return RunReport(
@@ -154,12 +159,9 @@ class RunRecord(pl.Callback):
             subtitle=f"{module.source}, {len(module.class_names or ())} classes, {data}",
             certificate={"rows": rows, "facts": certificate.facts if certificate else {}},
             results=self._rows(finished),
-            centre_box_accuracy=centre,
+            centre_box_accuracy=self.history[-1].get("val/centre_box_acc"),
             history=self.history,
-            images=[
-                ImageTrack(name, true, [(e, p.read_bytes(), c) for e, p, c in frames if p.is_file()], _read(strip))
-                for name, true, frames, strip in (overlays.tracks() if overlays else [])
-            ],
+            images=overlays.tracks() if overlays else [],
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
             environment=environment(trainer),
             commands=commands(folder),
@@ -187,16 +189,17 @@ class RunRecord(pl.Callback):
         return rows
 
 
-def run_folder(trainer: pl.Trainer) -> Path:
-    """Where a run leaves its files: the logger's folder, else the trainer's."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
 def commands(folder: Path) -> list[tuple[str, str]]:
     """What to do next, with the command."""
     return [
-        ("Explain your own pictures with the exported network", f"camify explain PICTURE.jpg --model {folder}/export --out explained"),
-        ("Go on training", f"python train.py fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt"),
+        (
+            "Explain your own pictures with the exported network",
+            f"camify explain PICTURE.jpg --model {folder}/export --out explained",
+        ),
+        (
+            "Go on training",
+            f"python train.py fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
+        ),
         ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),
     ]
 
@@ -218,7 +221,7 @@ def _accuracy(network: nn.Module, trainer: pl.Trainer, module: CAMFineTuner) -> 
     """Accuracy of the legacy network on the validation data."""
     network.to(module.device).eval()
     metric: MulticlassAccuracy | None = None
-    for batch in _loader(trainer):
+    for batch in single_loader(trainer.val_dataloaders):
         moved = module.transfer_batch_to_device(batch, module.device, 0)
         images, labels = (moved["image"], moved["label"]) if isinstance(moved, dict) else moved
         logits = network(images)
@@ -229,18 +232,8 @@ def _accuracy(network: nn.Module, trainer: pl.Trainer, module: CAMFineTuner) -> 
     return float(metric.compute()) if metric is not None else math.nan
 
 
-def _loader(trainer: pl.Trainer) -> Any:
-    loaders = trainer.val_dataloaders
-    return loaders[0] if isinstance(loaders, list | tuple) else loaders
-
-
-def _length(loaders: Any) -> int | None:
-    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-    return len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else None
-
-
 def _some_images(trainer: pl.Trainer) -> Tensor:
-    batch = next(iter(_loader(trainer)))
+    batch = next(iter(single_loader(trainer.val_dataloaders)))
     images: Tensor = batch["image"] if isinstance(batch, dict) else batch[0]
     return images[:8].cpu().float()
 
@@ -252,10 +245,6 @@ def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[st
     if monitor is None or score is None:
         return history[-1]
     return next((row for row in history if row.get(monitor) == float(score)), history[-1])
-
-
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def _is_number(value: Any) -> bool:

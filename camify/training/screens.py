@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model import CAMNet
+from .asking import count_samples
 from .fine_tuner import CAMFineTuner
 
 __all__ = ["closing_screen", "epoch_line", "opening_screen"]
@@ -26,7 +27,7 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    train, val = (_count(loader) for loader in (trainer.train_dataloader, trainer.val_dataloaders))
+    train, val = (count_samples(loader) for loader in (trainer.train_dataloader, trainer.val_dataloaders))
     names = module.class_names or []
     table.add_row("data", f"{train} training, {val} validation images, {len(names)} classes: {_shorten(names)}")
     table.add_row("schedule", _schedule(trainer, module))
@@ -63,7 +64,7 @@ def epoch_line(now: Mapping[str, float], before: Mapping[str, float] | None, leg
     Console(highlight=False, soft_wrap=True).print("  ·  ".join(parts))
 
 
-def closing_screen(folder: Path, exported: Mapping[str, Any], legacy: float | None, module: CAMFineTuner) -> None:
+def closing_screen(folder: Path, exported: Mapping[str, Any], legacy: float | None) -> None:
     """Print what came out, where it is and the next command."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
@@ -95,9 +96,3 @@ def _figure(value: float | None) -> str:
 
 def _shorten(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", ... and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _count(loaders: Any) -> int | str:
-    loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-    dataset = getattr(loader, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else "?"

@@ -21,9 +21,7 @@ WIDTH, HEIGHT = 40, 20
 
 
 def picture(width=WIDTH, height=HEIGHT, seed=0):
-    coarse = np.random.default_rng(seed).integers(
-        0, 256, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8
-    )
+    coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8)
     return Image.fromarray(np.kron(coarse, np.ones((4, 4, 1), np.uint8))[:height, :width])
 
 
@@ -47,9 +45,7 @@ def root(tmp_path):
 
 
 def module(root, **options):
-    return ImageFolderDataModule(
-        str(root), **({"image_size": 16, "batch_size": 3, "num_workers": 0} | options)
-    )
+    return ImageFolderDataModule(str(root), **({"image_size": 16, "batch_size": 3, "num_workers": 0} | options))
 
 
 def ready(root, **options):
@@ -182,8 +178,7 @@ def test_a_hidden_folder_above_the_root_hides_nothing(tmp_path):
 def test_nested_files_and_suffixes_in_capitals(root):
     grow(root, "train/cat/far/down/x.png", "train/cat/B.JPG", "train/cat/c.jpeg", "train/cat/d.webp")
     assert pairs(ready(root), "train")[:6] == [
-        (f"train/cat/{name}", "cat")
-        for name in ("0.png", "1.png", "B.JPG", "c.jpeg", "d.webp", "far/down/x.png")
+        (f"train/cat/{name}", "cat") for name in ("0.png", "1.png", "B.JPG", "c.jpeg", "d.webp", "far/down/x.png")
     ]
 
 
@@ -220,9 +215,7 @@ def png_header(width, height):
     """A PNG that claims this size and holds hardly any pixels."""
 
     def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
@@ -417,9 +410,7 @@ def test_a_table_without_boxes(root, content):
     assert error(root).startswith(f"{root / 'boxes.csv'}:1: ")
 
 
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe\0i\0m", b"image,x0,y0,x1,y1,label\n\xe9t\xe9.png,1,1,2,2,cat\n"]
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe\0i\0m", b"image,x0,y0,x1,y1,label\n\xe9t\xe9.png,1,1,2,2,cat\n"])
 def test_a_table_in_another_encoding(root, content):
     (root / "boxes.csv").write_bytes(content)
     assert str(root / "boxes.csv") in error(root)

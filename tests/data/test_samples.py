@@ -221,9 +221,7 @@ def test_first_frame_of_an_animation(tmp_path):
     assert np.array_equal(read(tmp_path / "a.webp"), first)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"\0" * 20]
-)
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"\0" * 20])
 def test_unreadable_files_are_named(tmp_path, content):
     (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.jpg"):
@@ -257,8 +255,7 @@ def test_finish_gives_plain_tensors_and_drops_slivers():
 
 def test_collate():
     samples = [
-        {"image": torch.full((3, 4, 4), float(label)), "label": label, "path": f"{label}.png"}
-        for label in (2, 0, 1)
+        {"image": torch.full((3, 4, 4), float(label)), "label": label, "path": f"{label}.png"} for label in (2, 0, 1)
     ]
     batch = collate(samples)
     assert set(batch) == {"image", "label", "path"}

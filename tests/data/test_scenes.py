@@ -50,9 +50,7 @@ def centroid_accuracy(features, labels):
 
 def shape_features(mask):
     """Numbers about a mask that no shift, turn or scaling changes."""
-    contour = max(
-        cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len
-    )
+    contour = max(cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len)
     hull = cv2.convexHull(contour)
     (_, sides, _), (_, radius) = cv2.minAreaRect(contour), cv2.minEnclosingCircle(contour)
     area, outline = mask.sum(), cv2.arcLength(contour, True)
@@ -137,8 +135,7 @@ def test_no_fixed_box_locates_the_objects(boxes):
 @pytest.mark.parametrize("accuracy", [ridge_accuracy, centroid_accuracy])
 def test_colours_do_not_give_the_class_away(scenes, labels, accuracy):
     histograms = [
-        np.histogramdd(scene.image.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)[0] / SIZE**2
-        for scene in scenes
+        np.histogramdd(scene.image.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)[0] / SIZE**2 for scene in scenes
     ]
     assert accuracy(histograms, labels) < CHANCE + 0.08
 

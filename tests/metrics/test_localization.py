@@ -346,9 +346,7 @@ def test_forward_gives_the_batch_and_accumulates(sample):
 def test_two_metrics_merge_into_one(sample):
     maps, boxes = sample
     whole = updated(MaxBoxAccuracy(), maps, boxes)
-    left, right = (
-        updated(MaxBoxAccuracy(), maps[part], boxes[part]) for part in (slice(0, 7), slice(7, None))
-    )
+    left, right = (updated(MaxBoxAccuracy(), maps[part], boxes[part]) for part in (slice(0, 7), slice(7, None)))
     for name, reduction in whole._reductions.items():  # as torchmetrics does across processes
         parts = torch.stack([getattr(left, name), getattr(right, name)])
         assert torch.equal(reduction(parts), getattr(whole, name))

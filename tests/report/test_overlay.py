@@ -19,9 +19,7 @@ def ramp(size: int = 6) -> torch.Tensor:
     return torch.linspace(-2, 4, size * size).reshape(size, size)
 
 
-def plain(
-    height: int = 64, width: int = 64, rgb: tuple[float, float, float] = (0.2, 0.6, 0.4)
-) -> torch.Tensor:
+def plain(height: int = 64, width: int = 64, rgb: tuple[float, float, float] = (0.2, 0.6, 0.4)) -> torch.Tensor:
     return torch.tensor(rgb)[:, None, None].expand(3, height, width)
 
 
@@ -29,9 +27,7 @@ def class_map(name: str = "cat", map_hw: torch.Tensor | None = None) -> ClassMap
     return ClassMap(name, ramp() if map_hw is None else map_hw, 1.234, 0.87)
 
 
-def panel(
-    picture: Image.Image, index: int, size: tuple[int, int] = (overlay.PANEL, overlay.PANEL)
-) -> np.ndarray:
+def panel(picture: Image.Image, index: int, size: tuple[int, int] = (overlay.PANEL, overlay.PANEL)) -> np.ndarray:
     left = overlay.MARGIN + index * (max(size[0], overlay.COLUMN) + overlay.GAP)
     return np.asarray(picture.crop((left, TOP, left + size[0], TOP + size[1]))).astype(int)
 
@@ -94,9 +90,7 @@ def test_second_panel_shows_the_predicted_class_or_the_cells_of_the_map():
 def test_negative_evidence_leaves_the_picture_as_it_is():
     map_hw = torch.full((4, 4), -5.0)
     map_hw[:, 3] = 5.0
-    picture = overlay_picture(
-        torch.rand(3, 224, 224), class_map("cat", map_hw), class_map("dog", -map_hw), scale=5.0
-    )
+    picture = overlay_picture(torch.rand(3, 224, 224), class_map("cat", map_hw), class_map("dog", -map_hw), scale=5.0)
     assert np.array_equal(panel(picture, 0)[:, :130], panel(picture, 2)[:, :130])
     assert not np.array_equal(panel(picture, 0)[:, 180:], panel(picture, 2)[:, 180:])
 

@@ -85,19 +85,14 @@ def test_page_is_well_formed_and_loads_nothing():
     html = render_page(report())
     page = Page(html)
     addresses = [
-        v
-        for _, attributes in page.tags
-        for k, v in attributes.items()
-        if k in ("src", "href", "srcset", "data")
+        v for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href", "srcset", "data")
     ]
     assert addresses
     assert all(address.startswith("data:image/") for address in addresses)
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html)
     assert not page.all("link") + page.all("iframe") + page.all("object")
     policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert (
-        policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def test_text_is_never_markup():
@@ -123,9 +118,7 @@ def test_text_is_never_markup():
     assert len(page.all("script")) == 1
     assert page.text.count(NASTY) >= 15
     known = {"class", "src", "alt", "id", "type", "data-epoch", "data-epochs", "hidden"}
-    strange = [
-        a for tag, a in page.tags if tag in ("img", "div", "span", "button", "figure") and set(a) - known
-    ]
+    strange = [a for tag, a in page.tags if tag in ("img", "div", "span", "button", "figure") and set(a) - known]
     assert not strange
 
 
@@ -143,9 +136,7 @@ def test_one_slider_moves_through_all_epochs(epochs):
 def test_every_picture_is_embedded():
     shown = report(5)
     sources = [image["src"] for image in Page(render_page(shown)).all("img") if image.get("src")]
-    expected = [p for track in shown.images for _, p, _ in track.frames] + [
-        t.strip for t in shown.images if t.strip
-    ]
+    expected = [p for track in shown.images for _, p, _ in track.frames] + [t.strip for t in shown.images if t.strip]
     assert [base64.b64decode(s.split(",")[1]) for s in sources] == expected
     assert [s.split(";")[0] for s in sources[:2]] == ["data:image/webp", "data:image/png"]
 
@@ -200,13 +191,10 @@ def test_a_run_that_has_just_begun_has_a_page():
 def test_curves_are_where_their_values_are():
     html = render_page(report(3))
     loss, accuracy = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    points = [
-        tuple(map(float, p.split(","))) for p in re.search(r'class="line s0" points="(.*?)"', loss)[1].split()
-    ]
+    points = [tuple(map(float, p.split(","))) for p in re.search(r'class="line s0" points="(.*?)"', loss)[1].split()]
     assert [x for x, _ in points] == [48, 211, 374]
     bottom, top = (
-        float(y)
-        for y in re.findall(r'class="axis" d="M48 ([\d.]+)H', loss)[:: len(re.findall("axis", loss)) - 1]
+        float(y) for y in re.findall(r'class="axis" d="M48 ([\d.]+)H', loss)[:: len(re.findall("axis", loss)) - 1]
     )
     heights = [(bottom - y) / (bottom - top) * 2 for _, y in points]  # the axis ends at 2
     assert heights == pytest.approx([2, 1, 2 / 3], abs=0.01)

@@ -185,7 +185,11 @@ def test_alexnet_at_224_has_a_map_of_13x13_and_two_convolutions():
     assert net.certificate.map_size == (13, 13)
     kept = sum(p.numel() for p in legacy.features.parameters())
     assert parts(net)[:2] == [("kept", kept), ("dropped", 58_631_144)]
-    assert [size for _, size in parts(net)[2:]] == [256 * 512 * 9 + 512, 512 * 512 * 9 + 512, 512 * 1000 + 1000]
+    assert [size for _, size in parts(net)[2:]] == [
+        256 * 512 * 9 + 512,
+        512 * 512 * 9 + 512,
+        512 * 1000 + 1000,
+    ]
     check_identity(net, images)
     direct = convert(legacy, head="direct", input_size=224, seed=0)
     check_layers(direct, legacy, [])
@@ -361,7 +365,11 @@ class Discarded(nn.Module):
 
     def __init__(self, how):
         super().__init__()
-        self.conv, self.relu, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(2048, 5)
+        self.conv, self.relu, self.last = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Linear(2048, 5),
+        )
         self.how = how
 
     def forward(self, x):
@@ -666,7 +674,10 @@ def test_a_converted_network_can_be_converted_again():
     same = convert(once, head="direct", input_size=64)
     with torch.no_grad():
         assert torch.equal(same(images), once(images))
-    for again in (convert(once, input_size=64, head_channels=4, seed=0), convert(FunctionalNet(), input_size=64)):
+    for again in (
+        convert(once, input_size=64, head_channels=4, seed=0),
+        convert(FunctionalNet(), input_size=64),
+    ):
         twice = convert(again, input_size=64, head_channels=(3, 4), seed=0)
         names = [name for name, _ in twice.features.named_children()]
         assert len(names) == len(set(names))
@@ -686,7 +697,9 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
         },
         "modes": [(name, module.training) for name, module in model.named_modules()],
         "flags": [(name, p.requires_grad) for name, p in model.named_parameters()],
-        "gradients": {n: None if p.grad is None else (id(p.grad), p.grad.sum().item()) for n, p in model.named_parameters()},
+        "gradients": {
+            n: None if p.grad is None else (id(p.grad), p.grad.sum().item()) for n, p in model.named_parameters()
+        },
         "hooks": [
             (name, key, list(hooks.items()))
             for name, module in model.named_modules()
@@ -891,9 +904,9 @@ def test_other_steps_in_training_are_refused():
             self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
 
         def forward(self, x):
-            x = self.conv(x)
             if self.training:
                 x = x + torch.randn_like(x)
+            x = self.conv(x)
             return self.last(x.mean((2, 3)))
 
     with pytest.raises(ConversionError, match="other steps in training than in evaluation"):

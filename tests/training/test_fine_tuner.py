@@ -65,7 +65,12 @@ def test_parameter_groups_are_named_and_the_head_is_ten_times_faster(legacy, dat
     assert groups["head"]["initial_lr"] == pytest.approx(10 * groups["features"]["initial_lr"]) == pytest.approx(0.1)
     named = {id(p): name for name, p in module.model.named_parameters()}
     head = {named[id(p)] for p in groups["head"]["params"]}
-    assert head == {"features.cam_conv.weight", "features.cam_conv.bias", "classifier.weight", "classifier.bias"}
+    assert head == {
+        "features.cam_conv.weight",
+        "features.cam_conv.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert len(groups["features"]["params"]) + len(head) == len(list(module.model.parameters()))
 
 
@@ -107,7 +112,11 @@ def test_pairs_of_images_and_labels_train_as_well(legacy, make_trainer):
         return torch.stack([s["image"] for s in samples]), torch.tensor([s["label"] for s in samples])
 
     trainer = make_trainer(max_epochs=1)
-    trainer.fit(tuner(legacy), DataLoader(Blobs(16, 0), 8, collate_fn=pairs), DataLoader(Blobs(16, 1), 8, collate_fn=pairs))
+    trainer.fit(
+        tuner(legacy),
+        DataLoader(Blobs(16, 0), 8, collate_fn=pairs),
+        DataLoader(Blobs(16, 1), 8, collate_fn=pairs),
+    )
     assert "val/acc" in trainer.callback_metrics
     assert "val/max_box_acc" not in trainer.callback_metrics
 

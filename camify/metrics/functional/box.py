@@ -18,9 +18,7 @@ def thresholds(count: int = 100) -> Tensor:
     return torch.arange(count) / count
 
 
-def best_iou_by_threshold(
-    map_HW: Tensor, boxes: Tensor, count: int = 100, *, largest: bool = False
-) -> Tensor:
+def best_iou_by_threshold(map_HW: Tensor, boxes: Tensor, count: int = 100, *, largest: bool = False) -> Tensor:
     """For every threshold the best IoU of the map's boxes with any ground-truth box, (count,) float64.
 
     The map's boxes at a threshold are the tight boxes of the 8-connected components of ``map >= threshold``;
