@@ -49,7 +49,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         lines.append("")
     if manifest["class_names"]:
         names = ", ".join(_cell(name) for name in manifest["class_names"][:200])
-        lines += ["## Classes", "", names + (" ..." if shape["num_classes"] > 200 else ""), ""]
+        more = " ..." if shape["num_classes"] > 200 else ""
+        lines += ["## Classes", "", f"In order: {names}{more}", ""]
     return "\n".join(lines)
 
 

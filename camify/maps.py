@@ -50,10 +50,14 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Each map (..., H, W) scaled to [0, 1] by its own minimum and maximum; a constant map gives zeros."""
+    """Each map (..., H, W) scaled to [0, 1] by its own minimum and maximum; a constant map gives zeros.
+
+    A map that differs by no more than the rounding of ``upsample`` counts as constant.
+    """
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
-    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), torch.zeros_like(maps))
+    varies = span > 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return torch.where(varies, (maps - low) / torch.where(varies, span, 1), torch.zeros_like(maps))
 
 
 def component_boxes(mask_HW: np.ndarray, *, largest: bool = False) -> np.ndarray:

@@ -153,17 +153,17 @@ def test_what_cannot_be_stored_without_code_is_refused_by_name():
     Own.__module__ = "torch.nn.own"  # a leaf for torch.fx
     with pytest.raises(ConversionError, match=r"layer inner: torch\.nn\.own.*Own cannot be stored"):
         architecture.describe(Custom(Own(3, 3, 1)))
-    with pytest.raises(ConversionError, match="layer inner: .*Threshold cannot be stored"):
+    with pytest.raises(ConversionError, match=r"layer inner: .*Threshold cannot be stored"):
         architecture.describe(Custom(nn.Threshold(0.1, 0.0)))
-    with pytest.raises(ConversionError, match="function cumsum cannot be stored"):
+    with pytest.raises(ConversionError, match=r"function cumsum cannot be stored"):
         architecture.describe(Custom(lambda x: torch.cumsum(x, 1)))
     with pytest.raises(ConversionError, match=r"method cumsum\(\) cannot be stored"):
         architecture.describe(Custom(lambda x: x.cumsum(1)))
-    with pytest.raises(ConversionError, match="function getattr cannot be stored"):
+    with pytest.raises(ConversionError, match=r"function getattr cannot be stored"):
         architecture.describe(Custom(lambda x: x.T))
-    with pytest.raises(ConversionError, match="value .*cannot be stored"):
+    with pytest.raises(ConversionError, match=r"value .*cannot be stored"):
         architecture.describe(Custom(lambda x: x.to(torch.device("cpu"))))
-    with pytest.raises(ConversionError, match="constant.*cannot be stored"):
+    with pytest.raises(ConversionError, match=r"constant.*cannot be stored"):
         architecture.describe(WithTensor())
 
 
@@ -231,7 +231,7 @@ NAMES = [
     "self",
     "torch",
     "é",
-    "ｓｅｌｆ",
+    "\uff53\uff45\uff4c\uff46",
     "x\u2028y",
     "*args",
     "**kwargs",
@@ -309,7 +309,7 @@ def test_a_step_cannot_stand_in_for_the_module(trap):
     """`self = x + 0` would make every later `self.layer(...)` a method call on a tensor."""
     take = node("self", "call_method", "add", ref("x"), 0)
     call = node("y", "call_module", "numpy")
-    with pytest.raises(CheckpointError, match="node name 'self'"):
+    with pytest.raises(CheckpointError, match=r"node name 'self'"):
         run(description(take, call, layers={"numpy": CONV}))
     # the same through a layer of that name, after which torch.fx would name the step
     with pytest.raises(CheckpointError):
@@ -484,7 +484,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("index", range(len(MALFORMED)))
 def test_malformed_descriptions_are_refused(trap, index):
-    with pytest.raises(CheckpointError, match="architecture"):
+    with pytest.raises(CheckpointError, match=r"architecture"):
         architecture.build(MALFORMED[index])
     assert list(trap.iterdir()) == []
 
@@ -557,7 +557,9 @@ def test_random_damage_is_refused_or_harmless(trap, network):
         value = HOSTILE[torch.randint(len(HOSTILE), (), generator=generator)]
         put(data, spot, copy.deepcopy(value))
         if torch.rand((), generator=generator) < 0.2 and isinstance(value, str):  # a renamed layer, called by name
-            data = json.loads(json.dumps(original).replace('"conv"', json.dumps(value)).replace('"0"', json.dumps(value)))
+            data = json.loads(
+                json.dumps(original).replace('"conv"', json.dumps(value)).replace('"0"', json.dumps(value))
+            )
         try:
             assert isinstance(architecture.build(data), nn.Module)
         except CheckpointError:

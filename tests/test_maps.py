@@ -62,8 +62,7 @@ def test_upsampling_takes_any_leading_dimensions():
     assert torch.equal(upsample(maps[0, 0], (8, 8)), upsample(maps, (8, 8))[0, 0])
     assert torch.equal(upsample(maps[0], (8, 8)), upsample(maps, (8, 8))[0])
     assert upsample(maps[:0], (8, 8)).shape == (0, 3, 8, 8)
-    flat = torch.full((2, 3), 2.5)
-    assert torch.equal(upsample(flat, (7, 9)), torch.full((7, 9), 2.5))
+    torch.testing.assert_close(upsample(torch.full((2, 3), 2.5), (7, 9)), torch.full((7, 9), 2.5))
 
 
 def test_normalising_scales_each_map_to_its_own_range():
@@ -88,6 +87,17 @@ def test_a_constant_map_has_no_heat(value):
     assert torch.equal(heat[1], torch.arange(16.0).view(4, 4) / 15)
     heat.sum().backward()
     assert maps.grad.isfinite().all()
+
+
+def test_the_rounding_of_upsampling_is_no_heat():
+    """Bilinear weights do not add up to one exactly: a constant of 2.5 comes out as 2.5 and 2.5000002."""
+    constants = torch.randn(300, 1, 1, 1).expand(300, 1, 14, 14) * 100
+    for size in ((224, 224), (97, 61), (15, 40)):
+        big = upsample(constants, size)
+        assert torch.equal(normalize(big), torch.zeros_like(big))
+    faint = torch.full((8, 8), 1000.0)
+    faint[2, 3] += 0.01
+    assert normalize(faint)[2, 3] == 1
 
 
 def test_selecting_takes_one_class_per_image():

@@ -167,7 +167,7 @@ def test_every_pool_is_its_formula():
     torch.testing.assert_close(POOLS["gap"]()(x)[..., 0, 0], x.mean((2, 3)))
     assert torch.equal(POOLS["gmp"]()(x)[..., 0, 0], x.amax((2, 3)))
     assert set(POOLS) == {"gap", "gmp", "lse"}
-    with pytest.raises(ConversionError, match="pool='avg'.*gap, gmp, lse"):
+    with pytest.raises(ConversionError, match=r"pool='avg'.*gap, gmp, lse"):
         net("avg")
 
 

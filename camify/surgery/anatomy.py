@@ -339,7 +339,8 @@ def _candidates(network: fx.GraphModule, observer: _Observer, logits: Tensor) ->
         elif node in observer.values and maps:
             break  # pooled to 1 x 1: what is 4-D after this is no map (channels-last layers of ConvNeXt)
     if not maps:
-        (last,) = [tuple(shape) for shape in observer.shapes.values() if len(shape) == 4][-1:] or [None]
+        shapes = [tuple(shape) for shape in observer.shapes.values() if len(shape) == 4]
+        last = shapes[-1] if shapes else None
         raise ConversionError(
             f"No spatial map was found: the last 4-D tensor has shape {last}. A CNN whose map"
             " is larger than 1 x 1 is needed; if this is one, give a larger input_size."

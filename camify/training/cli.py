@@ -54,7 +54,8 @@ def _essence(message: str) -> str:
     """A parser's message in one line; of a list of tried types, what those of the expected kind said."""
     text = re.sub(r": *\n(?! *- ) *", ": ", message.strip())
     tried = re.findall(r"^ *- ([A-Z](?!.*NoneType).*)", text, flags=re.MULTILINE)
-    return " ".join([text.split(": Does not")[0] + ":", *tried] if tried else text.split())
+    parts = [text.split(": Does not")[0] + ":", *tried] if tried else [text]
+    return " ".join(" ".join(parts).split())
 
 
 def _inner_error(error: BaseException | None) -> CamifyError | None:

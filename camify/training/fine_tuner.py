@@ -115,9 +115,7 @@ class CAMFineTuner(pl.LightningModule):
             source = resolve(model)
             model, legacy_names = source.model, source.class_names
         classes = len(class_names) if class_names is not None else None
-        if isinstance(model, CAMNet) and classes in (None, model.num_classes):
-            return model
-        if head == "none":
+        if head == "none" or (isinstance(model, CAMNet) and classes in (None, model.num_classes)):
             return model.train()
         net = convert(
             model,
@@ -234,6 +232,11 @@ class CAMFineTuner(pl.LightningModule):
         """Freeze or free the features, by the number of the epoch alone."""
         if isinstance(self.model, CAMNet):
             set_frozen(self.model, self.current_epoch < self.hparams["freeze_epochs"])
+
+    def on_train_end(self) -> None:
+        """Leave nothing frozen behind."""
+        if isinstance(self.model, CAMNet):
+            set_frozen(self.model, False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""

@@ -556,7 +556,7 @@ def test_a_head_that_is_not_linear_after_pooling_is_replaced(kind):
     net = convert(legacy, head="direct", input_size=16)
     assert [part.status for part in net.certificate.parts] == ["kept", "dropped", "new"]
     assert net.certificate.legacy_error is None
-    with pytest.raises(ConversionError, match="recast.*linear after global average pooling"):
+    with pytest.raises(ConversionError, match=r"recast.*linear after global average pooling"):
         convert(legacy, head="recast", input_size=16)
 
 
@@ -584,7 +584,7 @@ def test_the_number_of_classes_can_change():
         assert net.certificate.legacy_classes == 5
     native = shake(nn.Sequential(*body(), *heads()["batch norm"])).eval()
     assert convert(native, head="direct", num_classes=9, input_size=16).certificate.legacy_error is None
-    with pytest.raises(ConversionError, match="keeps the 5 classes; num_classes=9"):
+    with pytest.raises(ConversionError, match=r"keeps the 5 classes; num_classes=9"):
         convert(native, head="recast", num_classes=9, input_size=16)
 
 
@@ -832,7 +832,7 @@ def test_wrapped_models_are_refused_with_the_way_out():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; people still have such files
         script = torch.jit.trace(model, torch.randn(1, 3, 64, 64))
-    with pytest.raises(ConversionError, match="ScriptModule"):
+    with pytest.raises(ConversionError, match=r"ScriptModule"):
         convert(script, input_size=64)
 
 
@@ -852,11 +852,11 @@ def test_outputs_other_than_logits_are_refused(wrap):
 
 
 def test_networks_without_a_map_are_refused():
-    with pytest.raises(ConversionError, match="No spatial map.*larger input_size"):
+    with pytest.raises(ConversionError, match=r"No spatial map.*larger input_size"):
         convert(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 16), nn.ReLU(), nn.Linear(16, 5)), input_size=8)
-    with pytest.raises(ConversionError, match="No spatial map.*larger input_size"):
+    with pytest.raises(ConversionError, match=r"No spatial map.*larger input_size"):
         convert(nn.Sequential(nn.Conv2d(3, 8, 16), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5)), input_size=16)
-    with pytest.raises(ConversionError, match="No spatial map.*1 x 1.*larger input_size"):
+    with pytest.raises(ConversionError, match=r"No spatial map.*1 x 1.*larger input_size"):
         convert(MODELS.resnet18(num_classes=4), input_size=32)
 
 
@@ -865,11 +865,11 @@ def test_input_that_does_not_fit_is_named_with_the_layer():
         convert(MODELS.squeezenet1_1(num_classes=4), input_size=8)
     with pytest.raises(ConversionError, match=r"at 9: .*Give input_size \(now 32x32\) or example"):
         convert(chain(size=64), input_size=32)
-    with pytest.raises(ConversionError, match="input_size"):
+    with pytest.raises(ConversionError, match=r"input_size"):
         convert(chain(), input_size=0)
-    with pytest.raises(ConversionError, match="example.*float images"):
+    with pytest.raises(ConversionError, match=r"example.*float images"):
         convert(chain(), example=torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(ConversionError, match="example.*float images"):
+    with pytest.raises(ConversionError, match=r"example.*float images"):
         convert(chain(), example=torch.zeros(3, 64, 64))
     with pytest.raises(ConversionError, match=r"\(2, 1, 64, 64\)"):
         convert(chain(), example=torch.zeros(2, 1, 64, 64))
@@ -909,22 +909,22 @@ def test_other_steps_in_training_are_refused():
             x = self.conv(x)
             return self.last(x.mean((2, 3)))
 
-    with pytest.raises(ConversionError, match="other steps in training than in evaluation"):
+    with pytest.raises(ConversionError, match=r"other steps in training than in evaluation"):
         convert(Noisy(), input_size=16)
 
 
 def test_parameters_without_values_are_refused():
-    with pytest.raises(ConversionError, match="no parameters"):
+    with pytest.raises(ConversionError, match=r"no parameters"):
         convert(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), input_size=16)
-    with pytest.raises(ConversionError, match="without values"):
+    with pytest.raises(ConversionError, match=r"without values"):
         convert(chain().to("meta"), input_size=64)
     lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
-    with pytest.raises(ConversionError, match="without values"):
+    with pytest.raises(ConversionError, match=r"without values"):
         convert(lazy, input_size=16)
     broken = chain()
     with torch.no_grad():
         broken[0].weight.fill_(torch.nan)
-    with pytest.raises(ConversionError, match="NaN or infinite"):
+    with pytest.raises(ConversionError, match=r"NaN or infinite"):
         convert(broken, input_size=64)
 
 

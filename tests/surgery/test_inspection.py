@@ -19,10 +19,10 @@ MODELS = torchvision.models
 
 def narrow_vgg(batch_norm=False):
     """torchvision's VGG class with narrow layers."""
-    features = MODELS.vgg.make_layers([8, "M", 8, "M", 512, "M"], batch_norm=batch_norm)
+    features = MODELS.vgg.make_layers([8, "M", 8, "M", 32, "M"], batch_norm=batch_norm)
     network = MODELS.VGG(features, num_classes=6, init_weights=False)
     network.classifier = nn.Sequential(
-        nn.Linear(512 * 49, 16),
+        nn.Linear(32 * 49, 16),
         nn.ReLU(),
         nn.Dropout(),
         nn.Linear(16, 16),
@@ -46,8 +46,8 @@ class Gap(nn.Module):
 
 
 EXPECTED = {
-    "vgg": (narrow_vgg, 64, "convertible", "features", (16, 16), 512, 6),
-    "vgg_bn": (lambda: narrow_vgg(True), 64, "convertible", "features", (16, 16), 512, 6),
+    "vgg": (narrow_vgg, 64, "convertible", "features", (16, 16), 32, 6),
+    "vgg_bn": (lambda: narrow_vgg(True), 64, "convertible", "features", (16, 16), 32, 6),
     "resnet18": (lambda: MODELS.resnet18(num_classes=7), 64, "native", "layer4", (2, 2), 512, 7),
     "mobilenet_v2": (lambda: MODELS.mobilenet_v2(num_classes=7), 64, "native", "features", (2, 2), 1280, 7),
     "shufflenet": (lambda: MODELS.shufflenet_v2_x0_5(num_classes=3), 64, "native", "conv5", (2, 2), 1024, 3),
@@ -129,7 +129,7 @@ def test_functions_only_heads_are_native_too():
 def test_it_can_be_printed():
     found = inspect(narrow_vgg(), input_size=64)
     text = str(found)
-    for part in ("convertible", "features", "512 channels", "16 x 16 at 64 x 64 px", "classifier.6", "6"):
+    for part in ("convertible", "features", "32 channels", "16 x 16 at 64 x 64 px", "classifier.6", "6"):
         assert part in text
     assert all(len(line) <= 110 for line in text.splitlines())
     console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -212,7 +212,7 @@ def test_names_are_inspected_without_weights(monkeypatch):
     found = inspect("torchvision/squeezenet1_1", input_size=64)
     assert (found.verdict, found.num_classes) == ("convertible", 1000)
     assert inspect("camify/tiny_vgg", input_size=96).map_size == (12, 12)
-    with pytest.raises(ConversionError, match="no such network"):
+    with pytest.raises(ConversionError, match=r"no such network"):
         inspect("torchvision")
     with pytest.raises(CheckpointError):
         inspect(".")

@@ -201,7 +201,7 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: is not a state dict"):
         resolve(f"torchvision/{NAME}@{path}")
     torch.save([torch.zeros(2)], path)
-    with pytest.raises(CheckpointError, match="is not a state dict"):
+    with pytest.raises(CheckpointError, match=r"is not a state dict"):
         resolve(f"torchvision/{NAME}@{path}")
 
 

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import camify
+from camify.training.overlays import choose_probes
+from tests.training.conftest import SIZE
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
+
+
+@pytest.fixture
+def module(legacy):
+    return camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=8, lr=0.02)
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def pictures(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def test_every_epoch_leaves_a_picture_per_image_and_a_strip(module, data, make_trainer, tmp_path):
+    make_trainer(camify.CAMOverlayLogger(num_images=3), max_epochs=2).fit(module, data)
+    names = pictures(tmp_path / "overlays")
+    assert len([name for name in names if name.startswith("epoch_000/")]) == 3
+    assert len([name for name in names if name.startswith("epoch_001/")]) == 3
+    assert len([name for name in names if name.startswith("strips/")]) == 3
+    assert all(" " not in name for name in names), "names are safe anywhere"
+    sizes = {size_of(tmp_path / "overlays" / name) for name in names if name.startswith("epoch")}
+    assert len(sizes) == 1, "pictures of a run align"
+
+
+def test_the_drawn_maps_are_those_of_the_network(module, data, make_trainer):
+    overlays = camify.CAMOverlayLogger(num_images=4)
+    make_trainer(overlays, max_epochs=1).fit(module, data)
+    looks, labels = overlays.history[0], overlays._probes.batch["label"]
+    with torch.no_grad():
+        logits, maps = module.model.eval().forward_with_maps(overlays._probes.batch["image"])
+    for index in range(4):
+        predicted, true = int(logits[index].argmax()), int(labels[index])
+        torch.testing.assert_close(looks["maps"][index, 0], maps[index, predicted])
+        torch.testing.assert_close(looks["maps"][index, 1], maps[index, true])
+        torch.testing.assert_close(looks["probabilities"][index, 1], logits.softmax(1)[index, true])
+
+
+def test_the_scale_of_an_image_is_its_largest_value_in_any_epoch(module, data, make_trainer):
+    overlays = camify.CAMOverlayLogger(num_images=2)
+    make_trainer(overlays, max_epochs=3).fit(module, data)
+    values = [float(looks["maps"][1].max()) for looks in overlays.history.values()]
+    assert overlays.scale(1) == max(0.0, *values)
+
+
+def test_tensorboard_gets_every_picture(module, data, make_trainer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=2, logger=logger, log_every_n_steps=1)
+    trainer.fit(module, data)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()["images"]
+    assert len(tags) == 2
+    for tag in tags:
+        found = events.Images(tag)
+        assert len(found) == 2
+        assert (found[0].width, found[0].height) == size_of(next((tmp_path / "overlays" / "epoch_000").iterdir()))
+
+
+def test_a_logger_without_pictures_is_no_problem(module, data, make_trainer, tmp_path, recwarn):
+    logger = CSVLogger(tmp_path, name="", version="")
+    make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=1, logger=logger, log_every_n_steps=1).fit(module, data)
+    assert pictures(tmp_path / "overlays")
+    assert not [warning for warning in recwarn if "Overlays" in str(warning.message)]
+
+
+def test_a_failing_picture_is_reported_once_and_training_goes_on(module, data, make_trainer, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("camify.training.overlays.write_whole", fail)
+    trainer = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=3)
+    with pytest.warns(UserWarning, match="no space left") as caught:
+        trainer.fit(module, data)
+    assert len([warning for warning in caught if "no space left" in str(warning.message)]) == 1
+    assert trainer.current_epoch == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*fast_dev_run.*")
+def test_a_dry_run_and_the_sanity_check_leave_nothing(module, data, make_trainer, tmp_path):
+    make_trainer(camify.CAMOverlayLogger(), fast_dev_run=True).fit(module, data)
+    assert not (tmp_path / "overlays").exists()
+    trainer = make_trainer(camify.CAMOverlayLogger(), max_epochs=1, limit_train_batches=0)
+    trainer.validate(module, data, verbose=False)
+    assert not (tmp_path / "overlays").exists()
+
+
+def test_it_leaves_modes_and_weights_as_they_were(module, data, make_trainer):
+    states = []
+    for callbacks in ([], [camify.CAMOverlayLogger(num_images=4)]):
+        torch.manual_seed(1)
+        twin = camify.CAMFineTuner(
+            camify.convert(module.model, head="direct", input_size=SIZE), class_names=["red", "green"], lr=0.02
+        )
+        torch.manual_seed(2)
+        make_trainer(*callbacks, max_epochs=2).fit(twin, data)
+        states.append(twin.model.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_strips_go_on_after_resuming(module, data, make_trainer, tmp_path):
+    first = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=1)
+    first.fit(module, data)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    overlays = camify.CAMOverlayLogger(num_images=2)
+    trainer = make_trainer(overlays, max_epochs=2)
+    trainer.fit(module, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert sorted(overlays.history) == [0, 1]
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 12])
+def test_probes_are_spread_over_the_classes(count):
+    labels = np.repeat([0, 1, 2, 3], [50, 5, 20, 30]).tolist()
+    chosen = choose_probes(count, labels, len(labels), seed=0)
+    assert chosen == choose_probes(count, labels, len(labels), seed=0)
+    assert len(set(chosen)) == count
+    per_class = np.bincount([labels[index] for index in chosen], minlength=4)
+    assert per_class.max() - per_class.min() <= 1
+    assert chosen != choose_probes(count, labels, len(labels), seed=1)
+
+
+def test_probes_without_labels_are_spread_over_the_data():
+    chosen = choose_probes(4, None, 100, seed=0)
+    assert len(set(chosen)) == 4
+    assert all(25 * index <= number < 25 * (index + 1) for index, number in enumerate(chosen))
+    assert choose_probes(9, None, 3, seed=0) == [0, 1, 2]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+import camify
+from camify.training import RunRecord
+from tests.training.conftest import SIZE, BlobData
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:.*exists and is not empty.*"
+)
+
+
+@pytest.fixture
+def run(legacy, make_trainer, tmp_path, capsys):
+    """A finished run of three epochs: its results and what it printed."""
+    module = camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=8, lr=0.02)
+    best = ModelCheckpoint(tmp_path, "best", "val/acc", mode="max", save_on_train_epoch_end=True)
+    callbacks = [camify.CAMOverlayLogger(num_images=2), RunRecord(), best]
+    trainer = make_trainer(*callbacks, max_epochs=3, enable_checkpointing=True)
+    trainer.fit(module, BlobData())
+    return json.loads((tmp_path / "results.json").read_text()), capsys.readouterr().out
+
+
+def accuracy(network):
+    right, count = 0, 0
+    with torch.no_grad():
+        for batch in BlobData().val_dataloader():
+            right += int((network.eval()(batch["image"]).argmax(1) == batch["label"]).sum())
+            count += len(batch["label"])
+    return right / count
+
+
+def test_the_exported_network_is_that_of_the_best_epoch(run, tmp_path):
+    results, _ = run
+    loaded = camify.load(tmp_path / "export")
+    best = max(results["history"], key=lambda row: row["val/acc"])
+    assert results["exported"]["epoch"] == best["epoch"]
+    assert accuracy(loaded) == pytest.approx(best["val/acc"])
+    assert loaded.results["val/acc"] == pytest.approx(best["val/acc"])
+    assert loaded.class_names == ["red", "green"]
+    assert loaded.preprocessing == BlobData().preprocessing.to_dict()
+
+
+def test_the_legacy_accuracy_stands_beside(run, legacy):
+    results, _ = run
+    assert results["legacy"]["val/acc"] == pytest.approx(accuracy(legacy))
+
+
+def test_the_legacy_of_other_classes_is_not_compared(make_trainer, tmp_path):
+    from tests.training.conftest import SmallLegacy
+
+    module = camify.CAMFineTuner(SmallLegacy(5), class_names=["red", "green"], input_size=SIZE, head_channels=4)
+    assert module.legacy is None
+    make_trainer(RunRecord(quiet=True), max_epochs=1).fit(module, BlobData())
+    assert json.loads((tmp_path / "results.json").read_text())["legacy"]["val/acc"] is None
+
+
+def test_figures_page_and_screens(run, tmp_path):
+    results, printed = run
+    assert results["finished"]
+    assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/webp" in page
+    assert "http-equiv=\"refresh\"" not in page
+    for words in ("kept", "dropped", "schedule", "epoch 0", "epoch 2", "camify explain", "centre box"):
+        assert words in printed
+
+
+def test_a_failing_page_is_reported_once_and_training_goes_on(legacy, make_trainer, monkeypatch):
+    def fail(report):
+        raise ValueError("no page")
+
+    monkeypatch.setattr("camify.training.record.render_page", fail)
+    module = camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=4)
+    trainer = make_trainer(RunRecord(quiet=True), max_epochs=3)
+    with pytest.warns(UserWarning, match="no page") as caught:
+        trainer.fit(module, BlobData())
+    assert len([warning for warning in caught if "no page" in str(warning.message)]) == 1
+    assert trainer.current_epoch == 3
