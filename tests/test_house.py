@@ -167,8 +167,8 @@ def test_no_camify_file_runs_what_a_file_says(path):
 @pytest.mark.parametrize(
     "code",
     ["import pickle", "from pickle import loads", "eval('1')", "exec('1')", "yaml.load(f)", "torch.load(f)",
-     "torch.load(f, weights_only=False)", "subprocess.run('ls', shell=True)", "tar.extractall(p)", "open(p).extractall()",
-     "np.load(p, allow_pickle=True)", "torch.load(f, weights_only=flag)"],
+     "torch.load(f, weights_only=False)", "subprocess.run('ls', shell=True)", "tar.extractall(p)",
+     "open(p).extractall()", "np.load(p, allow_pickle=True)", "torch.load(f, weights_only=flag)"],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(code):
     assert list(unsafe(ast.parse(code)))

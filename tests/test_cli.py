@@ -1,0 +1,116 @@
+"""The camify command, from arguments to files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import camify
+from camify.cli import main
+from camify.data import Preprocessing
+from camify.surgery.tiny_vgg import TinyVGG
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A CAM-ready checkpoint of three classes."""
+    torch.manual_seed(0)
+    net = camify.convert(TinyVGG(3), head="direct", input_size=96, seed=0)
+    net.class_names = ["ant", "bee", "c|at"]
+    net.preprocessing = Preprocessing(96).to_dict()
+    return net.save_pretrained(tmp_path / "model")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "in" / "my photo.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    assert left.value.code == 2
+    output = capsys.readouterr()
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1, output.err
+    assert lines[0].startswith("camify: error: ")
+    return lines[0]
+
+
+def test_inspect_prints_the_verdict_and_the_next_step(capsys):
+    main(["inspect", "torchvision/squeezenet1_0", "--input_size", "96"])
+    printed = capsys.readouterr().out
+    assert "convertible" in printed
+    assert "camify convert torchvision/squeezenet1_0" in printed
+
+
+def test_convert_saves_a_folder_that_loads(tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["convert", "camify/tiny_vgg", str(out), "--head", "direct", "--input_size", "96", "--seed", "1"])
+    assert "identity" in capsys.readouterr().out
+    net = camify.load(out)
+    assert net.certificate.map_size == (12, 12)
+    assert net.certificate.source == "camify/tiny_vgg"
+
+
+def test_explain_draws_the_map_of_the_predicted_class(folder, photo, tmp_path, capsys):
+    main(["explain", str(photo), "--model", str(folder), "--out", str(tmp_path / "out")])
+    with Image.open(tmp_path / "out" / "my_photo_cam.png") as picture:
+        assert picture.width > picture.height > 100
+    net = camify.load(folder)
+    with torch.no_grad():
+        predicted = int(net(Preprocessing(96).read(photo)[None]).argmax())
+    assert net.class_names[predicted] in capsys.readouterr().out
+
+
+def test_explain_takes_folders_a_class_and_never_replaces_unasked(folder, photo, tmp_path, capsys):
+    arguments = ["explain", photo.parent, "--model", folder, "--out", tmp_path / "out", "--target", "bee"]
+    main([str(argument) for argument in arguments])
+    assert "bee" in capsys.readouterr().out
+    before = (tmp_path / "out" / "my_photo_cam.png").read_bytes()
+    assert "--overwrite" in refused(capsys, *arguments)
+    assert (tmp_path / "out" / "my_photo_cam.png").read_bytes() == before
+    main([str(argument) for argument in [*arguments, "--overwrite", "true"]])
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(folder, photo, tmp_path):
+    twin = tmp_path / "other" / "my photo.png"
+    twin.parent.mkdir()
+    twin.write_bytes(photo.read_bytes())
+    main(["explain", str(photo), str(twin), "--model", str(folder), "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(folder, photo, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("not an image")
+    assert "no such classifier" in refused(capsys, "inspect", "torchvision/nothing")
+    assert "inspect.source" in refused(capsys, "inspect")
+    assert "invalid choice" in refused(capsys, "explode")
+    assert "gap" in refused(capsys, "convert", "camify/tiny_vgg", tmp_path / "x", "--head", "best")
+    assert "input_size" in refused(capsys, "inspect", "torchvision/alexnet", "--input_size", "30")
+    assert "nowhere.jpg" in refused(capsys, "explain", "nowhere.jpg", "--model", folder, "--out", tmp_path / "out")
+    assert "broken.jpg" in refused(capsys, "explain", photo, broken, "--model", folder, "--out", tmp_path / "out")
+    assert "no such class" in refused(
+        capsys, "explain", photo, "--model", folder, "--out", tmp_path / "out", "--target", "dog"
+    )
+    assert "not CAM-ready" in refused(capsys, "explain", photo, "--model", "camify/tiny_vgg", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing is written before everything is known to be right"
+
+
+def test_a_users_folder_is_not_overwritten(photo, capsys):
+    assert "did not write" in refused(
+        capsys, "convert", "camify/tiny_vgg", photo.parent, "--head", "direct", "--input_size", "96"
+    )
+    assert photo.is_file()
+
+
+def test_the_module_is_the_command():
+    import camify.__main__ as entry
+
+    assert entry.main is main
