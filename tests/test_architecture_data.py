@@ -319,7 +319,7 @@ def test_a_step_cannot_stand_in_for_the_module(trap):
 FUNCTIONS = [
     "os.system", "builtins.eval", "builtins.exec", "eval", "exec", "open", "__import__", "torch.load", "torch.save",
     "torch.hub.load", "torch.ops.load_library", "operator.methodcaller", "subprocess.run",
-    "operator.attrgetter", "operator.call", "setattr", "delattr", "hasattr", "torch.nn.functional.__dict__", "", None, 3,
+    "operator.attrgetter", "operator.call", "setattr", "delattr", "hasattr", "", None, 3,
     ["getattr"], "torch.from_file", "torch.jit.load", "torch.package.PackageImporter", "pickle.loads",
 ]  # fmt: skip
 

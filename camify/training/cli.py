@@ -167,7 +167,8 @@ def _choose_folder(folder: Path) -> Path:
 
 def main(args: ArgsType = None) -> None:
     """Run the training command line; wrong input gives a clear message and exit code 2, no traceback."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules

@@ -201,8 +201,8 @@ class CAMFineTuner(pl.LightningModule):
         self._log_boxes("test")
 
     def _log_boxes(self, stage: str) -> None:
-        if not self.box_accuracy.update_called:
-            return
+        if not self.box_accuracy.update_called and self.trainer.world_size == 1:
+            return  # several processes compute together, whether each saw boxes or not
         found = self.box_accuracy.compute()
         self.box_accuracy.reset()
         if not bool(found["count"] > 0):

@@ -19,8 +19,9 @@ MODELS = torchvision.models
 
 def narrow_vgg(batch_norm=False):
     """torchvision's VGG class with narrow layers."""
-    features = MODELS.vgg.make_layers([8, "M", 8, "M", 32, "M"], batch_norm=batch_norm)
-    network = MODELS.VGG(features, num_classes=6, init_weights=False)
+    with torch.device("meta"):  # its own head has 120 M parameters
+        network = MODELS.VGG(nn.Identity(), init_weights=False)
+    network.features = MODELS.vgg.make_layers([8, "M", 8, "M", 32, "M"], batch_norm=batch_norm)
     network.classifier = nn.Sequential(
         nn.Linear(32 * 49, 16),
         nn.ReLU(),
