@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import copy
-import operator
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..architecture import LayerTracer, as_module, parameter_free
+from ..architecture import as_module, parameter_free
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
 from .linearity import fold_linear_head
+from .tracing import Observer, ancestors, between, extract, steps, trace
 
 __all__ = ["Anatomy", "examine"]
 
 _FUNCTIONAL_DROPOUT = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d}
-_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-_KEPT_VALUES = 16
 
 
 @dataclass
@@ -64,7 +59,7 @@ class Anatomy:
 
     def features_graph(self) -> fx.Graph:
         """The graph from the image to the last spatial map."""
-        return _extract(self.network.graph, None, self.feature, skip=self.left_out)
+        return extract(self.network.graph, None, self.feature, skip=self.left_out)
 
 
 def examine(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Anatomy:
@@ -137,8 +132,8 @@ def _dissect(model: nn.Module, images: Tensor) -> Anatomy:
     Raises:
         ConversionError: the network cannot be traced or run, or has no such map; says where and why.
     """
-    network, outermost = _trace(model, training=False)
-    observer = _Observer(network)
+    network, outermost = trace(model, training=False)
+    observer = Observer(network)
     output = observer.observe(images)
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -157,9 +152,9 @@ def _dissect(model: nn.Module, images: Tensor) -> Anatomy:
         feature, left_out = _before_pools(network, observer, candidates[0])
     channels, height, width = observer.shapes[feature][1:]
     if left_out:
-        graph = _extract(network.graph, None, feature, skip=left_out)
+        graph = extract(network.graph, None, feature, skip=left_out)
         height, width = as_module(network, graph)(images).shape[2:]
-    head_nodes = _between(network.graph, feature)
+    head_nodes = between(network.graph, feature)
     weighted = [n for n in head_nodes if not parameter_free(network, n)]
     if len(weighted) == 1 and weighted[0].op == "call_module" and linear is not None:
         linear = _as_it_is(network.get_submodule(str(weighted[0].target)), linear)
@@ -193,118 +188,10 @@ def _near(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-3 * max(a.abs().max(), b.abs().max()))
 
 
-# ---------------------------------------------------------------- tracing and running
-
-
-def _trace(model: nn.Module, *, training: bool) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
-    modes = [(module, module.training) for module in model.modules()]
-    tracer = LayerTracer()
-    model.train(training)
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:
-        raise ConversionError(
-            f"The network's forward cannot be traced by torch.fx{_where(error)}"
-            f" ({type(error).__name__}: {error})."
-            " Control flow that depends on tensor values is the usual cause; move it out of forward."
-        ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    _use_results_of_in_place_steps(model, graph)
-    return as_module(model, graph), tracer.outermost
-
-
-def _where(error: Exception) -> str:
-    """The user's line at which tracing stopped."""
-    own = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def _use_results_of_in_place_steps(model: nn.Module, graph: fx.Graph) -> None:
-    """Let later steps read the result of an in-place step where they read its (overwritten) input."""
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if not _in_place(model, node):
-            continue
-        source = node.all_input_nodes[0]
-        for user in list(source.users):
-            if order[user] > order[node]:
-                user.replace_input_with(source, node)
-
-
-def _in_place(model: nn.Module, node: fx.Node) -> bool:
-    if not node.all_input_nodes:
-        return False
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        inplace = node.kwargs.get("inplace", False) or node.target in _IN_PLACE_OPERATORS
-        return bool(inplace) or (name.endswith("_") and not name.startswith("_"))
-    return False
-
-
-class _Observer(fx.Interpreter):
-    """Runs a graph once and remembers shapes, which steps change nothing, and the last spatial values."""
-
-    def __init__(self, network: fx.GraphModule) -> None:
-        super().__init__(network)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-        self.constants: dict[fx.Node, Any] = {}
-        self.unchanged: set[fx.Node] = set()
-        self.tensors: set[fx.Node] = set()
-        self.values: dict[fx.Node, Tensor] = {}
-        self._recent: deque[fx.Node] = deque()
-        self._step = ""
-        self.extra_traceback = False
-
-    def observe(self, images: Tensor) -> Any:
-        """The network's output; refused with the name of the step that fails."""
-        try:
-            return self.run(images)
-        except Exception as error:
-            size = "x".join(map(str, images.shape[2:]))
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise ConversionError(
-                f"The network cannot run on input {tuple(images.shape)}; at {self._step}: {reason}."
-                f" Give input_size (now {size}) or example."
-            ) from error
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._step = str(n.target if n.op == "call_module" else n.name)
-        source = self.env.get(n.all_input_nodes[0]) if n.all_input_nodes else None
-        before = source.clone() if isinstance(source, Tensor) and source.dim() == 4 else source
-        result = super().run_node(n)
-        if not isinstance(result, Tensor):
-            several = isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
-            if several:
-                self.tensors.add(n)
-            else:
-                self.constants[n] = result
-            return result
-        self.tensors.add(n)
-        self.shapes[n] = result.shape
-        if result.dim() == 4 and n.op not in ("placeholder", "output", "get_attr"):
-            if isinstance(before, Tensor) and before.shape == result.shape and torch.equal(before, result):
-                self.unchanged.add(n)
-            self._keep(n, result)
-        return result
-
-    def _keep(self, node: fx.Node, value: Tensor) -> None:
-        self.values[node] = value.clone()
-        self._recent.append(node)
-        if len(self._recent) > _KEPT_VALUES:
-            del self.values[self._recent.popleft()]
-
-
 # ---------------------------------------------------------------- the cut
 
 
-def _flow(network: fx.GraphModule, observer: _Observer) -> list[fx.Node]:
+def _flow(network: fx.GraphModule, observer: Observer) -> list[fx.Node]:
     """Tensor steps on a way from the image to the output, in order."""
     forward: set[fx.Node] = set()
     for node in network.graph.nodes:
@@ -329,7 +216,7 @@ def _cuts(flow: Sequence[fx.Node]) -> list[fx.Node]:
     return cuts
 
 
-def _candidates(network: fx.GraphModule, observer: _Observer, logits: Tensor) -> list[fx.Node]:
+def _candidates(network: fx.GraphModule, observer: Observer, logits: Tensor) -> list[fx.Node]:
     """The last spatial map and those before it that differ by pools and idle steps only; largest first."""
     cuts = _cuts(_flow(network, observer))
     maps: list[fx.Node] = []
@@ -358,7 +245,7 @@ def _candidates(network: fx.GraphModule, observer: _Observer, logits: Tensor) ->
 
 
 def _refuse_attention(network: fx.GraphModule, feature: fx.Node) -> None:
-    for node in _between(network.graph, feature):
+    for node in between(network.graph, feature):
         layer = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(layer, nn.MultiheadAttention):
             raise ConversionError(
@@ -367,7 +254,7 @@ def _refuse_attention(network: fx.GraphModule, feature: fx.Node) -> None:
             )
 
 
-def _only_pools(network: fx.GraphModule, observer: _Observer, node: fx.Node) -> bool:
+def _only_pools(network: fx.GraphModule, observer: Observer, node: fx.Node) -> bool:
     """Whether a step has no parameters and leaves its input unchanged or only resamples it.
 
     An adaptive pool to a fixed size enlarges the map of a small image (VGG's to 7 x 7), and adds nothing.
@@ -380,9 +267,9 @@ def _only_pools(network: fx.GraphModule, observer: _Observer, node: fx.Node) -> 
     return len(before) == 4 and now[1] == before[1] and now[2:] != before[2:]
 
 
-def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: _Observer, logits: Tensor) -> fx.Node | None:
+def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: Observer, logits: Tensor) -> fx.Node | None:
     """The map in front of a 1x1 convolution to the classes, where that is the head (SqueezeNet, NIN)."""
-    if not all(parameter_free(network, node) for node in _between(network.graph, last)):
+    if not all(parameter_free(network, node) for node in between(network.graph, last)):
         return None
     conv = last
     while len(conv.all_input_nodes) == 1 and parameter_free(network, conv):
@@ -398,9 +285,7 @@ def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: _Observe
     return source
 
 
-def _before_pools(
-    network: fx.GraphModule, observer: _Observer, feature: fx.Node
-) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+def _before_pools(network: fx.GraphModule, observer: Observer, feature: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """The map without the pools that stand between its last weighted layer and it.
 
     A pool at the end is dropped by cutting before it; one before the last activation (conv -> pool -> ReLU)
@@ -416,15 +301,6 @@ def _before_pools(
     return feature, tuple(reversed(pools))
 
 
-def _between(graph: fx.Graph, start: fx.Node) -> tuple[fx.Node, ...]:
-    """The steps that depend on ``start``, in order, without the output."""
-    after: dict[fx.Node, None] = {start: None}
-    for node in graph.nodes:
-        if node.op != "output" and any(source in after for source in node.all_input_nodes):
-            after[node] = None
-    return tuple(after)[1:]
-
-
 def _layer_name(graph: fx.Graph, feature: fx.Node, outermost: dict[fx.Node, str]) -> str:
     """Name of the outermost module that ends in ``feature``, or in the last step before it that has one."""
     name = ""
@@ -435,45 +311,11 @@ def _layer_name(graph: fx.Graph, feature: fx.Node, outermost: dict[fx.Node, str]
     return name or feature.name
 
 
-def _head(network: fx.GraphModule, feature: fx.Node, observer: _Observer) -> Callable[[Tensor], Tensor]:
+def _head(network: fx.GraphModule, feature: fx.Node, observer: Observer) -> Callable[[Tensor], Tensor]:
     (output,) = next(iter(reversed(network.graph.nodes))).args
     if not isinstance(output, fx.Node):
         raise ConversionError("The network returns several outputs; expected one tensor of logits (N, classes).")
-    return as_module(network, _extract(network.graph, feature, output, constants=observer.constants))
-
-
-def _extract(
-    graph: fx.Graph,
-    start: fx.Node | None,
-    end: fx.Node,
-    *,
-    skip: Iterable[fx.Node] = (),
-    constants: dict[fx.Node, Any] | None = None,
-) -> fx.Graph:
-    """The steps from ``start`` (None: the image) to ``end``; sizes read off others become constants."""
-    needed, pending = set(), [end]
-    while pending:
-        node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            pending.extend([] if node is start else node.all_input_nodes)
-    part = fx.Graph()
-    copies: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node is start:
-            copies[node] = part.placeholder("features")
-        elif node not in needed:
-            continue
-        elif node in skip:
-            copies[node] = copies[node.all_input_nodes[0]]
-        elif node.op == "placeholder" and start is not None:
-            continue
-        elif all(source in copies for source in node.all_input_nodes):
-            copies[node] = part.node_copy(node, lambda n: copies[n])
-        elif constants is not None and node in constants:
-            copies[node] = constants[node]
-    part.output(copies[end])
-    return part
+    return as_module(network, extract(network.graph, feature, output, constants=observer.constants))
 
 
 # ---------------------------------------------------------------- training mode
@@ -485,12 +327,12 @@ def _match_training_mode(model: nn.Module, anatomy: Anatomy) -> None:
     Raises:
         ConversionError: the features take other steps in training, which one graph cannot hold.
     """
-    network, _ = _trace(model, training=True)
+    network, _ = trace(model, training=True)
     twin = next((n for n in network.graph.nodes if n.name == anatomy.feature.name), None)
-    ours = _ancestors(anatomy.network.graph, anatomy.feature)
-    theirs = _ancestors(network.graph, twin) if twin is not None else []
+    ours = ancestors(anatomy.network.graph, anatomy.feature)
+    theirs = ancestors(network.graph, twin) if twin is not None else []
     same = len(ours) == len(theirs)
-    for node, step, other in zip(ours, _steps(ours), _steps(theirs), strict=True) if same else ():
+    for node, step, other in zip(ours, steps(ours), steps(theirs), strict=True) if same else ():
         if step == other:
             continue
         is_function = node.op == "call_function"
@@ -511,26 +353,3 @@ def _match_training_mode(model: nn.Module, anatomy: Anatomy) -> None:
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _steps(nodes: Sequence[fx.Node]) -> list[tuple[Any, ...]]:
-    """What each step does, its inputs given by position, so that two traces can be compared."""
-    position = {node: f"%{index}" for index, node in enumerate(nodes)}
-    return [
-        (
-            n.op,
-            "" if n.op == "placeholder" else n.target,
-            fx.map_arg((n.args, n.kwargs), position.__getitem__),
-        )
-        for n in nodes
-    ]
-
-
-def _ancestors(graph: fx.Graph, end: fx.Node) -> list[fx.Node]:
-    needed, pending = set(), [end]
-    while pending:
-        node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            pending.extend(node.all_input_nodes)
-    return [node for node in graph.nodes if node in needed]

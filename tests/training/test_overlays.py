@@ -76,7 +76,8 @@ def test_tensorboard_gets_every_picture(module, data, make_trainer, tmp_path):
 
 def test_a_logger_without_pictures_is_no_problem(module, data, make_trainer, tmp_path, recwarn):
     logger = CSVLogger(tmp_path, name="", version="")
-    make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=1, logger=logger, log_every_n_steps=1).fit(module, data)
+    trainer = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=1, logger=logger, log_every_n_steps=1)
+    trainer.fit(module, data)
     assert pictures(tmp_path / "overlays")
     assert not [warning for warning in recwarn if "Overlays" in str(warning.message)]
 

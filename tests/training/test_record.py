@@ -66,7 +66,7 @@ def test_figures_page_and_screens(run, tmp_path):
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
     page = (tmp_path / "report.html").read_text()
     assert "data:image/webp" in page
-    assert "http-equiv=\"refresh\"" not in page
+    assert 'http-equiv="refresh"' not in page
     for words in ("kept", "dropped", "schedule", "epoch 0", "epoch 2", "camify explain", "centre box"):
         assert words in printed
 
