@@ -25,6 +25,7 @@ __all__ = ["CARD", "MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "read_folder", "read
 
 WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
 SCHEMA_VERSION = 1
+_ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
 def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str) -> Path:
@@ -113,12 +114,38 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
+    problem = _contradiction(manifest)
+    if problem:
+        raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
     tensors = read_tensors(folder / WEIGHTS)
     if manifest.get("sha256") != _sha256(folder / WEIGHTS):
         raise CheckpointError(
             f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
         )
     return tensors, manifest
+
+
+def _contradiction(manifest: Mapping[str, Any]) -> str | None:
+    """The field of a manifest that is missing, of the wrong kind, or at odds with the architecture; or None."""
+    kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
+    kinds |= {"preprocessing": dict | None, "results": dict}
+    for field, kind in kinds.items():
+        if field not in manifest or not isinstance(manifest[field], kind):
+            return f"{field} is missing or of the wrong kind"
+    shape, names, record = manifest["architecture"], manifest["class_names"], manifest["certificate"]
+    missing = [field for field in _ARCHITECTURE if field not in shape]
+    if missing:
+        return f"{missing[0]} of architecture is missing"
+    if names is not None and not all(isinstance(name, str) for name in names):
+        return "class_names holds something else than names"
+    if names is not None and len(names) != shape["num_classes"]:
+        return f"class_names has {len(names)} names for {shape['num_classes']} classes"
+    pairs = {"num_classes": "num_classes", "map_channels": "num_features", "pool": "pool"}
+    for ours, theirs in pairs.items():
+        if record is not None and record.get(ours) != shape[theirs]:
+            found = f"({record.get(ours)!r}) contradicts the architecture ({theirs}={shape[theirs]!r})"
+            return f"{ours} of certificate {found}"
+    return None
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

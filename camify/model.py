@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,9 @@ from .checkpoint import MANIFEST, read_folder, write_folder
 from .errors import CheckpointError, ConversionError
 from .maps import class_maps, identity_error
 from .modes import evaluating, without_hooks
+from .pooling import POOLS
 
-__all__ = ["POOLS", "CAMNet", "LogSumExpPool2d"]
-
-
-class LogSumExpPool2d(nn.Module):
-    """Soft maximum over positions, ``log(mean(exp(r x))) / r``: mean for r -> 0, maximum for r -> infinity.
-
-    Pinheiro & Collobert 2015, "From Image-level to Pixel-level Labeling with Convolutional Networks", eq. 2.
-    """
-
-    def __init__(self, r: float = 4.0) -> None:
-        super().__init__()
-        self.r = r
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, 1, 1)."""
-        positions = x.shape[-2] * x.shape[-1]
-        pooled = torch.logsumexp(self.r * x, dim=(-2, -1), keepdim=True)
-        return (pooled - torch.log(torch.tensor(float(positions), dtype=x.dtype, device=x.device))) / self.r
-
-
-POOLS: dict[str, Callable[[], nn.Module]] = {
-    "gap": lambda: nn.AdaptiveAvgPool2d(1),
-    "gmp": lambda: nn.AdaptiveMaxPool2d(1),
-    "lse": LogSumExpPool2d,
-}
+__all__ = ["CAMNet"]
 
 
 class CAMNet(nn.Module):
@@ -225,21 +202,7 @@ class CAMNet(nn.Module):
             model.certificate = Certificate.from_dict(manifest["certificate"])
         model.class_names = manifest["class_names"]
         model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
-        model._check_fields()
         return model.eval()
-
-    def _check_fields(self) -> None:
-        names, record = self.class_names, self.certificate
-        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise CheckpointError("field class_names is not a list of names.")
-        if names is not None and len(names) != self.num_classes:
-            raise CheckpointError(f"class_names has {len(names)} names for {self.num_classes} classes.")
-        if not isinstance(self.results, dict) or not isinstance(self.preprocessing, dict | None):
-            raise CheckpointError("fields results and preprocessing must hold names with values.")
-        ours = {"num_classes": self.num_classes, "map_channels": self.num_features, "pool": self.pool_name}
-        wrong = [key for key, value in ours.items() if record is not None and getattr(record, key) != value]
-        if wrong:
-            raise CheckpointError(f"field {wrong[0]} of certificate contradicts the architecture.")
 
     def _check_identity(self, path: Path) -> None:
         if self.pool_name != "gap" or self.certificate is None:

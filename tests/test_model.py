@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from camify.errors import ConversionError
-from camify.model import POOLS, CAMNet, LogSumExpPool2d
+from camify.model import CAMNet
+from camify.pooling import POOLS, LogSumExpPool2d
 
 
 def net(pool="gap", dropout=0.0, bias=True, head_layers=("cam_conv", "cam_relu")) -> CAMNet:

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from ..architecture import assemble
 from ..certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
-from ..model import POOLS, CAMNet
+from ..model import CAMNet
 from ..modes import evaluating, without_hooks
+from ..pooling import POOLS
 from .anatomy import Anatomy, examine
 from .recipes import RECIPES, default_convs
 from .sources import resolve
