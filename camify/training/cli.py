@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from ..errors import CamifyError, ConfigError
 from .fine_tuner import CAMFineTuner
 from .overlays import CAMOverlayLogger
+from .predictions import PredictionTable
 from .record import RunRecord
 
 __all__ = ["FineTuningCLI", "main"]
@@ -130,6 +131,8 @@ class FineTuningCLI(LightningCLI):
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = self._loggers(config.default_root_dir) if self.subcommand in ("fit", None) else False
         trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "predict":
+            trainer.callbacks.append(PredictionTable())  # type: ignore[attr-defined]
         return trainer
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 
@@ -74,14 +75,28 @@ def test_the_written_configuration_resumes_the_run(config, tmp_path):
     assert (folder / "metrics-1.csv").is_file(), "the figures of the first part are kept"
 
 
-def test_validate_test_and_predict_write_nothing(config, tmp_path, capsys):
+def test_validate_and_test_write_nothing_and_predict_a_table(config, tmp_path, capsys):
     run("fit", "--config", config)
+    folder = tmp_path / "run"
     before = sorted(tmp_path.rglob("*"))
-    best = str(tmp_path / "run" / "best.ckpt")
-    for command in ("validate", "test", "predict"):
+    best = str(folder / "best.ckpt")
+    for command in ("validate", "test"):
         run(command, "--config", config, "--ckpt_path", best)
     assert sorted(tmp_path.rglob("*")) == before
     assert "test/max_box_acc" in capsys.readouterr().out
+    for _ in range(2):
+        run("predict", "--config", config, "--ckpt_path", best)
+    assert {path.name for path in folder.glob("predictions*")} == {"predictions.csv", "predictions-2.csv"}
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    data = camify.data.ShapesDataModule(test_count=12, train_count=1, val_count=1)
+    data.setup("test")
+    net = camify.load(folder / "export")
+    for row, sample in zip(rows, data.splits["test"], strict=True):
+        with torch.no_grad():
+            probabilities = net(sample["image"][None]).softmax(1)[0]
+        assert row["image"] == sample["path"]
+        assert row["class"] == net.class_names[int(probabilities.argmax())]
+        assert float(row["probability"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
 def test_a_checkpoint_folder_can_be_trained_on(config, tmp_path):

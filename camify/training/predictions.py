@@ -1,0 +1,71 @@
+"""PredictionTable: what ``train.py predict`` leaves, one line per image."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+from ..files import write_whole
+from .asking import run_folder
+
+__all__ = ["PredictionTable"]
+
+
+class PredictionTable(BasePredictionWriter):
+    """Writes ``predictions.csv`` (image, class, probability, logit) into the run's folder after predicting.
+
+    A table that lies there is kept: the new one gets the next number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self.rows: list[tuple[str, str, float, float]] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002 - Lightning's signature
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Keep the figures of a batch; its maps are let go."""
+        logits = prediction["logits"].float()
+        top, probabilities = logits.max(dim=1), logits.softmax(dim=1).amax(dim=1)
+        names = getattr(pl_module, "class_names", None) or [str(index) for index in range(logits.shape[1])]
+        first = len(self.rows)
+        images = prediction.get("path") or [str(first + index) for index in range(len(logits))]
+        values = zip(images, top.indices.tolist(), probabilities.tolist(), top.values.tolist(), strict=True)
+        self.rows += [(image, names[k], round(p, 6), round(logit, 6)) for image, k, p, logit in values]
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Write the table and say where it is."""
+        if not self.rows:
+            return
+        path = _free(run_folder(trainer) / f"predictions{_rank(trainer)}.csv")
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerows([("image", "class", "probability", "logit"), *self.rows])
+        write_whole(path, text.getvalue())
+        print(f"{len(self.rows)} predictions in {path}")  # noqa: T201 - the user's terminal
+        self.rows = []
+
+
+def _rank(trainer: pl.Trainer) -> str:
+    return f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first one with a number behind its name that does not exist."""
+    number, free = 2, path
+    while free.exists():
+        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return free
