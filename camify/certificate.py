@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .errors import CheckpointError
 
-__all__ = ["TOLERANCE", "Certificate", "Part"]
+__all__ = ["TOLERANCE", "Certificate", "Part", "as_text"]
 
 TOLERANCE = 1e-4
 """Largest relative identity error of a CAM-ready network in float32."""
@@ -97,10 +97,7 @@ class Certificate:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=110, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self.table())
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(self.table())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; ``from_dict`` gives the certificate back."""
@@ -148,3 +145,11 @@ def _wrong_field(certificate: Certificate) -> str | None:
 
 def _sizes(values: tuple[int, ...], count: int) -> bool:
     return len(values) == count and all(isinstance(value, int) and value > 0 for value in values)
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text of at most 110 columns."""
+    console = Console(width=110, no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..certificate import as_text
 from ..errors import ConversionError
 from .anatomy import Anatomy, examine
 from .sources import resolve
@@ -56,10 +56,7 @@ class Inspection:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=110, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self.table())
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        return as_text(self.table())
 
 
 def inspect(
