@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,12 @@ class Anatomy:
     """Channels, height and width of the last spatial map, with the left-out pools left out."""
     left_out: tuple[fx.Node, ...]
     head_nodes: tuple[fx.Node, ...]
+    shapes: Mapping[fx.Node, torch.Size]
+    """Of every tensor step, for the two images."""
+    unchanged: Set[fx.Node]
+    """Steps that leave a map as it is."""
+    constants: Mapping[fx.Node, Any]
+    """Sizes and other plain values read in the forward."""
     linear: nn.Linear | None = None
     """The head as one linear layer after global average pooling, where it is one."""
     single_layer: bool = False
@@ -168,6 +174,9 @@ def _dissect(model: nn.Module, images: Tensor) -> Anatomy:
         feature_shape=(channels, height, width),
         left_out=left_out,
         head_nodes=head_nodes,
+        shapes=observer.shapes,
+        unchanged=observer.unchanged,
+        constants=observer.constants,
         linear=linear,
         single_layer=len(weighted) == 1,
     )

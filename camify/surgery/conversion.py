@@ -15,6 +15,7 @@ from ..model import CAMNet
 from ..modes import evaluating, without_hooks
 from ..pooling import POOLS
 from .anatomy import Anatomy, examine
+from .recast import Recast, recast_head
 from .recipes import RECIPES, default_convs
 from .sources import resolve
 
@@ -41,9 +42,11 @@ def convert(
 
     ``head="gap"`` (Zhou et al. 2016, section 3.1) strips everything behind the last spatial map, the last
     max-pool included, and puts convolution 3x3 + ReLU -> global average pooling -> linear in its place.
-    ``head="direct"`` puts GAP -> linear there. ``head="recast"`` keeps the old head as one linear layer.
-    Where the old head already is linear after pooling and the number of classes stays, ``direct`` keeps it
-    too. No hook of the classifier runs, and none is copied.
+    ``head="direct"`` puts GAP -> linear there. ``head="recast"`` keeps the old head: as one linear layer where it is
+    linear after pooling (as ``direct`` does too while the classes stay), else as layers that run at every position.
+    The logits are the legacy's where it is linear after pooling, at every size; where it flattens, at
+    ``input_size``; where it pools before a non-linearity, the certificate says how far they are off. No hook of the
+    classifier runs, and none is copied.
 
     Args:
         model: a network, or a source such as ``"torchvision/vgg16"``.
@@ -67,21 +70,22 @@ def convert(
         model, name, class_names = source.model, source.name, source.class_names
     _check_options(head, num_classes, pool, map_stride, recipe, dropout)
     anatomy = examine(model, input_size, example)
-    _check_anatomy(anatomy, head, pool)
-    features, modes, kept = _copy_features(anatomy)
+    recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
+    features, modes, kept = _copy_features(anatomy, recast.graph if recast else anatomy.features_graph())
     channels = anatomy.feature_shape[0]
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         widths = _widths(head_channels, recipe, features) if head == "gap" else ()
         new = _add_convs(features, channels, widths)
-        classifier = _classifier(anatomy, head, pool, widths[-1] if widths else channels, num_classes)
+        width = (channels, *widths)[-1]
+        classifier = recast.classifier if recast else _classifier(anatomy, head, pool, width, num_classes)
     dropout = RECIPES[recipe].dropout if recipe else dropout
     net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
     net.to(anatomy.images)
     for module in net.modules():
         module.training = modes.get(module, model.training)
-    net.certificate = _certify(net, anatomy, name or type(model).__name__, head, kept)
+    net.certificate = _certify(net, anatomy, name or type(model).__name__, head, kept, recast)
     net.to(next(model.parameters()))
     if class_names is not None and len(class_names) == net.num_classes and num_classes is None:
         net.class_names = class_names
@@ -112,20 +116,21 @@ def _check_options(
         raise ConversionError(f"dropout={dropout}: must be in [0, 1).")
 
 
-def _check_anatomy(anatomy: Anatomy, head: str, pool: str) -> None:
-    if head == "recast" and (anatomy.linear is None or pool != "gap"):
-        raise ConversionError(
-            "head='recast' keeps a head that is linear after global average pooling; that of this network is"
-            " not, or another pool was asked for. Use head='gap' or head='direct'."
-        )
+def _recast(anatomy: Anatomy, pool: str, num_classes: int | None) -> Recast | None:
+    """The recast head; None where the old one is linear after pooling and is kept as it is."""
+    if pool != "gap":
+        raise ConversionError(f"head='recast' keeps the old head, which was not made for pool={pool!r}. Use 'gap'.")
+    classes = anatomy.logits.shape[1]
+    if num_classes not in (None, classes):
+        raise ConversionError(f"head='recast' keeps the {classes} classes; num_classes={num_classes} does not.")
+    return recast_head(anatomy) if anatomy.linear is None else None
 
 
-def _copy_features(anatomy: Anatomy) -> tuple[nn.Module, dict[nn.Module, bool], list[str]]:
+def _copy_features(anatomy: Anatomy, graph: fx.Graph) -> tuple[nn.Module, dict[nn.Module, bool], list[str]]:
     """A copy of everything up to the last spatial map, the modes of its layers and their legacy names.
 
     Hooks and gradients stay behind.
     """
-    graph = anatomy.features_graph()
     layers = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
     copies: dict[int, nn.Module] = {}
     with without_hooks(anatomy.model):
@@ -183,10 +188,6 @@ def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_class
     old = anatomy.linear
     if head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features):
         return old
-    if head == "recast" and old is not None:
-        raise ConversionError(
-            f"head='recast' keeps the {old.out_features} classes; num_classes={num_classes} does not."
-        )
     classifier = nn.Linear(channels, num_classes or anatomy.logits.shape[1])
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
@@ -197,7 +198,9 @@ def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_class
 
 
 @torch.no_grad()
-def _certify(net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str]) -> Certificate:
+def _certify(
+    net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str], recast: Recast | None
+) -> Certificate:
     images = anatomy.images
     with evaluating(net):
         logits, maps = net.forward_with_maps(images)
@@ -206,20 +209,23 @@ def _certify(net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[s
             "The converted network gives NaN or infinite logits on the probe. Are the weights damaged?"
         )
     height, width = maps.shape[2:]
-    if height * width < 2:
+    if height * width < 2 and recast is None:
         raise ConversionError(f"The map is {height} x {width} at this input size. Give a larger input_size.")
     error = net.identity_error(images) if net.pool_name == "gap" else None
     if error is not None and not error <= TOLERANCE:
         raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
-    kept_old = net.classifier is anatomy.linear
+    notes = list(anatomy.notes)
+    kept_old = recast is not None or net.classifier is anatomy.linear
     legacy_error = None
     if kept_old:
+        found = recast.final(logits) if recast else logits
         scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        legacy_error = float((logits - anatomy.logits).abs().max() / scale)
-        if not legacy_error <= TOLERANCE:
+        legacy_error = float((found - anatomy.logits).abs().max() / scale)
+        if not legacy_error <= TOLERANCE and not (recast and recast.pool_moved):
             raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
-    notes = list(anatomy.notes)
-    if kept_old and anatomy.single_layer:
+    if recast is not None:
+        notes += _recast_notes(recast, anatomy)
+    elif kept_old and anatomy.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")
     return Certificate(
         source=source,
@@ -231,10 +237,35 @@ def _certify(net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[s
         map_channels=net.num_features,
         num_classes=net.num_classes,
         legacy_classes=anatomy.logits.shape[1],
-        parts=_parts(net, anatomy, kept, kept_old),
+        parts=_recast_parts(net, anatomy, recast, kept) if recast else _parts(net, anatomy, kept, kept_old),
         identity_error=error,
         legacy_error=legacy_error,
         notes=tuple(notes),
+    )
+
+
+def _recast_notes(recast: Recast, anatomy: Anatomy) -> list[str]:
+    """What a user of the recast network must know."""
+    if recast.pool_moved:
+        return ["The old head pooled before a non-linearity; moved behind it, the pooling gives other logits."]
+    if recast.kernel == (1, 1):
+        return []
+    side, cells = max(anatomy.input_shape[1:]), max(recast.kernel)
+    note = (
+        f"The old head sees {cells} cells a side at once: at {side} px the logits are the legacy's; at larger sizes it"
+        f" runs at every position (dense evaluation), at about {round(side * (cells + 6) / cells)} px at 7 a side."
+    )
+    return [note]
+
+
+def _recast_parts(net: CAMNet, anatomy: Anatomy, recast: Recast, kept: list[str]) -> tuple[Part, ...]:
+    names = tuple(f"{layer.rpartition('.')[2]}." for layer in recast.layers)
+    layers = [p for name, p in net.features.named_parameters() if name.startswith(names)]
+    head = sum(p.numel() for p in [*layers, *net.classifier.parameters()])
+    before = [name for name in kept if name not in recast.layers]
+    return (
+        Part("features", "kept", _span(before), sum(p.numel() for p in net.parameters()) - head),
+        Part("head", "kept", f"{_span(anatomy.head_layers)} -> at every position", head),
     )
 
 

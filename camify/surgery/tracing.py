@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import traceback
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def extract(
     end: fx.Node,
     *,
     skip: Iterable[fx.Node] = (),
-    constants: dict[fx.Node, Any] | None = None,
+    constants: Mapping[fx.Node, Any] | None = None,
 ) -> fx.Graph:
     """The steps from ``start`` (None: the image) to ``end``; sizes read off others become constants."""
     needed = _upstream(end, start)

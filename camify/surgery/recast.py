@@ -1,0 +1,318 @@
+"""Recasting: the old head as layers that run at every position, so that pooling moves to the last step but one.
+
+Flatten + linear becomes a convolution of the map's size (Simonyan & Zisserman 2014, section 3.2; Long et al. 2015,
+"Fully Convolutional Networks", section 3.1), later linear layers become 1x1 convolutions, and what stands between
+them its per-position form. Whether a step works element by element is asked, not read off its name.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ..architecture import as_module, parameter_free
+from ..certificate import TOLERANCE
+from ..errors import ConversionError
+from ..modes import evaluating, without_hooks
+from .anatomy import Anatomy
+from .tracing import extract
+
+__all__ = ["Recast", "recast_head"]
+
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+_SOFTMAX = (nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax)
+
+
+@dataclass(frozen=True)
+class Recast:
+    """A recast head: features with the head's layers behind them, and the last linear layer.
+
+    ``pool_moved``: the old head pooled before a non-linearity; moving the pooling behind it changes the function.
+    ``final``: a softmax or log-softmax that the old head ended in, to be applied to the logits for comparison.
+    """
+
+    graph: fx.Graph
+    classifier: nn.Linear
+    layers: tuple[str, ...]
+    pool_moved: bool
+    kernel: tuple[int, int]
+    final: nn.Module
+
+
+@torch.no_grad()
+def recast_head(anatomy: Anatomy) -> Recast:
+    """The head of a network, whatever it is made of, with its pooling moved behind all but the last linear layer.
+
+    The result is checked against the old head: on maps of the native size, or, where the pooling was moved, on maps
+    that are the same at all positions, where moving it changes nothing.
+
+    Raises:
+        ConversionError: a step of the head has no per-position form; names it.
+    """
+    with without_hooks(anatomy.model), evaluating(anatomy.model):
+        return _Recaster(anatomy).run()
+
+
+class _Recaster:
+    """Walks along the head and appends the per-position form of every step to the features' graph."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy, self.network = anatomy, anatomy.network
+        self.graph = extract(self.network.graph, None, anatomy.feature)
+        self.output = next(iter(reversed(self.graph.nodes)))
+        targets = [str(n.target) for n in self.graph.nodes if n.op == "call_module"]
+        first = targets[0].split(".")[0] + "." if targets else ""
+        self.prefix = first if all(target.startswith(first) for target in targets) else ""
+        self.layers: list[str] = []
+        self.resampling: list[fx.Node] = []  # pools to a fixed size, to be folded into the kernel
+        self.copies: dict[fx.Node, fx.Node] = {}
+        self.shape = anatomy.shapes[anatomy.feature]
+        self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
+        self.start = self.output.args[0]
+        self.final: nn.Module = nn.Identity()
+        self.kernel = (1, 1)
+
+    def run(self) -> Recast:
+        nodes = list(self.anatomy.head_nodes)
+        last = self._last_linear(nodes)
+        classifier: nn.Linear | None = None
+        for node in nodes:
+            if not isinstance(self.anatomy.shapes.get(node), torch.Size):
+                continue  # a size or another plain value
+            layer = self._layer(node)
+            if node is last and isinstance(layer, nn.Linear) and self.is_vector and (self.has_kernel or self.is_pooled):
+                classifier = copy.deepcopy(layer)
+            elif self.is_vector:
+                self._step_of_vector(node)
+            else:
+                self._step_of_map(node)
+        if classifier is None:
+            classifier = self._same(self.anatomy.logits)
+        self._prove(classifier)
+        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.final)
+
+    def _last_linear(self, nodes: list[fx.Node]) -> fx.Node | None:
+        """The last linear layer, where nothing but dropout and softmax follows."""
+        for node in reversed(nodes):
+            layer = self._layer(node)
+            if isinstance(layer, nn.Linear):
+                return node
+            if not (isinstance(layer, (*_DROPOUT, nn.Softmax, nn.LogSoftmax)) or node.target in _SOFTMAX):
+                return None
+        return None
+
+    def _prove(self, classifier: nn.Linear) -> None:
+        """Compare the new head with the old one."""
+        feature, images = self.anatomy.feature, self.anatomy.images
+        maps = torch.randn(self.anatomy.shapes[feature], generator=torch.Generator().manual_seed(0)).to(images)
+        if self.pool_moved:
+            maps = maps[:, :, :1, :1].expand_as(maps).contiguous()
+        (end,) = next(iter(reversed(self.network.graph.nodes))).args
+        old = extract(self.network.graph, feature, end, constants=self.anatomy.constants)
+        new = extract(self.graph, self.start, self.output.args[0])
+        expected = as_module(self.network, old)(maps)
+        found = self.final(classifier(as_module(self.network, new)(maps).mean((2, 3))))
+        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not error <= TOLERANCE:
+            raise ConversionError(
+                f"head='recast': the recast head differs from the old one by {error:.1e} (relative). Use head='gap'."
+            )
+
+    # ------------------------------------------------------------ steps
+
+    def _step_of_map(self, node: fx.Node) -> None:
+        """A step that still sees (N, C, h, w)."""
+        layer, before, after = self._layer(node), self._before(node), self.anatomy.shapes[node]
+        if isinstance(layer, _DROPOUT):
+            self._emit(copy.deepcopy(layer))
+        elif len(after) == 2:
+            self._to_vector(node, before, after)
+        elif self.is_pooled:
+            self._copy(node)
+        elif node in self.anatomy.unchanged and parameter_free(self.network, node):
+            return  # idle at the native size: VGG's adaptive pool at 224 px
+        elif before[2:].numel() > 1 and after[2:].numel() == 1 and parameter_free(self.network, node):
+            self._pool_all(node)
+        elif node.target in _ADAPTIVE or isinstance(layer, _ADAPTIVE[:2]):
+            self.resampling.append(node)
+        elif before[2:] == after[2:] or parameter_free(self.network, node):
+            self._copy(node)
+        else:
+            self._refuse(node, "works across positions")
+
+    def _step_of_vector(self, node: fx.Node) -> None:
+        """A step that sees (N, D), and in the recast network a map (N, D, h, w)."""
+        layer, before = self._layer(node), self._before(node)
+        if isinstance(layer, nn.Linear):
+            self._emit(self._convolution(layer))
+        elif isinstance(layer, nn.BatchNorm1d):
+            self._emit(_batch_norm_2d(layer))
+        elif isinstance(layer, nn.LayerNorm):
+            self._call_method("permute", 0, 2, 3, 1)
+            self._emit(copy.deepcopy(layer))
+            self._call_method("permute", 0, 3, 1, 2)
+        elif isinstance(layer, _DROPOUT):
+            self._emit(nn.Dropout(layer.p))
+        elif node.target in _SOFTMAX or isinstance(layer, _SOFTMAX[:2]):
+            is_log = isinstance(layer, nn.LogSoftmax) or "log" in str(getattr(node.target, "__name__", ""))
+            self.final = nn.LogSoftmax(1) if is_log else nn.Softmax(1)  # maps explain what goes into it
+        elif self.anatomy.shapes[node] == before and self._is_elementwise(node):
+            self._copy(node)
+        else:
+            self._refuse(node, "mixes features in a way that has no per-position form")
+
+    def _to_vector(self, node: fx.Node, before: torch.Size, after: torch.Size) -> None:
+        """Flatten, or a mean over all positions."""
+        positions = before[2:].numel()
+        if after[1] == before[1] and positions > 1:
+            self._pool_all(node)
+        elif after[1] != before[1:].numel():
+            self._refuse(node, "is no flatten")
+        self.is_vector = True
+
+    def _pool_all(self, node: fx.Node) -> None:
+        maps = torch.randn(2, *self._before(node)[1:], generator=torch.Generator().manual_seed(0))
+        maps = maps.to(self.anatomy.images)
+        if not torch.allclose(self._ask(node, maps).flatten(), maps.mean((2, 3)).flatten(), atol=1e-5):
+            self._refuse(node, "pools in another way than by the mean")
+        self.is_pooled = True
+
+    # ------------------------------------------------------------ layers
+
+    def _convolution(self, linear: nn.Linear) -> nn.Conv2d:
+        """A linear layer at every position; the first one after a flatten takes the whole map as its kernel."""
+        weight = linear.weight
+        if self.has_kernel or self.is_pooled:
+            kernel = weight[:, :, None, None]
+        else:
+            channels, height, width = self._map_shape()
+            weight = weight.reshape(len(weight), channels, -1) @ self._resampling_matrix(height, width)
+            kernel = weight.reshape(len(weight), channels, height, width)
+            self.kernel = (height, width)
+        self.has_kernel = True
+        size = (kernel.shape[2], kernel.shape[3])
+        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], size, bias=linear.bias is not None, device="meta")
+        conv.to_empty(device=kernel.device).to(kernel.dtype)
+        conv.weight.copy_(kernel)
+        if linear.bias is not None and conv.bias is not None:
+            conv.bias.copy_(linear.bias)
+        return conv
+
+    def _map_shape(self) -> tuple[int, int, int]:
+        first = self.resampling[0] if self.resampling else None
+        shape = self.shape if first is None else self._before(first)
+        return shape[1], shape[2], shape[3]
+
+    def _resampling_matrix(self, height: int, width: int) -> Tensor:
+        """What the pools to a fixed size do to the positions of one channel, (positions after, before)."""
+        like = self.anatomy.images
+        basis = torch.eye(height * width, device=like.device, dtype=like.dtype)
+        if not self.resampling:
+            return basis
+        answers = basis.reshape(-1, 1, height, width)
+        noise = torch.randn(2, 1, height, width, generator=torch.Generator().manual_seed(0)).to(like)
+        expected = noise.flatten(1)
+        for node in self.resampling:
+            answers, noise = self._ask(node, answers), self._ask(node, noise)
+        matrix = answers.flatten(1).T
+        if not torch.allclose(expected @ matrix.T, noise.flatten(1), atol=1e-4):
+            self._refuse(self.resampling[-1], "is no linear pool")
+        return matrix
+
+    @staticmethod
+    def _same(logits: Tensor) -> nn.Linear:
+        """The identity, behind maps that are logits already."""
+        count = logits.shape[1]
+        layer = nn.Linear(count, count, device="meta").to_empty(device=logits.device).to(logits.dtype)
+        layer.weight.copy_(torch.eye(count))
+        layer.bias.zero_()
+        return layer
+
+    # ------------------------------------------------------------ the graph
+
+    def _emit(self, layer: nn.Module) -> None:
+        name = f"{self.prefix}head{len(self.layers)}"
+        self.layers.append(name)
+        self.network.add_submodule(name, layer.eval())
+        with self.graph.inserting_before(self.output):
+            self._append(self.graph.call_module(name, (self.output.args[0],)))
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, nn.Conv2d) and weight is not None:
+            self.shape = torch.Size((2, len(weight), 1, 1))
+
+    def _copy(self, node: fx.Node) -> None:
+        """The step itself, in its own form; a layer under a name of the new head."""
+        layer = self._layer(node)
+        if layer is not None:
+            self._emit(copy.deepcopy(layer))
+        else:
+            if node.target in (F.relu, torch.relu, "relu"):
+                self._emit(nn.ReLU())
+            else:
+                source = next(s for s in node.all_input_nodes if s.op != "get_attr")
+                with self.graph.inserting_before(self.output):
+                    step = self.output.args[0]
+                    self._append(self.graph.node_copy(node, lambda n: step if n is source else self._constant(n)))
+        if not self.is_vector and not self.is_pooled:
+            self.shape = self.anatomy.shapes[node]
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        if node.op != "get_attr":
+            self._refuse(node, "is used apart from the chain of the head")
+        return self.graph.get_attr(str(node.target))
+
+    def _call_method(self, name: str, *arguments: int) -> None:
+        with self.graph.inserting_before(self.output):
+            self._append(self.graph.call_method(name, (self.output.args[0], *arguments)))
+
+    def _append(self, node: fx.Node) -> None:
+        self.output.args = (node,)
+        self.pool_moved |= self.is_pooled
+
+    # ------------------------------------------------------------ asking
+
+    def _layer(self, node: fx.Node) -> nn.Module | None:
+        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        sources = [s for s in node.all_input_nodes if s in self.anatomy.shapes and s.op != "get_attr"]
+        if len(sources) != 1:
+            self._refuse(node, "joins several branches")
+        return sources[0]
+
+    def _before(self, node: fx.Node) -> torch.Size:
+        return self.anatomy.shapes[self._source(node)]
+
+    def _ask(self, node: fx.Node, value: Tensor) -> Tensor:
+        """The answer of one step to a value."""
+        step = extract(self.network.graph, self._source(node), node, constants=self.anatomy.constants)
+        answer: Tensor = as_module(self.network, step)(value)
+        return answer
+
+    def _is_elementwise(self, node: fx.Node) -> bool:
+        """Whether every output depends on its own input only, and on each in the same way."""
+        count = self._before(node)[1]
+        values = torch.randn(2, count, generator=torch.Generator().manual_seed(0)).to(self.anatomy.images)
+        others = values.clone()
+        others[:, 1:] += 1.0
+        answer = self._ask(node, values.clone())  # the step may work in place
+        turned = self._ask(node, values.roll(1, dims=1)).roll(-1, dims=1)
+        alone = self._ask(node, others)
+        return torch.allclose(answer, turned, atol=1e-6) and torch.allclose(answer[:, 0], alone[:, 0], atol=1e-6)
+
+    def _refuse(self, node: fx.Node, why: str) -> None:
+        name = str(node.target) if node.op == "call_module" else node.name
+        raise ConversionError(f"head='recast': {name} {why}. Use head='gap' or head='direct'.")
+
+
+def _batch_norm_2d(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:
+    """The same batch norm at every position."""
+    options = {"eps": layer.eps, "momentum": layer.momentum, "affine": layer.affine}
+    norm = nn.BatchNorm2d(layer.num_features, track_running_stats=layer.track_running_stats, **options)  # type: ignore[arg-type]
+    norm.load_state_dict(copy.deepcopy(layer.state_dict()))
+    return norm.to(next(iter(layer.state_dict().values())).device)
