@@ -60,6 +60,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--num_classes", type=int | None, default=None, help="default: as many as the legacy network")
     command.add_argument("--input_size", type=int, default=224, help="side of the input, pixels")
     command.add_argument("--pool", choices=("gap", "gmp", "lse"), default="gap")
+    command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
     commands.add_subcommand("convert", command)
 
@@ -94,6 +95,7 @@ def _convert(options: Namespace) -> None:
         num_classes=options.num_classes,
         input_size=options.input_size,
         pool=options.pool,
+        map_stride=options.map_stride,
         seed=options.seed,
     )
     net.preprocessing = Preprocessing(options.input_size).to_dict()

@@ -15,6 +15,7 @@ from ..model import CAMNet
 from ..modes import evaluating, without_hooks
 from ..pooling import POOLS
 from .anatomy import Anatomy, examine
+from .dilation import set_map_stride
 from .recast import Recast, recast_head
 from .recipes import RECIPES, default_convs
 from .sources import resolve
@@ -55,7 +56,7 @@ def convert(
         input_size: height and width at which the network is run and proven, pixels.
         example: images (N, C, H, W) to run instead of noise.
         pool: ``"gap"``, ``"gmp"`` or ``"lse"``; only GAP has the identity.
-        map_stride: not available yet.
+        map_stride: pixels per cell of the map, smaller than the legacy's: strides become dilations, the weights stay.
         recipe: a published head by name (``camify.surgery.RECIPES``), instead of ``head="gap"``'s default.
         seed: for the new layers; None draws from torch's global generator.
         head_channels: widths of the new 3x3 convolutions; None takes 1024, for an AlexNet 512 and 512.
@@ -72,6 +73,8 @@ def convert(
     anatomy = examine(model, input_size, example)
     recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
     features, modes, kept = _copy_features(anatomy, recast.graph if recast else anatomy.features_graph())
+    if map_stride is not None:
+        anatomy.notes.append(set_map_stride(features.eval(), map_stride, anatomy.images))
     channels = anatomy.feature_shape[0]
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
@@ -85,7 +88,9 @@ def convert(
     net.to(anatomy.images)
     for module in net.modules():
         module.training = modes.get(module, model.training)
-    net.certificate = _certify(net, anatomy, name or type(model).__name__, head, kept, recast)
+    net.certificate = _certify(
+        net, anatomy, name or type(model).__name__, head, kept, recast, finer=map_stride is not None
+    )
     net.to(next(model.parameters()))
     if class_names is not None and len(class_names) == net.num_classes and num_classes is None:
         net.class_names = class_names
@@ -104,9 +109,9 @@ def _check_options(
         raise ConversionError(f"head={head!r} is unknown. Choose one of {', '.join(HEADS)}.")
     if pool not in POOLS:
         raise ConversionError(f"pool={pool!r} is unknown. Choose one of {', '.join(POOLS)}.")
-    if map_stride is not None:
+    if map_stride is not None and head == "recast":
         raise ConversionError(
-            "map_stride is not available in this version. Leave it None, or give a larger input_size."
+            "map_stride: a recast head belongs to the old stride. Leave it None, or give a larger input_size."
         )
     if recipe is not None and (recipe not in RECIPES or head != "gap"):
         raise ConversionError(f"recipe={recipe!r}: needs head='gap' and one of {', '.join(RECIPES)}.")
@@ -199,7 +204,7 @@ def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_class
 
 @torch.no_grad()
 def _certify(
-    net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str], recast: Recast | None
+    net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str], recast: Recast | None, *, finer: bool
 ) -> Certificate:
     images = anatomy.images
     with evaluating(net):
@@ -221,10 +226,12 @@ def _certify(
         found = recast.final(logits) if recast else logits
         scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         legacy_error = float((found - anatomy.logits).abs().max() / scale)
-        if not legacy_error <= TOLERANCE and not (recast and recast.pool_moved):
+        if not legacy_error <= TOLERANCE and not (finer or (recast and recast.pool_moved)):
             raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
     if recast is not None:
         notes += _recast_notes(recast, anatomy)
+    elif finer and kept_old:
+        notes.append("The mean over the finer map is not that over the old one: the logits move a little.")
     elif kept_old and anatomy.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")
     return Certificate(

@@ -42,6 +42,7 @@ class CAMFineTuner(pl.LightningModule):
         pool: ``"gap"``, ``"gmp"`` or ``"lse"``.
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier.
+        map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
         input_size: side of the input at which the conversion is proven, pixels.
         optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
         lr: peak learning rate of the legacy's features.
@@ -63,6 +64,7 @@ class CAMFineTuner(pl.LightningModule):
         pool: Literal["gap", "gmp", "lse"] = "gap",
         head_channels: int | list[int] | None = None,
         dropout: float = 0.0,
+        map_stride: int | None = None,
         input_size: int = 224,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 1e-3,
@@ -86,7 +88,8 @@ class CAMFineTuner(pl.LightningModule):
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
         self.legacy: nn.Module | None = None  # set below, outside the module tree: it is never trained or saved
         self.source = ""
-        self.model = self._prepare(model, class_names, head, pool, head_channels, dropout, input_size)
+        options = {"pool": pool, "head_channels": head_channels, "dropout": dropout, "map_stride": map_stride}
+        self.model = self._prepare(model, class_names, head, {**options, "input_size": input_size})
         self.class_names = class_names
         if isinstance(self.model, CAMNet):
             self.model.class_names = class_names or self.model.class_names
@@ -100,15 +103,9 @@ class CAMFineTuner(pl.LightningModule):
         self.box_accuracy = MaxBoxAccuracy(version=1)
 
     def _prepare(
-        self,
-        model: str | nn.Module,
-        class_names: list[str] | None,
-        head: str,
-        pool: str,
-        head_channels: int | list[int] | None,
-        dropout: float,
-        input_size: int,
+        self, model: str | nn.Module, class_names: list[str] | None, head: str, options: dict[str, Any]
     ) -> nn.Module:
+        """The network to train: converted where it is a legacy one, which is then kept for comparison."""
         legacy_names: list[str] | None = None
         self.source = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, str):
@@ -117,20 +114,13 @@ class CAMFineTuner(pl.LightningModule):
         classes = len(class_names) if class_names is not None else None
         if head == "none" or (isinstance(model, CAMNet) and classes in (None, model.num_classes)):
             return model.train()
-        net = convert(
-            model,
-            head="direct" if isinstance(model, CAMNet) else head,
-            num_classes=classes,
-            input_size=input_size,
-            pool=pool,
-            head_channels=head_channels,
-            dropout=dropout,
-        ).train()
-        if net.certificate is not None and self.source:
+        head = "direct" if isinstance(model, CAMNet) else head
+        net = convert(model, head=head, num_classes=classes, **options).train()
+        if net.certificate is not None:
             net.certificate = net.certificate.named(self.source)
-        comparable = legacy_names is None or class_names is None or legacy_names == class_names
-        if comparable and net.certificate is not None and net.certificate.legacy_classes == net.num_classes:
-            object.__setattr__(self, "legacy", model.eval())
+            comparable = legacy_names is None or class_names is None or legacy_names == class_names
+            if comparable and net.certificate.legacy_classes == net.num_classes:
+                object.__setattr__(self, "legacy", model)
         return net
 
     def _count_classes(self, input_size: int) -> int:

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..files import write_whole
 from ..model import CAMNet
+from ..modes import evaluating
 from ..report.page import RunReport, render_page
 from .asking import count_samples, is_dry_run, run_folder, single_loader
 from .export import best_weights, export_cam_net, export_legacy
@@ -218,17 +219,18 @@ def environment(trainer: pl.Trainer) -> dict[str, str]:
 
 @torch.no_grad()
 def _accuracy(network: nn.Module, trainer: pl.Trainer, module: CAMFineTuner) -> float:
-    """Accuracy of the legacy network on the validation data."""
-    network.to(module.device).eval()
+    """Accuracy of the legacy network on the validation data; it is left as and where it was."""
+    home = next(network.parameters()).device
     metric: MulticlassAccuracy | None = None
-    for batch in single_loader(trainer.val_dataloaders):
-        moved = module.transfer_batch_to_device(batch, module.device, 0)
-        images, labels = (moved["image"], moved["label"]) if isinstance(moved, dict) else moved
-        logits = network(images)
-        if metric is None:
-            metric = MulticlassAccuracy(logits.shape[1], average="micro").to(module.device)
-        metric.update(logits, labels)
-    network.cpu()
+    with evaluating(network.to(module.device)):
+        for batch in single_loader(trainer.val_dataloaders):
+            moved = module.transfer_batch_to_device(batch, module.device, 0)
+            images, labels = (moved["image"], moved["label"]) if isinstance(moved, dict) else moved
+            logits = network(images)
+            if metric is None:
+                metric = MulticlassAccuracy(logits.shape[1], average="micro").to(module.device)
+            metric.update(logits, labels)
+    network.to(home)
     return float(metric.compute()) if metric is not None else math.nan
 
 

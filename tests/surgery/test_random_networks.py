@@ -83,8 +83,8 @@ def networks(draw):
             blocks.append(Branches(out))
             current = 2 * out
         blocks += [nn.Dropout2d()] if draw(st.booleans()) else []
-    pool_name, style = draw(st.sampled_from(sorted(POOLS))), draw(st.sampled_from(["flatten", "view", "reshape", "mean"]))
-    pool = POOLS[pool_name]()
+    pool = POOLS[draw(st.sampled_from(sorted(POOLS)))]()
+    style = draw(st.sampled_from(["flatten", "view", "reshape", "mean"]))
     body = nn.Sequential(*blocks, pool).eval()
     with torch.no_grad():
         shape = body(torch.zeros(1, channels, height, width)).shape
@@ -114,8 +114,7 @@ def check(network, shape, head):
     before = {key: value.clone() for key, value in network.state_dict().items()}
     try:
         net = convert(network, head=head, input_size=shape[1:], head_channels=4 if head == "gap" else None, seed=0)
-    except ConversionError as error:
-        assert len(str(error)) > 20
+    except ConversionError:
         return None
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(9))

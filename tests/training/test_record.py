@@ -51,6 +51,16 @@ def test_the_legacy_accuracy_stands_beside(run, legacy):
     assert results["legacy"]["val/acc"] == pytest.approx(accuracy(legacy))
 
 
+def test_the_users_network_keeps_its_modes_and_weights(legacy, make_trainer):
+    legacy.train()
+    legacy.features[1].eval()
+    modes, before = [m.training for m in legacy.modules()], {k: v.clone() for k, v in legacy.state_dict().items()}
+    module = camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=4)
+    make_trainer(RunRecord(quiet=True), max_epochs=1).fit(module, BlobData())
+    assert modes == [m.training for m in legacy.modules()]
+    assert all(torch.equal(before[key], value) for key, value in legacy.state_dict().items())
+
+
 def test_the_legacy_of_other_classes_is_not_compared(make_trainer, tmp_path):
     from tests.training.conftest import SmallLegacy
 

@@ -1,0 +1,119 @@
+"""Finer maps with the same weights: strides become dilations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..architecture import LayerTracer
+from ..errors import ConversionError
+
+__all__ = ["set_map_stride"]
+
+
+@torch.no_grad()
+def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
+    """Give the last spatial map a smaller stride, in place; every weight stays. Returns what it costs.
+
+    Strides beyond ``stride`` are dropped and all later windows dilated by as much (Chen et al. 2017, "DeepLab",
+    section 3.1; the "a trous" algorithm), so that the new map, subsampled, is the old one. That is checked.
+
+    Args:
+        features: the network up to the last spatial map, in eval mode; chain or graph of layers.
+        stride: pixels of the image per cell of the map.
+        images: (N, C, H, W) to run it with.
+
+    Raises:
+        ConversionError: the stride cannot be had, or a step works across the whole map.
+    """
+    old, old_cost = _run(features, images)
+    current = round(images.shape[-1] / old.shape[-1])
+    if stride < 1 or stride > current or current % stride:
+        fitting = [s for s in range(1, current + 1) if current % s == 0]
+        raise ConversionError(f"map_stride={stride}: the map's stride is {current}. Choose one of {fitting}.")
+    if stride == current:
+        return f"The map's stride is {current} already."
+    _dilate(features, stride, images)
+    new, new_cost = _run(features, images)
+    factor = current // stride
+    part = new[:, :, ::factor, ::factor]
+    same = part.shape == old.shape and torch.allclose(part, old, rtol=1e-4, atol=1e-5 * float(old.abs().max()))
+    if not same:
+        raise ConversionError(
+            f"map_stride={stride}: a step of the network (a pool that rounds up, a functional pool) keeps the finer map"
+            " from being the old one with cells in between. Give a larger input_size instead."
+        )
+    size = f"{new.shape[2]} x {new.shape[3]}"
+    return (
+        f"Stride {current} -> {stride}: map {size}, {new_cost / old_cost:.1f} times the multiplications, same weights."
+    )
+
+
+def _run(features: nn.Module, images: Tensor) -> tuple[Tensor, int]:
+    with FlopCounterMode(display=False) as counter:
+        maps: Tensor = features(images)
+    return maps, counter.get_total_flops()
+
+
+def _dilate(features: nn.Module, stride: int, images: Tensor) -> None:
+    """Drop strides once the map's stride is reached, and dilate what follows."""
+    graph = features.graph if isinstance(features, fx.GraphModule) else LayerTracer().trace(features)
+    widths = _Widths(features, graph)
+    widths.run(images)
+    dilation: dict[fx.Node, int] = {}
+    seen: set[str] = set()
+    for node in graph.nodes:
+        dilation[node] = max((dilation[source] for source in node.all_input_nodes), default=1)
+        layer = features.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if dilation[node] > 1 and isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+            raise ConversionError(
+                f"map_stride={stride}: {node.target} works across positions (squeeze-and-excitation): on a finer map it"
+                " gives other values. Give a larger input_size instead."
+            )
+        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            continue
+        if node.target in seen:
+            raise ConversionError(f"map_stride: layer {node.target} is used twice; its windows cannot differ.")
+        seen.add(str(node.target))
+        before = images.shape[-1] / widths.found[node.all_input_nodes[0]]
+        dilation[node] *= _widen(str(node.target), layer, dilation[node], before, stride)
+
+
+def _widen(name: str, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, dilation: int, before: float, target: int) -> int:
+    """Dilate one layer's windows and drop its stride where it passes the target; returns the stride dropped."""
+    step = max(_pair(layer.stride))
+    if dilation > 1 and max(_pair(layer.kernel_size)) > 1:
+        if isinstance(layer, nn.AvgPool2d):
+            raise ConversionError(f"map_stride: {name} is an average pool, which cannot be dilated.")
+        if isinstance(layer, nn.MaxPool2d) and max(_pair(layer.padding)) > 0:
+            raise ConversionError(f"map_stride: {name} is a max-pool with padding, which torch cannot dilate.")
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            raise ConversionError(f"map_stride: {name} pads with {layer.padding_mode}; only zeros can be dilated.")
+        first, second = _pair(layer.dilation)
+        layer.dilation = (dilation * first, dilation * second)
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
+            first, second = _pair(layer.padding)
+            layer.padding = (dilation * first, dilation * second)
+    if step > 1 and (dilation > 1 or round(before * step) > target):
+        layer.stride = (1, 1)
+        return step
+    return 1
+
+
+def _pair(value: object) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type,return-value]
+
+
+class _Widths(fx.Interpreter):
+    """Notes the width of every step's map."""
+
+    def __init__(self, features: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(features, graph=graph)
+        self.found: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n] = result.shape[-1]
+        return result

@@ -1,0 +1,103 @@
+"""map_stride: a finer map with the same weights, whose subsample is the old map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from camify import CAMNet, ConversionError, convert
+
+
+def images(size=96, channels=3):
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def pair(legacy, stride, size=96, **options):
+    options = {"head": "direct", "input_size": size, "seed": 0} | options
+    return convert(legacy, **options).eval(), convert(legacy, map_stride=stride, **options).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stride", "factor"),
+    [
+        ("vgg11_bn", 96, 8, 2), ("vgg11_bn", 96, 4, 4), ("resnet18", 96, 16, 2), ("resnet18", 95, 16, 2),
+        ("resnet18", 96, 8, 4), ("resnet50", 64, 8, 4), ("mobilenet_v2", 96, 8, 4), ("densenet121", 96, 16, 2),
+        ("shufflenet_v2_x0_5", 96, 16, 2),
+    ],
+)  # fmt: skip
+def test_the_dense_map_subsampled_is_the_old_map(name, size, stride, factor):
+    legacy = torchvision.models.get_model(name, weights=None)
+    coarse, fine = pair(legacy.eval(), stride, size)
+    x = images(size)
+    with torch.no_grad():
+        old, new = coarse.forward_features(x), fine.forward_features(x)
+    assert new.shape[-1] > old.shape[-1]
+    torch.testing.assert_close(new[:, :, ::factor, ::factor], old, rtol=1e-4, atol=1e-5 * float(old.abs().max()))
+    for (key, before), after in zip(coarse.state_dict().items(), fine.state_dict().values(), strict=True):
+        assert torch.equal(before, after), key
+
+
+def test_by_hand_on_two_layers():
+    legacy = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    _, fine = pair(legacy, 1, 16)
+    x = images(16)
+    first = torch.relu(nn.functional.conv2d(x, legacy[0].weight, legacy[0].bias, stride=1, padding=1))
+    expected = torch.relu(nn.functional.conv2d(first, legacy[2].weight, legacy[2].bias, padding=2, dilation=2))
+    torch.testing.assert_close(fine.forward_features(x), expected)
+
+
+def test_the_certificate_says_what_it_costs():
+    _, fine = pair(torchvision.models.resnet18(weights=None).eval(), 8)
+    assert any("times the multiplications" in note for note in fine.certificate.notes)
+    assert fine.certificate.map_size == (12, 12)
+    assert fine.certificate.identity_error < 1e-4
+
+
+def test_new_convolutions_come_behind_the_finer_map():
+    legacy = torchvision.models.vgg11(weights=None).eval()
+    net = convert(legacy, head="gap", head_channels=16, map_stride=8, input_size=96, seed=0)
+    assert net.certificate.map_size == (11, 11), "a pool of 2 x 2 without its stride: 12 -> 11"
+    assert net.features.cam_conv.dilation == (1, 1)
+
+
+def test_it_is_saved_and_loaded(tmp_path):
+    _, fine = pair(torchvision.models.resnet18(weights=None).eval(), 16)
+    loaded = CAMNet.from_pretrained(fine.save_pretrained(tmp_path / "net"))
+    torch.testing.assert_close(loaded(images()), fine(images()))
+
+
+def test_the_users_network_keeps_its_strides():
+    legacy = torchvision.models.resnet18(weights=None).eval()
+    expected = legacy(images())
+    pair(legacy, 8)
+    assert torch.equal(legacy(images()), expected)
+    assert legacy.layer4[0].conv1.stride == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "words"),
+    [
+        ("mobilenet_v3_small", 16, "works across positions"),
+        ("resnet18", 5, "the map's stride is 32"),
+        ("resnet18", 64, "the map's stride is 32"),
+        ("resnet18", 0, "the map's stride is 32"),
+        ("densenet121", 8, "average pool"),
+        ("googlenet", 16, "max-pool with padding"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_the_reason(name, stride, words):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    legacy = torchvision.models.get_model(name, weights=None, **options).eval()
+    with pytest.raises(ConversionError, match=words):
+        convert(legacy, head="direct", map_stride=stride, input_size=96)
+
+
+def test_recast_keeps_its_stride():
+    legacy = torchvision.models.alexnet(weights=None).eval()
+    with pytest.raises(ConversionError, match="map_stride"):
+        convert(legacy, head="recast", map_stride=8)
