@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .errors import CamifyError, CheckpointError, ConfigError, ConversionError, DataError
     from .methods import explain
     from .model import CAMNet
-    from .surgery import convert, inspect
+    from .surgery import convert, fit_head, inspect
     from .training import CAMFineTuner, CAMOverlayLogger
 
     load = CAMNet.from_pretrained
@@ -26,6 +26,7 @@ __all__ = [
     "convert",
     "data",
     "explain",
+    "fit_head",
     "inspect",
     "load",
     "methods",
@@ -34,7 +35,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("CamifyError", "CheckpointError", "ConfigError", "ConversionError", "DataError"), "errors"),
-    **dict.fromkeys(("convert", "inspect"), "surgery"),
+    **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "CAMNet": "model",
     "explain": "methods",

@@ -1,8 +1,20 @@
 """Surgery: what a classifier is made of, and how it becomes CAM-ready."""
 
 from .conversion import HEADS, convert
+from .fitting import FitReport, fit_head
 from .inspection import Inspection, inspect
 from .recipes import RECIPES, Recipe
 from .sources import Source, resolve
 
-__all__ = ["HEADS", "RECIPES", "Inspection", "Recipe", "Source", "convert", "inspect", "resolve"]
+__all__ = [
+    "HEADS",
+    "RECIPES",
+    "FitReport",
+    "Inspection",
+    "Recipe",
+    "Source",
+    "convert",
+    "fit_head",
+    "inspect",
+    "resolve",
+]

@@ -17,7 +17,8 @@ from ..maps import normalize, select, upsample
 from ..metrics import MaxBoxAccuracy
 from ..model import CAMNet
 from ..modes import evaluating
-from ..surgery import convert, resolve
+from ..surgery import FitReport, convert, fit_head, resolve
+from .asking import single_loader
 from .schedule import lr_factor, set_frozen
 
 __all__ = ["CAMFineTuner"]
@@ -42,6 +43,8 @@ class CAMFineTuner(pl.LightningModule):
         pool: ``"gap"``, ``"gmp"`` or ``"lse"``.
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier.
+        init: how the new classifier starts: ``"random"``, or ``"ridge"``: fitted in closed form, before the first
+            step, to the legacy's logits where its classes are the data's, else to the labels (see ``camify.fit_head``).
         map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
         input_size: side of the input at which the conversion is proven, pixels.
         optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
@@ -65,6 +68,7 @@ class CAMFineTuner(pl.LightningModule):
         head_channels: int | list[int] | None = None,
         dropout: float = 0.0,
         map_stride: int | None = None,
+        init: Literal["random", "ridge"] = "random",
         input_size: int = 224,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 1e-3,
@@ -86,6 +90,9 @@ class CAMFineTuner(pl.LightningModule):
             )
         if class_names is not None and len(class_names) < 2:
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
+        if init not in ("random", "ridge"):
+            raise ConfigError(f"init={init!r} is unknown. Choose random or ridge.")
+        self.fit_report: FitReport | None = None
         self.legacy: nn.Module | None = None  # set below, outside the module tree: it is never trained or saved
         self.source = ""
         options = {"pool": pool, "head_channels": head_channels, "dropout": dropout, "map_stride": map_stride}
@@ -217,6 +224,20 @@ class CAMFineTuner(pl.LightningModule):
                 self.model.preprocessing = preprocessing.to_dict()
             if self.model.class_names is None and names is not None and len(names) == self.model.num_classes:
                 self.class_names = self.model.class_names = list(names)
+
+    def on_train_start(self) -> None:
+        """Fit the classifier in closed form where that was asked for; let the legacy network go."""
+        if self.hparams["init"] == "ridge" and self.global_step == 0 and isinstance(self.model, CAMNet):
+            if self.trainer.world_size > 1:
+                raise ConfigError("init='ridge' fits in one process. Fit and save the model first, then train it.")
+            images = single_loader(self.trainer.train_dataloader)
+            if self.legacy is None:
+                self.fit_report = fit_head(self.model, images, labels=True)
+            else:
+                home = next(self.legacy.parameters()).device
+                self.fit_report = fit_head(self.model, images, teacher=self.legacy.to(self.device))
+                self.legacy.to(home)
+        self.legacy = None  # its memory is needed no more
 
     def on_train_epoch_start(self) -> None:
         """Freeze or free the features, by the number of the epoch alone."""

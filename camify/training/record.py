@@ -64,7 +64,14 @@ class RunRecord(pl.Callback):
             opening_screen(trainer, pl_module, run_folder(trainer))
         if self.legacy_accuracy is None and pl_module.legacy is not None:
             self.legacy_accuracy = _accuracy(pl_module.legacy, trainer, pl_module)
-        pl_module.legacy = None  # its memory is needed no more
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what a closed-form start gave."""
+        if not isinstance(pl_module, CAMFineTuner) or self.quiet or not trainer.is_global_zero:
+            return
+        if pl_module.fit_report is not None:
+            print(f"{pl_module.fit_report}\n")  # noqa: T201 - the user's terminal
+            pl_module.fit_report = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's figures, write results and page, print one line."""

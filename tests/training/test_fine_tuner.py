@@ -198,3 +198,31 @@ def test_other_classes_than_the_models_are_refused(data, make_trainer):
     module = camify.CAMFineTuner(SmallLegacy(), class_names=["green", "red"], input_size=SIZE, head_channels=4)
     with pytest.raises(camify.DataError, match="in this order"):
         make_trainer().fit(module, data)
+
+
+class FirstLogits(pl.Callback):
+    """The validation accuracy before the first step, and the classifier then."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 0:
+            batch = next(iter(trainer.val_dataloaders))
+            with torch.no_grad():
+                logits = module.model.eval()(batch["image"])
+            module.model.train()
+            self.accuracy = float((logits.argmax(1) == batch["label"]).float().mean())
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_a_ridge_start_knows_the_classes_before_the_first_step(data, make_trainer, comparable):
+    pl.seed_everything(0, verbose=False)
+    teacher = SmallLegacy(2)
+    make_trainer(max_epochs=6).fit(tuner(teacher, head="none", optimizer="adamw", lr=0.005), data)
+    legacy = (
+        teacher if comparable else camify.convert(teacher, head="gap", num_classes=7, head_channels=8, input_size=SIZE)
+    )
+    first = FirstLogits()
+    module = tuner(legacy, init="ridge", head="gap" if comparable else "direct")
+    assert (module.legacy is not None) == comparable
+    make_trainer(first, max_epochs=1).fit(module, data)
+    assert first.accuracy >= 0.75
+    assert module.legacy is None

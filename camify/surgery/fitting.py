@@ -1,0 +1,263 @@
+"""The classifier in closed form: one pass over images instead of a training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ConversionError, DataError
+from ..model import CAMNet
+from ..modes import evaluating
+
+__all__ = ["FitReport", "fit_head"]
+
+_KEPT = 2048  # rows kept for a second look
+_CHUNK = 32  # images per forward, where they come as one tensor
+_GRID = torch.logspace(-9, 3, 49, dtype=torch.float64)  # lambda, in units of the largest eigenvalue
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What ``fit_head`` did; "before" is measured on all n images, "after" on ``kept`` of them, R^2 on all.
+
+    Top-1 is the agreement with the teacher, or the accuracy; KL is mean KL(target || network) in nats, with labels
+    the cross-entropy; R^2 is the explained part of the centred targets, with labels before the scores are scaled;
+    ridge is lambda of ``sum |y - W x - b|^2 + lambda |W|^2``. The ``kept`` images are drawn at random, not held out.
+    """
+
+    target: str
+    n: int
+    kept: int
+    ridge: float
+    agreement_before: float
+    agreement_after: float
+    kl_before: float
+    kl_after: float
+    r2_before: float
+    r2_after: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """The report in six lines."""
+        return (
+            f"head fitted to {self.target}: {self.n:,} images, ridge {self.ridge:.3g}, {self.seconds:.1f} s\n"
+            f"{'':12}{'before':>10}{'after':>10}\n"
+            f"{'top-1':12}{self.agreement_before:>10.1%}{self.agreement_after:>10.1%}\n"
+            f"{'KL (nats)':12}{self.kl_before:>10.4f}{self.kl_after:>10.4f}\n"
+            f"{'R^2':12}{self.r2_before:>10.4f}{self.r2_after:>10.4f}\n"
+            f"after: top-1 and KL on {self.kept:,} images of the pass, R^2 on all; none was held out"
+        )
+
+
+@torch.no_grad()
+def fit_head(
+    model: CAMNet,
+    images_or_loader: Tensor | Iterable[Any],
+    *,
+    teacher: nn.Module | None = None,
+    labels: Tensor | bool | None = None,
+    ridge: float | None = None,
+) -> FitReport:
+    """Least squares for ``model.classifier`` on the pooled features, in place, from one pass over the images.
+
+    Targets are the teacher's logits, centred per image over the classes (softmax does not see the difference),
+    or one-hot labels, centred too. Only sums (C^2 + C K numbers, float64) and 2,048 rows are kept. With labels
+    the fitted scores are then multiplied by the factor of least cross-entropy on the kept rows (temperature
+    scaling, Guo et al. 2017), at most 1 / residual variance: what linear discriminant analysis gives two equally
+    frequent classes, so that a separable set does not make the network boundlessly sure. ``model.results`` is
+    emptied: those figures were another head's.
+
+    Lambda is the one of least generalised cross-validation, n RSS / (n - tr H)^2 (Golub, Heath, Wahba 1979),
+    summed over the classes, of a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of the centred X'X.
+    Exact leave-one-out needs each image's leverage, which sums do not hold; GCV puts their mean in its place.
+
+    Args:
+        model: the network; its features stay as they are.
+        images_or_loader: images (N, 3, H, W), or batches: dicts with ``image`` (and ``label``), pairs or images.
+        teacher: gives logits (N, K) of the same images, for instance the legacy network.
+        labels: class indices (N,) of an image tensor, or True: the loader's. Either these or a teacher.
+        ridge: lambda of ``sum |y - W x - b|^2 + lambda |W|^2``, so it grows with N; 0 is the least-norm solution.
+
+    Raises:
+        ConfigError: neither or both of teacher and labels, or a ridge that is not a finite number >= 0.
+        ConversionError: the model has no plain weight and bias, or the teacher's logits are not (N, K).
+        DataError: images or labels do not fit, are fewer than 2, or give features or targets nothing can be fitted to.
+    """
+    start = time.perf_counter()
+    _check(model, images_or_loader, teacher, labels, ridge)
+    head, sums, before = model.classifier, _Sums(), torch.zeros(2, dtype=torch.float64)
+    with evaluating(model), evaluating(teacher or model):
+        for images, own in _batches(images_or_loader, labels):
+            pooled = model.forward_head(model.forward_features(images.to(head.weight)), pre_logits=True)
+            device = pooled.device if pooled.device.type in ("cpu", "cuda") else "cpu"  # others lack float64
+            logits, pooled = head(pooled).to(device).double(), pooled.to(device).double()
+            y = _one_hot(own, logits) if teacher is None else _teach(teacher, images, logits)
+            if not (pooled.isfinite().all() and y.isfinite().all()):
+                raise DataError(f"Features or targets are not finite in images {sums.n} to {sums.n + len(y) - 1}.")
+            sums.add(pooled, y)
+            before += torch.stack(_quality(logits, y, teacher is None)).cpu() * len(y)
+    if sums.n < 2:
+        raise DataError(f"{sums.n} images: at least 2 are needed to fit a classifier.")
+    sums.centre()
+    r2_before = sums.r2(head.weight.to(sums.mean_x), head.bias.to(sums.mean_x))
+    lam, weight, spread = sums.solve(ridge)
+    bias = sums.mean_y - weight @ sums.mean_x
+    r2_after = sums.r2(weight, bias)
+    rows, targets = sums.rows[: sums.n], sums.targets[: sums.n]
+    scale = _scale(rows @ weight.T + bias, targets, spread) if teacher is None else 1.0
+    weight, bias = (scale * weight).to(head.weight), (scale * bias).to(head.bias)
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise DataError(f"The solution does not fit into {head.weight.dtype}. Use float32, or a larger ridge.")
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    model.results = {}
+    after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, teacher is None)
+    kind, figures = "labels" if teacher is None else "teacher", (before / sums.n).tolist()
+    quality = (figures[0], float(after[0]), figures[1], float(after[1]), r2_before, r2_after)
+    return FitReport(kind, sums.n, len(rows), lam, *quality, time.perf_counter() - start)
+
+
+class _Sums:
+    """The sums of rows x (C) and y (K), from a shift near their means, and a uniform sample of the rows."""
+
+    def __init__(self) -> None:
+        self.n, self.generator = 0, torch.Generator().manual_seed(0)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        if self.n == 0:
+            # Sums about a point near the mean: their centring later does not cancel digits.
+            self.shift_x, self.shift_y = x.mean(0), y.mean(0)
+            self.x, self.y, self.yy = torch.zeros_like(x[0]), torch.zeros_like(y[0]), y.new_zeros(())
+            self.xx, self.xy = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1], y.shape[1])
+            self.rows, self.targets = x.new_zeros(_KEPT, x.shape[1]), y.new_zeros(_KEPT, y.shape[1])
+        # Reservoir sampling (Vitter 1985, R): row i takes a slot drawn from 0..i, where there is such a slot.
+        index = torch.arange(self.n, self.n + len(x))
+        drawn = (torch.rand(len(x), generator=self.generator, dtype=torch.float64) * (index + 1)).long()
+        for row, slot in enumerate(torch.where(index < _KEPT, index, drawn).tolist()):
+            if slot < _KEPT:
+                self.rows[slot], self.targets[slot] = x[row], y[row]
+        x, y = x - self.shift_x, y - self.shift_y
+        self.n += len(x)
+        for total, part in zip(
+            (self.x, self.y, self.xx, self.xy, self.yy),
+            (x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum()),
+            strict=True,
+        ):
+            total += part
+
+    def centre(self) -> None:
+        """The means, and the second moments about them, in place of the sums."""
+        x, y = self.x / self.n, self.y / self.n
+        self.mean_x, self.mean_y = self.shift_x + x, self.shift_y + y
+        self.xx -= self.n * torch.outer(x, x)
+        self.xy -= self.n * torch.outer(x, y)
+        self.tss = float(self.yy - self.n * y.square().sum())
+        if not self.tss > 1e-12 * self.n * float(self.mean_y.square().sum()):
+            raise DataError(f"All {self.n} targets are the same: nothing to fit. Give images of several classes.")
+
+    def r2(self, weight: Tensor, bias: Tensor) -> float:
+        """1 - RSS / TSS of the head's logits, centred over the classes."""
+        weight, gap = weight - weight.mean(0), self.mean_y - (bias - bias.mean())
+        gap = gap - weight @ self.mean_x
+        rss = self.tss + ((weight @ self.xx - 2 * self.xy.T) * weight).sum() + self.n * gap.square().sum()
+        return 1 - float(rss) / self.tss
+
+    def solve(self, ridge: float | None) -> tuple[float, Tensor, float]:
+        """Lambda, the weight (K, C), and the residual variance per degree of freedom, summed over the classes."""
+        values, vectors = torch.linalg.eigh(self.xx)
+        use = values > values[-1].clamp_min(0) * len(values) * torch.finfo(torch.float64).eps
+        values, vectors = values[use], vectors[:, use]
+        loads = vectors.T @ self.xy
+        explained = loads.square().sum(1) / values
+        free = max(self.n - 1 - len(values), 0)
+        # Rows that can be met exactly leave no residual: the difference would only be rounding.
+        rest = max(self.tss - float(explained.sum()), 0.0) if free else 0.0
+        top = float(values[-1]) if len(values) else 1.0
+        grid = (_GRID * top if ridge is None else torch.tensor([ridge], dtype=torch.float64)).to(values)
+        shrunk = grid[:, None] / (values + grid[:, None])
+        rss, freedom = rest + shrunk.square() @ explained, free + shrunk.sum(1)
+        best = int((self.n * rss / freedom.square()).argmin())
+        weight = (vectors / (values + grid[best]) @ loads).T
+        return float(grid[best]), weight, float(rss[best] / freedom[best].clamp_min(1e-12))
+
+
+def _scale(scores: Tensor, targets: Tensor, spread: float) -> float:
+    """The factor in 1..min(100, 1 / residual variance) of least cross-entropy, to 1 part in 20."""
+    most = min(100.0, max(1.0, (targets.shape[1] - 1) / max(spread, 1e-12)))
+    factors = torch.logspace(0, math.log10(most), 96).tolist()
+    return float(min(factors, key=lambda factor: float(_quality(factor * scores, targets, True)[1])))
+
+
+def _probabilities(targets: Tensor, labels: bool) -> Tensor:
+    """The target distribution (N, K) of centred logits, or of centred one-hot labels."""
+    return (targets + 1 / targets.shape[1]).round() if labels else targets.softmax(1)
+
+
+def _quality(logits: Tensor, targets: Tensor, labels: bool) -> tuple[Tensor, Tensor]:
+    """Top-1 agreement and mean KL(target || logits) in nats."""
+    truth = _probabilities(targets, labels)
+    divergence = torch.xlogy(truth, truth) - truth * logits.log_softmax(1)
+    return (logits.argmax(1) == targets.argmax(1)).double().mean(), divergence.sum(1).mean()
+
+
+def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+    """The teacher's logits (N, K), centred over the classes; images go to its own device and precision."""
+    like = next((p for p in teacher.parameters() if p.is_floating_point()), images)
+    y = teacher(images.to(like))
+    if not isinstance(y, Tensor) or y.shape != logits.shape:
+        found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ConversionError(f"teacher gives {found}, the model logits {tuple(logits.shape)}: they must be alike.")
+    y = y.to(logits.device).double()
+    return y - y.mean(1, keepdim=True)
+
+
+def _one_hot(labels: Any, logits: Tensor) -> Tensor:
+    """One-hot labels (N, K), centred over the classes."""
+    count, classes = logits.shape
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    if not whole or labels.shape != (count,):
+        raise DataError(f"labels must be {count} class indices, one per image.")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(f"labels go from {labels.min()} to {labels.max()}; the model's are 0 to {classes - 1}.")
+    return nn.functional.one_hot(labels.long().to(logits.device), classes).double() - 1 / classes
+
+
+def _batches(source: Tensor | Iterable[Any], labels: Tensor | bool | None) -> Iterator[tuple[Tensor, Any]]:
+    """Images (n, 3, H, W) and their labels, or None."""
+    if isinstance(source, Tensor):
+        cuts = [slice(start, start + _CHUNK) for start in range(0, len(source), _CHUNK)]
+        source = [(source[cut], labels[cut] if isinstance(labels, Tensor) else None) for cut in cuts]
+    for batch in source:
+        if isinstance(batch, Mapping):
+            images, found = batch.get("image"), batch.get("label")
+        else:
+            images, found, *_ = (*batch, None, None) if isinstance(batch, (tuple, list)) else (batch, None)
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            raise DataError("A batch does not hold images as a float tensor (N, 3, H, W), alone, first or as `image`.")
+        if len(images):
+            yield images, found
+
+
+def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | None, ridge: float | None) -> None:
+    wanted = labels is not None and labels is not False
+    if wanted == (teacher is not None):
+        raise ConfigError("Give either teacher= (its logits are the target) or labels=, not both.")
+    if wanted and isinstance(source, Tensor) != isinstance(labels, Tensor):
+        raise ConfigError("labels= is a tensor (N,) for a tensor of images, and True for a loader, which has its own.")
+    if isinstance(labels, Tensor) and labels.shape != (len(source),):
+        raise DataError(f"labels have the shape {tuple(labels.shape)}; there are {len(source)} images.")
+    if ridge is not None and not (math.isfinite(ridge) and ridge >= 0):
+        raise ConfigError(f"ridge={ridge}: must be a finite number >= 0, or None for the one of least GCV.")
+    head = getattr(model, "classifier", None)
+    if not isinstance(model, CAMNet) or not isinstance(head, nn.Linear):
+        raise ConversionError(f"{type(model).__name__} is not a CAMNet. Convert the network first.")
+    if not isinstance(head.weight, nn.Parameter) or not isinstance(head.bias, nn.Parameter):
+        raise ConversionError("model.classifier needs a plain weight and a bias (the intercept of the fit).")
+    if head.out_features < 2:
+        raise ConversionError("model.classifier has one class: softmax gives it 1, whatever the weights.")
