@@ -76,9 +76,9 @@ class Certificate:
             facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
         return facts
 
-    def named(self, source: str) -> Certificate:
-        """The same certificate with the source by another name."""
-        return replace(self, source=source)
+    def named(self, source: str, notes: tuple[str, ...] = ()) -> Certificate:
+        """The same certificate with the source by another name, and what is to be said of it."""
+        return replace(self, source=source, notes=(*notes, *self.notes))
 
     def table(self) -> Table:
         """The certificate for a terminal."""

@@ -65,12 +65,13 @@ def convert(
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    name, class_names = "", None
+    name, class_names, notes = "", None, ()  # type: tuple[str, list[str] | None, tuple[str, ...]]
     if isinstance(model, str):
         source = resolve(model)
-        model, name, class_names = source.model, source.name, source.class_names
+        model, name, class_names, notes = source.model, source.name, source.class_names, source.notes
     _check_options(head, num_classes, pool, map_stride, recipe, dropout)
     anatomy = examine(model, input_size, example)
+    anatomy.notes += notes
     recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
     features, modes, kept = _copy_features(anatomy, recast.graph if recast else anatomy.features_graph())
     if map_stride is not None:

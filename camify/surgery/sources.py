@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..checkpoint import read_tensors
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
 from .tiny_vgg import TinyVGG
+from .weights import State, fits, match_keys, read_state
 
 __all__ = ["Source", "resolve"]
 
@@ -33,6 +33,7 @@ class Source:
     model: nn.Module
     name: str
     class_names: list[str] | None = None
+    notes: tuple[str, ...] = ()  # what was done to weights that did not fit as they were
 
 
 def resolve(source: str, *, weights: bool = True) -> Source:
@@ -40,8 +41,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
 
     Args:
         source: ``"torchvision/vgg16"`` (pretrained), ``"torchvision/vgg16@none"`` (random weights),
-            ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (a state dict: .pth, .pt or
-            .safetensors), ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
+            ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (weights: .pth, .pt, .ckpt,
+            .bin or .safetensors), ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
         weights: False builds the architecture only; nothing is loaded or downloaded.
 
     Raises:
@@ -89,60 +90,67 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
         ) from error
     options = {"aux_logits": True, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
     network = architecture(**options)
-    _load(network, state, f"torchvision/{name}@{member.name}")
-    return Source(network.eval(), f"torchvision/{name}@{member.name}", list(member.meta["categories"]))
+    source, notes = f"torchvision/{name}@{member.name}", list[str]()
+    _load(network, dict(state), source, notes)
+    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes))
 
 
 def _from_file(source: str, architecture: Callable[..., nn.Module], file: str) -> Source:
     if not file:
         return Source(architecture(), source)
-    state, names = _read_state(Path(file))
+    notes: list[str] = []
+    state, names = read_state(file, notes)
     model = architecture()
-    last = next(reversed(model.state_dict()))  # of the classifier: its length is the number of classes
-    if last in state and state[last].dim() > 0 and len(state[last]) != len(model.state_dict()[last]):
-        model = architecture(num_classes=len(state[last]))
-    _load(model, state, source)
-    return Source(model.eval(), source, names)
+    classes = _count_classes(state, model.state_dict())
+    if classes is not None:
+        model = architecture(num_classes=classes)
+    _load(model, state, source, notes)
+    return Source(model.eval(), source, names, tuple(notes))
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """A state dict and, where the file names them, its classes."""
-    if path.suffix == ".safetensors":
-        state = read_tensors(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return state, _class_names(path, metadata.get("class_names", "null"))
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
-        raise CheckpointError(f"{path}: cannot be read as plain weights ({error}).") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: is not a state dict (names -> tensors). Save `model.state_dict()`.")
-    return dict(state), None
+def _count_classes(state: State, target: State) -> int | None:
+    """The length of the file's last classifier tensor where it is another one than the network's, or None."""
+    last, matched = next(reversed(target)), match_keys(state, target)
+    found = matched.get(last)
+    lengths = [sum(not key.endswith("num_batches_tracked") for key in keys) for keys in (matched, target)]
+    if found is None and lengths[0] == lengths[1]:
+        found = next(reversed(state.values()))  # other names: its place tells
+    if found is None or not found.is_contiguous() or not found.dim() == target[last].dim() > 0:
+        return None
+    return len(found) if len(found) not in (0, len(target[last])) else None
 
 
-def _class_names(path: Path, text: str) -> list[str] | None:
-    try:
-        names = json.loads(text)
-    except (ValueError, RecursionError):
-        names = text
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise CheckpointError(f"{path}: field class_names of the metadata is not a JSON list of names.")
-    return names
+def _load(model: nn.Module, state: State, source: str, notes: list[str]) -> None:
+    target = model.state_dict()
+    state = match_keys(state, target, notes)
+    missing = [key for key in target if key not in state]
+    unknown = [key for key in state if key not in target]
+    misshapen = [key for key in target if key in state and not fits(state[key], target[key], key)]
+    if not (missing or unknown or misshapen):
+        model.load_state_dict(state, strict=True)
+        return
+    rows = [("key", "in the file", "in the network", "nearest key")]
+    mixed = (key for keys in zip_longest(misshapen, missing, unknown) for key in keys if key is not None)
+    for key in islice(mixed, 10):
+        pool = [] if key in misshapen else missing if key in unknown else unknown
+        nearest = difflib.get_close_matches(key[:200], pool[:2000], n=1) or ["-"]
+        rows.append((_shown(key), _kind(state.get(key)), _kind(target.get(key)), _shown(nearest[0])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = "\n".join(" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    counts = f"{len(missing)} missing, {len(unknown)} unknown, {len(misshapen)} of another shape or kind"
+    more = len(missing) + len(unknown) + len(misshapen) - (len(rows) - 1)
+    raise CheckpointError(
+        f"{source}: the weights do not fit the network: {counts}{''.join(f'; {note}' for note in notes)}."
+        f" Is the file from another architecture?\n{table}" + (f"\n... and {more} more" if more else "")
+    )
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    ours = model.state_dict()
-    wrong = [f"missing {key}" for key in ours if key not in state]
-    wrong += [f"unknown {key}" for key in state if key not in ours]
-    wrong += [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in ours.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise CheckpointError(f"{source}: the weights do not fit the network: {'; '.join(wrong[:4])}{more}.")
-    model.load_state_dict(state, strict=True)
+def _shown(key: str) -> str:
+    text = key if len(key) <= 80 else f"{key[:77]}..."
+    return text if text.isprintable() else ascii(text)
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "-"
+    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else f' {tensor.dtype}'.replace('torch.', '')}"

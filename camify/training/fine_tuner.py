@@ -114,17 +114,18 @@ class CAMFineTuner(pl.LightningModule):
     ) -> nn.Module:
         """The network to train: converted where it is a legacy one, which is then kept for comparison."""
         legacy_names: list[str] | None = None
+        notes: tuple[str, ...] = ()
         self.source = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, str):
             source = resolve(model)
-            model, legacy_names = source.model, source.class_names
+            model, legacy_names, notes = source.model, source.class_names, source.notes
         classes = len(class_names) if class_names is not None else None
         if head == "none" or (isinstance(model, CAMNet) and classes in (None, model.num_classes)):
             return model.train()
         head = "direct" if isinstance(model, CAMNet) else head
         net = convert(model, head=head, num_classes=classes, **options).train()
         if net.certificate is not None:
-            net.certificate = net.certificate.named(self.source)
+            net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names
             if comparable and net.certificate.legacy_classes == net.num_classes:
                 object.__setattr__(self, "legacy", model)

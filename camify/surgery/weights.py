@@ -1,0 +1,180 @@
+"""State dicts as people have them: nested, prefixed, in half precision, under other names; never run as code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import accumulate, takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..checkpoint import read_tensors
+from ..errors import CheckpointError
+
+__all__ = ["State", "fits", "match_keys", "read_state"]
+
+State = dict[str, Tensor]
+
+_NESTS = ("state_dict", "model_state_dict", "model", "net", "weights", "state_dict_ema", "model_ema", "ema")
+_WRAPPERS = ("module", "_orig_mod", "model", "net", "backbone", "network")
+_DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # as torchvision's own files still have it
+_COUNTER = "num_batches_tracked"
+_SAVE = "Save the tensors alone: torch.save(model.state_dict(), FILE)."
+
+
+def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State, list[str] | None]:
+    """The state dict in a file and, where the file names them, its classes; nothing in the file is run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, needs code to be read, or holds no state dict.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_tensors(path), _class_names(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
+        raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
+    found = _unnest(content)
+    if found is None:
+        items = content.items() if isinstance(content, Mapping) else ()
+        odd = [f"{key[:40]!r}: {type(value).__name__}" for key, value in items if isinstance(key, str)]
+        what = f"{type(content).__name__} with {', '.join(odd[:6]) or 'no names'}"
+        raise CheckpointError(f"{path}: is not a state dict (names -> tensors) but a {what}. {_SAVE}")
+    state, where, others = found
+    if notes is not None and (others or "ema" in where):
+        notes.append(f"weights taken from {where}{'; the file also holds ' if others else ''}{', '.join(others)}")
+    return state, None
+
+
+def _class_names(path: Path) -> list[str] | None:
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("class_names", "null")
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = text
+    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return names
+    raise CheckpointError(f"{path}: field class_names of the metadata is not a JSON list of names.")
+
+
+def _reason(error: Exception) -> str:
+    """Why torch refused a file, without its advice to read the file unsafely."""
+    text = str(error)
+    if refused := re.search(r"GLOBAL ([\w.]{1,200})", text):
+        name = refused.group(1).rstrip(".")
+        return f"it needs {name}, in or beside the weights, and reading such objects can run code. {_SAVE}"
+    if "TorchScript" in text:
+        return f"it is a TorchScript program. {_SAVE}"
+    first = "" if "weights_only" in text or not text.strip() else f": {text.strip().splitlines()[0][:200]}"
+    return f"the file is empty, damaged or not from torch.save ({type(error).__name__}{first})."
+
+
+def _unnest(content: Any, depth: int = 4) -> tuple[State, str, list[str]] | None:
+    """The state dict, the keys that lead to it and the state dicts beside it; plain weights come before EMA."""
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(key, str) and _is_plain(value) for key, value in content.items()):
+        return dict(content), "", []
+    nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)] if depth else []
+    for key in nests:
+        if found := _unnest(content[key], depth - 1):
+            state, where, others = found
+            return state, f"{key}.{where}" if where else key, others + [other for other in nests if other != key]
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    held = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+    return held and not value.is_quantized
+
+
+def match_keys(state: State, target: State, notes: list[str] | None = None) -> State:
+    """The state under the names and in the precision of the target; what does not fit stays as it is.
+
+    Wrapper prefixes are removed where that fits better. Other names are accepted where the order of the tensors
+    leaves one reading only. Batch counters may be missing. The notes are told what was done.
+    """
+    notes = [] if notes is None else notes
+    found, prefix = _strip(state, target)
+    if prefix:
+        notes.append(f"prefix {prefix} removed from the names")
+    outside = [key for key in found if key not in target and prefix + key not in state]
+    if prefix and outside and _weights(target) <= found.keys():
+        notes.append(f"{len(outside)} tensors outside {prefix} left out: {', '.join(outside[:4])[:200]}")
+        found = {key: value for key, value in found.items() if key not in outside}
+    if renamed := _by_order(found, target):
+        notes.append(f"names differ; {len(renamed)} tensors matched by order and shape")
+        found = renamed
+    counters = [k for k in target if k not in found and k.replace(_COUNTER, "running_mean") in found]
+    found |= {key: target[key] for key in counters}
+    cast = {k: v.to(target[k].dtype) for k, v in found.items() if k in target and fits(v, target[k], k)}
+    if types := {f"{found[k].dtype} -> {v.dtype}" for k, v in cast.items() if v.dtype != found[k].dtype}:
+        notes.append(f"precision changed: {', '.join(sorted(types)).replace('torch.', '')}")
+    return found | cast
+
+
+def _weights(state: State) -> set[str]:
+    return {key for key in state if not key.endswith(_COUNTER)}
+
+
+def fits(ours: Tensor, theirs: Tensor, key: str) -> bool:
+    """Whether a tensor can stand for another: one shape and one kind of number (of counters, any)."""
+    same = ours.is_floating_point() == theirs.is_floating_point() and ours.is_complex() == theirs.is_complex()
+    return ours.shape == theirs.shape and (same or key.endswith(_COUNTER))
+
+
+def _strip(state: State, target: State) -> tuple[State, str]:
+    """The state without the wrapper prefix whose removal makes the most tensors fit, and that prefix."""
+    state = {_DENSE.sub(r"\1\2", key): value for key, value in state.items()}
+    heads = {tuple(takewhile(_WRAPPERS.__contains__, key.split(".")[:4])) for key in state}
+    prefixes = {""}.union(*(accumulate(f"{part}." for part in head) for head in heads))
+    best, chosen, most = state, "", -1
+    for prefix in sorted(prefixes, key=lambda text: (len(text), text)):
+        names = {k.removeprefix(prefix): k for k in state if k.startswith(prefix) or prefix + k not in state}
+        count = sum(key in target and fits(state[old], target[key], key) for key, old in names.items())
+        if count > most:
+            best, chosen, most = {key: state[old] for key, old in names.items()}, prefix, count
+    return best, chosen
+
+
+def _by_order(state: State, target: State) -> State | None:
+    """The state under the target's names, or None where order and shape leave another reading."""
+    if _weights(state) == _weights(target):
+        return None
+    has_counters = any(key.endswith(_COUNTER) for key in state)
+    ours = [key for key in target if has_counters or not key.endswith(_COUNTER)]
+    if len(ours) != len(state):
+        return None
+    for new, old in zip(ours, state, strict=True):
+        means_itself = new != old and old in target and fits(state[old], target[old], old)
+        if means_itself or new.split(".")[-1] != old.split(".")[-1] or not fits(state[old], target[new], new):
+            return None
+    if _is_ambiguous(state) or _is_ambiguous({key: target[key] for key in ours}):
+        return None
+    return dict(zip(ours, state.values(), strict=True))
+
+
+def _is_ambiguous(state: State) -> bool:
+    """Whether two tensors of one shape could trade places: names that do not count up, two scales of one layer."""
+    before: dict[torch.Size, tuple[str, list[int]]] = {}
+    scales: set[torch.Size] = set()  # of the layers since the last matrix or kernel
+    for key, shape in ((key, value.shape) for key, value in state.items()):
+        if len(shape) > 1:
+            pattern, numbers = re.sub(r"\d+", "#", key), [int(number) for number in re.findall(r"\d{1,9}", key)]
+            if shape in before and (before[shape][0] != pattern or before[shape][1] >= numbers):
+                return True
+            before[shape], scales = (pattern, numbers), set()
+        elif key.endswith("weight"):
+            if shape in scales:
+                return True
+            scales.add(shape)
+    return False
