@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..architecture import assemble
-from ..certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..model import CAMNet
-from ..modes import evaluating, without_hooks
+from ..modes import without_hooks
 from ..pooling import POOLS
 from .anatomy import Anatomy, examine
 from .dilation import set_map_stride
+from .proof import certify
 from .recast import Recast, recast_head
 from .recipes import RECIPES, default_convs
-from .sources import resolve
+from .sources import Source, resolve
 
 __all__ = ["HEADS", "convert"]
 
@@ -65,13 +65,11 @@ def convert(
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    name, class_names, notes = "", None, ()  # type: tuple[str, list[str] | None, tuple[str, ...]]
-    if isinstance(model, str):
-        source = resolve(model)
-        model, name, class_names, notes = source.model, source.name, source.class_names, source.notes
+    source = resolve(model) if isinstance(model, str) else Source(model, type(model).__name__)
+    model = source.model
     _check_options(head, num_classes, pool, map_stride, recipe, dropout)
     anatomy = examine(model, input_size, example)
-    anatomy.notes += notes
+    anatomy.notes += source.notes
     recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
     features, modes, kept = _copy_features(anatomy, recast.graph if recast else anatomy.features_graph())
     if map_stride is not None:
@@ -89,12 +87,10 @@ def convert(
     net.to(anatomy.images)
     for module in net.modules():
         module.training = modes.get(module, model.training)
-    net.certificate = _certify(
-        net, anatomy, name or type(model).__name__, head, kept, recast, finer=map_stride is not None
-    )
+    net.certificate = certify(net, anatomy, source.name, head, kept, recast, finer=map_stride is not None)
     net.to(next(model.parameters()))
-    if class_names is not None and len(class_names) == net.num_classes and num_classes is None:
-        net.class_names = class_names
+    if source.class_names is not None and len(source.class_names) == net.num_classes and num_classes is None:
+        net.class_names = source.class_names
     return net
 
 
@@ -198,105 +194,3 @@ def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_class
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     return classifier
-
-
-# ---------------------------------------------------------------- the proof
-
-
-@torch.no_grad()
-def _certify(
-    net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str], recast: Recast | None, *, finer: bool
-) -> Certificate:
-    images = anatomy.images
-    with evaluating(net):
-        logits, maps = net.forward_with_maps(images)
-    if not bool(logits.isfinite().all()):
-        raise ConversionError(
-            "The converted network gives NaN or infinite logits on the probe. Are the weights damaged?"
-        )
-    height, width = maps.shape[2:]
-    if height * width < 2 and recast is None:
-        raise ConversionError(f"The map is {height} x {width} at this input size. Give a larger input_size.")
-    error = net.identity_error(images) if net.pool_name == "gap" else None
-    if error is not None and not error <= TOLERANCE:
-        raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
-    notes = list(anatomy.notes)
-    kept_old = recast is not None or net.classifier is anatomy.linear
-    legacy_error = None
-    if kept_old:
-        found = recast.final(logits) if recast else logits
-        scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        legacy_error = float((found - anatomy.logits).abs().max() / scale)
-        if not legacy_error <= TOLERANCE and not (finer or (recast and recast.pool_moved)):
-            raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
-    if recast is not None:
-        notes += _recast_notes(recast, anatomy)
-    elif finer and kept_old:
-        notes.append("The mean over the finer map is not that over the old one: the logits move a little.")
-    elif kept_old and anatomy.single_layer:
-        notes.append("The network was CAM-ready already; nothing was stripped.")
-    return Certificate(
-        source=source,
-        head=head,
-        pool=net.pool_name,
-        feature_layer=anatomy.feature_layer,
-        input_shape=anatomy.input_shape,
-        map_size=(height, width),
-        map_channels=net.num_features,
-        num_classes=net.num_classes,
-        legacy_classes=anatomy.logits.shape[1],
-        parts=_recast_parts(net, anatomy, recast, kept) if recast else _parts(net, anatomy, kept, kept_old),
-        identity_error=error,
-        legacy_error=legacy_error,
-        notes=tuple(notes),
-    )
-
-
-def _recast_notes(recast: Recast, anatomy: Anatomy) -> list[str]:
-    """What a user of the recast network must know."""
-    if recast.pool_moved:
-        return ["The old head pooled before a non-linearity; moved behind it, the pooling gives other logits."]
-    if recast.kernel == (1, 1):
-        return []
-    side, cells = max(anatomy.input_shape[1:]), max(recast.kernel)
-    note = (
-        f"The old head sees {cells} cells a side at once: at {side} px the logits are the legacy's; at larger sizes it"
-        f" runs at every position (dense evaluation), at about {round(side * (cells + 6) / cells)} px at 7 a side."
-    )
-    return [note]
-
-
-def _recast_parts(net: CAMNet, anatomy: Anatomy, recast: Recast, kept: list[str]) -> tuple[Part, ...]:
-    names = tuple(f"{layer.rpartition('.')[2]}." for layer in recast.layers)
-    layers = [p for name, p in net.features.named_parameters() if name.startswith(names)]
-    head = sum(p.numel() for p in [*layers, *net.classifier.parameters()])
-    before = [name for name in kept if name not in recast.layers]
-    return (
-        Part("features", "kept", _span(before), sum(p.numel() for p in net.parameters()) - head),
-        Part("head", "kept", f"{_span(anatomy.head_layers)} -> at every position", head),
-    )
-
-
-def _parts(net: CAMNet, anatomy: Anatomy, kept: list[str], kept_old: bool) -> tuple[Part, ...]:
-    features = sum(p.numel() for p in net.parameter_groups()["features"])
-    total = sum(p.numel() for p in anatomy.model.parameters())
-    classifier = sum(p.numel() for p in net.classifier.parameters())
-    parts = [Part("features", "kept", _span(kept), features)]
-    if kept_old:
-        parts.append(Part("head", "kept", f"{_span(anatomy.head_layers)} -> GAP + linear", classifier))
-        return tuple(parts)
-    parts.append(Part("head", "dropped", _span(anatomy.head_layers), total - features))
-    for layer in map(net.features.get_submodule, net.head_layers):
-        if isinstance(layer, nn.Conv2d):
-            size = sum(p.numel() for p in layer.parameters())
-            span = f"3x3, {layer.in_channels} -> {layer.out_channels}, ReLU"
-            parts.append(Part("convolution", "new", span, size))
-    linear = f"{net.pool_name.upper()}, linear {net.num_features} -> {net.num_classes}"
-    parts.append(Part("classifier", "new", linear, classifier))
-    return tuple(parts)
-
-
-def _span(names: Sequence[str]) -> str:
-    if len(names) <= 4:
-        return ", ".join(names) or "functions only"
-    return f"{names[0]} ... {names[-1]} ({len(names)} layers)"

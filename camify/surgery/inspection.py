@@ -95,7 +95,10 @@ def _verdict(anatomy: Anatomy) -> tuple[str, str]:
     if anatomy.linear is None:
         left_out = ", ".join(str(node.target) for node in anatomy.left_out)
         pools = f" ({left_out} would be left out for a larger map)" if left_out else ""
-        return "convertible", f"The head is not linear after pooling: it needs a new one{pools}."
+        return (
+            "convertible",
+            f"The head is not linear after pooling: recast keeps it, gap and direct put a new one there{pools}.",
+        )
     if anatomy.single_layer:
         return "native", "The head is one linear layer after global average pooling: the class maps exist."
     return (
