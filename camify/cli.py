@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .data import Preprocessing
+from .data.shapes import SHAPES
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .files import slug
 from .maps import select
@@ -98,7 +100,9 @@ def _convert(options: Namespace) -> None:
         map_stride=options.map_stride,
         seed=options.seed,
     )
-    net.preprocessing = Preprocessing(options.input_size).to_dict()
+    if net.preprocessing is None:  # a checkpoint folder brings its own
+        known = SHAPES if options.source.startswith("camify/") else Preprocessing()
+        net.preprocessing = replace(known, size=options.input_size).to_dict()
     folder = net.save_pretrained(options.out)
     console = Console(highlight=False)
     if net.certificate is not None:

@@ -114,3 +114,22 @@ def test_the_module_is_the_command():
     import camify.__main__ as entry
 
     assert entry.main is main
+
+
+def test_converting_a_checkpoint_keeps_what_it_knows_of_its_input(folder, tmp_path):
+    net = camify.load(folder)
+    net.preprocessing = Preprocessing(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).to_dict()
+    net.save_pretrained(folder)
+    main(["convert", str(folder), str(tmp_path / "again"), "--head", "direct", "--input_size", "96"])
+    again = camify.load(tmp_path / "again")
+    assert again.preprocessing == net.preprocessing
+    assert again.class_names == net.class_names
+
+
+@pytest.mark.parametrize(
+    ("source", "mean"),
+    [("camify/tiny_vgg", [0.5, 0.5, 0.5]), ("torchvision/squeezenet1_0@none", [0.485, 0.456, 0.406])],
+)
+def test_a_conversion_is_saved_with_the_preprocessing_of_its_source(tmp_path, source, mean):
+    main(["convert", source, str(tmp_path / "out"), "--head", "direct", "--input_size", "96"])
+    assert camify.load(tmp_path / "out").preprocessing["mean"] == mean

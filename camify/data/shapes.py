@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from ..errors import ConfigError
 from .samples import Preprocessing, collate, finish
 from .scenes import CLASS_NAMES, render_scene
 
-__all__ = ["ShapesDataModule", "ShapesDataset"]
+__all__ = ["SHAPES", "ShapesDataModule", "ShapesDataset"]
+
+SHAPES = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+"""How the shapes become an input, and what a network trained on them expects."""
 
 _SPLITS = ("train", "val", "test")
 
@@ -90,7 +94,7 @@ class ShapesDataModule(pl.LightningDataModule):
         super().__init__()
         self.counts = {"train": train_count, "val": val_count, "test": test_count}
         self.batch_size, self.seed = batch_size, seed
-        self.preprocessing = Preprocessing(image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        self.preprocessing = replace(SHAPES, size=image_size)
         self._training = self.preprocessing.training(augment)
         self.class_names = list(CLASS_NAMES)
         self.splits: dict[str, ShapesDataset] = {}

@@ -67,6 +67,7 @@ def convert(
     """
     source = resolve(model) if isinstance(model, str) else Source(model, type(model).__name__)
     model = source.model
+    earlier = model if isinstance(model, CAMNet) else None  # converted before: what it knows of its input stays
     _check_options(head, num_classes, pool, map_stride, recipe, dropout)
     anatomy = examine(model, input_size, example)
     anatomy.notes += source.notes
@@ -89,8 +90,11 @@ def convert(
         module.training = modes.get(module, model.training)
     net.certificate = certify(net, anatomy, source.name, head, kept, recast, finer=map_stride is not None)
     net.to(next(model.parameters()))
-    if source.class_names is not None and len(source.class_names) == net.num_classes and num_classes is None:
-        net.class_names = source.class_names
+    names = earlier.class_names if earlier is not None else source.class_names
+    if names is not None and len(names) == net.num_classes and num_classes is None:
+        net.class_names = list(names)
+    if earlier is not None and earlier.preprocessing is not None:
+        net.preprocessing = dict(earlier.preprocessing)
     return net
 
 
