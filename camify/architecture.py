@@ -76,8 +76,8 @@ _OWN_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 class LayerTracer(fx.Tracer):
     """Symbolic tracer down to layers; ``outermost`` names the largest module that ends in a node."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, autowrap_functions: tuple[Callable[..., Any], ...] = ()) -> None:
+        super().__init__(autowrap_functions=autowrap_functions)
         self.outermost: dict[fx.Node, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

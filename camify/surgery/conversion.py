@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..architecture import assemble
 from ..errors import ConversionError
 from ..model import CAMNet
-from ..modes import without_hooks
 from ..pooling import POOLS
-from .anatomy import Anatomy, examine
+from .anatomy import Anatomy
 from .dilation import set_map_stride
+from .examination import examine
 from .proof import certify
 from .recast import Recast, recast_head
 from .recipes import RECIPES, default_convs
@@ -72,7 +70,8 @@ def convert(
     anatomy = examine(model, input_size, example)
     anatomy.notes += source.notes
     recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
-    features, modes, kept = _copy_features(anatomy, recast.graph if recast else anatomy.features_graph())
+    copied = recast.copy_features() if recast else anatomy.copy_features()
+    features, modes, kept = copied.features, copied.modes, copied.layers
     if map_stride is not None:
         anatomy.notes.append(set_map_stride(features.eval(), map_stride, anatomy.images))
     channels = anatomy.feature_shape[0]
@@ -132,21 +131,6 @@ def _recast(anatomy: Anatomy, pool: str, num_classes: int | None) -> Recast | No
     return recast_head(anatomy) if anatomy.linear is None else None
 
 
-def _copy_features(anatomy: Anatomy, graph: fx.Graph) -> tuple[nn.Module, dict[nn.Module, bool], list[str]]:
-    """A copy of everything up to the last spatial map, the modes of its layers and their legacy names.
-
-    Hooks and gradients stay behind.
-    """
-    layers = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
-    copies: dict[int, nn.Module] = {}
-    with without_hooks(anatomy.model):
-        features = copy.deepcopy(assemble(anatomy.network, graph), copies)
-    for parameter in features.parameters():
-        parameter.grad = None
-    modes = {copies[id(layer)]: layer.training for layer in anatomy.model.modules() if id(layer) in copies}
-    return features, modes, list(dict.fromkeys(layers))
-
-
 def _widths(head_channels: int | Sequence[int] | None, recipe: str | None, features: nn.Module) -> tuple[int, ...]:
     if recipe is not None:
         return RECIPES[recipe].convs
@@ -191,7 +175,7 @@ def _append_steps(features: fx.GraphModule, layers: Mapping[str, nn.Module]) -> 
 
 def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_classes: int | None) -> nn.Linear:
     """The old linear head where it stays valid, else a new one, drawn as wsolevaluation does."""
-    old = anatomy.linear
+    old = anatomy.linear if head == "recast" else anatomy.kept_linear
     if head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features):
         return old
     classifier = nn.Linear(channels, num_classes or anatomy.logits.shape[1])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..certificate import as_text
 from ..errors import ConversionError
-from .anatomy import Anatomy, examine
+from .anatomy import Anatomy
+from .examination import examine
 from .sources import resolve
 
 __all__ = ["Inspection", "inspect"]
@@ -92,8 +93,14 @@ def inspect(
 
 
 def _verdict(anatomy: Anatomy) -> tuple[str, str]:
+    if anatomy.reads_token:
+        return (
+            "convertible",
+            "The head reads a class token, not the map of the patches: recast lets it read their mean, gap and direct"
+            " put a new one there.",
+        )
     if anatomy.linear is None:
-        left_out = ", ".join(str(node.target) for node in anatomy.left_out)
+        left_out = ", ".join(anatomy.left_out)
         pools = f" ({left_out} would be left out for a larger map)" if left_out else ""
         return (
             "convertible",

@@ -43,14 +43,17 @@ def certify(
         raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
     notes = list(anatomy.notes)
     kept_old = recast is not None or net.classifier is anatomy.linear
+    moved = anatomy.reads_token or (recast is not None and recast.pool_moved)
     legacy_error = None
     if kept_old:
         found = recast.final(logits) if recast else logits
         scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         legacy_error = float((found - anatomy.logits).abs().max() / scale)
-        if not legacy_error <= TOLERANCE and not (finer or (recast and recast.pool_moved)):
+        if not legacy_error <= TOLERANCE and not (finer or moved):
             raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
-    if recast is not None:
+    if kept_old and anatomy.reads_token:
+        notes.append("The old head read a class token; it reads the mean of the patches now: the logits are others.")
+    elif recast is not None:
         notes += _recast_notes(recast, anatomy)
     elif finer and kept_old:
         notes.append("The mean over the finer map is not that over the old one: the logits move a little.")

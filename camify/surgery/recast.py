@@ -18,7 +18,8 @@ from ..architecture import as_module, parameter_free
 from ..certificate import TOLERANCE
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
-from .anatomy import Anatomy
+from .anatomy import Anatomy, FeaturesCopy
+from .traced import TracedAnatomy
 from .tracing import extract
 
 __all__ = ["Recast", "recast_head"]
@@ -42,6 +43,11 @@ class Recast:
     pool_moved: bool
     kernel: tuple[int, int]
     final: nn.Module
+    anatomy: TracedAnatomy
+
+    def copy_features(self) -> FeaturesCopy:
+        """A copy of the features with the recast layers behind them."""
+        return self.anatomy.copy_features(self.graph)
 
 
 @torch.no_grad()
@@ -54,6 +60,11 @@ def recast_head(anatomy: Anatomy) -> Recast:
     Raises:
         ConversionError: a step of the head has no per-position form; names it.
     """
+    if not isinstance(anatomy, TracedAnatomy):
+        raise ConversionError(
+            "head='recast': torch.fx cannot trace the network, so the steps of its head are not known. Use head='gap'"
+            " or head='direct'."
+        )
     with without_hooks(anatomy.model), evaluating(anatomy.model):
         return _Recaster(anatomy).run()
 
@@ -61,9 +72,9 @@ def recast_head(anatomy: Anatomy) -> Recast:
 class _Recaster:
     """Walks along the head and appends the per-position form of every step to the features' graph."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: TracedAnatomy) -> None:
         self.anatomy, self.network = anatomy, anatomy.network
-        self.graph = extract(self.network.graph, None, anatomy.feature)
+        self.graph = anatomy.features_graph()
         self.output = next(iter(reversed(self.graph.nodes)))
         targets = [str(n.target) for n in self.graph.nodes if n.op == "call_module"]
         first = targets[0].split(".")[0] + "." if targets else ""
@@ -78,7 +89,7 @@ class _Recaster:
         self.kernel = (1, 1)
 
     def run(self) -> Recast:
-        nodes = list(self.anatomy.head_nodes)
+        nodes = self._behind_pools(list(self.anatomy.head_nodes))
         last = self._last_linear(nodes)
         classifier: nn.Linear | None = None
         for node in nodes:
@@ -94,7 +105,47 @@ class _Recaster:
         if classifier is None:
             classifier = self._same(self.anatomy.logits)
         self._prove(classifier)
-        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.final)
+        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.final, self.anatomy)
+
+    def _behind_pools(self, nodes: list[fx.Node]) -> list[fx.Node]:
+        """The steps behind pools of several branches (fastai's average beside maximum) or out of another layout.
+
+        Such a pool answers a map that is the same everywhere with its channels, perhaps several times over. So
+        many times they are put into the recast network, and what differs is in the pooling: it is moved.
+        """
+        chain = self.anatomy.layout.axes == "NCHW" and all(len(node.users) == 1 for node in nodes[:1])
+        if not nodes or (chain and len(self.anatomy.feature.users) == 1):
+            return nodes
+        end = self._end_of_pools(nodes)
+        if end is None:
+            return nodes
+        channels = self.anatomy.feature_shape[0]
+        values = torch.randn(2, channels, generator=torch.Generator().manual_seed(0)).to(self.anatomy.images)
+        constant = values[:, :, None, None].expand(2, *self.anatomy.feature_shape).contiguous()
+        part = extract(self.network.graph, self.anatomy.feature, end, constants=self.anatomy.constants)
+        answer = as_module(self.network, part)(self.anatomy.layout.from_map(constant)).flatten(1)
+        times = answer.shape[1] // channels
+        if answer.shape[1] % channels or not torch.allclose(answer, values.repeat(1, times), atol=1e-5):
+            return nodes  # refused at its first step
+        if times > 1:
+            with self.graph.inserting_before(self.output):
+                step = self.output.args[0]
+                self.output.args = (self.graph.call_function(torch.cat, ([step] * times, 1)),)
+        self.is_pooled = self.pool_moved = True
+        self.is_vector = len(self.anatomy.shapes[end]) == 2
+        return nodes[nodes.index(end) + 1 :]
+
+    def _end_of_pools(self, nodes: list[fx.Node]) -> fx.Node | None:
+        """The first step through which everything flows, and in which no positions are left."""
+        for node in nodes:
+            before = nodes[: nodes.index(node)]
+            joined = all(user in before or user is node for n in [self.anatomy.feature, *before] for user in n.users)
+            shape = self.anatomy.shapes.get(node, torch.Size())
+            if not parameter_free(self.network, node):
+                return None
+            if joined and len(shape) >= 2 and shape[2:].numel() == 1 and len(shape) in (2, 4):
+                return node
+        return None
 
     def _last_linear(self, nodes: list[fx.Node]) -> fx.Node | None:
         """The last linear layer, where nothing but dropout and softmax follows."""
@@ -115,7 +166,7 @@ class _Recaster:
         (end,) = next(iter(reversed(self.network.graph.nodes))).args
         old = extract(self.network.graph, feature, end, constants=self.anatomy.constants)
         new = extract(self.graph, self.start, self.output.args[0])
-        expected = as_module(self.network, old)(maps)
+        expected = as_module(self.network, old)(self.anatomy.layout.from_map(maps))
         found = self.final(classifier(as_module(self.network, new)(maps).mean((2, 3))))
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= TOLERANCE:

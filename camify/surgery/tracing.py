@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import sys
 import traceback
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +18,87 @@ from torch import Tensor, fx, nn
 from ..architecture import LayerTracer, as_module
 from ..errors import ConversionError
 
-__all__ = ["Observer", "ancestors", "between", "extract", "steps", "trace"]
+__all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
 
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _KEPT_VALUES = 16
 
 
-def trace(model: nn.Module, *, training: bool) -> tuple[fx.GraphModule, dict[fx.Node, str]]:
-    """The steps that a network takes in one mode, and the outermost module that ends in each.
+class TracingError(ConversionError):
+    """The steps of a forward cannot be written down."""
+
+
+class _ModelTracer(LayerTracer):
+    """Goes into every module that torch.fx can follow, and keeps the others whole.
+
+    ``whole``: modules that read ``self.training`` in their own forward are kept whole too, as they take other steps
+    in training: kept whole, they run their own code in both modes.
+    """
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__(autowrap_functions=_opaque_functions())
+        self.whole, self.kept_whole, self._opaque = whole, list[str](), _opaque_modules()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers, and what is to stay whole."""
+        if super().is_leaf_module(m, module_qualified_name) or isinstance(m, self._opaque):
+            return True
+        code = getattr(type(m).forward, "__code__", None)
+        return self.whole and code is not None and "training" in code.co_names
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace one module; where that fails it becomes one step."""
+        before = len(self.graph.nodes)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            for node in list(self.graph.nodes)[: before - 1 : -1]:
+                if node.op != "get_attr":  # the tracer may hand these out again
+                    self.graph.erase_node(node)
+            name = self.path_of_module(m)
+            self.kept_whole.append(f"{name} ({type(m).__name__}{_where(error)}: {str(error).split(chr(10))[0]})")
+            result = self.create_proxy("call_module", name, args, kwargs)
+            self.outermost[result.node] = name
+            return result
+
+
+def _opaque_modules() -> tuple[type[nn.Module], ...]:
+    """Modules that timm says torch.fx cannot follow; none where timm is not in use."""
+    layers = sys.modules.get("timm.layers")
+    return tuple(layers.get_notrace_modules()) if layers is not None else ()
+
+
+def _opaque_functions() -> tuple[Callable[..., Any], ...]:
+    layers = sys.modules.get("timm.layers")
+    return tuple(layers.get_notrace_functions()) if layers is not None else ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps of a network, the outermost module that ends in each, and the modules that torch.fx cannot enter."""
+
+    network: fx.GraphModule
+    outermost: dict[fx.Node, str]
+    kept_whole: list[str]
+
+
+def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
+    """The steps that a network takes in one mode.
 
     Raises:
-        ConversionError: the steps depend on values, or a layer's name cannot stand in their code.
+        TracingError: the steps of the outermost forward depend on values, or a layer's name cannot stand in their
+            code.
     """
     modes = [(module, module.training) for module in model.modules()]
-    tracer = LayerTracer()
+    tracer = _ModelTracer(whole)
     model.train(training)
     try:
-        graph = tracer.trace(model)
+        graph = tracer.trace(model, concrete_args=_defaults(model))
+        _erase_defaults(graph)
     except Exception as error:
-        raise ConversionError(
+        raise TracingError(
             f"The network's forward cannot be traced by torch.fx{_where(error)}"
             f" ({type(error).__name__}: {error})."
             " Control flow that depends on tensor values is the usual cause; move it out of forward."
@@ -42,7 +107,26 @@ def trace(model: nn.Module, *, training: bool) -> tuple[fx.GraphModule, dict[fx.
         for module, mode in modes:
             module.training = mode
     _use_results_of_in_place_steps(model, graph)
-    return as_module(model, graph), tracer.outermost
+    return Trace(as_module(model, graph), tracer.outermost, tracer.kept_whole)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """The options of a forward beside the image, at their defaults."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _erase_defaults(graph: fx.Graph) -> None:
+    """Remove the inputs behind the image, and the checks that they have their defaults."""
+    for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        pending = [node]
+        while pending:
+            last = pending[-1]
+            if last.users:
+                pending.extend(last.users)
+            else:
+                graph.erase_node(last)
+                pending = [other for other in pending if other is not last]
 
 
 def _where(error: Exception) -> str:
@@ -119,7 +203,7 @@ class Observer(fx.Interpreter):
             return result
         self.tensors.add(n)
         self.shapes[n] = result.shape
-        if result.dim() == 4 and n.op not in ("placeholder", "output", "get_attr"):
+        if result.dim() in (3, 4) and n.op not in ("placeholder", "output", "get_attr"):
             if isinstance(before, Tensor) and before.shape == result.shape and torch.equal(before, result):
                 self.unchanged.add(n)
             self._keep(n, result)
@@ -130,6 +214,23 @@ class Observer(fx.Interpreter):
         self._recent.append(node)
         if len(self._recent) > _KEPT_VALUES:
             del self.values[self._recent.popleft()]
+
+
+def require_logits(output: Any) -> Tensor:
+    """The logits (N, classes) of a network.
+
+    Raises:
+        ConversionError: it returned something else; says what.
+    """
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    found = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    items = output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
+    held = [f"{key}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for key, v in items]
+    raise ConversionError(
+        f"The network returns {found}{f' of {len(held)} outputs ({chr(44).join(held)})' if held else ''}; expected one"
+        " tensor of logits (N, classes). Wrap it in a module whose forward returns the logits alone."
+    )
 
 
 def between(graph: fx.Graph, start: fx.Node) -> tuple[fx.Node, ...]:

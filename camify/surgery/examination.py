@@ -1,0 +1,92 @@
+"""Examining a classifier: what cannot be examined is refused, the rest is run and cut at its last spatial map."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConversionError
+from ..modes import evaluating, without_hooks
+from .anatomy import Anatomy
+from .hooked import dissect_by_hooks
+from .traced import dissect
+from .tracing import TracingError
+
+__all__ = ["examine"]
+
+
+def examine(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Anatomy:
+    """The anatomy of a network, which is left as it was: its modes, its hooks (none runs) and its values.
+
+    Networks in half precision are examined as a float32 copy. The network is traced by torch.fx; where its forward
+    cannot be, or differs in training, its modules are watched instead, and its own code is kept.
+
+    Raises:
+        ConversionError: the network is wrapped, cannot be run, or has no map; says why and what to do.
+    """
+    _refuse_wrapped(model)
+    with without_hooks(model):
+        dtype = _checked_parameter(model).dtype
+        if dtype != torch.promote_types(dtype, torch.float32):
+            model = copy.deepcopy(model).to(torch.promote_types(dtype, torch.float32))
+        with evaluating(model):
+            choices = list(_probe_images(model, input_size, example))
+            try:
+                return dissect(model, choices)
+            except TracingError as error:
+                return dissect_by_hooks(model, choices, error)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    kind = type(model).__name__
+    parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if parallel or "FullyShardedDataParallel" in kind:
+        raise ConversionError(f"The network is wrapped in {kind}. Pass `model.module`.")
+    if hasattr(model, "_orig_mod"):
+        raise ConversionError("The network went through torch.compile. Pass `model._orig_mod`; compile the result.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError("The network is a ScriptModule, which has no layers to convert. Pass the nn.Module.")
+    for name, layer in model.named_modules():
+        computed = [key for key, value in vars(layer).items() if isinstance(value, Tensor)]
+        if computed and type(layer).__module__.startswith("torch.nn"):
+            raise ConversionError(
+                f"layer {name}: a hook computes its {computed[0]} (weight_norm, spectral_norm or pruning)."
+                " Make the result permanent first, with torch.nn.utils.remove_weight_norm,"
+                " remove_spectral_norm or prune.remove."
+            )
+
+
+def _checked_parameter(model: nn.Module) -> nn.Parameter:
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ConversionError("The network has no parameters; there is nothing to convert.")
+    if any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ConversionError("The network has parameters without values. Load or initialise them first.")
+    return parameter
+
+
+def _probe_images(
+    model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None
+) -> Iterator[Tensor]:
+    """Two images to run the network with: the example's first, or noise of the channel counts that it may take."""
+    parameter = next(model.parameters())
+    if example is not None:
+        if example.dim() != 4 or not example.is_floating_point():
+            raise ConversionError(
+                f"example: expected float images (N, C, H, W), got {example.dtype} {tuple(example.shape)}."
+            )
+        images = example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
+        yield images.detach().to(parameter.device, parameter.dtype)
+        return
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if min(height, width) < 1:
+        raise ConversionError(f"input_size={input_size}: must be positive.")
+    # The first convolution takes the image, unless it was not made in the order in which it runs.
+    convolutions = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    for channels in dict.fromkeys([*islice(convolutions, 1), 3]):
+        noise = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+        yield noise.to(parameter.device, parameter.dtype)

@@ -1,0 +1,247 @@
+"""The anatomy of a classifier that torch.fx cannot trace: found by watching its modules, and cut by stopping it.
+
+The network's own code is kept and runs up to the module that gives the last spatial map. So it is right in training
+and in evaluation alike, but it cannot be stored without that code.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConversionError
+from ..modes import without_hooks
+from .anatomy import Anatomy, FeaturesCopy
+from .layout import Layout, find_layout
+from .linearity import fold_linear_head, gives
+from .tracing import TracingError, require_logits
+
+__all__ = ["HookedAnatomy", "UntracedFeatures", "dissect_by_hooks"]
+
+
+class _Reached(Exception):  # noqa: N818 - no error: it carries the map out of the network's forward
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class _Last(nn.Module):
+    """The module that gives the last spatial map; leaves the network with it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Never returns."""
+        raise _Reached(self.layer(*args, **kwargs))
+
+
+class UntracedFeatures(nn.Module):
+    """A network's own code, run up to its last spatial map (N, C, h, w)."""
+
+    def __init__(self, network: nn.Module, layer: str, layout: Layout) -> None:
+        super().__init__()
+        self.network, self.layout = network, layout
+        parent, _, name = layer.rpartition(".")
+        setattr(network.get_submodule(parent), name, _Last(network.get_submodule(layer)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, h, w)."""
+        try:
+            self.network(x)
+        except _Reached as reached:
+            return self.layout.to_map(reached.value)
+        raise ConversionError("The network took a way past its last spatial map.")
+
+
+@dataclass
+class HookedAnatomy(Anatomy):
+    """A classifier cut behind one of its modules."""
+
+    behind: list[str]
+
+    @property
+    def head_layers(self) -> list[str]:
+        """Names of the layers that start only behind the last spatial map."""
+        return [name for name in self.behind if next(self.model.get_submodule(name).children(), None) is None]
+
+    def copy_features(self) -> FeaturesCopy:
+        """A copy of the network that ends in the last spatial map, without the layers behind it."""
+        memo: dict[int, Any] = {}
+        with without_hooks(self.model):
+            network = copy.deepcopy(self.model, memo)
+        modes = {memo[id(layer)]: layer.training for layer in self.model.modules() if id(layer) in memo}
+        outer = [name for name in self.behind if not any(name.startswith(f"{other}.") for other in self.behind)]
+        for name in outer:
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, nn.Identity())
+        for parameter in network.parameters():
+            parameter.grad = None
+        layers = [name for name, _ in self.model.named_modules() if name and name not in self.behind]
+        return FeaturesCopy(UntracedFeatures(network, self.feature_layer, self.layout), modes, layers)
+
+
+class _Record:
+    """What every module returned in one forward, in the order in which they ended, and what started after it."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, Any] = {}
+        self.calls: dict[str, int] = {}
+        self._started: list[str] = []
+        self._begins: dict[str, int] = {}  # how many had started when a module ended
+
+    @property
+    def place(self) -> str:
+        """The module that started last."""
+        return self._started[-1] if self._started else "its start"
+
+    def watch(self, model: nn.Module, images: Tensor) -> Any:
+        """The output of one forward."""
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(partial(self._start, name)))
+            handles.append(module.register_forward_hook(partial(self._end, name)))
+        try:
+            return model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _start(self, name: str, _module: nn.Module, _args: Any) -> None:
+        self._started.append(name)
+
+    def _end(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.ended.pop(name, None)  # of several calls the last counts
+        self.ended[name] = output.clone() if isinstance(output, Tensor) else output
+        self.calls[name] = self.calls.get(name, 0) + 1
+        self._begins[name] = len(self._started)
+
+    def behind(self, name: str) -> list[str]:
+        """The modules that start only after another has ended."""
+        before = set(self._started[: self._begins[name]])
+        return [other for other in dict.fromkeys(self._started[self._begins[name] :]) if other not in before]
+
+
+@torch.no_grad()
+def dissect_by_hooks(model: nn.Module, choices: Sequence[Tensor], why: TracingError) -> HookedAnatomy:
+    """The last module through whose map everything flows, and whether the head behind it is linear.
+
+    That everything flows through it is tested: with the maps of the two images swapped, the logits are swapped.
+
+    Args:
+        model: in eval mode.
+        choices: images (2, C, H, W); the first that the network takes are used.
+        why: what torch.fx said.
+
+    Raises:
+        ConversionError: the network cannot be run, or no module gives such a map.
+    """
+    images, record, logits = _watch(model, choices)
+    image, grids = (images.shape[2], images.shape[3]), list[tuple[int, int]]()
+    layouts: dict[str, Layout] = {}
+    for name, value in record.ended.items():
+        layout = find_layout(value.shape, image, grids) if isinstance(value, Tensor) else None
+        if layout is not None and record.calls[name] == 1 and name:
+            layouts[name] = layout
+            grids.append(layout.grid)
+    for name in reversed(layouts):
+        layout, value = layouts[name], record.ended[name]
+        head = _head(model, name, layout, record, images)
+        swapped = head(layout.to_map(value).flip(0), exact=value.flip(0))
+        if swapped.shape == logits.shape and torch.allclose(swapped, logits.flip(0), rtol=1e-4, atol=1e-5):
+            break
+    else:
+        raise ConversionError(f"{why} Nor does any module give a map (N, C, h, w) through which everything flows.")
+    outer = _outermost(model, name, record)
+    maps = layout.to_map(value)
+    behind = record.behind(name)
+    weighted = [n for n in behind if next(model.get_submodule(n).parameters(recurse=False), None) is not None]
+    linear = fold_linear_head(head, maps, model.get_submodule(weighted[0]) if len(weighted) == 1 else None)
+    return HookedAnatomy(
+        model=model,
+        images=images,
+        logits=logits,
+        layout=layout,
+        feature_layer=outer,
+        feature_shape=(maps.shape[1], maps.shape[2], maps.shape[3]),
+        linear=linear,
+        reads_token=linear is not None and not gives(linear, maps, logits),
+        single_layer=len(weighted) == 1,
+        behind=behind,
+        notes=[f"{why} Its own code was kept: the result cannot be saved without it."],
+    )
+
+
+def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, _Record, Tensor]:
+    """The first images that the network takes, what its modules returned, and the logits."""
+    refusal: ConversionError | None = None
+    for images in choices:
+        record = _Record()
+        try:
+            output = record.watch(model, images)
+        except Exception as error:  # noqa: BLE001 - the network fails as it likes
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            refusal = refusal or ConversionError(
+                f"The network cannot run on input {tuple(images.shape)}; at {record.place}: {reason}."
+                f" Give input_size (now {images.shape[2]}x{images.shape[3]}) or example."
+            )
+        else:
+            return images, record, require_logits(output)
+    raise refusal or ConversionError("There are no images to run the network with.")
+
+
+def _outermost(model: nn.Module, name: str, record: _Record) -> str:
+    """The largest module that ends with the same tensor."""
+    parent = name.rpartition(".")[0]
+    same = parent and torch.is_tensor(record.ended.get(parent)) and record.calls[parent] == 1
+    if same and record.ended[parent].shape == record.ended[name].shape:
+        if torch.equal(record.ended[parent], record.ended[name]):
+            return _outermost(model, parent, record)
+    return name
+
+
+def _head(
+    model: nn.Module, name: str, layout: Layout, record: _Record, images: Tensor
+) -> Callable[..., Tensor]:
+    """The logits (2, K) that follow from another map (2, C, h, w) in the place of a module's."""
+
+    def head(maps: Tensor, exact: Tensor | None = None) -> Tensor:
+        value = layout.from_map(maps) if exact is None else exact
+        with _replayed(model, record, name, value):
+            logits: Tensor = model(images)
+        return logits
+
+    return head
+
+
+@contextmanager
+def _replayed(model: nn.Module, record: _Record, last: str, value: Tensor) -> Iterator[None]:
+    """The module ``last`` gives a value, and those before it what they gave before, without running; for a while."""
+    ancestors = {last[:index] for index, letter in enumerate(last) if letter == "."} | {""}
+    before = takewhile(lambda name: name != last, record.ended)
+    values = {name: record.ended[name] for name in before if record.calls[name] == 1 and name not in ancestors}
+    replaced = []
+    for name, given in {**values, last: value}.items():
+        module = model.get_submodule(name)
+        replaced.append((module, module.__dict__.get("forward")))
+        module.forward = partial(_give, given)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module, own in reversed(replaced):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own  # type: ignore[method-assign]
+
+
+def _give(value: Any, *_args: Any, **_kwargs: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value  # the next step may work in place
