@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 from .errors import CheckpointError, ConversionError
 
@@ -28,6 +29,7 @@ BatchNorm1d BatchNorm2d SyncBatchNorm LayerNorm GroupNorm InstanceNorm2d LocalRe
 ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardtanh Hardswish Hardsigmoid Softplus
 Softmax
 MaxPool2d AvgPool2d LPPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d
+MultiheadAttention
 Dropout Dropout1d Dropout2d AlphaDropout FeatureAlphaDropout
 ZeroPad2d ReflectionPad2d ReplicationPad2d ConstantPad2d CircularPad2d
 ChannelShuffle PixelShuffle PixelUnshuffle Upsample
@@ -42,19 +44,21 @@ scaled_dot_product_attention
 _TORCH = """
 add sub mul div matmul cat concat stack flatten reshape permute transpose squeeze unsqueeze split chunk unbind
 relu relu_ sigmoid tanh softmax exp log sqrt rsqrt abs neg pow clamp mean sum amax amin var std max min
-flip roll where adaptive_avg_pool1d avg_pool1d
+flip roll where adaptive_avg_pool1d avg_pool1d einsum swapaxes
 """
 _OPERATOR = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"
 _TENSOR = """
 add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin
 var std relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze
 unsqueeze split chunk unbind expand expand_as repeat contiguous size dim float half type_as to flip roll
-masked_fill unflatten max min
+masked_fill unflatten swapaxes max min
 """
 
 LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
     "torchvision.ops.StochasticDepth": torchvision.ops.StochasticDepth,
     "torchvision.ops.Permute": torchvision.ops.Permute,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": ShiftedWindowAttention,
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": ShiftedWindowAttentionV2,
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = (
     {f"torch.nn.functional.{name}": getattr(F, name) for name in _F.split()}
@@ -67,6 +71,13 @@ _LAYER_NAMES = {cls: name for name, cls in LAYERS.items()}
 _FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 _DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 _NOT_STORED = ("device", "dtype", "process_group")
+_READ: dict[str, Callable[[Any], Any]] = {  # options that a layer keeps under another name
+    "bias": lambda layer: (layer.in_proj_bias if isinstance(layer, nn.MultiheadAttention) else layer.bias) is not None,
+    "add_bias_kv": lambda layer: layer.bias_k is not None,
+    "dim": lambda layer: layer.qkv.in_features if hasattr(layer, "qkv") else layer.dim,
+    "qkv_bias": lambda layer: layer.qkv.bias is not None,
+    "proj_bias": lambda layer: layer.proj.bias is not None,
+}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -75,6 +86,8 @@ _OWN_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 class LayerTracer(fx.Tracer):
     """Symbolic tracer down to layers; ``outermost`` names the largest module that ends in a node."""
+
+    proxy_buffer_attributes = True  # what is computed from a buffer is a step, not a constant
 
     def __init__(self, autowrap_functions: tuple[Callable[..., Any], ...] = ()) -> None:
         super().__init__(autowrap_functions=autowrap_functions)
@@ -215,9 +228,8 @@ def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
         raise ConversionError(_cannot_store(f"layer {path}: {kind.__module__}.{kind.__qualname__}"))
     options = {}
     for option, default in _options(kind).items():
-        value = getattr(layer, option, default)
-        # nn.Conv2d(bias=True) keeps the option as the parameter itself
-        options[option] = _to_data(value is not None if option == "bias" else value)
+        value = _READ[option](layer) if option in _READ else getattr(layer, option, default)
+        options[option] = _to_data(value)
     return {"type": name, "options": options}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -79,7 +80,7 @@ def convert(
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         widths = _widths(head_channels, recipe, features) if head == "gap" else ()
-        new = _add_convs(features, channels, widths)
+        features, new = _add_convs(features, channels, widths)
         width = (channels, *widths)[-1]
         classifier = recast.classifier if recast else _classifier(anatomy, head, pool, width, num_classes)
     dropout = RECIPES[recipe].dropout if recipe else dropout
@@ -142,7 +143,7 @@ def _widths(head_channels: int | Sequence[int] | None, recipe: str | None, featu
     return widths
 
 
-def _add_convs(features: nn.Module, channels: int, widths: Sequence[int]) -> list[str]:
+def _add_convs(features: nn.Module, channels: int, widths: Sequence[int]) -> tuple[nn.Module, list[str]]:
     """Put convolutions 3x3 + ReLU behind the features; their names follow the released networks' CAM_conv."""
     layers: dict[str, nn.Module] = {}
     taken = dict(features.named_children())
@@ -156,10 +157,12 @@ def _add_convs(features: nn.Module, channels: int, widths: Sequence[int]) -> lis
         layers |= {f"cam_conv{number}": conv, f"cam_relu{number}": nn.ReLU()}
     if isinstance(features, fx.GraphModule):
         _append_steps(features, layers)
-    else:
+    elif layers:
+        if not isinstance(features, nn.Sequential):
+            features = nn.Sequential(OrderedDict(legacy=features))
         for name, layer in layers.items():
             features.add_module(name, layer)
-    return list(layers)
+    return features, list(layers)
 
 
 def _append_steps(features: fx.GraphModule, layers: Mapping[str, nn.Module]) -> None:

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..architecture import LayerTracer
 from ..errors import ConversionError
+from .hooked import UntracedFeatures
 
 __all__ = ["set_map_stride"]
 
@@ -27,6 +28,8 @@ def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
     Raises:
         ConversionError: the stride cannot be had, or a step works across the whole map.
     """
+    if isinstance(features, UntracedFeatures):
+        raise ConversionError("map_stride: torch.fx cannot trace the network, so its strides stay. Leave it None.")
     old, old_cost = _run(features, images)
     current = round(images.shape[-1] / old.shape[-1])
     if stride < 1 or stride > current or current % stride:
@@ -35,7 +38,13 @@ def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
     if stride == current:
         return f"The map's stride is {current} already."
     _dilate(features, stride, images)
-    new, new_cost = _run(features, images)
+    try:
+        new, new_cost = _run(features, images)
+    except RuntimeError as error:
+        raise ConversionError(
+            f"map_stride={stride}: the network does not run with a finer map ({str(error).splitlines()[0]}): it holds"
+            " a size or a position embedding of the old one. Give a larger input_size instead."
+        ) from error
     factor = current // stride
     part = new[:, :, ::factor, ::factor]
     same = part.shape == old.shape and torch.allclose(part, old, rtol=1e-4, atol=1e-5 * float(old.abs().max()))

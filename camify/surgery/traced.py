@@ -17,7 +17,7 @@ from ..errors import ConversionError
 from ..modes import without_hooks
 from .anatomy import Anatomy, FeaturesCopy
 from .layout import Layout, find_layout
-from .linearity import fold_linear_head, gives
+from .linearity import fold_linear_head
 from .tracing import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
 
 __all__ = ["TracedAnatomy", "dissect"]
@@ -136,7 +136,7 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
         unchanged=observer.unchanged,
         constants=observer.constants,
         linear=linear,
-        reads_token=linear is not None and maps is not None and not gives(linear, maps, logits),
+        reads_token=layout.prefix > 0 and _reads_token(network, feature, layout, observer),
         single_layer=len(weighted) == 1,
         notes=[f"torch.fx cannot enter {name}: it stays as it is." for name in traced.kept_whole[:3]],
     )
@@ -343,6 +343,17 @@ def _head(network: fx.GraphModule, feature: fx.Node, layout: Layout, observer: O
         raise ConversionError("The network returns several outputs; expected one tensor of logits (N, classes).")
     head = as_module(network, extract(network.graph, feature, output, constants=observer.constants))
     return lambda maps: head(layout.from_map(maps))
+
+
+def _reads_token(network: fx.GraphModule, feature: fx.Node, layout: Layout, observer: Observer) -> bool:
+    """Whether the first vector behind the tokens is another than the mean of the patches."""
+    value = observer.values[feature]
+    mean = layout.to_map(value).mean((2, 3))
+    vector = next((node for node in between(network.graph, feature) if len(observer.shapes.get(node, ())) == 2), None)
+    if vector is None:
+        return True
+    read = as_module(network, extract(network.graph, feature, vector, constants=observer.constants))(value)
+    return read.shape != mean.shape or not torch.allclose(read, mean, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- training mode

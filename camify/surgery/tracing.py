@@ -92,6 +92,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
             code.
     """
     modes = [(module, module.training) for module in model.modules()]
+    own = set(vars(model))
     tracer = _ModelTracer(whole)
     model.train(training)
     try:
@@ -107,7 +108,10 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
         for module, mode in modes:
             module.training = mode
     _use_results_of_in_place_steps(model, graph)
-    return Trace(as_module(model, graph), tracer.outermost, tracer.kept_whole)
+    network = as_module(model, graph)
+    for name in set(vars(model)) - own:  # the tracer leaves constant tensors in the network
+        delattr(model, name)
+    return Trace(network, tracer.outermost, tracer.kept_whole)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
