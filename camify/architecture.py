@@ -192,7 +192,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
     Raises:
         ConversionError: a layer or function is not one that can be stored by name.
     """
-    graph = module.graph if isinstance(module, fx.GraphModule) else LayerTracer().trace(module)
+    graph = module.graph if isinstance(module, fx.GraphModule) else _trace(module)
     layers: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
     nodes = []
@@ -215,6 +215,13 @@ def describe(module: nn.Module) -> dict[str, Any]:
             entry["kwargs"] = {key: _to_data(value) for key, value in node.kwargs.items()}
         nodes.append(entry)
     return {"layers": layers, "tensors": tensors, "nodes": nodes}
+
+
+def _trace(module: nn.Module) -> fx.Graph:
+    try:
+        return LayerTracer().trace(module)
+    except Exception as error:  # the module is the user's: it fails as it likes
+        raise ConversionError(_cannot_store(f"the network, which torch.fx cannot trace ({error}),")) from error
 
 
 def _cannot_store(what: str) -> str:

@@ -69,9 +69,7 @@ def _checked_parameter(model: nn.Module) -> nn.Parameter:
     return parameter
 
 
-def _probe_images(
-    model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None
-) -> Iterator[Tensor]:
+def _probe_images(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Iterator[Tensor]:
     """Two images to run the network with: the example's first, or noise of the channel counts that it may take."""
     parameter = next(model.parameters())
     if example is not None:

@@ -201,16 +201,13 @@ def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, _Record
 def _outermost(model: nn.Module, name: str, record: _Record) -> str:
     """The largest module that ends with the same tensor."""
     parent = name.rpartition(".")[0]
-    same = parent and torch.is_tensor(record.ended.get(parent)) and record.calls[parent] == 1
-    if same and record.ended[parent].shape == record.ended[name].shape:
-        if torch.equal(record.ended[parent], record.ended[name]):
-            return _outermost(model, parent, record)
+    ours, theirs = record.ended[name], record.ended.get(parent)
+    if parent and isinstance(theirs, Tensor) and record.calls[parent] == 1 and torch.equal(ours, theirs):
+        return _outermost(model, parent, record)
     return name
 
 
-def _head(
-    model: nn.Module, name: str, layout: Layout, record: _Record, images: Tensor
-) -> Callable[..., Tensor]:
+def _head(model: nn.Module, name: str, layout: Layout, record: _Record, images: Tensor) -> Callable[..., Tensor]:
     """The logits (2, K) that follow from another map (2, C, h, w) in the place of a module's."""
 
     def head(maps: Tensor, exact: Tensor | None = None) -> Tensor:

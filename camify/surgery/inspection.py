@@ -96,8 +96,7 @@ def _verdict(anatomy: Anatomy) -> tuple[str, str]:
     if anatomy.reads_token:
         return (
             "convertible",
-            "The head reads a class token, not the map of the patches: recast lets it read their mean, gap and direct"
-            " put a new one there.",
+            "The head reads a class token, not the patches: recast lets it read their mean, gap and direct replace it.",
         )
     if anatomy.linear is None:
         left_out = ", ".join(anatomy.left_out)

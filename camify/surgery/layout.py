@@ -91,9 +91,8 @@ def find_layout(
     if len(shape) != 3:
         return None
     known = list(dict.fromkeys(reversed(list(grids))))
-    if shape[2] in map(math.prod, known):  # (N, C, h * w): a map flattened, on its way to the head
-        return None
-    for grid in [*known, *_grids(shape[1], image)]:
+    flattened = shape[2] in map(math.prod, known)  # (N, C, h * w): a map on its way to the head
+    for grid in [*known, *([] if flattened else _grids(shape[1], image))]:
         prefix = shape[1] - math.prod(grid)
         if 0 <= prefix <= _MOST_PREFIX and math.prod(grid) > 1:
             return Layout("NLC", grid, prefix)

@@ -8,6 +8,7 @@ them its per-position form. Whether a step works element by element is asked, no
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,9 @@ from ..certificate import TOLERANCE
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
 from .anatomy import Anatomy, FeaturesCopy
+from .layout import Layout
 from .traced import TracedAnatomy
-from .tracing import extract
+from .tracing import between, extract
 
 __all__ = ["Recast", "recast_head"]
 
@@ -82,18 +84,19 @@ class _Recaster:
         self.layers: list[str] = []
         self.resampling: list[fx.Node] = []  # pools to a fixed size, to be folded into the kernel
         self.copies: dict[fx.Node, fx.Node] = {}
-        self.shape = anatomy.shapes[anatomy.feature]
+        self.shape = anatomy.map_shape
         self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
         self.start = self.output.args[0]
         self.final: nn.Module = nn.Identity()
         self.kernel = (1, 1)
 
     def run(self) -> Recast:
-        nodes = self._behind_pools(list(self.anatomy.head_nodes))
+        nodes = list(self.anatomy.head_nodes)
         last = self._last_linear(nodes)
         classifier: nn.Linear | None = None
+        skipped = set(self._pools_behind(self.anatomy.feature))
         for node in nodes:
-            if not isinstance(self.anatomy.shapes.get(node), torch.Size):
+            if node in skipped or not isinstance(self.anatomy.shapes.get(node), torch.Size):
                 continue  # a size or another plain value
             layer = self._layer(node)
             if node is last and isinstance(layer, nn.Linear) and self.is_vector and (self.has_kernel or self.is_pooled):
@@ -102,48 +105,54 @@ class _Recaster:
                 self._step_of_vector(node)
             else:
                 self._step_of_map(node)
+                skipped |= set(self._pools_behind(node))
         if classifier is None:
             classifier = self._same(self.anatomy.logits)
         self._prove(classifier)
-        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.final, self.anatomy)
+        return Recast(
+            self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.final, self.anatomy
+        )
 
-    def _behind_pools(self, nodes: list[fx.Node]) -> list[fx.Node]:
-        """The steps behind pools of several branches (fastai's average beside maximum) or out of another layout.
+    def _pools_behind(self, start: fx.Node) -> list[fx.Node]:
+        """Pools of several branches behind a step (fastai's average beside maximum), or out of another layout.
 
-        Such a pool answers a map that is the same everywhere with its channels, perhaps several times over. So
-        many times they are put into the recast network, and what differs is in the pooling: it is moved.
+        Such pools answer a map that is the same everywhere with its channels, perhaps several times over. So many
+        times they are put into the recast network; what differs is that the pooling is moved.
         """
-        chain = self.anatomy.layout.axes == "NCHW" and all(len(node.users) == 1 for node in nodes[:1])
-        if not nodes or (chain and len(self.anatomy.feature.users) == 1):
-            return nodes
-        end = self._end_of_pools(nodes)
+        at_feature = start is self.anatomy.feature
+        layout = self.anatomy.layout if at_feature else Layout("NCHW", (0, 0))
+        branches = [user for user in start.users if user in self.anatomy.shapes]
+        if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2):
+            return []
+        nodes = between(self.network.graph, start)
+        end = self._end_of_pools(start, nodes)
         if end is None:
-            return nodes
-        channels = self.anatomy.feature_shape[0]
-        values = torch.randn(2, channels, generator=torch.Generator().manual_seed(0)).to(self.anatomy.images)
-        constant = values[:, :, None, None].expand(2, *self.anatomy.feature_shape).contiguous()
-        part = extract(self.network.graph, self.anatomy.feature, end, constants=self.anatomy.constants)
-        answer = as_module(self.network, part)(self.anatomy.layout.from_map(constant)).flatten(1)
-        times = answer.shape[1] // channels
-        if answer.shape[1] % channels or not torch.allclose(answer, values.repeat(1, times), atol=1e-5):
-            return nodes  # refused at its first step
+            return []
+        shape = self.anatomy.map_shape if at_feature else self.anatomy.shapes[start]
+        values = torch.randn(shape[:2], generator=torch.Generator().manual_seed(0)).to(self.anatomy.images)
+        part = extract(self.network.graph, start, end, constants=self.anatomy.constants)
+        constant = layout.from_map(values[:, :, None, None].expand(shape).contiguous())
+        answer = as_module(self.network, part)(constant).flatten(1)
+        times = answer.shape[1] // shape[1]
+        if answer.shape[1] % shape[1] or not torch.allclose(answer, values.repeat(1, times), atol=1e-5):
+            return []  # refused at its first step
         if times > 1:
             with self.graph.inserting_before(self.output):
                 step = self.output.args[0]
                 self.output.args = (self.graph.call_function(torch.cat, ([step] * times, 1)),)
         self.is_pooled = self.pool_moved = True
         self.is_vector = len(self.anatomy.shapes[end]) == 2
-        return nodes[nodes.index(end) + 1 :]
+        return list(nodes[: nodes.index(end) + 1])
 
-    def _end_of_pools(self, nodes: list[fx.Node]) -> fx.Node | None:
+    def _end_of_pools(self, start: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node | None:
         """The first step through which everything flows, and in which no positions are left."""
-        for node in nodes:
-            before = nodes[: nodes.index(node)]
-            joined = all(user in before or user is node for n in [self.anatomy.feature, *before] for user in n.users)
-            shape = self.anatomy.shapes.get(node, torch.Size())
+        for index, node in enumerate(nodes):
             if not parameter_free(self.network, node):
                 return None
-            if joined and len(shape) >= 2 and shape[2:].numel() == 1 and len(shape) in (2, 4):
+            before = {start, *nodes[:index]}
+            steps = [user for earlier in before for user in earlier.users if user in self.anatomy.shapes]
+            shape = self.anatomy.shapes.get(node, torch.Size())
+            if len(shape) in (2, 4) and shape[2:].numel() == 1 and all(s in before or s is node for s in steps):
                 return node
         return None
 
@@ -160,7 +169,7 @@ class _Recaster:
     def _prove(self, classifier: nn.Linear) -> None:
         """Compare the new head with the old one."""
         feature, images = self.anatomy.feature, self.anatomy.images
-        maps = torch.randn(self.anatomy.shapes[feature], generator=torch.Generator().manual_seed(0)).to(images)
+        maps = torch.randn(self.anatomy.map_shape, generator=torch.Generator().manual_seed(0)).to(images)
         if self.pool_moved:
             maps = maps[:, :, :1, :1].expand_as(maps).contiguous()
         (end,) = next(iter(reversed(self.network.graph.nodes))).args

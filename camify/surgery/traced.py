@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..architecture import as_module, assemble, parameter_free
 from ..errors import ConversionError
 from ..modes import without_hooks
 from .anatomy import Anatomy, FeaturesCopy
+from .equivalents import in_torch_layers
 from .layout import Layout, find_layout
 from .linearity import fold_linear_head
 from .tracing import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
@@ -54,6 +55,11 @@ class TracedAnatomy(Anatomy):
         """Names of pools at the end of the features that a larger map does without."""
         return [str(node.target) for node in self.skipped]
 
+    @property
+    def map_shape(self) -> torch.Size:
+        """(2, C, h, w) of the last spatial map with no pool left out."""
+        return self.layout.to_map(torch.empty(self.shapes[self.feature], device="meta")).shape
+
     def features_graph(self, skip: Sequence[fx.Node] = ()) -> fx.Graph:
         """The graph from the image to the last spatial map (N, C, h, w)."""
         graph = extract(self.network.graph, None, self.feature, skip=skip)
@@ -72,6 +78,9 @@ class TracedAnatomy(Anatomy):
         for parameter in features.parameters():
             parameter.grad = None
         modes = {copies[id(layer)]: layer.training for layer in self.model.modules() if id(layer) in copies}
+        if isinstance(features, fx.GraphModule):
+            in_torch_layers(features, modes)
+            features.recompile()
         return FeaturesCopy(features, modes, list(dict.fromkeys(layers)))
 
 
@@ -118,7 +127,6 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
     if linear is None and candidates[feature].axes == "NCHW":
         feature, skipped = _before_pools(network, observer, next(iter(candidates)))
     layout = candidates.get(feature) or Layout("NCHW", (observer.shapes[feature][2], observer.shapes[feature][3]))
-    maps = layout.to_map(observer.values[feature]) if feature in candidates else None
     head_nodes = between(network.graph, feature)
     weighted = [n for n in head_nodes if not parameter_free(network, n)]
     anatomy = TracedAnatomy(
@@ -140,9 +148,7 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
         single_layer=len(weighted) == 1,
         notes=[f"torch.fx cannot enter {name}: it stays as it is." for name in traced.kept_whole[:3]],
     )
-    if skipped:
-        maps = as_module(network, anatomy.features_graph(skipped))(images)
-    shape = layout.to_map(torch.empty(observer.shapes[feature], device="meta")).shape if maps is None else maps.shape
+    shape = as_module(network, anatomy.features_graph(skipped))(images).shape if skipped else anatomy.map_shape
     anatomy.feature_shape = (shape[1], shape[2], shape[3])
     _match_training_mode(model, anatomy, whole)
     return anatomy
@@ -195,9 +201,7 @@ def _cuts(flow: Sequence[fx.Node]) -> list[fx.Node]:
     return cuts
 
 
-def _candidates(
-    network: fx.GraphModule, observer: Observer, logits: Tensor, images: Tensor
-) -> dict[fx.Node, Layout]:
+def _candidates(network: fx.GraphModule, observer: Observer, logits: Tensor, images: Tensor) -> dict[fx.Node, Layout]:
     """The last spatial map and those before it that differ by pools and idle steps only, largest first; or none."""
     cuts = _cuts(_flow(network, observer))
     layouts = _layouts(network, observer, images)
@@ -232,7 +236,8 @@ def _layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dic
         last = {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_permutation(network, node), last)
         channels_last[node] = last
         layout = find_layout(shape, image, (known.grid for known in found.values()), channels_last=last)
-        if layout is not None:
+        flattened = source in found and len(shape) == 3 and shape[1] == observer.shapes[source][1]
+        if layout is not None and not flattened:
             found[node] = layout
     return found
 

@@ -53,7 +53,7 @@ class _ModelTracer(LayerTracer):
         before = len(self.graph.nodes)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the module is the user's: it fails as it likes
             for node in list(self.graph.nodes)[: before - 1 : -1]:
                 if node.op != "get_attr":  # the tracer may hand these out again
                     self.graph.erase_node(node)
@@ -229,7 +229,9 @@ def require_logits(output: Any) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
     found = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    items = output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
+    items = (
+        output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
+    )
     held = [f"{key}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for key, v in items]
     raise ConversionError(
         f"The network returns {found}{f' of {len(held)} outputs ({chr(44).join(held)})' if held else ''}; expected one"

@@ -148,17 +148,10 @@ class Returns(nn.Module):
         return self.wrap(self.net(x))
 
 
-class Branch(Gap):
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else super().forward(-x)
-
-
 UNSUPPORTED = {
     "mlp": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), "No spatial map"),
     "tuple": (lambda: Returns(lambda y: (y, [y])), "expected one tensor"),
-    "branch": (lambda: Branch(nn.Linear(8, 5)), "ontrol flow"),
     "parallel": (lambda: nn.DataParallel(Gap(nn.Linear(8, 5))), "model.module"),
-    "vit": (lambda: MODELS.VisionTransformer(16, 4, 1, 2, 16, 32, num_classes=5), "attention"),
     "empty": (lambda: nn.Sequential(nn.MaxPool2d(2)), "no parameters"),
     "channels": (lambda: nn.Sequential(nn.Linear(7, 7), nn.Conv2d(3, 2, 3)), "cannot run"),
 }

@@ -191,19 +191,6 @@ def test_a_recast_network_is_saved_and_loaded(tmp_path):
     torch.testing.assert_close(loaded(images(24)), net(images(24)))
 
 
-class Joined(nn.Module):
-    """fastai's head: average and maximum joined."""
-
-    def __init__(self):
-        super().__init__()
-        self.features, self.fc = features(), nn.Linear(24, 5)
-        seeded(self)
-
-    def forward(self, x):
-        x = self.features(x)
-        return self.fc(torch.cat([F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)], 1).flatten(1))
-
-
 class Normalised(nn.Module):
     def __init__(self):
         super().__init__()
@@ -217,7 +204,6 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize(
     ("legacy", "words"),
     [
-        (Joined(), "head='recast'"),
         (Normalised(), "head='recast'"),
         (Legacy(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5)), nn.AdaptiveMaxPool2d(1)), "mean"),
     ],
@@ -231,3 +217,39 @@ def test_what_has_no_per_position_form_is_refused(legacy, words):
 def test_options_that_contradict_it_are_refused(options, words):
     with pytest.raises(ConversionError, match=words):
         convert(Legacy(nn.Sequential(nn.Linear(192, 5))), head="recast", input_size=16, **options)
+
+
+class Joined(nn.Module):
+    """fastai's head: average and maximum joined, batch norm, two linear layers."""
+
+    def __init__(self, swapped=False):
+        super().__init__()
+        self.features, self.swapped = features(), swapped
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.BatchNorm1d(24), nn.Dropout(0.25), nn.Linear(24, 10, bias=False), nn.ReLU(inplace=True),
+            nn.BatchNorm1d(10), nn.Dropout(0.5), nn.Linear(10, 5, bias=False),
+        )  # fmt: skip
+        seeded(self)
+
+    def forward(self, x):
+        x = self.features(x)
+        pools = [F.adaptive_max_pool2d(x, 1), F.adaptive_avg_pool2d(x, 1)]
+        return self.head(torch.cat(pools[::-1] if self.swapped else pools, 1))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@torch.no_grad()
+def test_pools_joined_as_fastai_does_run_at_every_position(swapped, tmp_path):
+    legacy, batch = Joined(swapped), images(16)
+    net = convert(legacy, head="recast", input_size=16)
+    logits, maps = net.forward_with_maps(batch)
+    found = legacy.features(batch)
+    for row in range(found.shape[2]):
+        for column in range(found.shape[3]):
+            cell = found[:, :, row, column]
+            expected = legacy.head(torch.cat([cell, cell], 1))
+            torch.testing.assert_close(maps[:, :, row, column], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, maps.mean((2, 3)), rtol=1e-4, atol=1e-4)
+    assert net.certificate.legacy_error > 0
+    assert any("pool" in note for note in net.certificate.notes)
+    torch.testing.assert_close(CAMNet.from_pretrained(net.save_pretrained(tmp_path / "net"))(batch), logits)

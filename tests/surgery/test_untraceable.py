@@ -1,0 +1,187 @@
+"""Networks that torch.fx cannot trace: what it cannot enter is kept whole, or the network is stopped at its map."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from camify import ConversionError, convert, inspect
+
+
+def images(size=16, count=3, seed=1):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+class Gate(nn.Module):
+    """Control flow on values, inside a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) if x.mean() > 0 else -self.conv(x)
+
+
+class Part(nn.Module):
+    """The part stands in the middle, so torch.fx has the rest."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.gate, self.last = nn.Conv2d(3, 8, 3), Gate(), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.last(F.relu(self.gate(self.stem(x))).mean((2, 3)))
+
+
+class Branch(nn.Module):
+    """Control flow on values in the outermost forward, one shared activation, a hidden head."""
+
+    def __init__(self, hidden=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.act = nn.ReLU(inplace=True)
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, stride=2)
+        self.hidden, self.last = nn.Linear(12, 12) if hidden else nn.Identity(), nn.Linear(12, 5)
+        self.block = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        if x.max() > 1e6:
+            x = x / 2
+        x = self.act(self.second(x))
+        return self.last(F.relu(self.hidden(self.block(x).mean((2, 3)))))
+
+
+class Noisy(nn.Module):
+    """Other steps in training."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x):
+        if self.training:
+            x = x + torch.randn_like(x)
+        return self.last(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("head", ["gap", "direct", "recast"])
+@torch.no_grad()
+def test_what_cannot_be_entered_is_kept_whole(head):
+    legacy = Part().eval()
+    before = copy.deepcopy(legacy.state_dict())
+    net = convert(legacy, head=head, input_size=16, head_channels=4 if head == "gap" else None)
+    assert net.certificate.identity_error <= 1e-4
+    assert any(
+        r"cannot enter gate (Gate at" in note and "test_untraceable.py" in note for note in net.certificate.notes
+    )
+    if head != "gap":
+        for batch in (images(), images() - 3, images() + 3):
+            torch.testing.assert_close(net.eval()(batch), legacy(batch), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[key], value) for key, value in legacy.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_part_kept_whole_cannot_be_stored_without_code(tmp_path):
+    net = convert(Part(), head="direct", input_size=16)
+    with pytest.raises(ConversionError, match=r"layer gate: .*Gate cannot be stored without code"):
+        net.save_pretrained(tmp_path / "net")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_control_flow_in_the_outermost_forward(training):
+    legacy = Branch().train(training)
+    found = inspect(legacy, input_size=16)
+    assert (found.verdict, found.feature_layer, found.map_size, found.num_classes) == (
+        "convertible",
+        "block",
+        (6, 6),
+        5,
+    )
+    legacy.hidden = nn.Identity()
+    net = convert(legacy, head="direct", input_size=16, seed=0)
+    assert net.training == training
+    assert [m.training for m in net.features.modules()] == [training] * len(list(net.features.modules()))
+    assert any(
+        "cannot be traced" in n and "test_untraceable.py" in n and "cannot be saved" in n for n in net.certificate.notes
+    )
+    x = legacy.eval().act(legacy.first(images()))
+    expected = legacy.block(legacy.act(legacy.second(x)))
+    torch.testing.assert_close(net.eval().forward_features(images()), expected)
+    assert not [name for name, _ in net.named_parameters() if "last" in name], "the head is gone"
+
+
+@torch.no_grad()
+def test_a_linear_head_behind_control_flow_is_kept():
+    class Native(Branch):
+        def forward(self, x):
+            x = self.act(self.first(x))
+            if x.max() > 1e6:
+                x = x / 2
+            return self.last(self.block(self.act(self.second(x))).mean((2, 3)))
+
+    legacy = Native().eval()
+    assert inspect(legacy, input_size=16).verdict == "native"
+    for head in ("direct", "recast"):
+        net = convert(legacy, head=head, input_size=16)
+        torch.testing.assert_close(net(images()), legacy(images()), rtol=1e-4, atol=1e-5)
+        assert torch.equal(net.classifier.weight, legacy.last.weight)
+
+
+def test_it_learns_and_keeps_the_users_network():
+    legacy = Branch(hidden=True)
+    before, modules = copy.deepcopy(legacy.state_dict()), dict(legacy.named_modules())
+    net = convert(legacy, head="gap", input_size=16, head_channels=6, num_classes=3, seed=0)
+    net(images()).square().sum().backward()
+    first = next(m for m in net.features.modules() if isinstance(m, nn.Conv2d))
+    assert float(first.weight.grad.abs().max()) > 0
+    assert all(p.grad is None for p in legacy.parameters())
+    assert all(torch.equal(before[key], value) for key, value in legacy.state_dict().items())
+    assert dict(legacy.named_modules()) == modules
+    assert all("forward" not in vars(module) for module in legacy.modules())
+    copied = copy.deepcopy(net).eval()
+    torch.testing.assert_close(copied(images()), net.eval()(images()))
+
+
+@torch.no_grad()
+def test_other_steps_in_training_stay():
+    legacy = Noisy()
+    net = convert(legacy, head="direct", input_size=16)
+    torch.testing.assert_close(net.eval()(images()), legacy.eval()(images()), rtol=1e-4, atol=1e-5)
+    net.train()
+    assert not torch.equal(net(images()), net(images())), "its noise is there while training"
+    assert any("other steps in training" in note for note in net.certificate.notes)
+
+
+def test_what_cannot_be_had_says_why(tmp_path):
+    net = convert(Branch(), head="direct", input_size=16)
+    with pytest.raises(ConversionError, match=r"cannot be traced|cannot be stored without code"):
+        net.save_pretrained(tmp_path / "net")
+    with pytest.raises(ConversionError, match=r"recast.*torch\.fx cannot trace"):
+        convert(Branch(hidden=True), head="recast", input_size=16)
+    with pytest.raises(ConversionError, match=r"map_stride.*cannot trace"):
+        convert(Branch(), head="direct", input_size=16, map_stride=1)
+
+
+def test_no_module_with_a_map_is_refused_with_the_line():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.last = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = F.conv2d(x, self.weight)
+            if x.mean() > 0:
+                x = -x
+            return self.last(x.mean((2, 3)))
+
+    with pytest.raises(ConversionError, match=r"test_untraceable\.py:\d+.*Nor does any module give a map"):
+        convert(Bare(), input_size=16)
