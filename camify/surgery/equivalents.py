@@ -63,9 +63,10 @@ def _insert_behind(network: fx.GraphModule, name: str, layer: nn.Module) -> None
 
 
 def _stochastic_depth(layer: nn.Module) -> nn.Module:
-    scaled = getattr(layer, "scale_by_keep", True) or not layer.drop_prob
-    depth = torchvision.ops.StochasticDepth(float(layer.drop_prob or 0.0), "row") if scaled else layer
-    return depth.eval()
+    share = getattr(layer, "drop_prob", None) or 0.0
+    if not isinstance(share, float) or (share and not getattr(layer, "scale_by_keep", True)):
+        return layer
+    return torchvision.ops.StochasticDepth(share, "row").eval()
 
 
 def _put(network: fx.GraphModule, name: str, layer: nn.Module, modes: dict[nn.Module, bool], old: nn.Module) -> None:

@@ -229,7 +229,7 @@ def _replayed(model: nn.Module, record: _Record, last: str, value: Tensor) -> It
     for name, given in {**values, last: value}.items():
         module = model.get_submodule(name)
         replaced.append((module, module.__dict__.get("forward")))
-        module.forward = partial(_give, given)  # type: ignore[method-assign]
+        module.forward = partial(_give, given)
     try:
         yield
     finally:
@@ -237,7 +237,7 @@ def _replayed(model: nn.Module, record: _Record, last: str, value: Tensor) -> It
             if own is None:
                 del module.forward
             else:
-                module.forward = own  # type: ignore[method-assign]
+                module.forward = own
 
 
 def _give(value: Any, *_args: Any, **_kwargs: Any) -> Any:

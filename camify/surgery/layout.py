@@ -14,6 +14,7 @@ from torch import Tensor, fx
 __all__ = ["Layout", "find_layout"]
 
 _MOST_PREFIX = 8  # class, distillation and register tokens before the patches
+_MOST_DISTORTION = 0.5  # of a grid's aspect (logarithm): else 4-D tensors of attention would pass for maps
 _Step = tuple[str, Any, tuple[Any, ...]]
 
 
@@ -90,7 +91,7 @@ def find_layout(
         return Layout(axes, grid) if math.prod(grid) > 1 else None
     if len(shape) != 3:
         return None
-    known = list(dict.fromkeys(reversed(list(grids))))
+    known = [grid for grid in dict.fromkeys(reversed(list(grids))) if _distortion(grid, image) < _MOST_DISTORTION]
     flattened = shape[2] in map(math.prod, known)  # (N, C, h * w): a map on its way to the head
     for grid in [*known, *([] if flattened else _grids(shape[1], image))]:
         prefix = shape[1] - math.prod(grid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -337,7 +338,17 @@ class _Recaster:
     # ------------------------------------------------------------ asking
 
     def _layer(self, node: fx.Node) -> nn.Module | None:
-        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op == "call_module":
+            return self.network.get_submodule(str(node.target))
+        if node.target is not F.linear:
+            return None
+        tensors = [self.network.get_parameter(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+        if not tensors or tensors[0].dim() != 2:
+            self._refuse(node, "has no weight of its own")
+        layer = nn.Linear(*reversed(tensors[0].shape), bias=len(tensors) > 1, device="meta")
+        layer.weight = tensors[0]
+        layer.register_parameter("bias", tensors[1] if len(tensors) > 1 else None)
+        return layer
 
     def _source(self, node: fx.Node) -> fx.Node:
         sources = [s for s in node.all_input_nodes if s in self.anatomy.shapes and s.op != "get_attr"]
@@ -365,7 +376,7 @@ class _Recaster:
         alone = self._ask(node, others)
         return torch.allclose(answer, turned, atol=1e-6) and torch.allclose(answer[:, 0], alone[:, 0], atol=1e-6)
 
-    def _refuse(self, node: fx.Node, why: str) -> None:
+    def _refuse(self, node: fx.Node, why: str) -> NoReturn:
         name = str(node.target) if node.op == "call_module" else node.name
         raise ConversionError(f"head='recast': {name} {why}. Use head='gap' or head='direct'.")
 

@@ -253,3 +253,26 @@ def test_pools_joined_as_fastai_does_run_at_every_position(swapped, tmp_path):
     assert net.certificate.legacy_error > 0
     assert any("pool" in note for note in net.certificate.notes)
     torch.testing.assert_close(CAMNet.from_pretrained(net.save_pretrained(tmp_path / "net"))(batch), logits)
+
+
+class Functional(nn.Module):
+    """Linear layers as functions of the network's own parameters, as some of timm's."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = features()
+        self.weight, self.bias = nn.Parameter(torch.zeros(9, 192)), nn.Parameter(torch.zeros(9))
+        self.last = nn.Parameter(torch.zeros(5, 9))
+        seeded(self)
+
+    def forward(self, x):
+        x = F.relu(F.linear(self.features(x).flatten(1), self.weight, bias=self.bias))
+        return F.linear(x, self.last)
+
+
+@torch.no_grad()
+def test_functional_linear_layers():
+    legacy, batch = Functional(), images(16)
+    net = convert(legacy, head="recast", input_size=16)
+    torch.testing.assert_close(net(batch), legacy(batch), rtol=1e-4, atol=1e-4)
+    assert net.certificate.legacy_error < 1e-4
