@@ -102,6 +102,7 @@ NETWORKS = {recipe: published[0] for recipe, published in PUBLISHED.items()}
 
 def check_draw(weight: torch.Tensor, draw: str) -> None:
     """Standard deviation and largest value of new weights, from the formulas."""
+    weight = weight.detach()
     fan_in = weight[0].numel()
     fan_out = weight.shape[0] * weight[0, 0].numel()
     std = {
@@ -190,8 +191,10 @@ def test_recipes_survive_their_checkpoint(name, tmp_path):
     net = converted(name)
     again = CAMNet.from_pretrained(net.save_pretrained(tmp_path / "net"))
     images = torch.randn(1, 3, SIZES[NETWORKS[name]], SIZES[NETWORKS[name]])
-    with torch.no_grad():
-        assert torch.equal(again(images), net(images))
+    ours = net.state_dict()
+    assert all(torch.equal(value, ours[key]) for key, value in again.state_dict().items())
+    with torch.no_grad():  # other addresses in memory, another order of additions
+        assert torch.allclose(again(images), net(images), rtol=1e-4, atol=1e-5 * float(net(images).abs().max()))
     assert again.head_layers == net.head_layers
     assert again.dropout.p == net.dropout.p
 
