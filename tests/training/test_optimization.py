@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 import camify
-from camify.training.cli import main
+from camify.training.cli import FineTuningCLI, main
 from camify.training.schedule import lr_factor
 from tests.training.conftest import SIZE, SmallLegacy
 
@@ -167,3 +167,15 @@ def test_the_runs_configuration_holds_what_was_decided(tmp_path, monkeypatch):
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]
     assert (saved["recipe"], saved["lr"], saved["schedule"]) == ("zhou2016/alexnet-gap", 0.01, "step")
     assert (saved["head"], saved["dropout"], saved["freeze_epochs"]) == ("gap", 0.0, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("given", "epochs"), [((), 8), (("--trainer.max_epochs", "3"), 3)])
+def test_the_command_line_takes_the_published_epochs_where_none_are_given(tmp_path, given, epochs):
+    arguments = [
+        "--model.model", "torchvision/alexnet@none", "--model.input_size", "96",
+        "--model.recipe", "zhou2016/alexnet-gap",
+        "--data", "ShapesDataModule", "--data.train_count", "4", "--data.val_count", "4", "--trainer.logger", "false",
+        "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path), *given,
+    ]  # fmt: skip
+    assert FineTuningCLI(arguments, run=False).trainer.max_epochs == epochs
