@@ -23,7 +23,7 @@ from .methods import METHODS
 from .model import CAMNet
 from .modes import evaluating
 from .report.overlay import ClassMap, overlay_picture
-from .surgery import HEADS, convert, inspect, resolve
+from .surgery import HEADS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
 
@@ -58,10 +58,11 @@ def _parser() -> ArgumentParser:
     command = _Parser(description="Convert a classifier and save it as a CAM-ready checkpoint folder.")
     command.add_argument("source", type=str, help=_SOURCE)
     command.add_argument("out", type=str, help="folder to write")
-    command.add_argument("--head", choices=HEADS, default="gap")
+    command.add_argument("--recipe", choices=tuple(RECIPES), default=None, help="a published network")
+    command.add_argument("--head", choices=HEADS, default=None, help="default: gap, or the recipe's")
     command.add_argument("--num_classes", type=int | None, default=None, help="default: as many as the legacy network")
     command.add_argument("--input_size", type=int, default=224, help="side of the input, pixels")
-    command.add_argument("--pool", choices=("gap", "gmp", "lse"), default="gap")
+    command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
     commands.add_subcommand("convert", command)
@@ -93,6 +94,7 @@ def _inspect(options: Namespace) -> None:
 def _convert(options: Namespace) -> None:
     net = convert(
         options.source,
+        recipe=options.recipe,
         head=options.head,
         num_classes=options.num_classes,
         input_size=options.input_size,

@@ -58,6 +58,20 @@ def test_convert_saves_a_folder_that_loads(tmp_path, capsys):
     assert net.certificate.source == "camify/tiny_vgg"
 
 
+def test_convert_takes_a_recipe(tmp_path, capsys):
+    out, source = tmp_path / "out", "torchvision/googlenet@none"
+    main(["convert", source, str(out), "--recipe", "zhou2016/googlenet-gap-released", "--input_size", "64"])
+    assert "Recipe zhou2016/googlenet-gap-released" in " ".join(capsys.readouterr().out.split())
+    net = camify.load(out)
+    assert net.certificate.feature_layer == "inception4e"
+    assert net.features.cam_conv.groups == 2
+    error = refused(
+        capsys, "convert", "camify/tiny_vgg", tmp_path / "no", "--recipe", "choe2020/vgg16", "--input_size", 96
+    )
+    assert "is for VGG16" in error
+    assert not (tmp_path / "no").exists()
+
+
 def test_explain_draws_the_map_of_the_predicted_class(folder, photo, tmp_path, capsys):
     main(["explain", str(photo), "--model", str(folder), "--out", str(tmp_path / "out")])
     with Image.open(tmp_path / "out" / "my_photo_cam.png") as picture:

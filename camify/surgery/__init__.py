@@ -3,18 +3,24 @@
 from .conversion import HEADS, convert
 from .fitting import FitReport, fit_head
 from .inspection import Inspection, inspect
-from .recipes import RECIPES, Recipe
+from .published import RECIPES, find_recipe
+from .recipes import FINE_TUNING_OPTIONS, FineTuning, Recipe, settle_fine_tuning, settle_head
 from .sources import Source, resolve
 
 __all__ = [
+    "FINE_TUNING_OPTIONS",
     "HEADS",
     "RECIPES",
+    "FineTuning",
     "FitReport",
     "Inspection",
     "Recipe",
     "Source",
     "convert",
+    "find_recipe",
     "fit_head",
     "inspect",
     "resolve",
+    "settle_fine_tuning",
+    "settle_head",
 ]

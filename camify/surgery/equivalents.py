@@ -66,7 +66,8 @@ def _stochastic_depth(layer: nn.Module) -> nn.Module:
     share = getattr(layer, "drop_prob", None) or 0.0
     if not isinstance(share, float) or (share and not getattr(layer, "scale_by_keep", True)):
         return layer
-    return torchvision.ops.StochasticDepth(share, "row").eval()
+    depth: nn.Module = torchvision.ops.StochasticDepth(share, "row").eval()
+    return depth
 
 
 def _put(network: fx.GraphModule, name: str, layer: nn.Module, modes: dict[nn.Module, bool], old: nn.Module) -> None:

@@ -56,7 +56,7 @@ def certify(
     elif recast is not None:
         notes += _recast_notes(recast, anatomy)
     elif finer and kept_old:
-        notes.append("The mean over the finer map is not that over the old one: the logits move a little.")
+        notes.append("The mean over the finer map is not that over the old one: the logits move.")
     elif kept_old and anatomy.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")
     return Certificate(
@@ -113,7 +113,8 @@ def _parts(net: CAMNet, anatomy: Anatomy, kept: list[str], kept_old: bool) -> tu
     for layer in map(net.features.get_submodule, net.head_layers):
         if isinstance(layer, nn.Conv2d):
             size = sum(p.numel() for p in layer.parameters())
-            span = f"3x3, {layer.in_channels} -> {layer.out_channels}, ReLU"
+            groups = f", {layer.groups} groups" if layer.groups > 1 else ""
+            span = f"3x3, {layer.in_channels} -> {layer.out_channels}{groups}, ReLU"
             parts.append(Part("convolution", "new", span, size))
     linear = f"{net.pool_name.upper()}, linear {net.num_features} -> {net.num_classes}"
     parts.append(Part("classifier", "new", linear, classifier))

@@ -345,7 +345,8 @@ class _Recaster:
         tensors = [self.network.get_parameter(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
         if not tensors or tensors[0].dim() != 2:
             self._refuse(node, "has no weight of its own")
-        layer = nn.Linear(*reversed(tensors[0].shape), bias=len(tensors) > 1, device="meta")
+        width, inputs = tensors[0].shape
+        layer = nn.Linear(inputs, width, bias=len(tensors) > 1, device="meta")
         layer.weight = tensors[0]
         layer.register_parameter("bias", tensors[1] if len(tensors) > 1 else None)
         return layer

@@ -18,7 +18,8 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from ..errors import CamifyError, ConfigError
-from .fine_tuner import CAMFineTuner
+from ..surgery import find_recipe
+from .fine_tuner import CAMFineTuner, settle_options
 from .overlays import CAMOverlayLogger
 from .predictions import PredictionTable
 from .record import RunRecord
@@ -117,8 +118,13 @@ class FineTuningCLI(LightningCLI):
         """A checkpoint's stored options do not overrule the configuration."""
 
     def before_instantiate_classes(self) -> None:
-        """Give a new run a folder of its own."""
+        """Settle what the recipe decides, so that it is written down; give a new run a folder of its own."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        for name, value in settle_options(config.model).items():
+            config.model[name] = value
+        recipe = find_recipe(config.model.recipe)
+        if recipe is not None and config.trainer.max_epochs is None:
+            config.trainer.max_epochs = recipe.fine_tuning.epochs
         folder = Path(config.trainer.default_root_dir)
         if self.subcommand == "fit" and not config.ckpt_path and not config.trainer.fast_dev_run:
             folder = _choose_folder(folder)

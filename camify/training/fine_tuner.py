@@ -1,5 +1,7 @@
 """CAMFineTuner: a converted classifier as a LightningModule."""
 
+# ruff: noqa: ARG002 - arguments of the constructor are read from `hparams`, where the recipe has settled them
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -17,11 +19,12 @@ from ..maps import normalize, select, upsample
 from ..metrics import MaxBoxAccuracy
 from ..model import CAMNet
 from ..modes import evaluating
-from ..surgery import FitReport, convert, fit_head, resolve
+from ..surgery import FitReport, convert, find_recipe, fit_head, resolve, settle_fine_tuning, settle_head
 from .asking import single_loader
+from .optimization import build_optimizer, check_options
 from .schedule import lr_factor, set_frozen
 
-__all__ = ["CAMFineTuner"]
+__all__ = ["CAMFineTuner", "settle_options"]
 
 Batch = Mapping[str, Any] | tuple[Tensor, Tensor] | list[Tensor]
 
@@ -32,6 +35,9 @@ class CAMFineTuner(pl.LightningModule):
     A legacy network is converted first (see ``camify.convert``). Batches are dicts (``image``, ``label``,
     optionally ``boxes``) as camify's data modules give them, or pairs (images, labels).
 
+    Where an option is None, the recipe decides, else the default that is named here; ``hparams``, checkpoints and the
+    run's ``config.yaml`` hold what was decided.
+
     Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and, where boxes are known, ``val/max_box_acc``
     (version 1: IoU 0.5, largest component, best threshold, map of the true class) beside ``val/centre_box_acc``,
     what the best fixed centred box reaches on the same images.
@@ -39,20 +45,30 @@ class CAMFineTuner(pl.LightningModule):
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
         class_names: in label order; None takes those of the model.
-        head: ``"gap"``, ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is, without maps.
-        pool: ``"gap"``, ``"gmp"`` or ``"lse"``.
+        recipe: a published network by name (``camify.surgery.RECIPES``): its layers, where ``model`` is a legacy
+            network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
+        head: ``"gap"`` (default), ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is,
+            without maps.
+        pool: ``"gap"`` (default), ``"gmp"`` or ``"lse"``.
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
-        dropout: between pooling and classifier.
+        dropout: between pooling and classifier; default 0.
         init: how the new classifier starts: ``"random"``, or ``"ridge"``: fitted in closed form, before the first
             step, to the legacy's logits where its classes are the data's, else to the labels (see ``camify.fit_head``).
         map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
         input_size: side of the input at which the conversion is proven, pixels.
-        optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
-        lr: peak learning rate of the legacy's features.
-        head_lr_factor: the new head learns this much faster (10 as in wsolevaluation).
-        weight_decay: of all weights.
-        warmup_epochs: linear rise of each group's learning rate after its start; then half a cosine to the end.
-        freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed.
+        optimizer: ``"sgd"`` (default) or ``"adamw"``.
+        lr: peak learning rate of the legacy's features; default 1e-3.
+        head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation.
+        fast_layers: layers of the features, by name, that learn at the head's rate; default none.
+        bias_lr_factor: biases learn this much faster; default 1.
+        momentum: of SGD; default 0.9.
+        nesterov: Nesterov's momentum; default true.
+        weight_decay: of all weights; default 5e-4.
+        decay_biases: whether biases decay as the weights do; default true.
+        schedule: ``"cosine"`` (default) or ``"step"``.
+        lr_drops: with ``"step"``, the fractions of the training after which rates are tenfold less.
+        warmup_epochs: linear rise of each group's learning rate after its start, before the schedule; default 0.5.
+        freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed; default 1.
         label_smoothing: of the cross-entropy, in [0, 1).
 
     Raises:
@@ -63,31 +79,33 @@ class CAMFineTuner(pl.LightningModule):
         self,
         model: str | nn.Module,
         class_names: list[str] | None = None,
-        head: Literal["gap", "direct", "recast", "none"] = "gap",
-        pool: Literal["gap", "gmp", "lse"] = "gap",
+        recipe: str | None = None,
+        head: Literal["gap", "direct", "recast", "none"] | None = None,
+        pool: Literal["gap", "gmp", "lse"] | None = None,
         head_channels: int | list[int] | None = None,
-        dropout: float = 0.0,
+        dropout: float | None = None,
         map_stride: int | None = None,
         init: Literal["random", "ridge"] = "random",
         input_size: int = 224,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        lr: float = 1e-3,
-        head_lr_factor: float = 10.0,
-        weight_decay: float = 5e-4,
-        warmup_epochs: float = 0.5,
-        freeze_epochs: int = 1,
+        optimizer: Literal["sgd", "adamw"] | None = None,
+        lr: float | None = None,
+        head_lr_factor: float | None = None,
+        fast_layers: list[str] | None = None,
+        bias_lr_factor: float | None = None,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        weight_decay: float | None = None,
+        decay_biases: bool | None = None,
+        schedule: Literal["cosine", "step"] | None = None,
+        lr_drops: list[float] | None = None,
+        warmup_epochs: float | None = None,
+        freeze_epochs: int | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
-        if optimizer not in ("sgd", "adamw"):
-            raise ConfigError(f"optimizer={optimizer!r} is unknown. Choose sgd or adamw.")
-        if lr <= 0 or head_lr_factor <= 0 or min(weight_decay, warmup_epochs, freeze_epochs, label_smoothing) < 0:
-            raise ConfigError(
-                f"lr={lr} and head_lr_factor={head_lr_factor} must be positive; weight_decay={weight_decay},"
-                f" warmup_epochs={warmup_epochs}, freeze_epochs={freeze_epochs} and"
-                f" label_smoothing={label_smoothing} must not be negative."
-            )
+        self.save_hyperparameters(settle_options(self.hparams))  # None becomes what was decided
+        check_options(self.hparams)
         if class_names is not None and len(class_names) < 2:
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
         if init not in ("random", "ridge"):
@@ -95,8 +113,9 @@ class CAMFineTuner(pl.LightningModule):
         self.fit_report: FitReport | None = None
         self.legacy: nn.Module | None = None  # set below, outside the module tree: it is never trained or saved
         self.source = ""
-        options = {"pool": pool, "head_channels": head_channels, "dropout": dropout, "map_stride": map_stride}
-        self.model = self._prepare(model, class_names, head, {**options, "input_size": input_size})
+        names = ("recipe", "pool", "head_channels", "dropout", "map_stride", "input_size")
+        options = {name: self.hparams[name] for name in names}
+        self.model = self._prepare(model, class_names, self.hparams["head"], options)
         self.class_names = class_names
         if isinstance(self.model, CAMNet):
             self.model.class_names = class_names or self.model.class_names
@@ -122,7 +141,8 @@ class CAMFineTuner(pl.LightningModule):
         classes = len(class_names) if class_names is not None else None
         if head == "none" or (isinstance(model, CAMNet) and classes in (None, model.num_classes)):
             return model.train()
-        head = "direct" if isinstance(model, CAMNet) else head
+        if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
+            head, options = "direct", {**options, "recipe": None}
         net = convert(model, head=head, num_classes=classes, **options).train()
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
@@ -146,22 +166,22 @@ class CAMFineTuner(pl.LightningModule):
         logits: Tensor = self.model(images)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
         images, labels = _images_and_labels(batch)
         loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.hparams["label_smoothing"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, accuracy and box accuracy of one batch; the maps come from the same forward."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
         images, _ = _images_and_labels(batch)
         logits, maps = self._logits_and_maps(images)
@@ -210,7 +230,7 @@ class CAMFineTuner(pl.LightningModule):
 
     # ------------------------------------------------------------ schedule
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data module; they travel in the checkpoint."""
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
@@ -252,34 +272,34 @@ class CAMFineTuner(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
-        options = self.hparams
-        groups = (
-            self.model.parameter_groups()
-            if isinstance(self.model, CAMNet)
-            else {"features": list(self.model.parameters())}
+        optimizer = build_optimizer(self.model, self.hparams)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [self._factor(g["name"]) for g in optimizer.param_groups]
         )
-        factors = {"features": 1.0, "head": options["head_lr_factor"]}
-        parameters = [
-            {"params": members, "name": name, "lr": options["lr"] * factors[name]}
-            for name, members in groups.items()
-            if members
-        ]
-        decay = options["weight_decay"]
-        optimizer: torch.optim.Optimizer
-        if options["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=decay)
-        else:
-            optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [self._factor(str(p["name"])) for p in parameters])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _factor(self, group: str) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = total / max(1, self.trainer.max_epochs or 1)
         warmup = round(self.hparams["warmup_epochs"] * per_epoch)
-        frozen = self.hparams["freeze_epochs"] if group == "features" and isinstance(self.model, CAMNet) else 0
-        start = round(frozen * per_epoch)
-        return lambda step: lr_factor(step, total, warmup=warmup, start=start)
+        late = group.startswith("features") and isinstance(self.model, CAMNet)
+        start = round(self.hparams["freeze_epochs"] * per_epoch) if late else 0
+        drops = self.hparams["lr_drops"]
+        return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=drops)
+
+
+def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the head and of fine-tuning that are None, settled by the recipe or the defaults.
+
+    Raises:
+        ConversionError: no recipe has that name, or an option contradicts it.
+    """
+    recipe = find_recipe(options["recipe"])
+    names = ("head", "pool", "dropout", "head_channels", "map_stride")
+    return {
+        **settle_head(recipe, {name: options[name] for name in names}),
+        **settle_fine_tuning(recipe, options),
+    }
 
 
 def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model import CAMNet
+from ..surgery import find_recipe
 from .asking import count_samples
 from .fine_tuner import CAMFineTuner
 
@@ -32,6 +33,10 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
     table.add_row("data", f"{train} training, {val} validation images, {len(names)} classes: {_shorten(names)}")
     table.add_row("schedule", _schedule(trainer, module))
     table.add_row("optimiser", f"{options['optimizer']}, lr {options['lr']:g}, head x{options['head_lr_factor']:g}")
+    recipe = find_recipe(options["recipe"])
+    if recipe is not None:
+        published = f"{recipe.fine_tuning.epochs} epochs in batches of {recipe.fine_tuning.batch_size}"
+        table.add_row("recipe", f"{recipe.name}, fine-tuned as in {recipe.fine_tuning_source} ({published})")
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
     table.add_row("run folder", f"{folder}  (report.html there can be opened while it runs)")
     console.print(table)
