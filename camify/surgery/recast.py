@@ -203,8 +203,15 @@ class _Recaster:
             self.resampling.append(node)
         elif before[2:] == after[2:] or parameter_free(self.network, node):
             self._copy(node)
+        elif isinstance(layer, nn.Module):
+            self._window(node, before)
         else:
             self._refuse(node, "works across positions")
+
+    def _window(self, node: fx.Node, before: torch.Size) -> None:
+        """A layer that runs over windows of the map already (timm's VGG): one answer at the native size, else more."""
+        self._copy(node)
+        self.has_kernel, self.kernel = True, (before[2], before[3])
 
     def _step_of_vector(self, node: fx.Node) -> None:
         """A step that sees (N, D), and in the recast network a map (N, D, h, w)."""
@@ -340,15 +347,18 @@ class _Recaster:
     def _layer(self, node: fx.Node) -> nn.Module | None:
         if node.op == "call_module":
             return self.network.get_submodule(str(node.target))
-        if node.target is not F.linear:
-            return None
         tensors = [self.network.get_parameter(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
-        if not tensors or tensors[0].dim() != 2:
-            self._refuse(node, "has no weight of its own")
-        width, inputs = tensors[0].shape
-        layer = nn.Linear(inputs, width, bias=len(tensors) > 1, device="meta")
-        layer.weight = tensors[0]
-        layer.register_parameter("bias", tensors[1] if len(tensors) > 1 else None)
+        if node.target not in (F.linear, F.layer_norm) or not tensors:
+            return None
+        weight, bias = (*tensors, None)[:2]
+        layer: nn.Linear | nn.LayerNorm
+        if node.target is F.linear:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # type: ignore[union-attr]
+        else:
+            eps = node.args[4] if len(node.args) > 4 else node.kwargs.get("eps", 1e-5)
+            layer = nn.LayerNorm(weight.shape, eps, device="meta")  # type: ignore[union-attr,arg-type]
+        layer.register_parameter("weight", weight)
+        layer.register_parameter("bias", bias)
         return layer
 
     def _source(self, node: fx.Node) -> fx.Node:

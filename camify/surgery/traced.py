@@ -256,7 +256,7 @@ def _permutation(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
 def _no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
     """Why there is no map, and the input size at which there would be a good one."""
     maps = [node for node in _cuts(_flow(network, observer)) if len(observer.shapes[node]) == 4]
-    maps = [node for node in maps if node.op != "placeholder"]
+    maps = [node for node in maps if node.op != "placeholder" and observer.shapes[node][2:].numel() == 1]
     if not maps:
         return (
             "No spatial map was found: nothing behind the image has the shape (N, C, h, w). A CNN whose map is larger"
@@ -268,20 +268,16 @@ def _no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
         larger = images.repeat(1, 1, times, times)
         if max(larger.shape[2:]) > 1024:
             break
-        shape = _shape_at(network, maps[-1], larger)
-        if shape is not None and min(shape[2:]) >= _GOOD_MAP:
+        other = Observer(network)
+        try:
+            other.observe(larger)
+        except ConversionError:
+            break
+        sizes = [other.shapes[node][2:] for node in maps if min(other.shapes[node][2:]) >= _GOOD_MAP]
+        if sizes:
             px = "x".join(map(str, larger.shape[2:]))
-            return f"{text} Give a larger input_size: {px} gives {shape[2]} x {shape[3]}."
+            return f"{text} Give a larger input_size: {px} gives {sizes[-1][0]} x {sizes[-1][1]}."
     return f"{text} Give a larger input_size, or a CNN whose map is larger than 1 x 1."
-
-
-def _shape_at(network: fx.GraphModule, node: fx.Node, images: Tensor) -> torch.Size | None:
-    """The shape of a step's tensor on other images; None where the network fails before it."""
-    try:
-        shape: torch.Size = as_module(network, extract(network.graph, None, node))(images).shape
-    except Exception:  # noqa: BLE001 - the network fails as it likes; the size is only advice
-        return None
-    return shape
 
 
 def _only_pools(network: fx.GraphModule, observer: Observer, node: fx.Node) -> bool:

@@ -255,7 +255,7 @@ def test_pools_joined_as_fastai_does_run_at_every_position(swapped, tmp_path):
     torch.testing.assert_close(CAMNet.from_pretrained(net.save_pretrained(tmp_path / "net"))(batch), logits)
 
 
-class Functional(nn.Module):
+class FunctionalLinear(nn.Module):
     """Linear layers as functions of the network's own parameters, as some of timm's."""
 
     def __init__(self):
@@ -272,7 +272,7 @@ class Functional(nn.Module):
 
 @torch.no_grad()
 def test_functional_linear_layers():
-    legacy, batch = Functional(), images(16)
+    legacy, batch = FunctionalLinear(), images(16)
     net = convert(legacy, head="recast", input_size=16)
     torch.testing.assert_close(net(batch), legacy(batch), rtol=1e-4, atol=1e-4)
     assert net.certificate.legacy_error < 1e-4
