@@ -1,6 +1,15 @@
-"""Every classification CNN of torchvision at its native size: ``pytest -m slow tests/surgery/test_coverage.py``."""
+"""What converts: torchvision's classifiers and one CNN per family of timm, with every head, at their native size.
+
+``pytest -m slow tests/surgery/test_coverage.py`` runs all of them (most of an hour on two cores) and compares the
+README's table with what it found; the default run takes one small network per family, at small sizes.
+"""
 
 from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,38 +17,157 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from camify import convert
+from camify import ConversionError, convert, inspect
 
-TRANSFORMERS = ("vit_", "swin_", "maxvit_")
-NAMES = [name for name in list_models(module=torchvision.models) if not name.startswith(TRANSFORMERS)]
-GIANT = 150_000_000  # parameters; more take minutes and gigabytes here
+ROOT = Path(__file__).parents[2]
+NAMES = list_models(module=torchvision.models)
+HEADS = ("gap", "direct", "recast")
+
+# Of timm's modules, those whose networks are convolutional, or hold convolutions to the end; the smallest of each.
+# Where it is not the smallest, the smallest takes a minute or has no classifier.
+TIMM = """
+halonet_h1 mobileone_s0 convmixer_768_32 convnext_atto cpubone_nano csatv2 cs3darknet_focus_s cspnext_tiny davit_tiny
+densenet121 dla46x_c dpn48b edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientvit_b0
+efficientvit_m0 fasternet_t0 fastvit_t8 focalnet_tiny_srf ghostnet_050 hardcorenas_b hgnetv2_b0 hrnet_w18_small
+iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small lowformer_b0 mambaout_femto
+poolformerv2_s12 lcnet_035 mobilevit_xxs nasnetalarge nextvit_small nf_regnet_b0 pnasnet5large pvt_v2_b0 rdnet_tiny
+regnetx_002 repghostnet_050 repvit_m1 res2next50 resnest14d resnet10t resnetv2_18 rexnet_100 selecsls42
+legacy_seresnet18 shvit_s1 skresnet18 starnet_s050 swiftformer_xs tresnet_m vgg11 visformer_tiny ese_vovnet19b_slim_dw
+legacy_xception xception41
+""".split()  # noqa: SIM905
+
+FAMILIES = {  # of torchvision, by how the names begin; the first that fits
+    "AlexNet": "alexnet", "VGG": "vgg", "ResNet, ResNeXt, Wide ResNet": "res|wide", "SqueezeNet": "squeezenet",
+    "DenseNet": "densenet", "GoogLeNet, Inception v3": "googlenet|inception", "MobileNet v2": "mobilenet_v2",
+    "MobileNet v3": "mobilenet_v3", "MNASNet": "mnasnet", "ShuffleNet v2": "shufflenet", "EfficientNet v1, v2":
+    "efficientnet", "RegNet": "regnet", "ConvNeXt": "convnext", "ViT": "vit", "Swin v1, v2": "swin", "MaxViT": "maxvit",
+}  # fmt: skip
+SMALL = {  # one of each family, and a size that is quick
+    "alexnet": 96, "vgg11": 64, "resnet18": 96, "squeezenet1_1": 96, "densenet121": 96, "googlenet": 96,
+    "inception_v3": 112, "mobilenet_v2": 96, "mobilenet_v3_small": 96, "mnasnet0_5": 96, "shufflenet_v2_x0_5": 96,
+    "efficientnet_b0": 96, "regnet_y_400mf": 96, "convnext_tiny": 96, "vit_b_32": 224, "swin_t": 96, "maxvit_t": 224,
+}  # fmt: skip
+SMALL_TIMM = {
+    "resnet10t": 96, "lcnet_035": 96, "efficientnet_b0": 96, "convnext_atto": 96, "ghostnet_050": 96, "regnetx_002": 96,
+    "pvt_v2_b0": 96, "starnet_s050": 96, "mambaout_femto": 96, "legacy_seresnet18": 96,
+}  # fmt: skip
+
+FOUND: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
 
 
-def legacy_of(name):
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in get_model(name, weights=None, **options).parameters())
-    if parameters > GIANT:
-        pytest.skip(f"{name} has {parameters:,} parameters")
-    return get_model(name, weights=None, **options).eval()
+def family_of(name):
+    return next(family for family, begins in FAMILIES.items() if re.match(begins, name))
 
 
-def test_the_list_is_torchvisions():
-    assert len(NAMES) > 60
-    assert {"alexnet", "vgg16", "resnet50", "googlenet", "convnext_tiny", "regnet_y_8gf"} <= set(NAMES)
+def legacy_of(name, **options):
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    torch.manual_seed(0)
+    legacy = get_model(name, weights=None, **options).eval()
+    if name.startswith("vit_"):
+        nn.init.normal_(legacy.heads.head.weight, std=0.02)  # torchvision starts it at zero
+    return legacy
+
+
+def native_size(name):
+    crops = [member.transforms().crop_size[0] for member in get_model_weights(name)]
+    return min(crops)
+
+
+def check(legacy, head, size):
+    """Converts, has the identity, and learns up to its first convolution; the words for the table."""
+    net = convert(legacy, head=head, input_size=size, head_channels=64 if head == "gap" else None, seed=0)
+    certificate = net.certificate
+    assert certificate.identity_error <= 1e-4
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    logits, maps = net.forward_with_maps(images)
+    bias = 0 if net.classifier.bias is None else net.classifier.bias
+    error = (maps.double().mean((2, 3)) + bias - logits).abs().max() / logits.abs().max()
+    assert float(error.detach()) <= 1e-4
+    logits.square().sum().backward()
+    first = next(module for module in net.features.modules() if isinstance(module, nn.Conv2d))
+    assert float(first.weight.grad.abs().max()) > 0, "the gradient reaches the first convolution"
+    return certificate
+
+
+def test_the_lists_are_complete():
+    assert len(NAMES) >= 80
+    assert {family_of(name) for name in NAMES} == set(FAMILIES)
+    assert {family_of(name) for name in SMALL} == set(FAMILIES)
+    assert len(TIMM) >= 60
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_small_network_of_every_family(name):
+    legacy = legacy_of(name, num_classes=5)
+    for head in HEADS:
+        certificate = check(legacy, head, (SMALL[name],) * 2)
+        assert min(certificate.map_size) >= (1 if head == "recast" else 2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:timm", "ignore::FutureWarning:timm")
+@pytest.mark.parametrize("name", SMALL_TIMM)
+def test_some_small_families_of_timm(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    legacy = timm.create_model(name, pretrained=False, num_classes=5).eval()
+    for head in HEADS:
+        check(legacy, head, (SMALL_TIMM[name],) * 2)
+
+
+# ---------------------------------------------------------------- all of them
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cnn_converts_with_every_head(name):
-    legacy = legacy_of(name)
-    size = get_model_weights(name).DEFAULT.transforms().crop_size[0]
-    for head in ("gap", "direct", "recast"):
-        net = convert(legacy, head=head, input_size=size)
-        assert net.certificate.identity_error <= 1e-4
-        if head != "recast" or ("vgg" not in name and name != "alexnet"):
-            assert min(net.certificate.map_size) >= 7
-        images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        net(images).square().sum().backward()
-        first = next(module for module in net.features.modules() if isinstance(module, nn.Conv2d))
-        assert float(first.weight.grad.abs().max()) > 0, "the gradient reaches the first convolution"
+def test_every_classifier_of_torchvision(name):
+    legacy, size = legacy_of(name), (native_size(name),) * 2
+    row = {"verdict": inspect(legacy, input_size=size).verdict}
+    for head in HEADS:
+        certificate = check(legacy, head, size)
+        if head != "recast" or family_of(name) not in ("AlexNet", "VGG"):
+            assert min(certificate.map_size) >= 7
+        row[head] = "yes"
+    FOUND[family_of(name)].append((name, row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_every_family_of_timm(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        legacy = timm.create_model(name, pretrained=False).eval()
+        size = legacy.pretrained_cfg["input_size"][-2:]
+        row = {"verdict": inspect(legacy, input_size=size).verdict}
+        for head in HEADS:
+            try:
+                check(legacy, head, size)
+                row[head] = "yes"
+            except ConversionError as error:
+                row[head] = str(error)
+    FOUND["timm"].append((name, row))
+
+
+def table():
+    """The README's table, in Markdown."""
+    lines = ["| family | networks | verdict | gap | direct | recast |", "|---|---:|---|---:|---:|---:|"]
+    for family in [*FAMILIES, "timm"]:
+        rows = [row for _, row in FOUND[family]]
+        verdicts = [v for v in ("native", "foldable", "convertible") if any(row["verdict"] == v for row in rows)]
+        counts = [sum(row[head] == "yes" for row in rows) for head in HEADS]
+        label = f"timm, one CNN of each of {len(rows)} families" if family == "timm" else family
+        cells = [label, str(len(rows)), ", ".join(verdicts), *(f"{count}" for count in counts)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_was_found():
+    if sum(map(len, FOUND.values())) < len(NAMES) + len(TIMM):
+        pytest.skip("runs after all the others")
+    print(table())
+    converted = [all(row[head] == "yes" for head in ("gap", "direct")) for _, row in FOUND["timm"]]
+    assert sum(converted) >= 0.95 * len(converted)
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
