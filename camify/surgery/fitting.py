@@ -20,15 +20,19 @@ __all__ = ["FitReport", "fit_head"]
 _KEPT = 2048  # rows kept for a second look
 _CHUNK = 32  # images per forward, where they come as one tensor
 _GRID = torch.logspace(-9, 3, 49, dtype=torch.float64)  # lambda, in units of the largest eigenvalue
+_STRIDE = 4  # every fourth of the grid is one per decade
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What ``fit_head`` did; "before" is measured on all n images, "after" on ``kept`` of them, R^2 on all.
+    """What ``fit_head`` did; "before" is measured on all n images, "after" and "loo" on ``kept`` of them, R^2 on all.
 
     Top-1 is the agreement with the teacher, or the accuracy; KL is mean KL(target || network) in nats, with labels
     the cross-entropy; R^2 is the explained part of the centred targets, with labels before the scores are scaled;
-    ridge is lambda of ``sum |y - W x - b|^2 + lambda |W|^2``. The ``kept`` images are drawn at random, not held out.
+    ridge is lambda of ``sum |y - W x - b|^2 + lambda |W|^2``. The ``kept`` images are drawn at random.
+
+    "After" is measured on images that were fitted; "loo" is the honest figure: each kept image is scored by the fit
+    to all images but it, at the same lambda. ``r2_loo`` is 1 - PRESS / TSS (Allen 1974) and can be negative.
     """
 
     target: str
@@ -37,21 +41,23 @@ class FitReport:
     ridge: float
     agreement_before: float
     agreement_after: float
+    agreement_loo: float
     kl_before: float
     kl_after: float
     r2_before: float
     r2_after: float
+    r2_loo: float
     seconds: float
 
     def __str__(self) -> str:
         """The report in six lines."""
         return (
             f"head fitted to {self.target}: {self.n:,} images, ridge {self.ridge:.3g}, {self.seconds:.1f} s\n"
-            f"{'':12}{'before':>10}{'after':>10}\n"
-            f"{'top-1':12}{self.agreement_before:>10.1%}{self.agreement_after:>10.1%}\n"
+            f"{'':12}{'before':>10}{'after':>10}{'held out':>10}\n"
+            f"{'top-1':12}{self.agreement_before:>10.1%}{self.agreement_after:>10.1%}{self.agreement_loo:>10.1%}\n"
             f"{'KL (nats)':12}{self.kl_before:>10.4f}{self.kl_after:>10.4f}\n"
-            f"{'R^2':12}{self.r2_before:>10.4f}{self.r2_after:>10.4f}\n"
-            f"after: top-1 and KL on {self.kept:,} images of the pass, R^2 on all; none was held out"
+            f"{'R^2':12}{self.r2_before:>10.4f}{self.r2_after:>10.4f}{self.r2_loo:>10.4f}\n"
+            f"held out: leave-one-out over {self.kept:,} images of the pass; after: the same images, R^2 on all"
         )
 
 
@@ -67,15 +73,17 @@ def fit_head(
     """Least squares for ``model.classifier`` on the pooled features, in place, from one pass over the images.
 
     Targets are the teacher's logits, centred per image over the classes (softmax does not see the difference),
-    or one-hot labels, centred too. Only sums (C^2 + C K numbers, float64) and 2,048 rows are kept. With labels
-    the fitted scores are then multiplied by the factor of least cross-entropy on the kept rows (temperature
-    scaling, Guo et al. 2017), at most 1 / residual variance: what linear discriminant analysis gives two equally
-    frequent classes, so that a separable set does not make the network boundlessly sure. ``model.results`` is
-    emptied: those figures were another head's.
+    or one-hot labels, centred too. Only sums (C^2 + C K numbers, float64) and 2,048 rows, a uniform sample, are
+    kept. With labels the fitted scores are then multiplied by the factor of least cross-entropy of the kept rows'
+    leave-one-out scores (temperature scaling, Guo et al. 2017), at most 1 / residual variance: what linear
+    discriminant analysis gives two equally frequent classes, so that a separable set does not make the network
+    boundlessly sure. ``model.results`` is emptied: those figures were another head's.
 
-    Lambda is the one of least generalised cross-validation, n RSS / (n - tr H)^2 (Golub, Heath, Wahba 1979),
-    summed over the classes, of a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of the centred X'X.
-    Exact leave-one-out needs each image's leverage, which sums do not hold; GCV puts their mean in its place.
+    Lambda is the one of least leave-one-out error, sum_i |r_i|^2 / (1 - h_i)^2 with the leverage
+    h_i = 1/n + z_i' (Z'Z + lambda I)^-1 z_i of the centred features z_i (Allen 1974, PRESS; Golub, Heath, Wahba
+    1979, eq. 1.3): exact up to 2,048 images, beyond that an unbiased estimate from the kept rows. The candidates
+    are a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of Z'Z, scanned at one per decade and then
+    fully about the best: 20 products of rows x C x min(C, K) multiplications.
 
     Args:
         model: the network; its features stay as they are.
@@ -106,11 +114,13 @@ def fit_head(
         raise DataError(f"{sums.n} images: at least 2 are needed to fit a classifier.")
     sums.centre()
     r2_before = sums.r2(head.weight.to(sums.mean_x), head.bias.to(sums.mean_x))
-    lam, weight, spread = sums.solve(ridge)
+    solutions = _Ridge(sums)
+    lam = solutions.choose() if ridge is None else float(ridge)
+    weight = solutions.weight(lam)
     bias = sums.mean_y - weight @ sums.mean_x
-    r2_after = sums.r2(weight, bias)
-    rows, targets = sums.rows[: sums.n], sums.targets[: sums.n]
-    scale = _scale(rows @ weight.T + bias, targets, spread) if teacher is None else 1.0
+    rows, targets, residuals = sums.rows[: sums.n], sums.targets[: sums.n], solutions.held_out(lam)
+    r2_after, r2_loo = sums.r2(weight, bias), 1 - float(residuals.square().sum(1).mean()) * sums.n / sums.tss
+    scale = _scale(targets - residuals, targets, solutions.spread(lam)) if teacher is None else 1.0
     weight, bias = (scale * weight).to(head.weight), (scale * bias).to(head.bias)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise DataError(f"The solution does not fit into {head.weight.dtype}. Use float32, or a larger ridge.")
@@ -119,8 +129,21 @@ def fit_head(
     model.results = {}
     after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, teacher is None)
     kind, figures = "labels" if teacher is None else "teacher", (before / sums.n).tolist()
-    quality = (figures[0], float(after[0]), figures[1], float(after[1]), r2_before, r2_after)
-    return FitReport(kind, sums.n, len(rows), lam, *quality, time.perf_counter() - start)
+    return FitReport(
+        target=kind,
+        n=sums.n,
+        kept=len(rows),
+        ridge=lam,
+        agreement_before=figures[0],
+        agreement_after=float(after[0]),
+        agreement_loo=float(_agreement(targets - residuals, targets)),
+        kl_before=figures[1],
+        kl_after=float(after[1]),
+        r2_before=r2_before,
+        r2_after=r2_after,
+        r2_loo=r2_loo,
+        seconds=time.perf_counter() - start,
+    )
 
 
 class _Sums:
@@ -168,23 +191,79 @@ class _Sums:
         rss = self.tss + ((weight @ self.xx - 2 * self.xy.T) * weight).sum() + self.n * gap.square().sum()
         return 1 - float(rss) / self.tss
 
-    def solve(self, ridge: float | None) -> tuple[float, Tensor, float]:
-        """Lambda, the weight (K, C), and the residual variance per degree of freedom, summed over the classes."""
-        values, vectors = torch.linalg.eigh(self.xx)
+
+class _Ridge:
+    """The ridge solutions for every lambda, and what each says of a kept row that it has not seen.
+
+    In the eigenbasis of Z'Z (values s_j): u_i are the row's coordinates, scaled to unit sums of squares over all n,
+    and t_j = sum_i u_ij y_i (K numbers). With a_j = lambda / (s_j + lambda), o_i and m_i the residual and 1 - leverage
+    at lambda = 0 (Hastie, Tibshirani, Friedman 2009, eq. 3.47 and 7.64),
+
+        r_i = o_i + sum_j a_j u_ij t_j,    1 - h_i = m_i + sum_j a_j u_ij^2 :
+
+    the second a sum of positive terms, so that it keeps its digits where h_i is almost 1.
+    """
+
+    def __init__(self, sums: _Sums) -> None:
+        values, vectors = torch.linalg.eigh(sums.xx)
         use = values > values[-1].clamp_min(0) * len(values) * torch.finfo(torch.float64).eps
-        values, vectors = values[use], vectors[:, use]
-        loads = vectors.T @ self.xy
-        explained = loads.square().sum(1) / values
-        free = max(self.n - 1 - len(values), 0)
+        self.values: Tensor = values[use]
+        self.vectors: Tensor = vectors[:, use]
+        self.loads: Tensor = self.vectors.T @ sums.xy / self.values.sqrt()[:, None]
+        self.n, self.free = sums.n, max(sums.n - 1 - len(self.values), 0)
         # Rows that can be met exactly leave no residual: the difference would only be rounding.
-        rest = max(self.tss - float(explained.sum()), 0.0) if free else 0.0
-        top = float(values[-1]) if len(values) else 1.0
-        grid = (_GRID * top if ridge is None else torch.tensor([ridge], dtype=torch.float64)).to(values)
-        shrunk = grid[:, None] / (values + grid[:, None])
-        rss, freedom = rest + shrunk.square() @ explained, free + shrunk.sum(1)
-        best = int((self.n * rss / freedom.square()).argmin())
-        weight = (vectors / (values + grid[best]) @ loads).T
-        return float(grid[best]), weight, float(rss[best] / freedom[best].clamp_min(1e-12))
+        self.rest = max(sums.tss - float(self.loads.square().sum()), 0.0) if self.free else 0.0
+        self.rows: Tensor = (sums.rows[: self.n] - sums.mean_x) @ self.vectors / self.values.sqrt()
+        self.outside: Tensor = sums.targets[: self.n] - sums.mean_y - self.rows @ self.loads
+        self.slack: Tensor = 1 - 1 / self.n - self.rows.square().sum(1)
+        # A row that is met exactly at lambda = 0 (alone in its direction, or n <= C) has h = 1 and r = 0 there; near
+        # it r / (1 - h) keeps a finite limit, in which lambda cancels. What is left of such a row here is rounding.
+        self.met = (self.slack < torch.finfo(torch.float64).eps ** 0.5) | (self.free == 0)
+        self.outside[self.met], self.slack[self.met] = 0, 0
+
+    def weight(self, lam: float) -> Tensor:
+        """The weight (K, C)."""
+        return (self.vectors * (self.values.sqrt() / (self.values + lam)) @ self.loads).T
+
+    def spread(self, lam: float) -> float:
+        """The residual variance per degree of freedom, summed over the classes."""
+        shrunk = lam / (self.values + lam)
+        rss = self.rest + float(shrunk.square() @ self.loads.square().sum(1))
+        return rss / max(self.free + float(shrunk.sum()), 1e-12)
+
+    def held_out(self, lam: float) -> Tensor:
+        """Residuals (kept, K) of the kept rows, each of the solution to all rows but it."""
+        factor, inverse = self._shrinkage(lam)
+        return (self.outside + factor * (self.rows @ (inverse * self.loads))) / self._slack(lam)
+
+    def choose(self) -> float:
+        """The lambda of least leave-one-out error on the kept rows."""
+        outside, loads, beyond = self.outside, self.loads, torch.zeros_like(self.slack)
+        if loads.shape[1] > len(loads):
+            # More classes than features: turn them so that those in which nothing is explained count by length alone.
+            basis = torch.linalg.qr(loads.T).Q
+            outside, loads = outside @ basis, loads @ basis
+            beyond = (self.outside - outside @ basis.T).square().sum(1)
+
+        def error(lam: float) -> float:
+            factor, inverse = self._shrinkage(lam)
+            squares = (outside + factor * (self.rows @ (inverse * loads))).square().sum(1) + beyond
+            return float((squares / self._slack(lam)[:, 0].square()).sum())
+
+        grid = (_GRID * (float(self.values[-1]) if len(self.values) else 1.0)).tolist()
+        coarse = min(range(0, len(grid), _STRIDE), key=lambda index: error(grid[index]))
+        best: float = min(grid[max(coarse - _STRIDE + 1, 0) : coarse + _STRIDE], key=error)
+        return best
+
+    def _shrinkage(self, lam: float) -> tuple[Tensor, Tensor]:
+        """Factors (kept, 1) and (C, 1) whose product is a_j, or a_j / lambda for rows that are met at lambda = 0."""
+        factor = torch.full_like(self.slack, lam).masked_fill(self.met, 1.0)
+        return factor[:, None], 1 / (self.values + lam)[:, None]
+
+    def _slack(self, lam: float) -> Tensor:
+        """1 - h (kept, 1), or that / lambda."""
+        factor, inverse = self._shrinkage(lam)
+        return self.slack[:, None] + factor * (self.rows.square() @ inverse)
 
 
 def _scale(scores: Tensor, targets: Tensor, spread: float) -> float:
@@ -203,7 +282,12 @@ def _quality(logits: Tensor, targets: Tensor, labels: bool) -> tuple[Tensor, Ten
     """Top-1 agreement and mean KL(target || logits) in nats."""
     truth = _probabilities(targets, labels)
     divergence = torch.xlogy(truth, truth) - truth * logits.log_softmax(1)
-    return (logits.argmax(1) == targets.argmax(1)).double().mean(), divergence.sum(1).mean()
+    return _agreement(logits, targets), divergence.sum(1).mean()
+
+
+def _agreement(logits: Tensor, targets: Tensor) -> Tensor:
+    """The share of rows (N, K) whose largest entry is in the same place."""
+    return (logits.argmax(1) == targets.argmax(1)).double().mean()
 
 
 def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
@@ -253,7 +337,9 @@ def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | Non
     if isinstance(labels, Tensor) and labels.shape != (len(source),):
         raise DataError(f"labels have the shape {tuple(labels.shape)}; there are {len(source)} images.")
     if ridge is not None and not (math.isfinite(ridge) and ridge >= 0):
-        raise ConfigError(f"ridge={ridge}: must be a finite number >= 0, or None for the one of least GCV.")
+        raise ConfigError(
+            f"ridge={ridge}: must be a finite number >= 0, or None for the one of least leave-one-out error."
+        )
     head = getattr(model, "classifier", None)
     if not isinstance(model, CAMNet) or not isinstance(head, nn.Linear):
         raise ConversionError(f"{type(model).__name__} is not a CAMNet. Convert the network first.")

@@ -1,8 +1,7 @@
-"""Conversion against torchvision's own modules, hand-written networks, formulas and torch-cam."""
+"""Conversion against torchvision's own modules, hand-written networks and formulas."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
 from collections import OrderedDict
@@ -953,18 +952,3 @@ def test_bad_options_are_named(options, message):
 
 
 # ---------------------------------------------------------------- against torch-cam
-
-
-@pytest.mark.parametrize("legacy", [chain(), Nested()])
-def test_torch_cam_gives_the_same_map(legacy):
-    from torchcam.methods import CAM
-
-    net = convert(legacy.eval(), input_size=64, head_channels=6, seed=0)
-    images = torch.randn(3, 3, 64, 64)
-    classes = [0, 3, 2]
-    with CAM(net, "features", "classifier", input_shape=(3, 64, 64)) as extractor:
-        logits = net(images)
-        (theirs,) = extractor(classes, logits, normalized=False)
-    ours = net.forward_with_maps(images)[1][torch.arange(3), torch.tensor(classes)]
-    assert relative(ours, theirs) < 1e-5
-    assert torch.allclose(copy.deepcopy(net)(images), logits)

@@ -126,23 +126,92 @@ class Shift(nn.Module):
         return x + self.by
 
 
-@pytest.mark.parametrize("n", [10, 30, 150])
-def test_gcv_is_that_of_the_hat_matrix(n):
-    """Also with fewer images than channels."""
+def refit_without(x, y, ridge, row):
+    """The residual of a row of the fit to all others: centred, by lstsq, of least norm where ridge is 0."""
+    left, right = np.delete(x, row, 0), np.delete(y, row, 0)
+    mean_x, mean_y = left.mean(0), right.mean(0)
+    left = np.vstack([left - mean_x, np.sqrt(ridge) * np.eye(x.shape[1])])
+    right = np.vstack([right - mean_y, np.zeros((x.shape[1], y.shape[1]))])
+    return y[row] - mean_y - (x[row] - mean_x) @ np.linalg.lstsq(left, right, rcond=1e-10)[0]
+
+
+def brute_force(x, y, ridge):
+    return np.stack([refit_without(x, y, ridge, row) for row in range(len(x))])
+
+
+def summed(x, y):
+    sums = fitting._Sums()
+    for part_x, part_y in zip(torch.from_numpy(x).split(500), torch.from_numpy(y).split(500), strict=True):
+        sums.add(part_x, part_y)
+    sums.centre()
+    return sums
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, C + 1, C + 2, 60])
+@pytest.mark.parametrize("ridge", [0.0, 1e-5, 0.37, None])
+def test_leave_one_out_is_that_of_n_refits(n, ridge):
+    """Also with fewer images than channels, where every leverage at lambda = 0 is 1."""
     model, teacher, images = network(), Teacher().eval(), pictures(n)
+    with torch.no_grad():
+        model.features[1].bias[:3] = -1e3  # channels that are constant
+    x, y = matrices(model, images, teacher)
+    report = fit_head(model, images, teacher=teacher, ridge=ridge)
+    residuals = brute_force(x, y, report.ridge)
+    assert report.r2_loo == pytest.approx(1 - (residuals**2).sum() / ((y - y.mean(0)) ** 2).sum(), rel=1e-5, abs=1e-7)
+    assert report.agreement_loo == pytest.approx(((y - residuals).argmax(1) == y.argmax(1)).mean())
+    assert f"{report.agreement_loo:.1%}" in str(report)
+
+
+@pytest.mark.parametrize(("n", "channels"), [(8, C), (30, C), (150, C), (40, 3), (40, 300)])
+def test_lambda_is_the_one_of_least_leave_one_out_error(n, channels):
+    """By the whole hat matrix, for the whole grid; with 3 channels there are more classes than features."""
+    model, teacher, images = network(channels=channels), Teacher().eval(), pictures(n)
     x, y = matrices(model, images, teacher)
     centred = x - x.mean(0)
-    gram = centred.T @ centred
-    scores = []
+    gram = centred @ centred.T
+    errors = {}
     for ridge in fitting._GRID.numpy() * np.linalg.eigvalsh(gram)[-1]:
-        hat = 1 / n + centred @ np.linalg.solve(gram + ridge * np.eye(C), centred.T)
-        rest = y - hat @ y
-        scores.append((n * (rest**2).sum() / (n - np.trace(hat)) ** 2, ridge))
+        rest = np.eye(n) - 1 / n - np.linalg.solve(gram + ridge * np.eye(n), gram)
+        errors[ridge] = float((((rest @ y) / np.diag(rest)[:, None]) ** 2).sum())
     report = fit_head(model, images, teacher=teacher)
-    chosen = min(scores)[0]
-    assert min(scores, key=lambda pair: abs(pair[1] - report.ridge))[0] == pytest.approx(chosen, rel=1e-6)
-    if n > C + 1:
-        assert report.ridge == pytest.approx(min(scores)[1], rel=1e-6)
+    nearest = min(errors, key=lambda ridge: abs(ridge - report.ridge))
+    assert report.ridge == pytest.approx(nearest, rel=1e-6)
+    assert errors[nearest] == pytest.approx(min(errors.values()), rel=1e-5)
+    assert report.r2_loo == pytest.approx(1 - errors[nearest] / ((y - y.mean(0)) ** 2).sum(), abs=1e-5)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-8, 1e-3, 1.0])
+def test_a_row_alone_in_its_direction_has_a_leave_one_out_error(ridge):
+    """Its leverage is 1 to all digits, its residual 0; without it the direction is not seen at all."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 5)), rng.normal(size=(40, 3))
+    x[:, 2] = 0
+    x[7, 2] = 30.0
+    ours = fitting._Ridge(summed(x, y)).held_out(ridge).numpy()
+    np.testing.assert_allclose(ours, brute_force(x, y, ridge), atol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e3])
+def test_beyond_2048_images_the_kept_rows_have_their_exact_errors(ridge):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5000, 6)) * np.geomspace(1, 30, 6) + 100
+    y = 0.1 * x @ rng.normal(size=(6, 3)) + rng.standard_t(4, size=(5000, 3))
+    sums = summed(x, y)
+    ours = fitting._Ridge(sums).held_out(ridge).numpy()
+    assert ours.shape == (2048, 3)
+    for kept in range(0, 2048, 300):
+        (row,) = np.flatnonzero((x == sums.rows[kept].numpy()).all(1))
+        np.testing.assert_allclose(ours[kept], refit_without(x, y, ridge, row), rtol=1e-8)
+
+
+def test_the_held_out_figures_are_those_of_images_not_seen():
+    """Fitted to 60 images with 40 channels: what is measured on them flatters, leave-one-out does not."""
+    model, teacher, images, others = network(channels=40), Teacher().eval(), pictures(60), pictures(2000)
+    report = fit_head(model, images, teacher=teacher, ridge=0.0)
+    x, y = matrices(model, others, teacher)
+    weight, bias = head_of(model)
+    unseen = 1 - ((y - x @ weight.T - bias) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert abs(report.r2_loo - unseen) < 0.3 * abs(report.r2_after - unseen)
 
 
 @pytest.mark.parametrize("form", ["tensor", "dicts", "pairs"])
