@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..architecture import LayerTracer, as_module
+from ..architecture import LayerTracer, as_module, parameter_free
 from ..errors import ConversionError
 
 __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
@@ -177,6 +177,12 @@ class Observer(fx.Interpreter):
         self.tensors: set[fx.Node] = set()
         self.values: dict[fx.Node, Tensor] = {}
         self._recent: deque[fx.Node] = deque()
+        self._in_place = {node for node in network.graph.nodes if _in_place(network, node)}
+        self._overwritten: set[fx.Node] = set()  # of which the tensor, or a view of it, is changed in place later
+        for node in reversed(network.graph.nodes):
+            views = [user for user in node.users if user.op in ("call_method", "call_function")]
+            if any(n in self._in_place for n in node.users) or any(n in self._overwritten for n in views):
+                self._overwritten.add(node)
         self._step = ""
         self.extra_traceback = False
 
@@ -196,7 +202,9 @@ class Observer(fx.Interpreter):
         """One step, and what is worth remembering of it."""
         self._step = str(n.target if n.op == "call_module" else n.name)
         source = self.env.get(n.all_input_nodes[0]) if n.all_input_nodes else None
-        before = source.clone() if isinstance(source, Tensor) and source.dim() == 4 else source
+        before = source if isinstance(source, Tensor) and source.dim() == 4 and parameter_free(self.module, n) else None
+        if before is not None and n in self._in_place:
+            before = before.clone()
         result = super().run_node(n)
         if not isinstance(result, Tensor):
             several = isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
@@ -208,16 +216,21 @@ class Observer(fx.Interpreter):
         self.tensors.add(n)
         self.shapes[n] = result.shape
         if result.dim() in (3, 4) and n.op not in ("placeholder", "output", "get_attr"):
-            if isinstance(before, Tensor) and before.shape == result.shape and torch.equal(before, result):
+            if before is not None and _equal(before, result):
                 self.unchanged.add(n)
             self._keep(n, result)
         return result
 
     def _keep(self, node: fx.Node, value: Tensor) -> None:
-        self.values[node] = value.clone()
+        self.values[node] = value.clone() if node in self._overwritten else value
         self._recent.append(node)
         if len(self._recent) > _KEPT_VALUES:
             del self.values[self._recent.popleft()]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal; mostly their corner tells."""
+    return a.shape == b.shape and torch.equal(a[..., :2, :2], b[..., :2, :2]) and torch.equal(a, b)
 
 
 def require_logits(output: Any) -> Tensor:
