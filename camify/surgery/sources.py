@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
+from .input_format import preprocessing_of
+from .timm_models import timm_model
 from .tiny_vgg import TinyVGG
 from .weights import State, fits, match_keys, read_state
 
@@ -22,8 +24,10 @@ __all__ = ["Source", "resolve"]
 
 _FORMS = (
     "Known forms: torchvision/NAME, torchvision/NAME@none (random), torchvision/NAME@IMAGENET1K_V1,"
-    " torchvision/NAME@FILE.pth, camify/tiny_vgg, or a folder written by save_pretrained()."
+    " torchvision/NAME@FILE.pth, timm/NAME, timm/NAME.TAG, timm/NAME@none, timm/NAME@FILE.safetensors,"
+    " camify/tiny_vgg, or a folder written by save_pretrained()."
 )
+_TINY = preprocessing_of(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Source:
     name: str
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()  # what was done to weights that did not fit as they were
+    preprocessing: dict[str, Any] | None = None  # what the weights expect (see camify.data.Preprocessing)
 
 
 def resolve(source: str, *, weights: bool = True) -> Source:
@@ -42,7 +47,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     Args:
         source: ``"torchvision/vgg16"`` (pretrained), ``"torchvision/vgg16@none"`` (random weights),
             ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (weights: .pth, .pt, .ckpt,
-            .bin or .safetensors), ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
+            .bin or .safetensors), the same with ``timm/`` (``"timm/resnet18.a1_in1k"`` names a tag of timm's),
+            ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
         weights: False builds the architecture only; nothing is loaded or downloaded.
 
     Raises:
@@ -51,19 +57,23 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """
     if source and Path(source).is_dir():
         model = CAMNet.from_pretrained(source)
-        return Source(model, str(source), model.class_names)
+        return Source(model, str(source), model.class_names, preprocessing=model.preprocessing)
     library, _, rest = source.partition("/")
     name, _, which = rest.partition("@")
     if library == "torchvision" and name:
         return _torchvision(name, which, weights)
+    if library == "timm" and name:
+        return _timm(name, which, weights)
     if library == "camify" and name == "tiny_vgg":
-        return _from_file(source, TinyVGG, which if weights else "")
+        return _from_file(source, TinyVGG, which if weights else "", preprocessing=_TINY)
     raise ConversionError(f"source {source!r}: no such network or folder. {_FORMS}")
 
 
 def _torchvision(name: str, which: str, load: bool) -> Source:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ConversionError(f"source torchvision/{name}: torchvision has no such classifier. {_FORMS}")
+        near = difflib.get_close_matches(name, torchvision.models.list_models(module=torchvision.models), n=3)
+        meant = f" Near: {', '.join(near)}." if near else ""
+        raise ConversionError(f"source torchvision/{name}: torchvision has no such classifier.{meant} {_FORMS}")
 
     def architecture(**options: Any) -> nn.Module:
         if name in ("googlenet", "inception_v3"):
@@ -92,20 +102,48 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
     network = architecture(**options)
     source, notes = f"torchvision/{name}@{member.name}", list[str]()
     _load(network, dict(state), source, notes)
-    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes))
+    expected = member.transforms()
+    preprocessing = preprocessing_of(expected.crop_size[0], expected.mean, expected.std)
+    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes), preprocessing)
 
 
-def _from_file(source: str, architecture: Callable[..., nn.Module], file: str) -> Source:
+def _timm(name: str, which: str, load: bool) -> Source:
+    found = timm_model(name)
+    if not load or which == "none":
+        return Source(found.build(), f"timm/{name}")
+    if not which:
+        source = f"timm/{found.name}"
+        return Source(found.load().eval(), source, found.class_names, preprocessing=found.preprocessing)
+    if not ("." in which or "/" in which):
+        raise ConversionError(f"source timm/{name}@{which}: tags are written timm/NAME.TAG; after @ none or a file.")
+    tagged = "." in name  # the file is said to be that of these weights, or trained from them
+    return _from_file(
+        f"timm/{name}@{which}",
+        found.build,
+        which,
+        preprocessing=found.preprocessing if tagged else None,
+        class_names=found.class_names if tagged else None,
+    )
+
+
+def _from_file(
+    source: str,
+    architecture: Callable[..., nn.Module],
+    file: str,
+    *,
+    preprocessing: dict[str, Any] | None = None,
+    class_names: list[str] | None = None,
+) -> Source:
     if not file:
-        return Source(architecture(), source)
+        return Source(architecture(), source, preprocessing=preprocessing)
     notes: list[str] = []
     state, names = read_state(file, notes)
     model = architecture()
     classes = _count_classes(state, model.state_dict())
     if classes is not None:
-        model = architecture(num_classes=classes)
+        model, class_names = architecture(num_classes=classes), None
     _load(model, state, source, notes)
-    return Source(model.eval(), source, names, tuple(notes))
+    return Source(model.eval(), source, names or class_names, tuple(notes), preprocessing)
 
 
 def _count_classes(state: State, target: State) -> int | None:
