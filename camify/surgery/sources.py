@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ..checkpoint import MANIFEST
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
+from .architectures import build_torchvision, find_architecture, torchvision_names
 from .input_format import preprocessing_of
 from .timm_models import timm_model
 from .tiny_vgg import TinyVGG
-from .weights import State, fits, match_keys, read_state
+from .weights import State, count_classes, match_keys, misfits, read_state
 
 __all__ = ["Source", "resolve"]
 
 _FORMS = (
     "Known forms: torchvision/NAME, torchvision/NAME@none (random), torchvision/NAME@IMAGENET1K_V1,"
     " torchvision/NAME@FILE.pth, timm/NAME, timm/NAME.TAG, timm/NAME@none, timm/NAME@FILE.safetensors,"
-    " camify/tiny_vgg, or a folder written by save_pretrained()."
+    " FILE.pth, camify/tiny_vgg, or a folder written by save_pretrained()."
 )
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pth.tar")
 _TINY = preprocessing_of(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
 
 
@@ -48,8 +52,10 @@ def resolve(source: str, *, weights: bool = True) -> Source:
         source: ``"torchvision/vgg16"`` (pretrained), ``"torchvision/vgg16@none"`` (random weights),
             ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (weights: .pth, .pt, .ckpt,
             .bin or .safetensors), the same with ``timm/`` (``"timm/resnet18.a1_in1k"`` names a tag of timm's),
-            ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
-        weights: False builds the architecture only; nothing is loaded or downloaded.
+            a bare FILE whose tensors fit exactly one of torchvision's classifiers, ``"camify/tiny_vgg"``, or a
+            folder written by ``save_pretrained``.
+        weights: False builds the architecture only; nothing is loaded (but a bare FILE, to see what it is) or
+            downloaded.
 
     Raises:
         ConversionError: nothing has that name.
@@ -58,6 +64,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     if source and Path(source).is_dir():
         model = CAMNet.from_pretrained(source)
         return Source(model, str(source), model.class_names, preprocessing=model.preprocessing)
+    if source.endswith(_SUFFIXES) and (Path(source).is_file() or "@" not in source):
+        return _bare_file(source)
     library, _, rest = source.partition("/")
     name, _, which = rest.partition("@")
     if library == "torchvision" and name:
@@ -70,17 +78,12 @@ def resolve(source: str, *, weights: bool = True) -> Source:
 
 
 def _torchvision(name: str, which: str, load: bool) -> Source:
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        near = difflib.get_close_matches(name, torchvision.models.list_models(module=torchvision.models), n=3)
+    if name not in torchvision_names():
+        near = difflib.get_close_matches(name, torchvision_names(), n=3)
         meant = f" Near: {', '.join(near)}." if near else ""
         raise ConversionError(f"source torchvision/{name}: torchvision has no such classifier.{meant} {_FORMS}")
 
-    def architecture(**options: Any) -> nn.Module:
-        if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = False  # seconds of truncated-normal draws
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
-        return network
-
+    architecture = partial(build_torchvision, name)
     if not load or which == "none":
         return Source(architecture(), f"torchvision/{name}")
     if "." in which or "/" in which:
@@ -126,6 +129,17 @@ def _timm(name: str, which: str, load: bool) -> Source:
     )
 
 
+def _bare_file(file: str) -> Source:
+    """The network of a weights file that names none."""
+    if (Path(file).parent / MANIFEST).is_file():
+        raise ConversionError(f"{file}: belongs to a checkpoint folder. Give the folder: {Path(file).parent}")
+    notes: list[str] = []
+    state, names = read_state(file, notes)
+    name = find_architecture(state, file)
+    notes.append(f"the file names no network; its tensors fit torchvision/{name} and no other of torchvision's")
+    return _with_weights(f"torchvision/{name}@{file}", partial(build_torchvision, name), state, names, notes)
+
+
 def _from_file(
     source: str,
     architecture: Callable[..., nn.Module],
@@ -138,32 +152,31 @@ def _from_file(
         return Source(architecture(), source, preprocessing=preprocessing)
     notes: list[str] = []
     state, names = read_state(file, notes)
+    found = _with_weights(source, architecture, state, names, notes)
+    if found.class_names is None and class_names is not None and _has_rows(found.model, len(class_names)):
+        found = replace(found, class_names=class_names)
+    return replace(found, preprocessing=preprocessing)
+
+
+def _has_rows(model: nn.Module, count: int) -> bool:
+    return len(next(reversed(model.state_dict().values()))) == count
+
+
+def _with_weights(
+    source: str, architecture: Callable[..., nn.Module], state: State, names: list[str] | None, notes: list[str]
+) -> Source:
     model = architecture()
-    classes = _count_classes(state, model.state_dict())
+    classes = count_classes(state, model.state_dict())
     if classes is not None:
-        model, class_names = architecture(num_classes=classes), None
+        model = architecture(num_classes=classes)
     _load(model, state, source, notes)
-    return Source(model.eval(), source, names or class_names, tuple(notes), preprocessing)
-
-
-def _count_classes(state: State, target: State) -> int | None:
-    """The length of the file's last classifier tensor where it is another one than the network's, or None."""
-    last, matched = next(reversed(target)), match_keys(state, target)
-    found = matched.get(last)
-    lengths = [sum(not key.endswith("num_batches_tracked") for key in keys) for keys in (matched, target)]
-    if found is None and lengths[0] == lengths[1]:
-        found = next(reversed(state.values()))  # other names: its place tells
-    if found is None or not found.is_contiguous() or not found.dim() == target[last].dim() > 0:
-        return None
-    return len(found) if len(found) not in (0, len(target[last])) else None
+    return Source(model.eval(), source, names, tuple(notes))
 
 
 def _load(model: nn.Module, state: State, source: str, notes: list[str]) -> None:
     target = model.state_dict()
     state = match_keys(state, target, notes)
-    missing = [key for key in target if key not in state]
-    unknown = [key for key in state if key not in target]
-    misshapen = [key for key in target if key in state and not fits(state[key], target[key], key)]
+    missing, unknown, misshapen = misfits(state, target)
     if not (missing or unknown or misshapen):
         model.load_state_dict(state, strict=True)
         return
