@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from rich.table import Table
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .data import Preprocessing
-from .data.shapes import SHAPES
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .files import slug
 from .maps import select
@@ -27,7 +25,10 @@ from .surgery import HEADS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
 
-_SOURCE = "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, camify/tiny_vgg or a checkpoint folder"
+_SOURCE = (
+    "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
+    " or a checkpoint folder"
+)
 
 
 class _Parser(ArgumentParser):
@@ -61,7 +62,12 @@ def _parser() -> ArgumentParser:
     command.add_argument("--recipe", choices=tuple(RECIPES), default=None, help="a published network")
     command.add_argument("--head", choices=HEADS, default=None, help="default: gap, or the recipe's")
     command.add_argument("--num_classes", type=int | None, default=None, help="default: as many as the legacy network")
-    command.add_argument("--input_size", type=int, default=224, help="side of the input, pixels")
+    command.add_argument(
+        "--input_size",
+        type=int | None,
+        default=None,
+        help="side of the input, pixels; default: what the weights expect",
+    )
     command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
@@ -92,23 +98,30 @@ def _inspect(options: Namespace) -> None:
 
 
 def _convert(options: Namespace) -> None:
+    source = resolve(options.source)
+    known = source.preprocessing
+    size = options.input_size or int((known or Preprocessing().to_dict())["size"])
     net = convert(
-        options.source,
+        source,
         recipe=options.recipe,
         head=options.head,
         num_classes=options.num_classes,
-        input_size=options.input_size,
+        input_size=size,
         pool=options.pool,
         map_stride=options.map_stride,
         seed=options.seed,
     )
-    if net.preprocessing is None:  # a checkpoint folder brings its own
-        known = SHAPES if options.source.startswith("camify/") else Preprocessing()
-        net.preprocessing = replace(known, size=options.input_size).to_dict()
+    net.preprocessing = {**(net.preprocessing or Preprocessing().to_dict()), "size": size}
     folder = net.save_pretrained(options.out)
     console = Console(highlight=False)
     if net.certificate is not None:
         console.print(net.certificate.table())
+    if known is None:
+        console.print(
+            f"Assumed: ImageNet's normalisation at {size} px; {options.source} does not say what it was trained with."
+            " If that was another, set model.preprocessing and save again.",
+            soft_wrap=True,
+        )
     console.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import camify
+import camify.cli
 from camify.cli import main
 from camify.data import Preprocessing
+from camify.surgery import Source
 from camify.surgery.tiny_vgg import TinyVGG
 
 
@@ -144,6 +147,24 @@ def test_converting_a_checkpoint_keeps_what_it_knows_of_its_input(folder, tmp_pa
     ("source", "mean"),
     [("camify/tiny_vgg", [0.5, 0.5, 0.5]), ("torchvision/squeezenet1_0@none", [0.485, 0.456, 0.406])],
 )
-def test_a_conversion_is_saved_with_the_preprocessing_of_its_source(tmp_path, source, mean):
+def test_a_conversion_is_saved_with_the_preprocessing_of_its_source(tmp_path, capsys, source, mean):
     main(["convert", source, str(tmp_path / "out"), "--head", "direct", "--input_size", "96"])
     assert camify.load(tmp_path / "out").preprocessing["mean"] == mean
+    printed = capsys.readouterr().out
+    assert ("Assumed: ImageNet's normalisation at 96 px" in printed) == source.startswith("torchvision")
+
+
+def test_the_input_size_is_the_weights_own_unless_given(tmp_path, monkeypatch):
+    expected = Preprocessing(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    network = torchvision.models.squeezenet1_1(num_classes=3)
+    source = Source(network, "a source", ["ant", "bee", "cat"], preprocessing=expected.to_dict())
+    monkeypatch.setattr(camify.cli, "resolve", lambda name: source)
+    main(["convert", "named", str(tmp_path / "own"), "--head", "direct"])
+    net = camify.load(tmp_path / "own")
+    assert net.certificate.input_shape == (3, 64, 64)
+    assert net.preprocessing == expected.to_dict()
+    assert net.class_names == ["ant", "bee", "cat"]
+    main(["convert", "named", str(tmp_path / "given"), "--head", "direct", "--input_size", "96"])
+    net = camify.load(tmp_path / "given")
+    assert net.certificate.input_shape == (3, 96, 96)
+    assert net.preprocessing == {**expected.to_dict(), "size": 96}

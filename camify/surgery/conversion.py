@@ -28,7 +28,7 @@ HEADS = ("gap", "direct", "recast")
 
 
 def convert(
-    model: nn.Module | str,
+    model: nn.Module | str | Source,
     *,
     head: str | None = "gap",
     num_classes: int | None = None,
@@ -52,7 +52,8 @@ def convert(
     classifier runs, and none is copied.
 
     Args:
-        model: a network, or a source such as ``"torchvision/vgg16"``.
+        model: a network, or a source such as ``"torchvision/vgg16"`` (see ``camify.surgery.resolve``); what is known
+            of the source's classes and preprocessing goes into the CAMNet.
         head: ``"gap"``, ``"direct"`` or ``"recast"``; a recipe's own where it has one.
         num_classes: None keeps the legacy's number.
         input_size: height and width at which the network is run and proven, pixels.
@@ -68,9 +69,8 @@ def convert(
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    source = resolve(model) if isinstance(model, str) else Source(model, type(model).__name__)
+    source = _source_of(model)
     model = source.model
-    earlier = model if isinstance(model, CAMNet) else None  # converted before: what it knows of its input stays
     plan = find_recipe(recipe)
     if plan is not None:  # the defaults are nobody's wish
         head, pool = (None if option == "gap" else option for option in (head, pool))
@@ -104,12 +104,22 @@ def convert(
     finer = map_stride is not None or bool(plan and plan.changes)
     net.certificate = certify(net, anatomy, source.name, head, kept, recast, finer=finer)
     net.to(next(model.parameters()))
-    names = earlier.class_names if earlier is not None else source.class_names
+    names = source.class_names
     if names is not None and len(names) == net.num_classes and num_classes is None:
         net.class_names = list(names)
-    if earlier is not None and earlier.preprocessing is not None:
-        net.preprocessing = dict(earlier.preprocessing)
+    if source.preprocessing is not None:
+        net.preprocessing = dict(source.preprocessing)
     return net
+
+
+def _source_of(model: nn.Module | str | Source) -> Source:
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, str):
+        return resolve(model)
+    if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
+        return Source(model, type(model).__name__, model.class_names, preprocessing=model.preprocessing)
+    return Source(model, type(model).__name__)
 
 
 def _check_options(

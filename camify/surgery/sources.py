@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,24 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ..checkpoint import MANIFEST
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
+from .architectures import build_torchvision, find_architecture, torchvision_names
+from .input_format import preprocessing_of
+from .timm_models import timm_model
 from .tiny_vgg import TinyVGG
-from .weights import State, fits, match_keys, read_state
+from .weights import State, count_classes, match_keys, misfits, read_state
 
 __all__ = ["Source", "resolve"]
 
 _FORMS = (
     "Known forms: torchvision/NAME, torchvision/NAME@none (random), torchvision/NAME@IMAGENET1K_V1,"
-    " torchvision/NAME@FILE.pth, camify/tiny_vgg, or a folder written by save_pretrained()."
+    " torchvision/NAME@FILE.pth, timm/NAME, timm/NAME.TAG, timm/NAME@none, timm/NAME@FILE.safetensors,"
+    " FILE.pth, camify/tiny_vgg, or a folder written by save_pretrained()."
 )
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pth.tar")
+_TINY = preprocessing_of(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Source:
     name: str
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()  # what was done to weights that did not fit as they were
+    preprocessing: dict[str, Any] | None = None  # what the weights expect (see camify.data.Preprocessing)
 
 
 def resolve(source: str, *, weights: bool = True) -> Source:
@@ -42,8 +51,11 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     Args:
         source: ``"torchvision/vgg16"`` (pretrained), ``"torchvision/vgg16@none"`` (random weights),
             ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (weights: .pth, .pt, .ckpt,
-            .bin or .safetensors), ``"camify/tiny_vgg"``, or a folder written by ``save_pretrained``.
-        weights: False builds the architecture only; nothing is loaded or downloaded.
+            .bin or .safetensors), the same with ``timm/`` (``"timm/resnet18.a1_in1k"`` names a tag of timm's),
+            a bare FILE whose tensors fit exactly one of torchvision's classifiers, ``"camify/tiny_vgg"``, or a
+            folder written by ``save_pretrained``.
+        weights: False builds the architecture only; nothing is loaded (but a bare FILE, to see what it is) or
+            downloaded.
 
     Raises:
         ConversionError: nothing has that name.
@@ -51,26 +63,27 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """
     if source and Path(source).is_dir():
         model = CAMNet.from_pretrained(source)
-        return Source(model, str(source), model.class_names)
+        return Source(model, str(source), model.class_names, preprocessing=model.preprocessing)
+    if source.endswith(_SUFFIXES) and (Path(source).is_file() or "@" not in source):
+        return _bare_file(source)
     library, _, rest = source.partition("/")
     name, _, which = rest.partition("@")
     if library == "torchvision" and name:
         return _torchvision(name, which, weights)
+    if library == "timm" and name:
+        return _timm(name, which, weights)
     if library == "camify" and name == "tiny_vgg":
-        return _from_file(source, TinyVGG, which if weights else "")
+        return _from_file(source, TinyVGG, which if weights else "", preprocessing=_TINY)
     raise ConversionError(f"source {source!r}: no such network or folder. {_FORMS}")
 
 
 def _torchvision(name: str, which: str, load: bool) -> Source:
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ConversionError(f"source torchvision/{name}: torchvision has no such classifier. {_FORMS}")
+    if name not in torchvision_names():
+        near = difflib.get_close_matches(name, torchvision_names(), n=3)
+        meant = f" Near: {', '.join(near)}." if near else ""
+        raise ConversionError(f"source torchvision/{name}: torchvision has no such classifier.{meant} {_FORMS}")
 
-    def architecture(**options: Any) -> nn.Module:
-        if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = False  # seconds of truncated-normal draws
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
-        return network
-
+    architecture = partial(build_torchvision, name)
     if not load or which == "none":
         return Source(architecture(), f"torchvision/{name}")
     if "." in which or "/" in which:
@@ -92,40 +105,78 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
     network = architecture(**options)
     source, notes = f"torchvision/{name}@{member.name}", list[str]()
     _load(network, dict(state), source, notes)
-    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes))
+    expected = member.transforms()
+    preprocessing = preprocessing_of(expected.crop_size[0], expected.mean, expected.std)
+    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes), preprocessing)
 
 
-def _from_file(source: str, architecture: Callable[..., nn.Module], file: str) -> Source:
-    if not file:
-        return Source(architecture(), source)
+def _timm(name: str, which: str, load: bool) -> Source:
+    found = timm_model(name)
+    if not load or which == "none":
+        return Source(found.build(), f"timm/{name}")
+    if not which:
+        source = f"timm/{found.name}"
+        return Source(found.load().eval(), source, found.class_names, preprocessing=found.preprocessing)
+    if not ("." in which or "/" in which):
+        raise ConversionError(f"source timm/{name}@{which}: tags are written timm/NAME.TAG; after @ none or a file.")
+    tagged = "." in name  # the file is said to be that of these weights, or trained from them
+    return _from_file(
+        f"timm/{name}@{which}",
+        found.build,
+        which,
+        preprocessing=found.preprocessing if tagged else None,
+        class_names=found.class_names if tagged else None,
+    )
+
+
+def _bare_file(file: str) -> Source:
+    """The network of a weights file that names none."""
+    if (Path(file).parent / MANIFEST).is_file():
+        raise ConversionError(f"{file}: belongs to a checkpoint folder. Give the folder: {Path(file).parent}")
     notes: list[str] = []
     state, names = read_state(file, notes)
+    name = find_architecture(state, file)
+    notes.append(f"the file names no network; its tensors fit torchvision/{name} and no other of torchvision's")
+    return _with_weights(f"torchvision/{name}@{file}", partial(build_torchvision, name), state, names, notes)
+
+
+def _from_file(
+    source: str,
+    architecture: Callable[..., nn.Module],
+    file: str,
+    *,
+    preprocessing: dict[str, Any] | None = None,
+    class_names: list[str] | None = None,
+) -> Source:
+    if not file:
+        return Source(architecture(), source, preprocessing=preprocessing)
+    notes: list[str] = []
+    state, names = read_state(file, notes)
+    found = _with_weights(source, architecture, state, names, notes)
+    if found.class_names is None and class_names is not None and _has_rows(found.model, len(class_names)):
+        found = replace(found, class_names=class_names)
+    return replace(found, preprocessing=preprocessing)
+
+
+def _has_rows(model: nn.Module, count: int) -> bool:
+    return len(next(reversed(model.state_dict().values()))) == count
+
+
+def _with_weights(
+    source: str, architecture: Callable[..., nn.Module], state: State, names: list[str] | None, notes: list[str]
+) -> Source:
     model = architecture()
-    classes = _count_classes(state, model.state_dict())
+    classes = count_classes(state, model.state_dict())
     if classes is not None:
         model = architecture(num_classes=classes)
     _load(model, state, source, notes)
     return Source(model.eval(), source, names, tuple(notes))
 
 
-def _count_classes(state: State, target: State) -> int | None:
-    """The length of the file's last classifier tensor where it is another one than the network's, or None."""
-    last, matched = next(reversed(target)), match_keys(state, target)
-    found = matched.get(last)
-    lengths = [sum(not key.endswith("num_batches_tracked") for key in keys) for keys in (matched, target)]
-    if found is None and lengths[0] == lengths[1]:
-        found = next(reversed(state.values()))  # other names: its place tells
-    if found is None or not found.is_contiguous() or not found.dim() == target[last].dim() > 0:
-        return None
-    return len(found) if len(found) not in (0, len(target[last])) else None
-
-
 def _load(model: nn.Module, state: State, source: str, notes: list[str]) -> None:
     target = model.state_dict()
     state = match_keys(state, target, notes)
-    missing = [key for key in target if key not in state]
-    unknown = [key for key in state if key not in target]
-    misshapen = [key for key in target if key in state and not fits(state[key], target[key], key)]
+    missing, unknown, misshapen = misfits(state, target)
     if not (missing or unknown or misshapen):
         model.load_state_dict(state, strict=True)
         return

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checkpoint import read_tensors
 from ..errors import CheckpointError
 
-__all__ = ["State", "fits", "match_keys", "read_state"]
+__all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_state"]
 
 State = dict[str, Tensor]
 
@@ -130,6 +130,26 @@ def fits(ours: Tensor, theirs: Tensor, key: str) -> bool:
     """Whether a tensor can stand for another: one shape and one kind of number (of counters, any)."""
     same = ours.is_floating_point() == theirs.is_floating_point() and ours.is_complex() == theirs.is_complex()
     return ours.shape == theirs.shape and (same or key.endswith(_COUNTER))
+
+
+def misfits(state: State, target: State) -> tuple[list[str], list[str], list[str]]:
+    """Keys that the target has and the state lacks, that it does not know, and of another shape or kind of number."""
+    missing = [key for key in target if key not in state]
+    unknown = [key for key in state if key not in target]
+    misshapen = [key for key in target if key in state and not fits(state[key], target[key], key)]
+    return missing, unknown, misshapen
+
+
+def count_classes(state: State, target: State) -> int | None:
+    """The length of the file's last classifier tensor where it is another one than the network's, or None."""
+    last, matched = next(reversed(target)), match_keys(state, target)
+    found = matched.get(last)
+    lengths = [sum(not key.endswith(_COUNTER) for key in keys) for keys in (matched, target)]
+    if found is None and lengths[0] == lengths[1]:
+        found = next(reversed(state.values()))  # other names: its place tells
+    if found is None or not found.is_contiguous() or not found.dim() == target[last].dim() > 0:
+        return None
+    return len(found) if len(found) not in (0, len(target[last])) else None
 
 
 def _strip(state: State, target: State) -> tuple[State, str]:

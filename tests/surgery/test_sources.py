@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
+from camify.data import Preprocessing
 from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
 from camify.surgery import convert, resolve
@@ -55,7 +56,7 @@ def test_random_weights_and_architectures_need_no_download():
 
 @pytest.mark.parametrize(
     "source",
-    ["", "vgg16", "torchvision", "torchvision/", "torchvision/vgg99", "torchvision/fcn_resnet50", "timm/resnet18",
+    ["", "vgg16", "torchvision", "torchvision/", "torchvision/vgg99", "torchvision/fcn_resnet50", "timm", "timm/",
      "camify/big_vgg", "./no/such/folder", "torchvision/VGG", "torchvision/quantized_resnet18"],
 )  # fmt: skip
 def test_unknown_names_are_refused_with_the_known_forms(source):
@@ -115,6 +116,8 @@ def test_convert_takes_class_names_from_the_source(tmp_path, monkeypatch):
     net = convert(f"torchvision/{NAME}", input_size=64, head="direct")
     assert net.class_names == list(torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
     assert net.certificate.source == f"torchvision/{NAME}@IMAGENET1K_V1"
+    expected = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
+    assert net.preprocessing == Preprocessing(224, tuple(expected.mean), tuple(expected.std)).to_dict()
     assert convert(f"torchvision/{NAME}", input_size=64, head="direct", num_classes=3).class_names is None
 
 

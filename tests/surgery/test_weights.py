@@ -14,9 +14,8 @@ from torch import nn
 
 from camify.errors import CheckpointError
 from camify.surgery import resolve
-from camify.surgery.sources import _count_classes as count_classes
 from camify.surgery.tiny_vgg import TinyVGG
-from camify.surgery.weights import match_keys, read_state
+from camify.surgery.weights import count_classes, match_keys, read_state
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
 

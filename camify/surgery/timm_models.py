@@ -1,0 +1,99 @@
+"""Networks of timm (Wightman 2019, "PyTorch Image Models"), which is an optional extra."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from ..errors import CheckpointError, ConversionError
+from .input_format import preprocessing_of
+
+__all__ = ["TimmModel", "timm_model"]
+
+_SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of classes is torchvision's
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A network of timm by name, and what its weights were trained with.
+
+    Attributes:
+        name: as timm writes it, with the tag of the weights where there is one.
+        preprocessing: of the weights (see ``camify.data.Preprocessing``), or None.
+        class_names: of the weights, or None.
+    """
+
+    name: str
+    pretrained: bool
+    preprocessing: dict[str, Any] | None
+    class_names: list[str] | None
+
+    def build(self, **options: Any) -> nn.Module:
+        """The architecture with random weights; ``num_classes`` as in timm."""
+        import timm
+
+        network: nn.Module = timm.create_model(self.name, pretrained=False, **options)
+        return network
+
+    def load(self) -> nn.Module:
+        """The network with its weights, by timm's own loading: safetensors, or weights_only=True.
+
+        Raises:
+            CheckpointError: there are no such weights, or they cannot be had.
+        """
+        import timm
+
+        source = f"timm/{self.name}"
+        if not self.pretrained:
+            raise CheckpointError(f"{source}: timm has no weights for it. Use {source}@none or {source}@FILE.")
+        try:
+            network: nn.Module = timm.create_model(self.name, pretrained=True)
+        except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            raise CheckpointError(
+                f"{source}: cannot have the weights from timm's hub ({type(error).__name__}: {first})."
+                f" Try again with a network connection, put the file into the hub's cache, or use {source}@FILE"
+                f" (its model.safetensors) or {source}@none."
+            ) from error
+        return network
+
+
+def timm_model(name: str) -> TimmModel:
+    """The network that timm knows by ``name``: ``"resnet18"`` or, with a tag, ``"resnet18.a1_in1k"``.
+
+    Raises:
+        ConversionError: timm is not installed, knows no such name, or its weights have no classifier.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConversionError(
+            f"source timm/{name}: timm cannot be imported ({error}). Install it: pip install 'camify[timm]'"
+        ) from error
+    architecture, dot, tag = name.partition(".")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if not timm.is_model(architecture) or (dot and name not in tagged):
+        pool = tagged if timm.is_model(architecture) else timm.list_models()
+        near = ", ".join(difflib.get_close_matches(name, pool, n=4) or sorted(pool)[:4])
+        raise ConversionError(f"source timm/{name}: timm has no such network. Near: {near}.")
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not timm.is_model_pretrained(name):
+        return TimmModel(name, pretrained=False, preprocessing=None, class_names=None)
+    if not config.num_classes:
+        others = ", ".join(other for other in tagged if other != name) or f"{architecture}@FILE"
+        raise ConversionError(f"source timm/{name}: these weights have no classifier. Try timm/{others}.")
+    named = name if tag or not config.tag else f"{name}.{config.tag}"
+    preprocessing = preprocessing_of(config.input_size[-1], config.mean, config.std)
+    return TimmModel(named, True, preprocessing, _class_names(config))
+
+
+def _class_names(config: Any) -> list[str] | None:
+    if config.label_names and len(config.label_names) == config.num_classes:
+        return list(config.label_names)
+    if config.num_classes != 1000 or _SUBSET not in (config.tag or ""):
+        return None
+    return list(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
