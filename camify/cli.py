@@ -21,7 +21,7 @@ from .methods import METHODS
 from .model import CAMNet
 from .modes import evaluating
 from .report.overlay import ClassMap, overlay_picture
-from .surgery import HEADS, RECIPES, convert, inspect, resolve
+from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
 
@@ -69,6 +69,7 @@ def _parser() -> ArgumentParser:
         help="side of the input, pixels; default: what the weights expect",
     )
     command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
+    command.add_argument("--input_format", choices=INPUT_FORMATS, default=None, help="of a network not made for RGB")
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
     commands.add_subcommand("convert", command)
@@ -104,6 +105,7 @@ def _convert(options: Namespace) -> None:
     net = convert(
         source,
         recipe=options.recipe,
+        input_format=options.input_format,
         head=options.head,
         num_classes=options.num_classes,
         input_size=size,

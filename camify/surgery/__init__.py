@@ -2,6 +2,7 @@
 
 from .conversion import HEADS, convert
 from .fitting import FitReport, fit_head
+from .input_layer import INPUT_FORMATS, adapt_input
 from .inspection import Inspection, inspect
 from .published import RECIPES, find_recipe
 from .recipes import FINE_TUNING_OPTIONS, FineTuning, Recipe, settle_fine_tuning, settle_head
@@ -10,12 +11,14 @@ from .sources import Source, resolve
 __all__ = [
     "FINE_TUNING_OPTIONS",
     "HEADS",
+    "INPUT_FORMATS",
     "RECIPES",
     "FineTuning",
     "FitReport",
     "Inspection",
     "Recipe",
     "Source",
+    "adapt_input",
     "convert",
     "find_recipe",
     "fit_head",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from ..errors import ConversionError
 from ..model import CAMNet
 from ..pooling import POOLS
-from .anatomy import Anatomy
+from .anatomy import Anatomy, FeaturesCopy
 from .changes import apply_changes, cut_after
+from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
 from .examination import examine
-from .new_layers import FILLERS, Conv3x3, NewLayer, append_layers
+from .input_layer import adapt_input
+from .new_layers import Conv3x3, NewLayer, append_layers
 from .proof import certify
 from .published import default_convs, find_recipe
 from .recast import Recast, recast_head
@@ -40,6 +43,9 @@ def convert(
     seed: int | None = None,
     head_channels: int | Sequence[int] | None = None,
     dropout: float | None = None,
+    class_names: Sequence[str] | None = None,
+    legacy_class_names: Sequence[str] | None = None,
+    input_format: str | None = None,
 ) -> CAMNet:
     """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
 
@@ -65,51 +71,95 @@ def convert(
         seed: for the new layers; None draws from torch's global generator.
         head_channels: widths of the new 3x3 convolutions; None takes 1024, for an AlexNet 512 and 512.
         dropout: between pooling and classifier while training; None: the recipe's, else 0.
+        class_names: the new classes in order, instead of ``num_classes``. Where the old classifier is kept
+            (``"direct"`` on a head that is linear after pooling, ``"recast"``) and the legacy's names are known, the
+            rows of classes that it has are kept bit for bit, in the new order; the others are drawn. Names match
+            exactly, or else without regard to case and with space, ``_`` and ``-`` taken for the same, where that
+            leaves one reading only. Where the legacy's names are not known, as many classes are taken for the same.
+        legacy_class_names: the legacy's classes in order, where the source does not know them.
+        input_format: ``"caffe"`` for a network that takes BGR, 0..255, without the mean: the result takes RGB, and its
+            preprocessing does the rest, exactly. ``"grayscale"``: the result takes one channel (see
+            ``camify.surgery.adapt_input``).
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
     source = _source_of(model)
+    source = source if input_format is None else adapt_input(source, input_format)
     model = source.model
+    num_classes = _count_names(num_classes, class_names)
     plan = find_recipe(recipe)
     if plan is not None:  # the defaults are nobody's wish
         head, pool = (None if option == "gap" else option for option in (head, pool))
     given = {"head": head, "pool": pool, "dropout": dropout, "head_channels": head_channels, "map_stride": map_stride}
     head, pool, dropout = settle_head(plan, given).values()
     _check_options(head, num_classes, pool, map_stride, dropout)
-    anatomy = examine(model, input_size, example)
+    anatomy = _follow(plan, examine(model, input_size, example))
     anatomy.notes += source.notes
-    if plan is not None:
-        anatomy = _follow(plan, anatomy)
-    recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
-    copied = recast.copy_features() if recast else anatomy.copy_features()
-    features, modes, kept = copied.features, copied.modes, copied.layers
-    if plan is not None:
-        features = apply_changes(features, plan.changes)
-    if map_stride is not None:
-        anatomy.notes.append(set_map_stride(features.eval(), map_stride, anatomy.images))
+    names = _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
+    rows = match_rows(names, class_names) if names is not None and class_names is not None else None
+    kept_classes = None if rows is not None and _keeps_rows(anatomy, head, pool) else num_classes
+    recast = _recast(anatomy, pool, kept_classes) if head == "recast" else None
+    copied = _copy_features(anatomy, recast, plan, map_stride)
+    filler = plan.classifier if plan is not None else "gaussian"
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
-        layers = _new_layers(plan, head, head_channels, features)
+        layers = _new_layers(plan, head, head_channels, copied.features)
         channels = anatomy.feature_shape[0]
-        features, new = append_layers(features, channels, layers)
+        features, new = append_layers(copied.features, channels, layers)
         width = [channels, *(layer.channels for layer in layers if isinstance(layer, Conv3x3))][-1]
-        filler = plan.classifier if plan is not None else "gaussian"
-        classifier = recast.classifier if recast else _classifier(anatomy, head, pool, width, num_classes, filler)
+        old = recast.classifier if recast else _old_classifier(anatomy, head, pool, kept_classes)
+        classifier = old or draw_classifier(width, num_classes or anatomy.logits.shape[1], filler)
+        renew = rows is not None and kept_classes is None and rows != list(range(classifier.out_features))
+        wanted = draw_classifier(classifier.in_features, len(rows), filler) if rows is not None and renew else None
     net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
     net.to(anatomy.images)
     for module in net.modules():
-        module.training = modes.get(module, model.training)
+        module.training = copied.modes.get(module, model.training)
     finer = map_stride is not None or bool(plan and plan.changes)
-    net.certificate = certify(net, anatomy, source.name, head, kept, recast, finer=finer)
+    net.certificate = certify(net, anatomy, source.name, head, copied.layers, recast, finer=finer)
+    if rows is not None and wanted is not None:
+        put_rows(net, wanted, rows, anatomy.images)
     net.to(next(model.parameters()))
-    names = source.class_names
-    if names is not None and len(names) == net.num_classes and num_classes is None:
-        net.class_names = list(names)
-    if source.preprocessing is not None:
-        net.preprocessing = dict(source.preprocessing)
+    known = class_names if class_names is not None else names if num_classes is None else None
+    net.class_names = None if known is None else list(known)
+    net.preprocessing = None if source.preprocessing is None else dict(source.preprocessing)
     return net
+
+
+def _count_names(num_classes: int | None, class_names: Sequence[str] | None) -> int | None:
+    if class_names is None:
+        return num_classes
+    check_names(class_names, "class_names")
+    if num_classes not in (None, len(class_names)):
+        raise ConversionError(f"num_classes={num_classes}, but class_names has {len(class_names)}. Leave one out.")
+    return len(class_names)
+
+
+def _legacy_names(source: Source, given: Sequence[str] | None, classes: int) -> list[str] | None:
+    """The names of the legacy's classes, where they are known."""
+    if given is not None and len(given) != classes:
+        raise ConversionError(f"legacy_class_names: {len(given)} names for a network of {classes} classes.")
+    names = source.class_names if given is None else given
+    return list(names) if names is not None and len(names) == classes else None
+
+
+def _keeps_rows(anatomy: Anatomy, head: str, pool: str) -> bool:
+    """Whether the old classifier's rows are those of the new one."""
+    return head == "recast" or (head == "direct" and pool == "gap" and anatomy.kept_linear is not None)
+
+
+def _copy_features(
+    anatomy: Anatomy, recast: Recast | None, plan: Recipe | None, map_stride: int | None
+) -> FeaturesCopy:
+    """The features with the geometry that is wanted."""
+    copied = recast.copy_features() if recast else anatomy.copy_features()
+    if plan is not None:
+        copied = replace(copied, features=apply_changes(copied.features, plan.changes))
+    if map_stride is not None:
+        anatomy.notes.append(set_map_stride(copied.features.eval(), map_stride, anatomy.images))
+    return copied
 
 
 def _source_of(model: nn.Module | str | Source) -> Source:
@@ -143,8 +193,10 @@ def _check_options(
         raise ConversionError(f"dropout={dropout}: must be in [0, 1).")
 
 
-def _follow(recipe: Recipe, anatomy: Anatomy) -> Anatomy:
+def _follow(recipe: Recipe | None, anatomy: Anatomy) -> Anatomy:
     """The anatomy as a recipe cuts it; a network of another family is refused."""
+    if recipe is None:
+        return anatomy
     if not isinstance(anatomy, TracedAnatomy):
         raise ConversionError(f"recipe={recipe.name!r}: torch.fx cannot trace the network. Leave the recipe None.")
     recipe.check(anatomy.network)
@@ -160,7 +212,10 @@ def _recast(anatomy: Anatomy, pool: str, num_classes: int | None) -> Recast | No
         raise ConversionError(f"head='recast' keeps the old head, which was not made for pool={pool!r}. Use 'gap'.")
     classes = anatomy.logits.shape[1]
     if num_classes not in (None, classes):
-        raise ConversionError(f"head='recast' keeps the {classes} classes; num_classes={num_classes} does not.")
+        raise ConversionError(
+            f"head='recast' keeps the {classes} classes; num_classes={num_classes} does not. To keep some of them, name"
+            " them: class_names=, and legacy_class_names= where the source does not know its own."
+        )
     return recast_head(anatomy) if anatomy.linear is None else None
 
 
@@ -180,14 +235,8 @@ def _new_layers(
     return tuple(map(Conv3x3, widths))
 
 
-def _classifier(
-    anatomy: Anatomy, head: str, pool: str, channels: int, num_classes: int | None, filler: str
-) -> nn.Linear:
-    """The old linear head where it stays valid, else a new one; ``"gaussian"`` is how wsolevaluation draws it."""
+def _old_classifier(anatomy: Anatomy, head: str, pool: str, num_classes: int | None) -> nn.Linear | None:
+    """The old linear head where it stays valid."""
     old = anatomy.linear if head == "recast" else anatomy.kept_linear
-    if head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features):
-        return old
-    classifier = nn.Linear(channels, num_classes or anatomy.logits.shape[1])
-    FILLERS[filler](classifier.weight)
-    nn.init.zeros_(classifier.bias)
-    return classifier
+    stays = head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features)
+    return old if stays else None

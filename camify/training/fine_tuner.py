@@ -44,12 +44,11 @@ class CAMFineTuner(pl.LightningModule):
 
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
-        class_names: in label order; None takes those of the model.
-        recipe: a published network by name (``camify.surgery.RECIPES``): its layers, where ``model`` is a legacy
-            network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
-        head: ``"gap"`` (default), ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is,
-            without maps.
-        pool: ``"gap"`` (default), ``"gmp"`` or ``"lse"``.
+        if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
+            head, options = "direct", {**options, "recipe": None}
+        # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
+        names = {"class_names": class_names, "legacy_class_names": legacy_names}
+        net = convert(model, head=head, **names, **options).train()
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier; default 0.
         init: how the new classifier starts: ``"random"``, or ``"ridge"``: fitted in closed form, before the first
@@ -138,12 +137,18 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(model, str):
             source = resolve(model)
             model, legacy_names, notes = source.model, source.class_names, source.notes
-        classes = len(class_names) if class_names is not None else None
-        if head == "none" or (isinstance(model, CAMNet) and classes in (None, model.num_classes)):
+        if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
             return model.train()
+<<<<<<< ours
         if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
             head, options = "direct", {**options, "recipe": None}
         net = convert(model, head=head, num_classes=classes, **options).train()
+=======
+        head = "direct" if isinstance(model, CAMNet) else head
+        # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
+        names = {"class_names": class_names, "legacy_class_names": legacy_names}
+        net = convert(model, head=head, **names, **options).train()
+>>>>>>> theirs
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names
@@ -300,6 +305,11 @@ def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
         **settle_head(recipe, {name: options[name] for name in names}),
         **settle_fine_tuning(recipe, options),
     }
+
+
+def _has_classes(net: CAMNet, names: list[str] | None) -> bool:
+    """Whether a network's classes are these, in this order, as far as it is known."""
+    return names is None or (len(names) == net.num_classes and net.class_names in (None, names))
 
 
 def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
