@@ -139,16 +139,11 @@ class CAMFineTuner(pl.LightningModule):
             model, legacy_names, notes = source.model, source.class_names, source.notes
         if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
             return model.train()
-<<<<<<< ours
         if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
             head, options = "direct", {**options, "recipe": None}
-        net = convert(model, head=head, num_classes=classes, **options).train()
-=======
-        head = "direct" if isinstance(model, CAMNet) else head
         # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
         names = {"class_names": class_names, "legacy_class_names": legacy_names}
         net = convert(model, head=head, **names, **options).train()
->>>>>>> theirs
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names
