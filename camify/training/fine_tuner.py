@@ -47,7 +47,7 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
             head, options = "direct", {**options, "recipe": None}
         # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-        names = {"class_names": class_names, "legacy_class_names": legacy_names}
+        names: dict[str, Any] = {"class_names": class_names, "legacy_class_names": legacy_names}
         net = convert(model, head=head, **names, **options).train()
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier; default 0.
@@ -142,7 +142,7 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
             head, options = "direct", {**options, "recipe": None}
         # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-        names = {"class_names": class_names, "legacy_class_names": legacy_names}
+        names: dict[str, Any] = {"class_names": class_names, "legacy_class_names": legacy_names}
         net = convert(model, head=head, **names, **options).train()
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
