@@ -14,6 +14,7 @@ from ..model import CAMNet
 from ..modes import without_hooks
 from ..pooling import POOLS
 from .anatomy import Anatomy, examine
+from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
 from .proof import certify
 from .recast import Recast, recast_head
@@ -38,6 +39,8 @@ def convert(
     seed: int | None = None,
     head_channels: int | Sequence[int] | None = None,
     dropout: float = 0.0,
+    class_names: Sequence[str] | None = None,
+    legacy_class_names: Sequence[str] | None = None,
 ) -> CAMNet:
     """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
 
@@ -62,16 +65,26 @@ def convert(
         seed: for the new layers; None draws from torch's global generator.
         head_channels: widths of the new 3x3 convolutions; None takes 1024, for an AlexNet 512 and 512.
         dropout: between pooling and classifier while training.
+        class_names: the new classes in order, instead of ``num_classes``. Where the old classifier is kept
+            (``"direct"`` on a head that is linear after pooling, ``"recast"``) and the legacy's names are known, the
+            rows of classes that it has are kept bit for bit, in the new order; the others are drawn. Names match
+            exactly, or else without regard to case and with space, ``_`` and ``-`` taken for the same, where that
+            leaves one reading only. Where the legacy's names are not known, as many classes are taken for the same.
+        legacy_class_names: the legacy's classes in order, where the source does not know them.
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
     source = _source_of(model)
     model = source.model
+    num_classes = _count_names(num_classes, class_names)
     _check_options(head, num_classes, pool, map_stride, recipe, dropout)
     anatomy = examine(model, input_size, example)
     anatomy.notes += source.notes
-    recast = _recast(anatomy, pool, num_classes) if head == "recast" else None
+    names = _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
+    rows = match_rows(names, class_names) if names is not None and class_names is not None else None
+    kept_classes = None if rows is not None and _keeps_rows(anatomy, head, pool) else num_classes
+    recast = _recast(anatomy, pool, kept_classes) if head == "recast" else None
     features, modes, kept = _copy_features(anatomy, recast.graph if recast else anatomy.features_graph())
     if map_stride is not None:
         anatomy.notes.append(set_map_stride(features.eval(), map_stride, anatomy.images))
@@ -82,16 +95,21 @@ def convert(
         widths = _widths(head_channels, recipe, features) if head == "gap" else ()
         new = _add_convs(features, channels, widths)
         width = (channels, *widths)[-1]
-        classifier = recast.classifier if recast else _classifier(anatomy, head, pool, width, num_classes)
+        classifier = recast.classifier if recast else _classifier(anatomy, head, pool, width, kept_classes)
+        renew = rows is not None and kept_classes is None and rows != list(range(classifier.out_features))
+        wanted = draw_classifier(classifier.in_features, len(rows)) if rows is not None and renew else None
     dropout = RECIPES[recipe].dropout if recipe else dropout
     net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
     net.to(anatomy.images)
     for module in net.modules():
         module.training = modes.get(module, model.training)
     net.certificate = certify(net, anatomy, source.name, head, kept, recast, finer=map_stride is not None)
+    if rows is not None and wanted is not None:
+        put_rows(net, wanted, rows, anatomy.images)
     net.to(next(model.parameters()))
-    names = source.class_names
-    if names is not None and len(names) == net.num_classes and num_classes is None:
+    if class_names is not None:
+        net.class_names = list(class_names)
+    elif names is not None and num_classes is None:
         net.class_names = list(names)
     if source.preprocessing is not None:
         net.preprocessing = dict(source.preprocessing)
@@ -106,6 +124,28 @@ def _source_of(model: nn.Module | str | Source) -> Source:
     if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
         return Source(model, type(model).__name__, model.class_names, preprocessing=model.preprocessing)
     return Source(model, type(model).__name__)
+
+
+def _count_names(num_classes: int | None, class_names: Sequence[str] | None) -> int | None:
+    if class_names is None:
+        return num_classes
+    check_names(class_names, "class_names")
+    if num_classes not in (None, len(class_names)):
+        raise ConversionError(f"num_classes={num_classes}, but class_names has {len(class_names)}. Leave one out.")
+    return len(class_names)
+
+
+def _legacy_names(source: Source, given: Sequence[str] | None, classes: int) -> list[str] | None:
+    """The names of the legacy's classes, where they are known."""
+    if given is not None and len(given) != classes:
+        raise ConversionError(f"legacy_class_names: {len(given)} names for a network of {classes} classes.")
+    names = source.class_names if given is None else given
+    return list(names) if names is not None and len(names) == classes else None
+
+
+def _keeps_rows(anatomy: Anatomy, head: str, pool: str) -> bool:
+    """Whether the old classifier's rows are those of the new one."""
+    return head == "recast" or (head == "direct" and pool == "gap" and anatomy.linear is not None)
 
 
 def _check_options(
@@ -138,7 +178,10 @@ def _recast(anatomy: Anatomy, pool: str, num_classes: int | None) -> Recast | No
         raise ConversionError(f"head='recast' keeps the old head, which was not made for pool={pool!r}. Use 'gap'.")
     classes = anatomy.logits.shape[1]
     if num_classes not in (None, classes):
-        raise ConversionError(f"head='recast' keeps the {classes} classes; num_classes={num_classes} does not.")
+        raise ConversionError(
+            f"head='recast' keeps the {classes} classes; num_classes={num_classes} does not. To keep some of them, name"
+            " them: class_names=, and legacy_class_names= where the source does not know its own."
+        )
     return recast_head(anatomy) if anatomy.linear is None else None
 
 
@@ -204,7 +247,4 @@ def _classifier(anatomy: Anatomy, head: str, pool: str, channels: int, num_class
     old = anatomy.linear
     if head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features):
         return old
-    classifier = nn.Linear(channels, num_classes or anatomy.logits.shape[1])
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)
-    return classifier
+    return draw_classifier(channels, num_classes or anatomy.logits.shape[1])

@@ -38,7 +38,8 @@ class CAMFineTuner(pl.LightningModule):
 
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
-        class_names: in label order; None takes those of the model.
+        class_names: in label order; None takes those of the model. Rows of classes that the legacy has by these
+            names are kept where its classifier is (see ``camify.convert``).
         head: ``"gap"``, ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is, without maps.
         pool: ``"gap"``, ``"gmp"`` or ``"lse"``.
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
@@ -119,11 +120,12 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(model, str):
             source = resolve(model)
             model, legacy_names, notes = source.model, source.class_names, source.notes
-        classes = len(class_names) if class_names is not None else None
-        if head == "none" or (isinstance(model, CAMNet) and classes in (None, model.num_classes)):
+        if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
             return model.train()
         head = "direct" if isinstance(model, CAMNet) else head
-        net = convert(model, head=head, num_classes=classes, **options).train()
+        # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
+        names = {"class_names": class_names, "legacy_class_names": legacy_names}
+        net = convert(model, head=head, **names, **options).train()
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names
@@ -280,6 +282,11 @@ class CAMFineTuner(pl.LightningModule):
         frozen = self.hparams["freeze_epochs"] if group == "features" and isinstance(self.model, CAMNet) else 0
         start = round(frozen * per_epoch)
         return lambda step: lr_factor(step, total, warmup=warmup, start=start)
+
+
+def _has_classes(net: CAMNet, names: list[str] | None) -> bool:
+    """Whether a network's classes are these, in this order, as far as it is known."""
+    return names is None or (len(names) == net.num_classes and net.class_names in (None, names))
 
 
 def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
