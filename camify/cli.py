@@ -21,7 +21,7 @@ from .methods import METHODS
 from .model import CAMNet
 from .modes import evaluating
 from .report.overlay import ClassMap, overlay_picture
-from .surgery import HEADS, convert, inspect, resolve
+from .surgery import HEADS, INPUT_FORMATS, convert, inspect, resolve
 
 __all__ = ["main"]
 
@@ -70,6 +70,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--pool", choices=("gap", "gmp", "lse"), default="gap")
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
     command = _Parser(description="Draw where a CAM-ready network looks, for image files.")
@@ -108,8 +109,10 @@ def _convert(options: Namespace) -> None:
         pool=options.pool,
         map_stride=options.map_stride,
         seed=options.seed,
+        input_format=options.input_format,
     )
-    net.preprocessing = {**(net.preprocessing or Preprocessing().to_dict()), "size": size}
+    known = net.preprocessing
+    net.preprocessing = {**(known or _assumed(options.input_format)), "size": size}
     folder = net.save_pretrained(options.out)
     console = Console(highlight=False)
     if net.certificate is not None:
@@ -121,6 +124,15 @@ def _convert(options: Namespace) -> None:
             soft_wrap=True,
         )
     console.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
+
+
+def _assumed(input_format: str) -> dict[str, Any]:
+    """ImageNet's normalisation, in one channel where the network has one."""
+    usual = Preprocessing()
+    if input_format != "grayscale":
+        return usual.to_dict()
+    mean, std = (sum(values) / len(values) for values in (usual.mean, usual.std))
+    return Preprocessing(usual.size, (mean,), (std,)).to_dict()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,7 @@ from ..pooling import POOLS
 from .anatomy import Anatomy, examine
 from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
+from .input_format import INPUT_FORMATS, adapt_input, describe_input
 from .proof import certify
 from .recast import Recast, recast_head
 from .recipes import RECIPES, default_convs
@@ -41,6 +43,7 @@ def convert(
     dropout: float = 0.0,
     class_names: Sequence[str] | None = None,
     legacy_class_names: Sequence[str] | None = None,
+    input_format: str = "rgb",
 ) -> CAMNet:
     """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
 
@@ -71,11 +74,13 @@ def convert(
             exactly, or else without regard to case and with space, ``_`` and ``-`` taken for the same, where that
             leaves one reading only. Where the legacy's names are not known, as many classes are taken for the same.
         legacy_class_names: the legacy's classes in order, where the source does not know them.
+        input_format: what the classifier takes: ``"rgb"``, ``"bgr"``, ``"caffe"`` (BGR in 0..255 minus 104, 117, 123);
+            the CAMNet takes RGB. ``"grayscale"``: the CAMNet takes one channel. See ``camify.surgery.input_format``.
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    source = _source_of(model)
+    source = _adapted(_source_of(model), input_format, input_size, example)
     model = source.model
     num_classes = _count_names(num_classes, class_names)
     _check_options(head, num_classes, pool, map_stride, recipe, dropout)
@@ -124,6 +129,20 @@ def _source_of(model: nn.Module | str | Source) -> Source:
     if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
         return Source(model, type(model).__name__, model.class_names, preprocessing=model.preprocessing)
     return Source(model, type(model).__name__)
+
+
+def _adapted(source: Source, input_format: str, input_size: int | tuple[int, int], example: Tensor | None) -> Source:
+    """The source with its network as one that takes RGB or gray images, which is checked on noise."""
+    if input_format not in INPUT_FORMATS:
+        raise ConversionError(f"input_format={input_format!r} is unknown. Choose one of {', '.join(INPUT_FORMATS)}.")
+    if input_format == "rgb":
+        return source
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    height, width = size if example is None else (example.shape[-2], example.shape[-1])
+    options, preprocessing, note = describe_input(input_format, max(height, width), source.preprocessing)
+    noise = torch.randn(2, options.get("channels", 3), height, width, generator=torch.Generator().manual_seed(0))
+    model = adapt_input(source.model, example=noise, **options)
+    return replace(source, model=model, preprocessing=preprocessing, notes=(*source.notes, note))
 
 
 def _count_names(num_classes: int | None, class_names: Sequence[str] | None) -> int | None:
