@@ -124,8 +124,7 @@ class CAMFineTuner(pl.LightningModule):
             return model.train()
         head = "direct" if isinstance(model, CAMNet) else head
         # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-        names = {"class_names": class_names, "legacy_class_names": legacy_names}
-        net = convert(model, head=head, **names, **options).train()
+        net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **options).train()
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names
