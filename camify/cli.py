@@ -69,9 +69,9 @@ def _parser() -> ArgumentParser:
         help="side of the input, pixels; default: what the weights expect",
     )
     command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
-    command.add_argument("--input_format", choices=INPUT_FORMATS, default=None, help="of a network not made for RGB")
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
     command = _Parser(description="Draw where a CAM-ready network looks, for image files.")
@@ -113,7 +113,8 @@ def _convert(options: Namespace) -> None:
         map_stride=options.map_stride,
         seed=options.seed,
     )
-    net.preprocessing = {**(net.preprocessing or Preprocessing().to_dict()), "size": size}
+    known = net.preprocessing
+    net.preprocessing = {**(known or _assumed(options.input_format)), "size": size}
     folder = net.save_pretrained(options.out)
     console = Console(highlight=False)
     if net.certificate is not None:
@@ -125,6 +126,15 @@ def _convert(options: Namespace) -> None:
             soft_wrap=True,
         )
     console.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
+
+
+def _assumed(input_format: str) -> dict[str, Any]:
+    """ImageNet's normalisation, in one channel where the network has one."""
+    usual = Preprocessing()
+    if input_format != "grayscale":
+        return usual.to_dict()
+    mean, std = (sum(values) / len(values) for values in (usual.mean, usual.std))
+    return Preprocessing(usual.size, (mean,), (std,)).to_dict()
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ class Preprocessing:
 
     Attributes:
         size: side of the input, pixels.
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
+        mean: per channel, of values in [0, 1]; of one channel where the network takes grayscale.
+        std: likewise.
     """
 
     size: int = 224
@@ -71,10 +71,11 @@ class Preprocessing:
         return v2.Compose([*crop, *self._to_input()])
 
     def _to_input(self) -> list[v2.Transform]:
-        return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
+        gray = [v2.Grayscale()] if len(self.mean) == 1 else []
+        return [*gray, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
 
     def read(self, path: str | Path) -> Tensor:
-        """One image file as input (3, S, S).
+        """One image file as input (3, S, S), or (1, S, S) of a network for grayscale.
 
         Raises:
             DataError: the file is missing or not a readable image.
@@ -83,11 +84,12 @@ class Preprocessing:
         return image.as_subclass(Tensor)
 
     def restore(self, images: Tensor) -> Tensor:
-        """Inputs (..., C, H, W) as pictures in [0, 1] again."""
+        """Inputs (..., C, H, W) as pictures (..., 3, H, W) in [0, 1] again."""
         shape = (len(self.mean), 1, 1)
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).reshape(shape)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).reshape(shape)
-        return (images * std + mean).clamp(0, 1)
+        pictures = (images * std + mean).clamp(0, 1)
+        return pictures.expand(*images.shape[:-3], 3, -1, -1) if len(self.mean) == 1 else pictures
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; they travel in the checkpoint."""

@@ -2,7 +2,7 @@
 
 from .conversion import HEADS, convert
 from .fitting import FitReport, fit_head
-from .input_layer import INPUT_FORMATS, adapt_input
+from .input_format import INPUT_FORMATS, adapt_input
 from .inspection import Inspection, inspect
 from .published import RECIPES, find_recipe
 from .recipes import FINE_TUNING_OPTIONS, FineTuning, Recipe, settle_fine_tuning, settle_head

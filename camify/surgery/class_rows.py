@@ -37,7 +37,7 @@ def match_rows(legacy: Sequence[str], wanted: Sequence[str]) -> Rows:
 
     Names match exactly, or else without regard to case and with space, ``_`` and ``-`` taken for the same
     (``"Golden_Retriever"`` is ``"golden retriever"``). A reading that is not the only one is none: names that occur
-    twice in the legacy (ImageNet has two "crane") match nothing, and a row goes to one class only.
+    twice in the legacy (in some lists of ImageNet's, "crane") match nothing, and a row goes to one class only.
     """
     counts = Counter(legacy)
     exact = {name: row for row, name in enumerate(legacy) if counts[name] == 1}

@@ -16,7 +16,7 @@ from .changes import apply_changes, cut_after
 from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
 from .examination import examine
-from .input_layer import adapt_input
+from .input_format import INPUT_FORMATS, adapt_input, describe_input
 from .new_layers import Conv3x3, NewLayer, append_layers
 from .proof import certify
 from .published import default_convs, find_recipe
@@ -45,7 +45,7 @@ def convert(
     dropout: float | None = None,
     class_names: Sequence[str] | None = None,
     legacy_class_names: Sequence[str] | None = None,
-    input_format: str | None = None,
+    input_format: str = "rgb",
 ) -> CAMNet:
     """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
 
@@ -77,15 +77,13 @@ def convert(
             exactly, or else without regard to case and with space, ``_`` and ``-`` taken for the same, where that
             leaves one reading only. Where the legacy's names are not known, as many classes are taken for the same.
         legacy_class_names: the legacy's classes in order, where the source does not know them.
-        input_format: ``"caffe"`` for a network that takes BGR, 0..255, without the mean: the result takes RGB, and its
-            preprocessing does the rest, exactly. ``"grayscale"``: the result takes one channel (see
-            ``camify.surgery.adapt_input``).
+        input_format: what the classifier takes: ``"rgb"``, ``"bgr"``, ``"caffe"`` (BGR in 0..255 minus 104, 117, 123);
+            the CAMNet takes RGB. ``"grayscale"``: the CAMNet takes one channel. See ``camify.surgery.input_format``.
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    source = _source_of(model)
-    source = source if input_format is None else adapt_input(source, input_format)
+    source = _adapted(_source_of(model), input_format, input_size, example)
     model = source.model
     num_classes = _count_names(num_classes, class_names)
     plan = find_recipe(recipe)
@@ -126,6 +124,20 @@ def convert(
     net.class_names = None if known is None else list(known)
     net.preprocessing = None if source.preprocessing is None else dict(source.preprocessing)
     return net
+
+
+def _adapted(source: Source, input_format: str, input_size: int | tuple[int, int], example: Tensor | None) -> Source:
+    """The source with its network as one that takes RGB or gray images, which is checked on noise."""
+    if input_format not in INPUT_FORMATS:
+        raise ConversionError(f"input_format={input_format!r} is unknown. Choose one of {', '.join(INPUT_FORMATS)}.")
+    if input_format == "rgb":
+        return source
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    height, width = size if example is None else (example.shape[-2], example.shape[-1])
+    options, preprocessing, note = describe_input(input_format, max(height, width), source.preprocessing)
+    noise = torch.randn(2, options.get("channels", 3), height, width, generator=torch.Generator().manual_seed(0))
+    model = adapt_input(source.model, example=noise, **options)
+    return replace(source, model=model, preprocessing=preprocessing, notes=(*source.notes, note))
 
 
 def _count_names(num_classes: int | None, class_names: Sequence[str] | None) -> int | None:

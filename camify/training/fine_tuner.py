@@ -44,11 +44,13 @@ class CAMFineTuner(pl.LightningModule):
 
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
-        if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
-            head, options = "direct", {**options, "recipe": None}
-        # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-        names: dict[str, Any] = {"class_names": class_names, "legacy_class_names": legacy_names}
-        net = convert(model, head=head, **names, **options).train()
+        class_names: in label order; None takes those of the model. Rows of classes that the legacy has by these
+            names are kept where its classifier is (see ``camify.convert``).
+        recipe: a published network by name (``camify.surgery.RECIPES``): its layers, where ``model`` is a legacy
+            network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
+        head: ``"gap"`` (default), ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is,
+            without maps.
+        pool: ``"gap"`` (default), ``"gmp"`` or ``"lse"``.
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier; default 0.
         init: how the new classifier starts: ``"random"``, or ``"ridge"``: fitted in closed form, before the first
@@ -142,8 +144,7 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
             head, options = "direct", {**options, "recipe": None}
         # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-        names: dict[str, Any] = {"class_names": class_names, "legacy_class_names": legacy_names}
-        net = convert(model, head=head, **names, **options).train()
+        net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **options).train()
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names

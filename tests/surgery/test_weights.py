@@ -82,6 +82,8 @@ def test_plain_weights_come_before_averaged_ones_and_the_note_says_so(tmp_path):
         "backbone.",
         "network.",
         "model.module.",
+        "_orig_mod.module.",
+        "module._orig_mod.",
         "model._orig_mod.module.net.",
     ],
 )
@@ -275,6 +277,37 @@ def test_options_beside_the_weights_are_explained(tmp_path):
     torch.save(TinyVGG(), path)
     with pytest.raises(CheckpointError, match=r"it needs camify\.surgery\.tiny_vgg\.TinyVGG, in or beside"):
         read_state(path)
+
+
+def test_a_whole_data_parallel_model_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(nn.DataParallel(TinyVGG(3)), path)  # pickled as a whole
+    with pytest.raises(CheckpointError, match=r"it needs [\w.]+, in or beside.*torch\.save\(model\.state_dict\(\)"):
+        read_state(path)
+    state = TinyVGG(3).state_dict()
+    found = load(nn.DataParallel(TinyVGG(3)).state_dict(), path)  # its tensors alone are fine
+    assert found.model.state_dict().keys() == state.keys()
+    assert found.notes == ("prefix module. removed from the names",)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "backbone."])
+def test_lightning_checkpoints_with_averaged_weights_beside(tmp_path, prefix):
+    state, averaged = tiny(), tiny()
+    content = {
+        "state_dict": prefixed(prefix, state),
+        "model_ema": prefixed("module.", averaged),
+        "epoch": 3,
+        "global_step": 12,
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(3)}}}],
+    }
+    found = load(content, tmp_path / "w.ckpt")
+    assert same(found.model, state)
+    assert found.notes == (
+        "weights taken from state_dict; the file also holds model_ema",
+        f"prefix {prefix} removed from the names",
+    )
+    del content["state_dict"]
+    assert same(load(content, tmp_path / "w.ckpt").model, averaged)
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
