@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from ..architecture import LAYERS
+from ..modes import evaluating
 
 __all__ = ["in_torch_layers"]
 
@@ -20,18 +21,19 @@ def in_torch_layers(network: fx.GraphModule, modes: dict[nn.Module, bool]) -> No
     Tensors are shared, names stay, and an activation gets the name of its norm with ``_act`` behind it.
 
     Args:
-        network: in eval mode.
+        network: over copies of the layers.
         modes: training mode of each layer; those of new layers are added.
     """
     targets = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
-    for name in dict.fromkeys(targets):
-        layer = network.get_submodule(name)
-        if type(layer) in LAYERS.values():
-            continue
-        if isinstance(layer, nn.BatchNorm2d):
-            _split_norm(network, name, layer, modes)
-        elif type(layer).__name__ == "DropPath" and not list(layer.parameters()):
-            _put(network, name, _stochastic_depth(layer), modes, layer)
+    with evaluating(network):  # a norm in training would learn from the noise
+        for name in dict.fromkeys(targets):
+            layer = network.get_submodule(name)
+            if type(layer) in LAYERS.values():
+                continue
+            if isinstance(layer, nn.BatchNorm2d):
+                _split_norm(network, name, layer, modes)
+            elif type(layer).__name__ == "DropPath" and not list(layer.parameters()):
+                _put(network, name, _stochastic_depth(layer), modes, layer)
 
 
 def _split_norm(network: fx.GraphModule, name: str, layer: nn.BatchNorm2d, modes: dict[nn.Module, bool]) -> None:

@@ -43,8 +43,7 @@ class _ModelTracer(LayerTracer):
         """Layers, and what is to stay whole."""
         if super().is_leaf_module(m, module_qualified_name) or isinstance(m, self._opaque):
             return True
-        code = getattr(type(m).forward, "__code__", None)
-        return self.whole and code is not None and "training" in code.co_names
+        return self.whole and _reads_training(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -62,6 +61,13 @@ class _ModelTracer(LayerTracer):
             result = self.create_proxy("call_module", name, args, kwargs)
             self.outermost[result.node] = name
             return result
+
+
+def _reads_training(module: nn.Module) -> bool:
+    """Whether a module's own forward, or one that it builds on, asks for the mode."""
+    own = [vars(kind).get("forward") for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
+    codes = [getattr(forward, "__code__", None) for forward in own]
+    return any(code is not None and "training" in code.co_names for code in codes)
 
 
 def _opaque_modules() -> tuple[type[nn.Module], ...]:
