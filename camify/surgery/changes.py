@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from ..anatomy import Layout, TracedAnatomy, between
 from ..architecture import LayerTracer, as_module, assemble
 from ..errors import ConversionError
-from .layout import Layout
-from .traced import TracedAnatomy
-from .tracing import between
 
 __all__ = [
     "Change",

@@ -8,14 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import Anatomy, FeaturesCopy, TracedAnatomy, examine
 from ..errors import ConversionError
 from ..model import CAMNet
 from ..pooling import POOLS
-from .anatomy import Anatomy, FeaturesCopy
 from .changes import apply_changes, cut_after
 from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
-from .examination import examine
 from .input_format import INPUT_FORMATS, adapt_input, describe_input
 from .new_layers import Conv3x3, NewLayer, append_layers
 from .proof import certify
@@ -23,7 +22,6 @@ from .published import default_convs, find_recipe
 from .recast import Recast, recast_head
 from .recipes import Recipe, settle_head
 from .sources import Source, resolve
-from .traced import TracedAnatomy
 
 __all__ = ["HEADS", "convert"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..anatomy import UntracedFeatures
 from ..architecture import LayerTracer
 from ..errors import ConversionError
-from .hooked import UntracedFeatures
 
 __all__ = ["set_map_stride"]
 

@@ -9,10 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..anatomy import Anatomy, examine
 from ..certificate import as_text
 from ..errors import ConversionError
-from .anatomy import Anatomy
-from .examination import examine
 from .sources import resolve
 
 __all__ = ["Inspection", "inspect"]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..anatomy import Anatomy
 from ..certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..maps import identity_error
 from ..model import CAMNet
 from ..modes import evaluating
-from .anatomy import Anatomy
 from .recast import Recast
 
 __all__ = ["certify"]

@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..anatomy import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
 from ..architecture import as_module, parameter_free
 from ..certificate import TOLERANCE
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
-from .anatomy import Anatomy, FeaturesCopy
-from .layout import Layout
-from .traced import TracedAnatomy
-from .tracing import between, extract
 
 __all__ = ["Recast", "recast_head"]
 

@@ -1,0 +1,21 @@
+"""Anatomy: what a classifier is made of, found by running it: its last spatial map and the head behind it."""
+
+from .anatomy import Anatomy, FeaturesCopy
+from .examination import examine
+from .hooked import UntracedFeatures
+from .layout import Layout, find_layout
+from .traced import TracedAnatomy
+from .tracing import TracingError, between, extract
+
+__all__ = [
+    "Anatomy",
+    "FeaturesCopy",
+    "Layout",
+    "TracedAnatomy",
+    "TracingError",
+    "UntracedFeatures",
+    "between",
+    "examine",
+    "extract",
+    "find_layout",
+]
