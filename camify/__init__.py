@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import data, methods, metrics
-    from .errors import CamifyError, CheckpointError, ConfigError, ConversionError, DataError
+    from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .methods import explain
     from .model import CAMNet
     from .surgery import convert, fit_head, inspect
@@ -21,6 +21,7 @@ __all__ = [
     "CamifyError",
     "CheckpointError",
     "ConfigError",
+    "ConstantMapWarning",
     "ConversionError",
     "DataError",
     "convert",
@@ -34,7 +35,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("CamifyError", "CheckpointError", "ConfigError", "ConversionError", "DataError"), "errors"),
+    **dict.fromkeys(
+        ("CamifyError", "CheckpointError", "ConfigError", "ConstantMapWarning", "ConversionError", "DataError"),
+        "errors",
+    ),
     **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "CAMNet": "model",

@@ -85,13 +85,18 @@ _OWN_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
 class LayerTracer(fx.Tracer):
-    """Symbolic tracer down to layers; ``outermost`` names the largest module that ends in a node."""
+    """Symbolic tracer down to layers.
+
+    ``outermost`` names the largest module that ends in a step, ``ends`` has the step in which each module ends (in
+    its last call).
+    """
 
     proxy_buffer_attributes = True  # what is computed from a buffer is a step, not a constant
 
     def __init__(self, autowrap_functions: tuple[Callable[..., Any], ...] = ()) -> None:
         super().__init__(autowrap_functions=autowrap_functions)
         self.outermost: dict[fx.Node, str] = {}
+        self.ends: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch and those that can be stored by name stay whole."""
@@ -104,6 +109,7 @@ class LayerTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         if isinstance(result, fx.Proxy):
             self.outermost[result.node] = self.path_of_module(m)
+            self.ends[self.path_of_module(m)] = result.node
         return result
 
 
@@ -114,8 +120,8 @@ def parameter_free(root: nn.Module, node: fx.Node) -> bool:
     return all(source.op != "get_attr" for source in node.all_input_nodes)
 
 
-def as_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """The code of a graph over the layers of ``root`` (not copied).
+def as_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """The code of a graph over the layers of ``root`` (not copied), a network or its layers by name.
 
     In that code a layer is ``self.name``. A layer named like a method of ``fx.GraphModule`` would call the
     method (``to_folder`` writes files), a step named ``self`` would take the module's place, and a keyword

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CamifyError", "CheckpointError", "ConfigError", "ConversionError", "DataError"]
+__all__ = ["CamifyError", "CheckpointError", "ConfigError", "ConstantMapWarning", "ConversionError", "DataError"]
 
 
 class CamifyError(Exception):
@@ -23,3 +23,7 @@ class CheckpointError(CamifyError, ValueError):
 
 class ConfigError(CamifyError, ValueError):
     """An option has a value that cannot work."""
+
+
+class ConstantMapWarning(UserWarning):
+    """A heat map shows nothing: it is zero everywhere."""

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "camify"
 FLOORS = {
     "errors": 0, "files": 0, "maps": 0, "modes": 0, "architecture": 0, "certificate": 0, "checkpoint": 0, "card": 0,
     "pooling": 0,
-    "anatomy": 1, "model": 1,
-    "methods": 2, "metrics": 2, "data": 2, "report": 2,
-    "surgery": 3,
+    "model": 1,
+    "anatomy": 2, "metrics": 2, "data": 2, "report": 2,
+    "methods": 3, "surgery": 3,
     "export": 4, "training": 4,
     "cli": 5, "__main__": 5.5,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from .anatomy import Anatomy, FeaturesCopy
 from .examination import examine
 from .hooked import UntracedFeatures
 from .layout import Layout, find_layout
+from .split import Split, TracedSplit, split
 from .traced import TracedAnatomy
 from .tracing import TracingError, between, extract
 
@@ -11,11 +12,14 @@ __all__ = [
     "Anatomy",
     "FeaturesCopy",
     "Layout",
+    "Split",
     "TracedAnatomy",
+    "TracedSplit",
     "TracingError",
     "UntracedFeatures",
     "between",
     "examine",
     "extract",
     "find_layout",
+    "split",
 ]

@@ -24,7 +24,7 @@ from .layout import Layout, find_layout
 from .linearity import fold_linear_head, gives
 from .tracing import TracingError, require_logits
 
-__all__ = ["HookedAnatomy", "UntracedFeatures", "dissect_by_hooks"]
+__all__ = ["HookedAnatomy", "Record", "UntracedFeatures", "dissect_by_hooks", "replayed"]
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it carries the map out of the network's forward
@@ -89,7 +89,7 @@ class HookedAnatomy(Anatomy):
         return FeaturesCopy(UntracedFeatures(network, self.feature_layer, self.layout), modes, layers)
 
 
-class _Record:
+class Record:
     """What every module returned in one forward, in the order in which they ended, and what started after it."""
 
     def __init__(self) -> None:
@@ -186,11 +186,11 @@ def _same(found: Tensor, expected: Tensor, other: Tensor) -> bool:
     return found.shape == expected.shape and apart > 0 and float((found - expected).abs().max()) <= 0.01 * apart
 
 
-def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, _Record, Tensor]:
+def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, Record, Tensor]:
     """The first images that the network takes, what its modules returned, and the logits."""
     refusal: ConversionError | None = None
     for images in choices:
-        record = _Record()
+        record = Record()
         try:
             output = record.watch(model, images)
         except Exception as error:  # noqa: BLE001 - the network fails as it likes
@@ -204,7 +204,7 @@ def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, _Record
     raise refusal or ConversionError("There are no images to run the network with.")
 
 
-def _outermost(model: nn.Module, name: str, record: _Record) -> str:
+def _outermost(model: nn.Module, name: str, record: Record) -> str:
     """The largest module that ends with the same tensor."""
     parent = name.rpartition(".")[0]
     ours, theirs = record.ended[name], record.ended.get(parent)
@@ -213,12 +213,12 @@ def _outermost(model: nn.Module, name: str, record: _Record) -> str:
     return name
 
 
-def _head(model: nn.Module, name: str, layout: Layout, record: _Record, images: Tensor) -> Callable[..., Tensor]:
+def _head(model: nn.Module, name: str, layout: Layout, record: Record, images: Tensor) -> Callable[..., Tensor]:
     """The logits (2, K) that follow from another map (2, C, h, w) in the place of a module's."""
 
     def head(maps: Tensor, exact: Tensor | None = None) -> Tensor:
         value = layout.from_map(maps) if exact is None else exact
-        with _replayed(model, record, name, value):
+        with replayed(model, record, name, value):
             logits: Tensor = model(images)
         return logits
 
@@ -226,7 +226,7 @@ def _head(model: nn.Module, name: str, layout: Layout, record: _Record, images: 
 
 
 @contextmanager
-def _replayed(model: nn.Module, record: _Record, last: str, value: Tensor) -> Iterator[None]:
+def replayed(model: nn.Module, record: Record, last: str, value: Tensor) -> Iterator[None]:
     """The module ``last`` gives a value, and those before it what they gave before, without running; for a while."""
     ancestors = {last[:index] for index, letter in enumerate(last) if letter == "."} | {""}
     before = takewhile(lambda name: name != last, record.ended)

@@ -47,17 +47,17 @@ class Layout:
             value = target(value, *arguments) if kind == "call_function" else getattr(value, target)(*arguments)
         return value
 
-    def from_map(self, maps_NCHW: Tensor) -> Tensor:
-        """The tensor that holds a map; each prefix token is the mean of the patches.
+    def from_map(self, maps_NCHW: Tensor, like: Tensor | None = None) -> Tensor:
+        """The tensor that holds a map; the prefix tokens are those of ``like``, else each the mean of the patches.
 
-        So a head that reads the class token reads the global average of the map instead.
+        With the mean a head that reads the class token reads the global average of the map instead.
         """
         if self.axes == "NHWC":
             return maps_NCHW.permute(0, 2, 3, 1).contiguous()
         if self.axes == "NLC":
             patches = maps_NCHW.flatten(2).transpose(1, 2)
             mean = patches.mean(1, keepdim=True).expand(-1, self.prefix, -1)
-            return torch.cat([mean, patches], dim=1)
+            return torch.cat([mean if like is None else like[:, : self.prefix], patches], dim=1)
         return maps_NCHW
 
     def append(self, graph: fx.Graph, node: fx.Node) -> fx.Node:

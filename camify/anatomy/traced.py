@@ -43,6 +43,8 @@ class TracedAnatomy(Anatomy):
     """Steps that leave a map as it is."""
     constants: Mapping[fx.Node, Any]
     """Sizes and other plain values read in the forward."""
+    maps: Mapping[fx.Node, Layout]
+    """All steps through which everything flows and that hold a map, in order."""
 
     @property
     def head_layers(self) -> list[str]:
@@ -111,15 +113,16 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
     network = traced.network
     observer, images, output = _observe(network, choices)
     logits = require_logits(output)
-    candidates = _candidates(network, observer, logits, images)
+    maps = _maps(network, observer, images)
+    candidates = _candidates(network, observer, maps, logits)
     if not candidates:
         if traced.kept_whole:
             raise TracingError(f"torch.fx cannot enter {traced.kept_whole[0]}, which holds the last spatial map.")
         raise ConversionError(_no_map(network, observer, images))
     feature, linear = next(reversed(candidates)), None
     for node, layout in candidates.items():  # the largest map first
-        maps, head = layout.to_map(observer.values[node]), _head(network, node, layout, observer)
-        linear = fold_linear_head(head, maps, _only_layer(network, node))
+        value, head = layout.to_map(observer.values[node]), _head(network, node, layout, observer)
+        linear = fold_linear_head(head, value, _only_layer(network, node))
         if linear is not None:
             feature = node
             break
@@ -143,6 +146,7 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
         shapes=observer.shapes,
         unchanged=observer.unchanged,
         constants=observer.constants,
+        maps=maps,
         linear=linear,
         reads_token=layout.prefix > 0 and _reads_token(network, feature, layout, observer),
         single_layer=len(weighted) == 1,
@@ -201,12 +205,19 @@ def _cuts(flow: Sequence[fx.Node]) -> list[fx.Node]:
     return cuts
 
 
-def _candidates(network: fx.GraphModule, observer: Observer, logits: Tensor, images: Tensor) -> dict[fx.Node, Layout]:
-    """The last spatial map and those before it that differ by pools and idle steps only, largest first; or none."""
-    cuts = _cuts(_flow(network, observer))
+def _maps(network: fx.GraphModule, observer: Observer, images: Tensor) -> dict[fx.Node, Layout]:
+    """The layouts of all steps that hold a map and through which everything flows, in order."""
     layouts = _layouts(network, observer, images)
+    cuts = _cuts(_flow(network, observer))
+    return {node: layouts[node] for node in cuts if node in layouts and node.op != "placeholder"}
+
+
+def _candidates(
+    network: fx.GraphModule, observer: Observer, layouts: Mapping[fx.Node, Layout], logits: Tensor
+) -> dict[fx.Node, Layout]:
+    """The last spatial map and those before it that differ by pools and idle steps only, largest first; or none."""
     maps: list[fx.Node] = []
-    for node in cuts:
+    for node in _cuts(_flow(network, observer)):
         if node in observer.values and node in layouts:
             maps.append(node)
         elif node in observer.values and len(observer.shapes[node]) == 4 and maps:
@@ -214,7 +225,7 @@ def _candidates(network: fx.GraphModule, observer: Observer, logits: Tensor, ima
     if not maps:
         return {}
     before_conv = _before_conv_head(network, maps[-1], observer, logits)
-    if before_conv in cuts and before_conv in layouts and before_conv in observer.values:
+    if before_conv in layouts and before_conv in observer.values:
         return {before_conv: layouts[before_conv]}
     candidates = [maps[-1]]
     for before in reversed(maps[:-1]):

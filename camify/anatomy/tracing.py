@@ -60,6 +60,7 @@ class _ModelTracer(LayerTracer):
             self.kept_whole.append(f"{name} ({type(m).__name__}{_where(error)}: {str(error).split(chr(10))[0]})")
             result = self.create_proxy("call_module", name, args, kwargs)
             self.outermost[result.node] = name
+            self.ends[name] = result.node
             return result
 
 
@@ -83,10 +84,14 @@ def _opaque_functions() -> tuple[Callable[..., Any], ...]:
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a network, the outermost module that ends in each, and the modules that torch.fx cannot enter."""
+    """The steps of a network, the outermost module that ends in each, and the modules that torch.fx cannot enter.
+
+    ``ends``: the step in which each module ends.
+    """
 
     network: fx.GraphModule
     outermost: dict[fx.Node, str]
+    ends: dict[str, fx.Node]
     kept_whole: list[str]
 
 
@@ -117,7 +122,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
     network = as_module(model, graph)
     for name in set(vars(model)) - own:  # the tracer leaves constant tensors in the network
         delattr(model, name)
-    return Trace(network, tracer.outermost, tracer.kept_whole)
+    return Trace(network, tracer.outermost, tracer.ends, tracer.kept_whole)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

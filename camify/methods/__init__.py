@@ -1,6 +1,29 @@
-"""Explanation methods."""
+"""Explanation methods: where a network looks, by raw maps that follow from one forward."""
 
 from .cam import CAM
-from .explanation import METHODS, explain
+from .explanation import explain, make_methods
+from .forward_pass import ForwardPass, observe
+from .gradcam import GradCAM
+from .gradcam_plus_plus import GradCAMPlusPlus
+from .layercam import LayerCAM
+from .method import METHODS, Method, check_targets, find_method, register
+from .reciprocam import ReciproCAM
+from .scorecam import ScoreCAM
 
-__all__ = ["CAM", "METHODS", "explain"]
+__all__ = [
+    "CAM",
+    "METHODS",
+    "ForwardPass",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "LayerCAM",
+    "Method",
+    "ReciproCAM",
+    "ScoreCAM",
+    "check_targets",
+    "explain",
+    "find_method",
+    "make_methods",
+    "observe",
+    "register",
+]

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..maps import normalize, upsample
-from .cam import CAM
+from ..errors import ConfigError, ConstantMapWarning
+from ..maps import normalize as to_unit_range
+from ..maps import upsample
+from .forward_pass import observe
+from .method import Method, Targets, check_targets, find_method
 
-__all__ = ["METHODS", "explain"]
-
-METHODS: dict[str, Callable[..., Any]] = {"cam": CAM}
+__all__ = ["explain", "make_methods"]
 
 
 @overload
 def explain(
-    model: nn.Module, images: Tensor, *, method: str = ..., targets: int | Tensor | None = ..., layer: str | None = ...,
+    model: nn.Module, images: Tensor, *, method: str = ..., targets: Targets = ..., layer: str | None = ...,
     normalize: str | None = ..., size: str | tuple[int, int] | None = ..., **method_options: Any,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def explain(
-    model: nn.Module, images: Tensor, *, method: Sequence[str], targets: int | Tensor | None = ...,
+    model: nn.Module, images: Tensor, *, method: Sequence[str], targets: Targets = ...,
     layer: str | None = ..., normalize: str | None = ..., size: str | tuple[int, int] | None = ...,
     **method_options: Any,
 ) -> dict[str, Tensor]: ...  # fmt: skip
@@ -32,48 +34,84 @@ def explain(
     images: Tensor,
     *,
     method: str | Sequence[str] = "cam",
-    targets: int | Tensor | None = None,
+    targets: Targets = None,
     layer: str | None = None,
     normalize: str | None = "minmax",
     size: str | tuple[int, int] | None = "input",
     **method_options: Any,
 ) -> Tensor | dict[str, Tensor]:
-    """Heat maps (N, H, W) in [0, 1] of images (N, 3, H, W).
+    """Heat maps (N, H, W) in [0, 1] of images (N, 3, H, W), of one method or of several from one forward.
 
-    Raw map -> upsampled (bilinear, half-pixel) -> normalised once, in this order.
+    Raw map -> ReLU, where the method has one -> upsampled (bilinear, half-pixel) -> normalised once, in this order.
+    A map that is constant then gives zeros, and a ``ConstantMapWarning`` says which.
 
     Args:
-        model: the network.
+        model: any network that classifies images; left as it was, modes, gradients and hooks.
         images: (N, 3, H, W), prepared as the network expects.
-        method: ``"cam"``, or a list of names: then a dict by name comes back.
-        targets: None (top-1), one class, or one class per image (N,).
-        layer: where to look; None is the last spatial map.
-        normalize: ``"minmax"`` (each map by its own extremes) or None for raw values.
+        method: ``"cam"``, ``"gradcam"``, ``"gradcam++"``, ``"layercam"``, ``"scorecam"``, ``"reciprocam"``, a
+            registered name; or a list of names: then a dict by name comes back.
+        targets: None (top-1), one class, one class per image (N,), or T per image (N, T): then (N, T, H, W).
+        layer: exact name of the module whose map is looked at; None is the last spatial map.
+        normalize: ``"minmax"`` (each map by its own extremes), or None for raw values, signed, without ReLU.
         size: ``"input"``, (height, width), or None for map resolution.
-        **method_options: passed to the method.
+        **method_options: such as ``variant``; of several methods every one gets those that it has.
 
     Raises:
-        ConfigError: a name is unknown or targets do not match the images.
-        ConversionError: the method needs a CAM-ready network.
+        ConfigError: a name or option is unknown, or targets do not match the images.
+        ConversionError: the method needs a CAM-ready network, or the network has no map.
+        DataError: the network gives NaN or infinite values.
     """
-    if not isinstance(method, str):
-        return {
-            name: explain(
-                model, images, method=name, targets=targets, layer=layer, normalize=normalize, size=size,
-                **method_options,
-            )
-            for name in method
-        }  # fmt: skip
-    if method not in METHODS:
-        raise ConfigError(f"method={method!r} is unknown. Choose one of {', '.join(METHODS)}.")
     if normalize not in ("minmax", None):
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")
     if isinstance(size, str) and size != "input":
         raise ConfigError(f"size={size!r} is unknown. Choose 'input', (height, width) or None.")
-    maps: Tensor = METHODS[method](model, layer, **method_options)(images, targets)
-    if size is not None:
-        maps = upsample(maps, (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size)
-    return _minmax(maps) if normalize else maps
+    methods = make_methods(model, [method] if isinstance(method, str) else method, layer, method_options)
+    gradients = any(item.uses_gradients for item in methods.values())
+    heats: dict[str, Tensor] = {}
+    with observe(model, images, layer, gradients=gradients) as forward:
+        chosen = check_targets(targets, forward.logits)
+        for name, item in methods.items():
+            maps = item.look(forward, chosen)
+            if normalize and item.relu:
+                maps = maps.relu()
+            if size is not None:
+                maps = upsample(maps, (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size)
+            heats[name] = to_unit_range(maps) if normalize else maps
+            if normalize:
+                _report_constant(name, heats[name])
+    return heats[method] if isinstance(method, str) else heats
 
 
-_minmax = normalize
+def make_methods(
+    model: nn.Module, names: Sequence[str], layer: str | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Method]:
+    """Methods by name for one network; every one gets those of the options that it has.
+
+    Raises:
+        ConfigError: a name is unknown, or no method has an option.
+    """
+    if not names:
+        raise ConfigError("method=[]: name at least one.")
+    classes = {name: find_method(name) for name in names}
+    accepted = {name: {*inspect.signature(kind).parameters} - {"model", "layer"} for name, kind in classes.items()}
+    for option in options or {}:
+        if not any(option in known for known in accepted.values()):
+            known = sorted(set().union(*accepted.values()))
+            raise ConfigError(f"{option}: no option of {', '.join(names)}. Known: {', '.join(known) or 'none'}.")
+    return {
+        name: kind(model, layer, **{key: value for key, value in (options or {}).items() if key in accepted[name]})
+        for name, kind in classes.items()
+    }
+
+
+def _report_constant(name: str, heat: Tensor) -> None:
+    flat = heat.reshape(len(heat), -1, heat.shape[-2:].numel())
+    constant = (flat == 0).all(2).any(1).nonzero().flatten().tolist()
+    if constant:
+        images = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
+        warnings.warn(
+            f"{name}: nothing to show for image {images} of the batch: the map is constant, or nowhere positive"
+            " before its ReLU. It is all zeros.",
+            ConstantMapWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,292 @@
+"""A network in use, cut at a layer: image -> map, map -> logits, over its own layers and weights."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..architecture import as_module, parameter_free
+from ..errors import ConfigError, ConversionError
+from ..model import CAMNet
+from ..modes import evaluating, without_hooks
+from .anatomy import Anatomy
+from .examination import examine
+from .hooked import Record, replayed
+from .layout import Layout, find_layout
+from .traced import TracedAnatomy
+from .tracing import Trace, TracingError, between, require_logits, trace
+
+__all__ = ["Split", "TracedSplit", "split"]
+
+Rest = tuple[Any, ...]
+"""What flows past the map: shortcuts, class tokens, sizes."""
+
+
+class Split(ABC):
+    """A network as two functions, to be called in eval mode: training the network changes them too.
+
+    Attributes:
+        layer: name of the layer that gives the map.
+        classifier: the linear layer or 1x1 convolution that alone follows global average pooling; None where the
+            head is something else.
+    """
+
+    def __init__(self, layer: str, classifier: nn.Linear | nn.Conv2d | None = None) -> None:
+        self.layer, self.classifier = layer, classifier
+
+    @abstractmethod
+    def features(self, images: Tensor) -> tuple[Tensor, Rest]:
+        """The map (N, C, h, w) of images (N, 3, H, W), and what flows past it."""
+
+    @abstractmethod
+    def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
+        """The logits (N, K) that follow from a map in the layer's place."""
+
+
+class _CAMNetSplit(Split):
+    def __init__(self, net: CAMNet) -> None:
+        super().__init__("features", net.classifier if net.pool_name == "gap" else None)
+        self._net = net
+
+    def features(self, images: Tensor) -> tuple[Tensor, Rest]:
+        return self._net.forward_features(images), ()
+
+    def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:  # noqa: ARG002 - nothing flows past it
+        return self._net.forward_head(maps_NCHW)
+
+
+class TracedSplit(Split):
+    """A traced network as two graphs; the second reads the map and what flows past it."""
+
+    def __init__(
+        self,
+        root: nn.Module | dict[str, Any],
+        graph: fx.Graph,
+        node: fx.Node,
+        layout: Layout,
+        layer: str,
+        classifier: nn.Linear | nn.Conv2d | None = None,
+    ) -> None:
+        super().__init__(layer, classifier)
+        self.root, self.graph, self.node, self.layout, self.passing = root, graph, node, layout, _passing(graph, node)
+        self._features = as_module(root, _part(graph, [], [node, *self.passing])).eval()
+        self._head = as_module(root, _part(graph, [node, *self.passing], graph.output_node().all_input_nodes)).eval()
+
+    def features(self, images: Tensor) -> tuple[Tensor, Rest]:
+        """The map (N, C, h, w) of images (N, 3, H, W), and what flows past it."""
+        value, *passing = self._features(images)
+        return self.layout.to_map(value), (*([value] if self.layout.prefix else []), *passing)
+
+    @cached_property
+    def first_linear(self) -> tuple[nn.Module, nn.Linear, nn.Module] | None:
+        """The head as steps without weights -> a linear layer -> the rest, where it begins so (VGG, AlexNet)."""
+        behind = between(self.graph, self.node)
+        linear = next((n for n in behind if not self._parameter_free(n)), None)
+        layer = linear and linear.op == "call_module" and _attribute(self.root, str(linear.target))
+        if linear is None or not isinstance(layer, nn.Linear) or self.passing or self.layout.axes != "NCHW":
+            return None
+        after = {linear, *between(self.graph, linear)}
+        ends = self.graph.output_node().all_input_nodes
+        past = [n for n in after - {linear} for s in n.all_input_nodes if s not in after and s.op != "get_attr"]
+        if past or not set(ends) <= after:
+            return None
+        before = as_module(self.root, _part(self.graph, [self.node], linear.all_input_nodes))
+        return before.eval(), layer, as_module(self.root, _part(self.graph, [linear], ends)).eval()
+
+    def _parameter_free(self, node: fx.Node) -> bool:
+        layer = _attribute(self.root, str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, nn.Module):
+            return next(layer.parameters(), None) is None
+        return all(source.op != "get_attr" for source in node.all_input_nodes)
+
+    def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
+        """The logits (N, K) that follow from a map in the layer's place."""
+        like, passing = (rest[0], rest[1:]) if self.layout.prefix else (None, rest)
+        value = self.layout.from_map(maps_NCHW, like)
+        # A step may work in place: what is given stays as it is.
+        copies = [item.clone() if isinstance(item, Tensor) else item for item in (value, *passing)]
+        return require_logits(self._head(*copies)[0])
+
+
+class _HookedSplit(Split):
+    """A network that cannot be traced: its own code runs, and its modules before the map give what they gave before."""
+
+    def __init__(self, model: nn.Module, layer: str, layout: Layout) -> None:
+        super().__init__(layer)
+        self._model, self._layout = ref(model), layout
+
+    @property
+    def _network(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise ConversionError("The network was deleted.")
+        return model
+
+    def features(self, images: Tensor) -> tuple[Tensor, Rest]:
+        record = Record()
+        record.watch(self._network, images)
+        value = record.ended[self.layer]
+        return self._layout.to_map(value), (images, record, value)
+
+    def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
+        images, record, before = rest
+        with replayed(self._network, record, self.layer, self._layout.from_map(maps_NCHW, before)):
+            return require_logits(self._network(images))
+
+
+def _passing(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
+    """The steps before a node whose results are read behind it as well."""
+    behind = {*between(graph, node)}
+    read = [s for n in graph.nodes if n in behind or n.op == "output" for s in n.all_input_nodes]
+    return [n for n in dict.fromkeys(read) if n not in behind and n is not node and n.op != "get_attr"]
+
+
+def _part(graph: fx.Graph, starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> fx.Graph:
+    """The steps from ``starts`` (none: the image) to ``ends``, which come out as a tuple."""
+    needed, pending = {*starts}, [end for end in ends if end not in starts]
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    part = fx.Graph()
+    copies = {start: part.placeholder(f"given_{index}") for index, start in enumerate(starts)}
+    for node in graph.nodes:
+        if node in needed and node not in copies:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(tuple(copies[end] for end in ends))
+    return part
+
+
+# ---------------------------------------------------------------- where to cut
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[int], dict[Any, Split]]] = WeakKeyDictionary()
+
+
+def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
+    """A network in eval mode, cut at a layer, or at its last spatial map (None), which is found by running it.
+
+    What was found is remembered as long as the network lives and keeps its modules.
+
+    Args:
+        model: in eval mode.
+        images: (N, 3, H, W); the first two are used.
+        layer: exact name of a module.
+
+    Raises:
+        ConfigError: no module has that name, or it gives no map.
+        ConversionError: the network cannot be run, or has no map.
+    """
+    if isinstance(model, CAMNet) and layer in (None, "features"):
+        return _CAMNetSplit(model)
+    modules = [id(module) for module in model.modules()]
+    if model not in _KNOWN or _KNOWN[model][0] != modules:
+        _KNOWN[model] = (modules, {})
+    known = _KNOWN[model][1]
+    key = (layer, *images.shape[1:], next((p.dtype for p in model.parameters()), None))
+    if key not in known:
+        with torch.no_grad(), without_hooks(model):
+            known[key] = _at_last_map(model, images) if layer is None else _at_layer(model, images[:2], layer)
+    return known[key]
+
+
+def _at_last_map(model: nn.Module, images: Tensor) -> Split:
+    anatomy = examine(model, (images.shape[-2], images.shape[-1]), images)
+    if not isinstance(anatomy, TracedAnatomy):
+        return _HookedSplit(model, anatomy.feature_layer, anatomy.layout)
+    root = _live(model, anatomy)
+    graph, name, layout = anatomy.network.graph, anatomy.feature_layer, anatomy.layout
+    if not anatomy.reads_token:
+        return TracedSplit(root, graph, anatomy.feature, layout, name, _live_classifier(model, anatomy))
+    for node, layout in reversed(list(anatomy.maps.items())):  # the last one whose patches the class token still reads
+        found = TracedSplit(root, graph, node, layout, name if node is anatomy.feature else node.name)
+        if _is_read(found, images[:1]):
+            return found
+    raise ConversionError("The head reads no patch of any map. Give layer.")
+
+
+def _is_read(found: Split, images: Tensor) -> bool:
+    """Whether the logits depend on the map."""
+    with torch.no_grad():
+        maps, rest = found.features(images)
+        return not torch.equal(found.head(maps, rest), found.head(maps * 0.5, rest))
+
+
+def _live(model: nn.Module, anatomy: Anatomy) -> nn.Module | dict[str, Any]:
+    """The layers for an anatomy's graph: the network's own, where the anatomy is of its float32 copy."""
+    if not isinstance(anatomy, TracedAnatomy) or anatomy.model is model:
+        return anatomy.network if isinstance(anatomy, TracedAnatomy) else model
+    return {
+        str(node.target): _attribute(model, str(node.target), _attribute(anatomy.network, str(node.target)))
+        for node in anatomy.network.graph.nodes
+        if node.op in ("call_module", "get_attr")
+    }
+
+
+def _attribute(root: Any, path: str, default: Any = None) -> Any:
+    if isinstance(root, dict):
+        return root.get(path, default)
+    for name in path.split("."):
+        if not hasattr(root, name):
+            return default
+        root = getattr(root, name)
+    return root
+
+
+def _live_classifier(model: nn.Module, anatomy: TracedAnatomy) -> nn.Linear | nn.Conv2d | None:
+    """The network's own layer that alone follows global average pooling."""
+    weighted = [node for node in anatomy.head_nodes if not parameter_free(anatomy.network, node)]
+    if anatomy.kept_linear is None or len(weighted) != 1 or weighted[0].op != "call_module":
+        return None
+    layer = model.get_submodule(str(weighted[0].target))
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        return None
+    found, weight = anatomy.kept_linear.weight, layer.weight.flatten(1)
+    same = weight.shape == found.shape and torch.allclose(weight.to(found), found, rtol=1e-3, atol=1e-5)
+    return layer if same else None
+
+
+def _at_layer(model: nn.Module, images: Tensor, layer: str) -> Split:
+    names = [name for name, _ in model.named_modules()]
+    if layer not in names or not layer:
+        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise ConfigError(f"layer={layer!r}: the network has no such module.{hint}")
+    try:
+        traced: Trace | None = trace(model, training=False)
+    except TracingError:
+        traced = None
+    node = traced.ends.get(layer) if traced is not None else None
+    if traced is None or node is None:
+        return _watched(model, images, layer)
+    value = fx.Interpreter(as_module(traced.network, _part(traced.network.graph, [], [node]))).run(images)[0]
+    return TracedSplit(traced.network, traced.network.graph, node, _layout_of(value, images, layer), layer)
+
+
+def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
+    record = Record()
+    with evaluating(model):
+        record.watch(model, images)
+    if record.calls.get(layer) != 1:
+        raise ConfigError(
+            f"layer={layer!r}: runs {record.calls.get(layer, 0)} times, and torch.fx cannot trace the network to tell"
+            " them apart. Give a layer that runs once."
+        )
+    return _HookedSplit(model, layer, _layout_of(record.ended[layer], images, layer))
+
+
+def _layout_of(value: Any, images: Tensor, layer: str) -> Layout:
+    layout = find_layout(value.shape, (images.shape[-2], images.shape[-1])) if isinstance(value, Tensor) else None
+    if layout is None:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(
+            f"layer={layer!r}: gives {found}, no map (N, C, h, w) larger than 1 x 1. Give an earlier layer."
+        )
+    return layout

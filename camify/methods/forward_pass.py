@@ -1,0 +1,147 @@
+"""One forward of a network, cut at a layer, for all methods that look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Split, split
+from ..errors import ConversionError
+from ..modes import evaluating
+
+__all__ = ["ForwardPass", "observe", "unwrapped"]
+
+
+class ForwardPass:
+    """What one forward of a batch gave, and what can be asked of the network beside it.
+
+    Made by ``observe``; to be used inside its context. All tensors are float32 (float64 where the network is).
+
+    Attributes:
+        images: (N, 3, H, W).
+        logits: (N, K).
+        activations: A, the map (N, C, h, w) of the layer.
+        layer: its name.
+        split: the network cut at it.
+    """
+
+    def __init__(self, images: Tensor, parts: Split, *, gradients: bool) -> None:
+        self.images, self.split, self.layer = images, parts, parts.layer
+        device = images.device.type
+        self._autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        value, self._rest = parts.features(images)
+        self._value = value.detach()
+        self._graph: tuple[Tensor, Tensor] | None = None  # the map as a leaf, and the logits that follow from it
+        self._gradients: tuple[Tensor, Tensor] | None = None  # the last targets, and their gradients
+        if gradients and parts.classifier is None:
+            logits = self._build_graph()[1]
+        else:
+            logits = parts.head(self._value, self._rest)
+        self.logits, self.activations = _wide(logits.detach()), _wide(self._value)
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Weights (K, C) of the linear layer behind global average pooling, where the head is just that."""
+        layer = self.split.classifier
+        return None if layer is None else _wide(layer.weight.detach().flatten(1))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its bias (K,), zeros where it has none; None where the head is something else."""
+        layer = self.split.classifier
+        if layer is None:
+            return None
+        return _wide(layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach())
+
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether ``head`` takes any number of maps: nothing of the images flows past the layer."""
+        return not self._rest
+
+    def gradients(self, targets_N: Tensor) -> Tensor:
+        """dy_c / dA, (N, C, h, w): of the logit of one class per image, by the layer's map.
+
+        Where the head is global average pooling and a linear layer it is w_kc / (h w), which needs no backward pass.
+        Elsewhere the head alone is gone through backwards: never the features, nor any parameter.
+        """
+        weight = self.weight
+        if weight is not None:
+            positions = self.activations.shape[-2:].numel()
+            return (weight[targets_N] / positions)[:, :, None, None].expand_as(self.activations)
+        if self._gradients is None or not torch.equal(self._gradients[0], targets_N):
+            leaf, logits = self._graph or self._build_graph()
+            with torch.enable_grad():
+                score = logits.gather(1, targets_N[:, None]).sum()
+            (found,) = torch.autograd.grad(score, leaf, retain_graph=True, allow_unused=True)
+            if found is None:
+                raise ConversionError(f"layer {self.layer}: the logits do not depend on it. Give another layer.")
+            self._gradients = (targets_N, _wide(found))
+        return self._gradients[1]
+
+    @torch.no_grad()
+    def head(self, maps_MCHW: Tensor) -> Tensor:
+        """Logits (M, K) of maps in the place of the layer's; M is N unless ``takes_any_batch``."""
+        with self._as_called():
+            return _wide(self.split.head(maps_MCHW.to(self._value.dtype), self._rest))
+
+    @torch.no_grad()
+    def network(self, images_MCHW: Tensor, *, autocast: torch.dtype | None = None) -> Tensor:
+        """Logits (M, K) of other images; under autocast of a type, where one is given."""
+        half = torch.autocast(self.images.device.type, dtype=autocast)
+        with self._as_called() if autocast is None else half:
+            return _wide(self.split.head(*self.split.features(images_MCHW)))
+
+    def _as_called(self) -> torch.autocast:
+        enabled, dtype = self._autocast
+        return torch.autocast(self.images.device.type, dtype=dtype, enabled=enabled)
+
+    def _build_graph(self) -> tuple[Tensor, Tensor]:
+        leaf = self._value.clone().requires_grad_()
+        with torch.enable_grad(), self._as_called():
+            logits = self.split.head(leaf * 1, self._rest)  # the head may begin with a step in place
+        if not logits.requires_grad:
+            raise ConversionError(f"layer {self.layer}: no gradient reaches it from the logits. Give another layer.")
+        self._graph = (leaf, logits)
+        return self._graph
+
+
+@contextmanager
+def observe(
+    model: nn.Module, images: Tensor, layer: str | None = None, *, gradients: bool = False
+) -> Iterator[ForwardPass]:
+    """One forward in eval mode; modes, gradients and hooks are left as they were, also under ``inference_mode``.
+
+    Args:
+        model: any network that classifies images; also wrapped in DDP, DataParallel or torch.compile.
+        images: (N, 3, H, W), prepared as the network expects.
+        layer: exact name of a module; None is the last spatial map, found by running the network.
+        gradients: whether a method is going to ask for them.
+
+    Raises:
+        ConfigError: no module has that name, or it gives no map.
+        ConversionError: the network cannot be run, or has no map.
+    """
+    model = unwrapped(model)
+    if images.dim() != 4 or not len(images):
+        raise ConversionError(f"images: expected (N, C, H, W), got {tuple(images.shape)}.")
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        images = images.clone() if images.is_inference() else images.detach()
+        yield ForwardPass(images, split(model, images, layer), gradients=gradients)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DDP, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -1,0 +1,27 @@
+"""Grad-CAM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .forward_pass import ForwardPass
+from .method import Method, register
+
+__all__ = ["GradCAM"]
+
+
+@register("gradcam")
+class GradCAM(Method):
+    """Grad-CAM, sum_k a_k A_k(x, y) with a_k = mean_xy dy_c / dA_k(x, y); heat is its ReLU.
+
+    Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", eq. 1
+    and 2; y_c is the logit. With global average pooling and a linear head it is CAM / (h w).
+    """
+
+    uses_gradients = True
+
+    def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
+        """(N, h, w), before the ReLU."""
+        weights = forward.gradients(targets_N).mean((2, 3))
+        return torch.einsum("nchw,nc->nhw", forward.activations, weights)

@@ -1,0 +1,135 @@
+"""What an explanation method is, and the names under which methods are known."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, DataError
+from .forward_pass import ForwardPass, observe, unwrapped
+
+__all__ = ["METHODS", "Method", "check_targets", "find_method", "register"]
+
+Targets = int | Sequence[int] | Tensor | None
+
+
+class Method(ABC):
+    """An explanation method: raw, signed maps (N, h, w) of images, from one forward.
+
+    A new one says how its maps follow from a ``ForwardPass`` (``maps``), and gets a name by ``register``.
+
+    Args:
+        model: any network that classifies images.
+        layer: exact name of the module whose map is looked at; None is the last spatial map.
+    """
+
+    uses_gradients: ClassVar[bool] = False
+    """Whether ``maps`` asks for gradients; so the forward can be prepared for it."""
+    relu: ClassVar[bool] = True
+    """Whether the method's own definition ends in a ReLU. It is applied on the way to heat, not to raw maps."""
+
+    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        self.model, self.layer = unwrapped(model), layer
+
+    @abstractmethod
+    def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
+        """Raw maps (N, h, w) of one class per image."""
+
+    def __call__(self, images: Tensor, targets: Targets = None) -> Tensor:
+        """Raw maps (N, h, w) of images (N, 3, H, W) for the targets, before ReLU, at map resolution.
+
+        Args:
+            images: prepared as the network expects.
+            targets: top-1 (None), one class, one class per image (N,), or T per image (N, T): then (N, T, h, w).
+
+        Raises:
+            ConfigError: the number of targets is not that of the images, or one is no class.
+            DataError: the network gives NaN or infinite values.
+        """
+        with observe(self.model, images, self.layer, gradients=self.uses_gradients) as forward:
+            return self.look(forward, check_targets(targets, forward.logits))
+
+    def look(self, forward: ForwardPass, targets: Tensor) -> Tensor:
+        """Raw maps of a forward that other methods share, for targets (N,) or (N, T)."""
+        if targets.dim() == 2:
+            return torch.stack([self.look(forward, column) for column in targets.unbind(1)], dim=1)
+        with torch.autocast(forward.images.device.type, enabled=False):
+            maps = self.maps(forward, targets)
+        bad = (~maps.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(
+                f"{type(self).__name__}: the map of image {bad[0]} of the batch is not finite, at layer"
+                f" {forward.layer}. Look for NaN or infinite values in the image and the weights."
+            )
+        return maps
+
+
+METHODS: dict[str, type[Method]] = {}
+"""Methods by name; ``register`` adds to them."""
+
+_MethodClass = TypeVar("_MethodClass", bound=type[Method])
+
+
+class register:  # noqa: N801 - a decorator
+    """Class decorator that makes a method known by a name: ``@register("mine")``.
+
+    An installed package can do so for the command line too, by an entry point in the group ``camify.methods``.
+
+    Raises:
+        ConfigError: the name is taken by another class, or the class is no Method.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, method: _MethodClass) -> _MethodClass:
+        """The class itself."""
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise ConfigError(f"{self.name}: {method!r} is no camify.methods.Method.")
+        taken = METHODS.get(self.name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (method.__module__, method.__qualname__):
+            raise ConfigError(f"{self.name}: this name is taken by {taken.__qualname__}. Choose another.")
+        METHODS[self.name] = method
+        return method
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of a name: camify's, registered, or of an installed package.
+
+    Raises:
+        ConfigError: there is none; lists those that there are.
+    """
+    if name not in METHODS:
+        for point in entry_points(group="camify.methods", name=name):
+            register(name)(point.load())
+    if name not in METHODS:
+        raise ConfigError(f"method={name!r} is unknown. Choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def check_targets(targets: Any, logits_NK: Tensor) -> Tensor:
+    """Targets as classes (N,), or (N, T), on the device of the logits.
+
+    Raises:
+        ConfigError: their number is not that of the images, or one is no class.
+    """
+    count, classes = logits_NK.shape
+    if targets is None:
+        return logits_NK.argmax(dim=1)
+    found = torch.as_tensor(targets, device=logits_NK.device)
+    if found.dim() == 0:
+        found = found.expand(count)
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.dim() > 2 or len(found) != count or not found.numel() or not whole:
+        raise ConfigError(
+            f"targets: {found.dtype} {tuple(found.shape)} for {count} images. Give None, one class, one per image, or"
+            " (images, classes)."
+        )
+    if bool(((found < 0) | (found >= classes)).any()):
+        raise ConfigError(f"targets: {found.tolist()} must lie in 0..{classes - 1}.")
+    return found.long()

@@ -1,0 +1,55 @@
+"""Recipro-CAM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from .cells import cell_logits
+from .forward_pass import ForwardPass
+from .method import Method, register
+
+__all__ = ["ReciproCAM"]
+
+_VARIANTS = ("softmax", "logits")
+
+
+@register("reciprocam")
+class ReciproCAM(Method):
+    """Recipro-CAM, R(x, y) = softmax(head(F^xy))_c, F^xy the map with all cells but (x, y) set to zero.
+
+    Byun & Lee 2022, "Recipro-CAM: Gradient-free reciprocal class activation map", section 3 and their code. Gradient
+    free; only the head is run, and of that no more than it takes (see ``cells``).
+
+    Args:
+        model: any network that classifies images.
+        layer: exact name of a module; None is the last spatial map.
+        variant: ``"softmax"`` (paper) or ``"logits"`` (OpenVINO XAI for models without softmax); with global average
+            pooling and a linear head the latter is CAM / (h w) + b_c.
+        gaussian: the cell's vector also stands in its neighbours, weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
+    """
+
+    relu = False
+
+    def __init__(
+        self, model: nn.Module, layer: str | None = None, *, variant: str = "softmax", gaussian: bool = False
+    ) -> None:
+        super().__init__(model, layer)
+        if variant not in _VARIANTS:
+            raise ConfigError(f"ReciproCAM: variant={variant!r} is unknown. Choose one of {', '.join(_VARIANTS)}.")
+        self.variant, self.gaussian = variant, gaussian
+
+    def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
+        """(N, h, w)."""
+        height, width = forward.activations.shape[-2:]
+        masks = torch.eye(height * width).reshape(-1, height, width).to(forward.activations)
+        if self.gaussian:
+            line = masks.new_tensor([1.0, 2.0, 1.0])
+            kernel = line[:, None] * line / 16
+            masks = F.conv2d(masks[:, None], kernel[None, None], padding=1)[:, 0]
+        logits_NPK = cell_logits(forward, masks)
+        scores = logits_NPK.softmax(2) if self.variant == "softmax" else logits_NPK
+        chosen = targets_N[:, None, None].expand(-1, height * width, 1)
+        return scores.gather(2, chosen).reshape(-1, height, width)

@@ -1,0 +1,109 @@
+"""Score-CAM."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from ..maps import normalize, upsample
+from .forward_pass import ForwardPass
+from .method import Method, register
+
+__all__ = ["ScoreCAM"]
+
+
+class _Variant(NamedTuple):
+    probabilities: bool = False  # of the masked images are the weights; else logits, and a softmax over the channels
+    align_corners: bool = False
+    normalize_first: bool = False  # the mask before it is upsampled
+    epsilon: float | None = None  # added to the span of a mask
+
+
+_VARIANTS = {
+    "paper": _Variant(),
+    "authors": _Variant(probabilities=True),
+    "pytorch-grad-cam": _Variant(align_corners=True, epsilon=1e-8),
+    "torch-cam": _Variant(normalize_first=True, epsilon=1e-8),
+}
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@register("scorecam")
+class ScoreCAM(Method):
+    """Score-CAM, sum_k w_k A_k(x, y), w the softmax over k of y_c(x . H_k) - y_c(x_b); heat is its ReLU.
+
+    Wang et al. 2020, "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", eq. 4 to 6 and
+    algorithm 1. The mask H_k is A_k upsampled and scaled to [0, 1]; the baseline x_b is zero, the mean colour of
+    normalised images. One forward for every channel that is not constant: the mask of a constant one is zero, and so
+    its score is that of the baseline.
+
+    Args:
+        model: any network that classifies images.
+        layer: exact name of a module; None is the last spatial map.
+        variant: ``"paper"``: algorithm 1, logits. ``"authors"``: their code, weights are the probabilities of the
+            masked images, constant channels left out. ``"pytorch-grad-cam"`` (1.5): masks upsampled with
+            align_corners. ``"torch-cam"`` (0.5): masks scaled before they are upsampled.
+        chunk: masked images in one forward; memory grows with it.
+        precision: ``"fp32"`` (as the network is), or ``"bf16"``, ``"fp16"``: the masked forwards under autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        *,
+        variant: str = "paper",
+        chunk: int = 16,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(model, layer)
+        if variant not in _VARIANTS:
+            raise ConfigError(f"ScoreCAM: variant={variant!r} is unknown. Choose one of {', '.join(_VARIANTS)}.")
+        if precision not in _PRECISIONS:
+            raise ConfigError(f"ScoreCAM: precision={precision!r} is unknown. Choose one of {', '.join(_PRECISIONS)}.")
+        if chunk < 1:
+            raise ConfigError(f"ScoreCAM: chunk={chunk}: must be at least 1.")
+        self.variant, self.chunk, self.precision = variant, chunk, precision
+
+    def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
+        """(N, h, w), before the ReLU."""
+        baseline = forward.network(torch.zeros_like(forward.images[:1]))[0]
+        weights = [
+            self._weights(forward, image, maps, int(target), baseline[target])
+            for image, maps, target in zip(forward.images, forward.activations, targets_N, strict=True)
+        ]
+        return torch.einsum("nchw,nc->nhw", forward.activations, torch.stack(weights))
+
+    def _weights(self, forward: ForwardPass, image: Tensor, maps_CHW: Tensor, target: int, baseline: Tensor) -> Tensor:
+        """Weights (C,) of the channels of one image."""
+        variant = _VARIANTS[self.variant]
+        varies = (maps_CHW.amax((1, 2)) > maps_CHW.amin((1, 2))).nonzero().flatten()
+        scores = maps_CHW.new_zeros(len(maps_CHW))
+        for channels in torch.split(varies, self.chunk):
+            masked = image * self._masks(maps_CHW[channels], image)[:, None].to(image.dtype)
+            logits = forward.network(masked, autocast=_PRECISIONS[self.precision])
+            found = logits.softmax(1)[:, target] if variant.probabilities else logits[:, target] - baseline
+            scores[channels] = found
+        return scores if variant.probabilities else scores.softmax(0)
+
+    def _masks(self, maps: Tensor, image: Tensor) -> Tensor:
+        """Masks (M, H, W) in [0, 1]."""
+        variant, size = _VARIANTS[self.variant], (image.shape[-2], image.shape[-1])
+        if variant.align_corners:
+            big = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+        elif variant.normalize_first:
+            return upsample(_scaled(maps, variant.epsilon), size)
+        else:
+            big = upsample(maps, size)
+        return _scaled(big, variant.epsilon)
+
+
+def _scaled(maps: Tensor, epsilon: float | None) -> Tensor:
+    if epsilon is None:
+        return normalize(maps)
+    low = maps.amin((-2, -1), keepdim=True)
+    return (maps - low) / (maps.amax((-2, -1), keepdim=True) - low + epsilon)
