@@ -7,16 +7,6 @@ import camify
 from camify.surgery.tiny_vgg import TinyVGG
 
 
-@pytest.fixture
-def net():
-    return camify.convert(TinyVGG(4), head="direct", input_size=96, seed=0)
-
-
-@pytest.fixture
-def images():
-    return torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(1))
-
-
 def brute_force(net, images, classes):
     """Zhou 2016, eq. 2, position by position."""
     with torch.no_grad():
