@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from matplotlib import colormaps
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torch import nn
 
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
-from .files import slug
-from .maps import select
-from .methods import METHODS
-from .model import CAMNet
-from .modes import evaluating
-from .report.overlay import ClassMap, overlay_picture
+from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
+from .methods import METHODS, observe
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
@@ -29,6 +28,9 @@ _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
     " or a checkpoint folder"
 )
+
+
+_MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
 class _Parser(ArgumentParser):
@@ -74,16 +76,23 @@ def _parser() -> ArgumentParser:
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
-    command = _Parser(description="Draw where a CAM-ready network looks, for image files.")
+    command = _Parser(description="Draw where a network looks, for image files: pictures, raw maps, boxes, figures.")
     command.add_argument("images", nargs="+", help="image files, or folders of them")
-    command.add_argument("--model", type=str, required=True, help="checkpoint folder")
-    command.add_argument("--out", type=str, required=True, help="folder for the pictures")
-    command.add_argument("--method", choices=tuple(METHODS), default="cam")
-    command.add_argument(
-        "--target", type=str | None, default=None, help="a class by name or number; default: the predicted"
-    )
-    command.add_argument("--colormap", type=str, default="inferno")
-    command.add_argument("--overwrite", type=bool, default=False, help="replace pictures that exist")
+    command.add_argument("--model", type=str, required=True, help=_SOURCE)
+    command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
+    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
+    command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
+    command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
+    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--threshold", type=float, default=0.2, help="share of a map's range that makes its box")
+    command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
+    command.add_argument("--picture", choices=("png", "jpg"), default="png")
+    command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
     return parser
 
@@ -137,86 +146,89 @@ def _assumed(input_format: str) -> dict[str, Any]:
     return Preprocessing(usual.size, (mean,), (std,)).to_dict()
 
 
-@torch.no_grad()
 def _explain(options: Namespace) -> None:
+    files = image_files(options.images)
     source = resolve(options.model)
-    net = source.model
-    if not isinstance(net, CAMNet):
-        raise ConversionError(
-            f"{options.model}: is not CAM-ready. Convert it first: camify convert {options.model} OUT"
+    known = source.preprocessing
+    preprocessing = Preprocessing() if known is None else Preprocessing.from_dict(known)
+    console = Console(highlight=False)
+    if known is None:
+        console.print(
+            f"Assumed: ImageNet's normalisation at {preprocessing.size} px; {options.model} does not say what it was"
+            " trained with.",
+            soft_wrap=True,
         )
-    if net.preprocessing is None:
-        raise ConfigError(
-            f"{options.model}: names no preprocessing, so pictures cannot be prepared. Save it again with it."
-        )
-    preprocessing = Preprocessing.from_dict(net.preprocessing)
-    files = _image_files(options.images)
-    targets = _out_files(files, Path(options.out), overwrite=options.overwrite)
-    names = net.class_names or [f"class {index}" for index in range(net.num_classes)]
-    target = _class_index(options.target, names)
-    inputs = [preprocessing.read(path) for path in files]  # all are read before anything is written
+    model = source.model.to(options.device)
+    names = source.class_names or _numbers(model, preprocessing)
+    wanted = ExplainOptions(
+        methods=tuple(options.method),
+        targets=tuple(_class_index(target, names) for target in options.targets),
+        topk=options.topk,
+        layer=options.layer,
+        options=dict(options.options),
+        threshold=options.threshold,
+        colormap=_colormap(options.colormap),
+        picture=options.picture,
+        precision=options.precision,
+    )
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table(box=None, padding=(0, 2))
     for column in ("image", "class", "probability", "logit", "picture"):
         table.add_column(column, overflow="fold")
-    with evaluating(net):
-        for path, out, image in zip(files, targets, inputs, strict=True):
-            logits, maps = net.forward_with_maps(image[None])
-            chosen = int(logits.argmax()) if target is None else target
-            probability = float(logits.softmax(dim=1)[0, chosen])
-            heat = select(maps, torch.tensor([chosen]))[0]
-            shown = ClassMap(names[chosen], heat, float(logits[0, chosen]), probability)
-            picture = overlay_picture(
-                preprocessing.restore(image),
-                None,
-                shown,
-                scale=float(heat.max()),
-                colormap=options.colormap,
-                title=path.name,
+
+    def report(result: dict[str, Any]) -> None:
+        for entry in result["classes"] if table.row_count < _MOST_ROWS else []:
+            figures = (f"{entry['probability']:.3f}", f"{entry['logit']:.2f}")
+            table.add_row(
+                escape(Path(result["image"]).name), escape(entry["class"]), *figures, escape(result["picture"])
             )
-            out.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(out)
-            table.add_row(str(path), names[chosen], f"{probability:.3f}", f"{shown.logit:.2f}", str(out))
-    Console(highlight=False).print(table)
+
+    with bar:
+        done = explain_files(
+            model,
+            preprocessing,
+            files,
+            Path(options.out),
+            wanted,
+            source=options.model,
+            class_names=names,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            progress=lambda batches, count: bar.track(batches, total=count, description="explaining, batch"),
+            report=report,
+        )
+    console.print(table)
+    before = f" ({done.before} were done before)" if done.before else ""
+    console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    if done.unreadable:
+        shown = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
+        message = f"{len(done.unreadable)} could not be read: {shown}"
+        if not done.results and not done.before:
+            raise DataError(message)
+        console.print(escape(message), soft_wrap=True)
 
 
-def _image_files(given: Sequence[str]) -> list[Path]:
-    files: list[Path] = []
-    for name in given:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-            if not found:
-                raise DataError(f"{path}: holds no images.")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder.")
-    return files
+def _numbers(model: nn.Module, preprocessing: Preprocessing) -> list[str]:
+    """Names of classes that have none."""
+    parameter = next(model.parameters())
+    image = torch.zeros(1, len(preprocessing.mean), preprocessing.size, preprocessing.size).to(parameter)
+    with observe(model, image) as forward:
+        return [f"class {index}" for index in range(forward.logits.shape[1])]
 
 
-def _out_files(files: Sequence[Path], folder: Path, *, overwrite: bool) -> list[Path]:
-    """A picture file for every image; equal names get their number."""
-    stems = [slug(path.stem) for path in files]
-    names = [
-        stem if stems.count(stem) == 1 else f"{stem}_{stems[:index].count(stem) + 1}"
-        for index, stem in enumerate(stems)
-    ]
-    out = [folder / f"{name}_cam.png" for name in names]
-    existing = [path for path in out if path.exists()]
-    if existing and not overwrite:
-        raise ConfigError(f"{existing[0]}: exists. Choose another --out, or add --overwrite true.")
-    return out
+def _colormap(name: str) -> str:
+    if name not in colormaps:
+        raise ConfigError(f"--colormap {name!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
+    return name
 
 
-def _class_index(target: str | None, names: Sequence[str]) -> int | None:
-    if target is None:
-        return None
+def _class_index(target: str, names: Sequence[str]) -> int:
     if target in names:
         return list(names).index(target)
     if target.isdecimal() and int(target) < len(names):
         return int(target)
-    raise ConfigError(f"--target {target!r}: no such class. Known: {', '.join(names[:10])}.")
+    raise ConfigError(f"--targets {target!r}: no such class. Known: {', '.join(names[:10])}.")
 
 
 _COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from camify.maps import upsample
 
-__all__ = ["ClassMap", "overlay_picture", "sheet_picture", "strip_picture"]
+__all__ = ["ClassMap", "grid_picture", "overlay_picture", "sheet_picture", "strip_picture"]
 
 PAPER, INK, MUTED = (252, 252, 250), (31, 35, 40), (106, 112, 119)
 GROUND = (224, 224, 224)  # below a colour bar and below a map that is drawn without its image
@@ -111,6 +111,55 @@ def overlay_picture(
         _write(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else colour, bold=not i)
         x += width + GAP
     _colour_bar(paper, (x, y), height, scale, colormap)
+    return paper
+
+
+def grid_picture(
+    image: Tensor,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[ClassMap]],
+    *,
+    boxes: Tensor | None = None,
+    colormap: str = "inferno",
+    title: str = "",
+) -> Image.Image:
+    """The image, then maps over it: a row for each class, a column for each method.
+
+    Methods have different units, so every map has its own scale, which stands below it: from zero, or from its minimum
+    where that is positive, to its maximum.
+
+    Args:
+        image: (3, H, W), 0 to 1, not normalised.
+        columns: names of the methods.
+        rows: of each class the maps of all methods.
+        boxes: ground truth, (n, 4) xyxy in pixels of ``image``, exclusive.
+        colormap: name in ``matplotlib.colormaps``.
+        title: line above the picture.
+    """
+    picture = _picture(image, PANEL)
+    width, height = max(picture.width, COLUMN), picture.height
+    step = (width + GAP, height + 3 * LINE)
+    paper = _paper(((1 + len(columns)) * step[0], len(rows) * step[1] + 2 * LINE))
+    draw = ImageDraw.Draw(paper)
+    _write(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    for i, label in enumerate(["image", *columns]):
+        _write(draw, (MARGIN + i * step[0], MARGIN + LINE), label, width, MUTED)
+    for j, maps in enumerate(rows):
+        y = MARGIN + 2 * LINE + j * step[1]
+        panels, notes = [picture], [f"logit {maps[0].logit:.2f} · p {maps[0].probability:.2f}"]
+        for shown in maps:
+            low, high = max(float(shown.map_hw.min()), 0.0), float(shown.map_hw.max())
+            heated, note = _heated(picture, shown.map_hw - low, high - low, colormap)
+            panels.append(heated)
+            notes.append(note or f"{low:.3g} to {high:.3g}")
+        for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
+            x = MARGIN + i * step[0]
+            paper.paste(panel, (x, y))
+            _outline(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
+            _write(draw, (x, y + height + 4), maps[0].name if i == 0 else note, width, MUTED if i else INK, bold=not i)
+        _write(draw, (MARGIN, y + height + 4 + LINE), notes[0], width, MUTED)
+    bar = MARGIN + (1 + len(columns)) * step[0]
+    _colour_bar(paper, (bar, MARGIN + 2 * LINE), height, ("low", "high"), colormap)
     return paper
 
 
@@ -253,13 +302,16 @@ def _outline(
                 draw.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), outline=colour)
 
 
-def _colour_bar(paper: Image.Image, at: tuple[int, int], height: int, scale: float, colormap: str) -> None:
-    """Draws the colours from 0 (bottom) to ``scale`` (top) as they look over a grey picture."""
+def _colour_bar(
+    paper: Image.Image, at: tuple[int, int], height: int, ends: float | tuple[str, str], colormap: str
+) -> None:
+    """Draws the colours from 0 (bottom) to ``ends`` (top), or between two words, as they look over a grey picture."""
+    bottom, top = ("0", f"{ends:.3g}") if isinstance(ends, float | int) else ends
     levels = np.linspace(255, 0, height).round().astype(np.uint8)[:, None].repeat(BAR, axis=1)
     paper.paste(_tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap), at)
     draw, x = ImageDraw.Draw(paper), at[0] + BAR + 4
-    _write(draw, (x, at[1] - 3), f"{scale:.3g}", TICK - 4, MUTED, size=11)
-    _write(draw, (x, at[1] + height - 12), "0", TICK - 4, MUTED, size=11)
+    _write(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
+    _write(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
 
 
 @lru_cache(maxsize=8)
