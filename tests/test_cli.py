@@ -86,13 +86,15 @@ def test_explain_draws_the_map_of_the_predicted_class(folder, photo, tmp_path, c
 
 
 def test_explain_takes_folders_a_class_and_never_replaces_unasked(folder, photo, tmp_path, capsys):
-    arguments = ["explain", photo.parent, "--model", folder, "--out", tmp_path / "out", "--target", "bee"]
+    arguments = ["explain", photo.parent, "--model", folder, "--out", tmp_path / "out", "--targets", "bee"]
     main([str(argument) for argument in arguments])
     assert "bee" in capsys.readouterr().out
     before = (tmp_path / "out" / "my_photo_cam.png").read_bytes()
-    assert "--overwrite" in refused(capsys, *arguments)
+    other = [*arguments[:-1], "ant"]
+    assert "--overwrite" in refused(capsys, *other)
     assert (tmp_path / "out" / "my_photo_cam.png").read_bytes() == before
-    main([str(argument) for argument in [*arguments, "--overwrite", "true"]])
+    main([str(argument) for argument in [*other, "--overwrite", "true"]])
+    assert (tmp_path / "out" / "my_photo_cam.png").read_bytes() != before
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(folder, photo, tmp_path):
@@ -100,7 +102,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(folder, photo, tmp_pat
     twin.parent.mkdir()
     twin.write_bytes(photo.read_bytes())
     main(["explain", str(photo), str(twin), "--model", str(folder), "--out", str(tmp_path / "out")])
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list((tmp_path / "out").glob("*_cam.png"))) == 2
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(folder, photo, tmp_path, capsys):
@@ -112,11 +114,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, photo, tmp_path, capsys
     assert "gap" in refused(capsys, "convert", "camify/tiny_vgg", tmp_path / "x", "--head", "best")
     assert "input_size" in refused(capsys, "inspect", "torchvision/alexnet", "--input_size", "30")
     assert "nowhere.jpg" in refused(capsys, "explain", "nowhere.jpg", "--model", folder, "--out", tmp_path / "out")
-    assert "broken.jpg" in refused(capsys, "explain", photo, broken, "--model", folder, "--out", tmp_path / "out")
     assert "no such class" in refused(
-        capsys, "explain", photo, "--model", folder, "--out", tmp_path / "out", "--target", "dog"
+        capsys, "explain", photo, "--model", folder, "--out", tmp_path / "out", "--targets", "dog"
     )
-    assert "not CAM-ready" in refused(capsys, "explain", photo, "--model", "camify/tiny_vgg", "--out", tmp_path / "out")
+    assert "no such module" in refused(
+        capsys, "explain", photo, "--model", folder, "--out", tmp_path / "no", "--method", "gradcam", "--layer", "x"
+    )
+    assert "is unknown" in refused(
+        capsys, "explain", photo, "--model", folder, "--out", tmp_path / "no", "--method", "magic"
+    )
+    assert "camify.convert" in refused(capsys, "explain", photo, "--model", "camify/tiny_vgg", "--out", tmp_path / "no")
+    assert "1 could not be read" in refused(capsys, "explain", broken, "--model", folder, "--out", tmp_path / "no")
     assert not (tmp_path / "out").exists(), "nothing is written before everything is known to be right"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,30 @@ def explain_files(
         ConversionError: a method needs a CAM-ready network.
     """
     settings = {"model": source, **asdict(options), "methods": list(options.methods), "targets": list(options.targets)}
-    done = _begin(out, settings, overwrite)
+    done = _done_before(out, settings, overwrite)
     names = _names(files, out, done, options.picture, overwrite)
     pending = [path for path in files if str(path) not in done]
     summary = Summary(before=len(files) - len(pending))
     methods = make_methods(model, options.methods, options.layer, options.options)
     batches = image_batches(pending, preprocessing, batch_size=batch_size, workers=workers)
-    with ThreadPoolExecutor(2) as pool, (out / RESULTS).open("a", encoding="utf-8") as results:
-        waiting: list[Future[dict[str, Any]]] = []
+
+    def forwards() -> Iterator[list[Callable[[], dict[str, Any]]]]:
         for index, batch in enumerate(progress(batches, len(batches))):
             summary.unreadable |= batch.unreadable
-            if not batch.paths:
-                continue
-            if index == 0 and len(batches) > 2:
+            if index == 0 and batch.paths and len(batches) > 2:
                 summary.memory_format = fastest_format(model, batch.images)
-            jobs = _jobs(batch, model, methods, preprocessing, options, class_names, names, out)
+            if batch.paths:
+                yield _jobs(batch, model, methods, preprocessing, options, class_names, names, out)
+
+    work = forwards()
+    first = next(work, None)  # what is wrong with the network or the options shows before anything is written
+    if first is None:
+        return summary
+    if not done:
+        _begin(out, settings)
+    with ThreadPoolExecutor(2) as pool, (out / RESULTS).open("a", encoding="utf-8") as results:
+        waiting: list[Future[dict[str, Any]]] = []
+        for jobs in chain([first], work):
             waiting, ready = [pool.submit(job) for job in jobs], waiting
             _record(ready, results, summary, report)
         _record(waiting, results, summary, report)
@@ -150,8 +160,8 @@ def _record(
 # ---------------------------------------------------------------- the folder
 
 
-def _begin(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, str]:
-    """The images that are done, with the names of their files; the folder is made, or found to be of this run."""
+def _done_before(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, str]:
+    """The images that this run has done before it was interrupted, with the names of their files."""
     record = out / SETTINGS
     written = json.loads(json.dumps(settings))
     if record.is_file() and not overwrite:
@@ -165,10 +175,13 @@ def _begin(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, st
                 f"{out}: was made with another {', '.join(changed)}. Choose another --out, or add --overwrite true."
             )
         return _done(out / RESULTS)
+    return {}
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS).unlink(missing_ok=True)
-    write_whole(record, json.dumps(written, indent=1))
-    return {}
+    write_whole(out / SETTINGS, json.dumps(settings, indent=1))
 
 
 def _done(results: Path) -> dict[str, str]:
