@@ -14,7 +14,7 @@ from .forward_pass import ForwardPass
 __all__ = ["cell_logits"]
 
 _MOST_VALUES = 2**24  # of one chunk of masked maps: 64 MiB in float32
-_ROWS = 512  # of hidden units whose weights are put in order at a time
+_ROWS = 128  # of hidden units whose weights are put in order at a time: they stay in the cache
 
 
 @torch.no_grad()
@@ -68,21 +68,19 @@ class _SparseHead:
         """(N, P, K)."""
         count, cells, channels = vectors_NPC.shape
         weight = self.linear.weight
-        vectors = vectors_NPC.to(weight.dtype).transpose(0, 1)  # (P, N, C)
         positions = self.positive.shape[1]
-        inputs = []
-        for position in range(positions):
-            used = (self.positive[:, position] != 0) | (self.negative[:, position] != 0)
-            part = vectors[used]
-            shares = (self.positive[used, position], self.negative[used, position])
-            mixed = part.relu() * shares[0][:, None, None] - (-part).relu() * shares[1][:, None, None]
-            inputs.append((used.nonzero().flatten(), mixed.flatten(0, 1)))
+        used = ((self.positive != 0) | (self.negative != 0)).T  # (positions, P)
+        most = int(used.sum(1).max())
+        cell = used.to(torch.uint8).topk(most, dim=1).indices  # where fewer are used, others with the share 0
+        positive, negative = (share.T.gather(1, cell)[:, :, None, None] for share in (self.positive, self.negative))
+        vectors = vectors_NPC.to(weight.dtype).transpose(0, 1)[cell]  # (positions, most, N, C)
+        inputs = (vectors.relu() * positive - (-vectors).relu() * negative).flatten(1, 2)
         hidden = vectors.new_zeros(cells, count, len(weight))
         for start in range(0, len(weight), _ROWS):
             rows = weight[start : start + _ROWS]
-            by_position = rows.reshape(-1, channels, positions).permute(2, 1, 0).contiguous()
-            for (cell, mixed), columns in zip(inputs, by_position, strict=True):
-                hidden[cell, :, start : start + len(rows)] += (mixed @ columns).reshape(len(cell), count, -1)
+            by_position = rows.reshape(-1, positions).T.contiguous().reshape(positions, len(rows), channels)
+            answers = torch.bmm(inputs, by_position.transpose(1, 2)).reshape(-1, count, len(rows))
+            hidden[:, :, start : start + len(rows)].index_add_(0, cell.flatten(), answers)
         if self.linear.bias is not None:
             hidden += self.linear.bias
         (logits,) = self.rest(hidden.transpose(0, 1).flatten(0, 1))

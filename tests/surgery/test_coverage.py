@@ -1,6 +1,6 @@
 """What converts: torchvision's classifiers and one CNN per family of timm, with every head, at their native size.
 
-``pytest -m slow tests/surgery/test_coverage.py`` runs all of them (most of an hour on two cores) and compares the
+``pytest -m slow tests/surgery/test_coverage.py`` runs all of them (35 minutes on a core) and compares the
 README's table with what it found; the default run takes one small network per family, at small sizes.
 """
 
