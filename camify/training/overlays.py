@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..data import Preprocessing
 from ..files import slug, write_whole
-from ..maps import select
+from ..methods import Method, find_method, observe
 from ..model import CAMNet
-from ..modes import evaluating
 from ..report.overlay import ClassMap, overlay_picture, strip_picture
 from ..report.page import ImageTrack
 from .asking import is_dry_run, run_folder, single_loader
@@ -52,10 +51,21 @@ class CAMOverlayLogger(pl.Callback):
         seed: another seed watches others.
         colormap: name in ``matplotlib.colormaps``; ``"jet"`` is the literature's.
         every_n_epochs: draw in every n-th epoch only.
+        method: explanation method by name (see ``camify.explain``); ``"cam"`` costs nothing extra.
+
+    Raises:
+        ConfigError: the method is unknown.
     """
 
-    def __init__(self, num_images: int = 12, seed: int = 0, colormap: str = "inferno", every_n_epochs: int = 1) -> None:
-        self.num_images, self.seed = num_images, seed
+    def __init__(
+        self,
+        num_images: int = 12,
+        seed: int = 0,
+        colormap: str = "inferno",
+        every_n_epochs: int = 1,
+        method: str = "cam",
+    ) -> None:
+        self.num_images, self.seed, self.method = num_images, seed, find_method(method)
         self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
         self.history: dict[int, dict[str, Tensor]] = {}  # by epoch: maps (n, 2, h, w), logits, probabilities, classes
         self.class_names: list[str] = []
@@ -108,7 +118,7 @@ class CAMOverlayLogger(pl.Callback):
             self.class_names = network.class_names or [f"class {index}" for index in range(network.num_classes)]
         epoch = trainer.current_epoch
         with trainer.precision_plugin.forward_context():
-            self.history[epoch] = _look(network, self._probes.batch, pl_module.device)
+            self.history[epoch] = _look(self.method(network), self._probes.batch, pl_module.device)
         unknown: set[str] = set()
         for index, name in enumerate(self._probes.names):
             picture = self._picture(epoch, index)
@@ -248,17 +258,14 @@ def _read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int) ->
     return _Probes(batch, pictures, names)
 
 
-@torch.no_grad()
-def _look(network: CAMNet, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+def _look(method: Method, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
     """Maps, logits and probabilities of the predicted (0) and the true class (1), on the CPU."""
-    with evaluating(network):
-        logits, maps = network.forward_with_maps(batch["image"].to(device))
-    logits, maps, labels = logits.float().cpu(), maps.float().cpu(), batch["label"]
-    classes = logits.argmax(dim=1)
-    pair = torch.stack([classes, labels], dim=1)
-    return {
-        "classes": classes,
-        "maps": torch.stack([select(maps, classes), select(maps, labels)], dim=1),
-        "logits": logits.gather(1, pair),
-        "probabilities": logits.softmax(dim=1).gather(1, pair),
-    }
+    with observe(method.model, batch["image"].to(device), gradients=method.uses_gradients) as forward:
+        classes = forward.logits.argmax(dim=1)
+        pair = torch.stack([classes, batch["label"].to(device)], dim=1)
+        return {
+            "classes": classes.cpu(),
+            "maps": method.look(forward, pair).float().cpu(),
+            "logits": forward.logits.gather(1, pair).float().cpu(),
+            "probabilities": forward.logits.softmax(dim=1).gather(1, pair).float().cpu(),
+        }

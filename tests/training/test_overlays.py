@@ -51,6 +51,19 @@ def test_the_drawn_maps_are_those_of_the_network(module, data, make_trainer):
         torch.testing.assert_close(looks["probabilities"][index, 1], logits.softmax(1)[index, true])
 
 
+@pytest.mark.parametrize("method", ["gradcam", "reciprocam"])
+def test_any_method_can_be_watched(module, data, make_trainer, method):
+    overlays = camify.CAMOverlayLogger(num_images=2, method=method)
+    make_trainer(overlays, max_epochs=1).fit(module, data)
+    looks, batch = overlays.history[0], overlays._probes.batch
+    expected = camify.explain(
+        module.model, batch["image"], method=method, targets=batch["label"], normalize=None, size=None
+    )
+    torch.testing.assert_close(looks["maps"][:, 1], expected)
+    with pytest.raises(camify.ConfigError, match="magic"):
+        camify.CAMOverlayLogger(method="magic")
+
+
 def test_the_scale_of_an_image_is_its_largest_value_in_any_epoch(module, data, make_trainer):
     overlays = camify.CAMOverlayLogger(num_images=2)
     make_trainer(overlays, max_epochs=3).fit(module, data)
