@@ -21,7 +21,16 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
-__all__ = ["CARD", "MANIFEST", "SCHEMA_VERSION", "WEIGHTS", "read_folder", "read_tensors", "write_folder"]
+__all__ = [
+    "CARD",
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "WEIGHTS",
+    "file_sha256",
+    "read_folder",
+    "read_tensors",
+    "write_folder",
+]
 
 WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
 SCHEMA_VERSION = 1
@@ -48,7 +57,7 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
         # copies: safetensors refuses layers that share their weights
         plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         safetensors.torch.save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
-        content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": _sha256(aside / WEIGHTS)}
+        content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
         (aside / CARD).write_text(card, encoding="utf-8")
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -118,7 +127,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
     tensors = read_tensors(folder / WEIGHTS)
-    if manifest.get("sha256") != _sha256(folder / WEIGHTS):
+    if manifest.get("sha256") != file_sha256(folder / WEIGHTS):
         raise CheckpointError(
             f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
         )
@@ -162,7 +171,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}). The file is damaged.") from error
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..checkpoint import MANIFEST
+from ..checkpoint import MANIFEST, file_sha256
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
 from .architectures import build_torchvision, find_architecture, torchvision_names
@@ -87,7 +88,7 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
     if not load or which == "none":
         return Source(architecture(), f"torchvision/{name}")
     if "." in which or "/" in which:
-        return _from_file(f"torchvision/{name}@{which}", architecture, which)
+        return _as_published(_from_file(f"torchvision/{name}@{which}", architecture, which), name, which)
     choices = torchvision.models.get_model_weights(name)
     try:
         member = choices["DEFAULT" if which == "" else which]
@@ -105,9 +106,28 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
     network = architecture(**options)
     source, notes = f"torchvision/{name}@{member.name}", list[str]()
     _load(network, dict(state), source, notes)
-    expected = member.transforms()
-    preprocessing = preprocessing_of(expected.crop_size[0], expected.mean, expected.std)
-    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes), preprocessing)
+    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes), _expected(member))
+
+
+def _expected(member: Any) -> dict[str, Any]:
+    """The preprocessing that weights of torchvision's expect."""
+    transforms = member.transforms()
+    return preprocessing_of(transforms.crop_size[0], transforms.mean, transforms.std)
+
+
+def _as_published(source: Source, name: str, file: str) -> Source:
+    """A network of a file with the classes and preprocessing of torchvision's weights, where it is their file.
+
+    Such a file has the beginning of its SHA-256 in its name (``resnet18-f37072fd.pth``), and that is checked.
+    """
+    for member in torchvision.models.get_model_weights(name):
+        digest = re.search(r"-([0-9a-f]{8,})\.pth$", member.url)
+        if digest is not None and Path(member.url).name == Path(file).name:
+            if not file_sha256(Path(file)).startswith(digest[1]):
+                raise CheckpointError(f"{file}: is not torchvision's file of that name, or damaged. Fetch it again.")
+            categories = list(member.meta["categories"])
+            return replace(source, class_names=source.class_names or categories, preprocessing=_expected(member))
+    return source
 
 
 def _timm(name: str, which: str, load: bool) -> Source:
@@ -137,7 +157,8 @@ def _bare_file(file: str) -> Source:
     state, names = read_state(file, notes)
     name = find_architecture(state, file)
     notes.append(f"the file names no network; its tensors fit torchvision/{name} and no other of torchvision's")
-    return _with_weights(f"torchvision/{name}@{file}", partial(build_torchvision, name), state, names, notes)
+    found = _with_weights(f"torchvision/{name}@{file}", partial(build_torchvision, name), state, names, notes)
+    return _as_published(found, name, file)
 
 
 def _from_file(

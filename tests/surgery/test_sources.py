@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
@@ -109,6 +110,24 @@ def test_a_failed_download_says_where_to_put_the_file(monkeypatch, error):
     monkeypatch.setattr(API, "load_state_dict_from_url", fail)
     with pytest.raises(CheckpointError, match=rf"{NAME}@IMAGENET1K_V1.*{error}.*checkpoints.*@FILE or @none"):
         resolve(f"torchvision/{NAME}")
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_torchvisions_own_files_bring_classes_and_preprocessing(tmp_path, monkeypatch, bare):
+    torch.manual_seed(0)
+    weights = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    plain = tmp_path / "plain.pth"
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), plain)
+    digest = hashlib.sha256(plain.read_bytes()).hexdigest()
+    named = plain.rename(tmp_path / f"squeezenet1_1-{digest[:8]}.pth")
+    monkeypatch.setattr(API.WeightsEnum, "url", property(lambda self: f"https://example.org/{named.name}"))
+    found = resolve(str(named) if bare else f"torchvision/{NAME}@{named}")
+    assert found.class_names == list(weights.meta["categories"])
+    assert found.preprocessing["size"] == 224
+    assert resolve(f"torchvision/{NAME}@none").class_names is None
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), named)
+    with pytest.raises(CheckpointError, match="is not torchvision's file of that name"):
+        resolve(f"torchvision/{NAME}@{named}")
 
 
 def test_convert_takes_class_names_from_the_source(tmp_path, monkeypatch):
