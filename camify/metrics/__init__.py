@@ -1,6 +1,6 @@
 """CAM quality as torchmetrics."""
 
 from . import functional
-from .localization import MaxBoxAccuracy
+from .localization import LocalizationAccuracy, MaxBoxAccuracy
 
-__all__ = ["MaxBoxAccuracy", "functional"]
+__all__ = ["LocalizationAccuracy", "MaxBoxAccuracy", "functional"]

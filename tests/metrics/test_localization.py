@@ -292,7 +292,9 @@ def test_rounding_does_not_decide_between_equal_thresholds():
 def test_keys_shapes_and_ranges(sample):
     for version, rows in ((1, 1), (2, 3)):
         found = updated(MaxBoxAccuracy(version), *sample).compute()
-        assert set(found) == {"max_box_acc", "best_threshold", "centre_box_acc", "count", "curve"}
+        assert set(found) == {
+            "max_box_acc", "best_threshold", "centre_box_acc", "whole_image_acc", "count", "curve"
+        }  # fmt: skip
         assert found["curve"].shape == (rows, 100)
         for key in ("max_box_acc", "best_threshold", "centre_box_acc"):
             assert found[key].shape == ()
@@ -490,13 +492,13 @@ def test_boxes_that_are_none_are_refused_by_number(truth):
     [
         {"version": 3},
         {"version": 0},
-        {"parity": "wsolevaluation"},
+        {"parity": "wsol"},
         {"iou_thresholds": []},
         {"iou_thresholds": [0.0]},
         {"iou_thresholds": [0.5, 1.5]},
         {"iou_thresholds": [float("nan")]},
         {"count": 0},
-        {"count": 256},
+        {"count": 1001},
     ],
 )
 def test_options_that_cannot_work(options):
