@@ -48,16 +48,16 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
             )
 
 
-def check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
-    """Labels are ``count`` whole numbers in 0 ... num_classes - 1.
+def check_labels(name: str, labels: Tensor, count: int, num_classes: int, what: str = "labels") -> None:
+    """Labels, or what else they are called, are ``count`` whole numbers in 0 ... num_classes - 1.
 
     Raises:
         DataError: they are not.
     """
     if labels.shape != (count,) or labels.is_floating_point():
-        raise DataError(f"{name}: labels {tuple(labels.shape)} of {labels.dtype} must be {count} whole numbers.")
+        raise DataError(f"{name}: {what} {tuple(labels.shape)} of {labels.dtype} must be {count} whole numbers.")
     if not bool(((labels >= 0) & (labels < num_classes)).all()):
-        raise DataError(f"{name}: labels must lie in 0 ... {num_classes - 1}, not {labels.tolist()}.")
+        raise DataError(f"{name}: {what} must lie in 0 ... {num_classes - 1}, not {labels.tolist()}.")
 
 
 def check_shares(name: str, what: str, values: Tensor, shape: tuple[int | None, ...]) -> None:

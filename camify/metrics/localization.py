@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from ..errors import ConfigError, DataError
 from .checks import check_boxes, check_labels, check_maps
 from .functional import best_iou_at_threshold, best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+from .shares import ShareMetric
 
 __all__ = ["LocalizationAccuracy", "MaxBoxAccuracy"]
 
@@ -19,7 +19,7 @@ _IOU = {1: (0.5,), 2: (0.3, 0.5, 0.7)}
 _MOST_THRESHOLDS = 1000
 
 
-class MaxBoxAccuracy(Metric):
+class MaxBoxAccuracy(ShareMetric):
     """Share of images whose map gives a box that hits the object, at the one best threshold for all images.
 
     Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", section 4.1. At a
@@ -53,12 +53,6 @@ class MaxBoxAccuracy(Metric):
         >>> metric.compute()["max_box_acc"]
         tensor(1.)
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
 
     hits: Tensor
     centre_hits: Tensor
@@ -126,7 +120,7 @@ class MaxBoxAccuracy(Metric):
         }
 
 
-class LocalizationAccuracy(Metric):
+class LocalizationAccuracy(ShareMetric):
     """Share of images whose map gives the object's box, whatever the network says (GT-known) and where it is right.
 
     The box at a threshold is that of the largest component of ``map >= threshold``; the map is that of the true
@@ -155,12 +149,6 @@ class LocalizationAccuracy(Metric):
         >>> found["gt_known"], found["top1"]
         (tensor(1.), tensor(0.5000))
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
 
     hits: Tensor
     centre_hits: Tensor

@@ -108,7 +108,7 @@ def _boxes(code: NDArray[np.uint8], level: Ints, count: int, units: Ints | None,
     code, level = _framed(code, 255), _framed(level, 0)
     steps = tables.steps[..., 0] * width + tables.steps[..., 1]
     roots = _roots(steps[:, 0].take(code), height, width)
-    happens: NDArray[np.uint8] = cv2.LUT(code, tables.events).ravel()
+    happens = np.asarray(cv2.LUT(code, tables.events), dtype=np.uint8).ravel()
     births = np.flatnonzero(happens & _BIRTH > 0)
     number = np.full(len(code), len(births))  # the frame's, and that of all that leads into it
     number[births] = np.arange(len(births))
