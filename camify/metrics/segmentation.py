@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from .checks import check_maps
 from .functional import average_precision, centre_gaussian, pixel_histograms, precision_recall
+from .functional.pixel import count_pixels, pixel_bins
 from .shares import ShareMetric
 
 __all__ = ["PixelAveragePrecision"]
@@ -70,8 +74,8 @@ class PixelAveragePrecision(ShareMetric):
             if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
                 raise DataError(f"PixelAveragePrecision: {name} must be bool or hold 0 and 1 only. Compare with > 0.")
         self.histograms += pixel_histograms(maps, masks, ignore, self.count).to(self.histograms)
-        blob = centre_gaussian(*maps.shape[1:]).expand(maps.shape)
-        self.centre_histograms += pixel_histograms(blob, masks, ignore, self.count).to(self.histograms)
+        blob = np.broadcast_to(_blob_bins(*maps.shape[1:], self.count), maps.shape)
+        self.centre_histograms += count_pixels(blob, masks, ignore, self.count).to(self.histograms)
         self.total += len(maps)
 
     def compute(self) -> dict[str, Tensor]:
@@ -86,3 +90,8 @@ class PixelAveragePrecision(ShareMetric):
         }
         device = self.histograms.device
         return {**{name: value.float().to(device) for name, value in found.items()}, "count": self.total}
+
+
+@lru_cache(maxsize=4)
+def _blob_bins(height: int, width: int, count: int) -> NDArray[np.intp]:
+    return pixel_bins(centre_gaussian(height, width), count)

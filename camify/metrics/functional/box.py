@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, DataError
 from ...maps import component_boxes
+from .bins import last_reached
 from .level_sets import LevelBoxes, level_set_boxes
 
 __all__ = [
@@ -104,11 +105,7 @@ def _cut(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _best_iou(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:
-    bounds = np.append(thresholds(count).numpy(), np.float32(np.inf))
-    # The level of a pixel is the last threshold that it reaches: the product, but for its rounding.
-    level = (heat * np.float32(count)).astype(np.intp)
-    level += bounds.take(level + 1, mode="clip") <= heat
-    level -= bounds.take(level, mode="clip") > heat
+    level = last_reached(heat, np.append(thresholds(count).numpy(), (np.float32(2), np.float32(3))))
     found = level_set_boxes(heat, level, count, units_HW=level if largest else None)
     if largest:
         found = _largest_per_level(

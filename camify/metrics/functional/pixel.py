@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["average_precision", "pixel_histograms", "precision_recall"]
+from .bins import last_reached
+
+__all__ = ["average_precision", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall"]
 
 
 def pixel_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, count: int = 1000) -> Tensor:
@@ -26,17 +29,24 @@ def pixel_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, 
         >>> pixel_histograms(maps, torch.tensor([[False, False, True, True]]), count=2).tolist()
         [[1, 1, 0], [0, 1, 1]]
     """
-    values = maps.detach().cpu().double().numpy().ravel()
-    on = masks.cpu().numpy().astype(bool).ravel()
-    # The product finds the bin, but for its rounding: a value at an edge belongs to the bin that begins there.
-    edges = np.append(np.arange(count) * (1 / count), (1.0, np.inf))
-    place = (values * count).astype(np.intp)
-    place += edges.take(place + 1) <= values
-    place -= edges.take(place) > values
-    place += on * (count + 1)
+    return count_pixels(pixel_bins(maps, count), masks, ignore, count)
+
+
+def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
+    """The bin of every pixel, as in `pixel_histograms`."""
+    heat = maps.detach().cpu()
+    values = heat.numpy() if heat.dtype in (torch.float32, torch.float64) else heat.float().numpy()
+    return last_reached(values, np.append(np.arange(count) * (1 / count), (1.0, 2.0)))
+
+
+def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
+    """Histograms of the bins of `pixel_bins`, as in `pixel_histograms`."""
+    bins, on = bins.ravel(), masks.cpu().numpy().astype(bool).ravel()
+    on_object = np.bincount(bins[on], minlength=count + 1)
     if ignore is not None:
-        place = place[on | ~ignore.cpu().numpy().astype(bool).ravel()]
-    return torch.from_numpy(np.bincount(place, minlength=2 * (count + 1)).reshape(2, count + 1))
+        bins = bins[on | ~ignore.cpu().numpy().astype(bool).ravel()]
+    everywhere = np.bincount(bins, minlength=count + 1)
+    return torch.from_numpy(np.stack([everywhere - on_object, on_object]))
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
