@@ -36,7 +36,8 @@ class MaxBoxAccuracy(ShareMetric):
     With ``parity="wsolevaluation"`` the boxes and IoUs are those of the paper's code, bit for bit, so that figures
     can stand beside published ones; `functional.best_iou_by_threshold` lists what that changes. Published figures
     take ``count=1000``, maps resized to 224 x 224 with bicubic interpolation, and `functional.resize_boxes`. On
-    maps like those of a network the two modes differ by about 0.01. The baselines are the clean definition's in both.
+    189 photographs with MobileNetV2's maps the two modes differ by at most 0.006. The baselines are the clean
+    definition's in both.
 
     Args:
         version: 1 or 2.

@@ -301,6 +301,22 @@ def test_keys_shapes_and_ranges(sample):
             assert 0 <= found[key] <= 1
 
 
+def test_a_box_over_the_edge_is_used_as_it_is():
+    found = best_iou_by_threshold(torch.ones(10, 10), torch.tensor([[-10, 0, 10, 10]]))
+    assert found.tolist() == [0.5] * 100
+
+
+@pytest.mark.parametrize("count", [1, 3, 256, 1000])
+def test_any_number_of_thresholds(count):
+    heat = smooth_maps(1, 30, 20)[0]
+    truth = torch.tensor([[3.0, 2, 15, 18], [8, 8, 13, 13]])
+    found = best_iou_by_threshold(heat, truth, count).tolist()
+    for number in range(0, count, max(count // 50, 1)):
+        boxes = [box for _, box in components(heat.numpy() >= np.float32(number) / np.float32(count))]
+        expected = max((iou(box, one) for box in boxes for one in truth.tolist()), default=0.0)
+        assert found[number] == pytest.approx(expected, abs=1e-12)
+
+
 def test_fewer_thresholds():
     found = updated(MaxBoxAccuracy(count=4), smooth_maps(4), random_boxes(4)).compute()
     assert found["curve"].shape == (3, 4)
@@ -478,6 +494,8 @@ def test_maps_of_another_shape_are_refused(shape):
         [[0, 5, 4, 4]],
         [[0, 0, float("nan"), 4]],
         [[0, 0, 4, 4], [3, 3, 1, 1]],
+        [[8, 0, 12, 4]],
+        [[0, -4, 4, 0]],
     ],
 )
 def test_boxes_that_are_none_are_refused_by_number(truth):

@@ -185,7 +185,7 @@ def test_top_1_localisation_in_parity():
 
 
 def test_how_far_the_clean_definition_is_from_the_reference():
-    """What the docs say: about a hundredth of the accuracy on smooth maps."""
+    """Not far, on smooth maps."""
     rng = np.random.default_rng(0)
     heats = torch.from_numpy(np.stack([smooth(rng, 224, 224, 7) for _ in range(40)]))
     truths = [torch.from_numpy(truth_for(rng, 224, 224)) for _ in heats]

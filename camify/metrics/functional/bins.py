@@ -20,7 +20,10 @@ def last_reached(values: NDArray[np.floating], edges: NDArray[np.floating]) -> N
     place = exact.astype(np.intp)
     # Only next to an edge may rounding have put a value on its wrong side.
     rounding = max(np.finfo(values.dtype).eps, np.finfo(edges.dtype).eps)
-    unsure = np.nonzero(np.abs(exact - np.rint(exact)) <= (scale + 1) * rounding)
+    apart = np.rint(exact)
+    apart -= exact
+    np.abs(apart, out=apart)
+    unsure = np.nonzero(apart <= (scale + 1) * rounding)
     value, found = values[unsure], place[unsure]
     found = np.minimum(found, len(edges) - 2)
     found += edges[found + 1] <= value
