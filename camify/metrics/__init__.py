@@ -1,6 +1,24 @@
-"""CAM quality as torchmetrics."""
+"""CAM quality as torchmetrics: does the map find the object, does the network use what it shows."""
 
 from . import functional
-from .localization import MaxBoxAccuracy
+from .faithfulness import ADCC, AverageDrop, AverageIncrease, Coherency, Complexity, DeletionAUC, InsertionAUC
+from .localization import LocalizationAccuracy, MaxBoxAccuracy
+from .pointing import EnergyPointingGame, GridPointingGame, PointingGame
+from .segmentation import PixelAveragePrecision
 
-__all__ = ["MaxBoxAccuracy", "functional"]
+__all__ = [
+    "ADCC",
+    "AverageDrop",
+    "AverageIncrease",
+    "Coherency",
+    "Complexity",
+    "DeletionAUC",
+    "EnergyPointingGame",
+    "GridPointingGame",
+    "InsertionAUC",
+    "LocalizationAccuracy",
+    "MaxBoxAccuracy",
+    "PixelAveragePrecision",
+    "PointingGame",
+    "functional",
+]

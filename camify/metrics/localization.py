@@ -7,42 +7,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from ..errors import ConfigError, DataError
-from .functional import best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+from .checks import check_boxes, check_labels, check_maps
+from .functional import best_iou_at_threshold, best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+from .shares import ShareMetric
 
-__all__ = ["MaxBoxAccuracy"]
+__all__ = ["LocalizationAccuracy", "MaxBoxAccuracy"]
 
 _IOU = {1: (0.5,), 2: (0.3, 0.5, 0.7)}
+_MOST_THRESHOLDS = 1000
 
 
-class MaxBoxAccuracy(Metric):
+class MaxBoxAccuracy(ShareMetric):
     """Share of images whose map gives a box that hits the object, at the one best threshold for all images.
 
     Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", section 4.1. At a
     threshold tau the boxes of a map are those of the components of ``map >= tau``; an image counts when one
     of them has the IoU with any ground-truth box. Version 1 takes the largest component (its holes count as
     its own) and IoU 0.5; version 2 all components and the mean over IoU 0.3, 0.5 and 0.7, each at its own
-    best threshold. Images without boxes are left out.
+    best threshold. Images without boxes are left out. Boxes that reach over the image's edge are used as they are.
 
     ``compute()`` gives ``max_box_acc`` (0..1), ``best_threshold`` (that of the highest mean over the IoUs,
     the first of equals), ``centre_box_acc`` (the best fixed box around the centre on the same images: what a
-    map must beat), ``count`` (images with boxes) and ``curve`` (len(iou), T). With no image all figures are
-    NaN. Needs no list of maps: its states are counts.
+    map must beat), ``whole_image_acc`` (the box of the whole image), ``count`` (images with boxes) and ``curve``
+    (len(iou), T). With no image all figures are NaN. Needs no list of maps: its states are counts.
+
+    With ``parity="wsolevaluation"`` the boxes and IoUs are those of the paper's code, bit for bit, so that figures
+    can stand beside published ones; `functional.best_iou_by_threshold` lists what that changes. Published figures
+    take ``count=1000``, maps resized to 224 x 224 with bicubic interpolation, and `functional.resize_boxes`. On
+    189 photographs with MobileNetV2's maps the two modes differ by at most 0.006. The baselines are the clean
+    definition's in both.
 
     Args:
         version: 1 or 2.
         iou_thresholds: instead of the version's.
-        parity: not available yet.
-        count: number of thresholds, from 0 in steps of 1 / count.
-    """
+        parity: None for the clean definition or ``"wsolevaluation"``.
+        count: number of thresholds, from 0 in steps of 1 / count; at most 1000.
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    Example:
+        >>> import torch
+        >>> heat = torch.zeros(1, 8, 8)
+        >>> heat[0, 2:6, 1:5] = 1
+        >>> metric = MaxBoxAccuracy()
+        >>> metric.update(heat, [torch.tensor([[1, 2, 5, 6]])])
+        >>> metric.compute()["max_box_acc"]
+        tensor(1.)
+    """
 
     hits: Tensor
     centre_hits: Tensor
@@ -59,12 +70,11 @@ class MaxBoxAccuracy(Metric):
         super().__init__(**kwargs)
         if version not in _IOU:
             raise ConfigError(f"MaxBoxAccuracy: version={version} is unknown. Choose 1 or 2.")
-        if parity is not None:
-            raise ConfigError(f"MaxBoxAccuracy: parity={parity!r} is not available in this version. Leave it None.")
+        _check_options("MaxBoxAccuracy", parity, count)
         ious = _IOU[version] if iou_thresholds is None else tuple(iou_thresholds)
-        if not ious or not all(0 < iou <= 1 for iou in ious) or not 1 <= count <= 255:
-            raise ConfigError(f"MaxBoxAccuracy: iou_thresholds={ious} must lie in (0, 1], count={count} in 1..255.")
-        self.version, self.iou_thresholds, self.count = version, ious, count
+        if not ious or not all(0 < iou <= 1 for iou in ious):
+            raise ConfigError(f"MaxBoxAccuracy: iou_thresholds={ious} must lie in (0, 1].")
+        self.version, self.iou_thresholds, self.parity, self.count = version, ious, parity, count
         # Whole numbers: they stay exact where a model's precision makes its floats half ones.
         candidates = len(centre_boxes(1, 1))
         self.add_state("hits", torch.zeros(len(ious), count, dtype=torch.int64), dist_reduce_fx="sum")
@@ -80,16 +90,18 @@ class MaxBoxAccuracy(Metric):
 
         Raises:
             DataError: maps and boxes differ in number or have another shape, maps hold NaN or values outside
-                [0, 1], or a box is empty or NaN.
+                [0, 1], or a box is empty, NaN or wholly outside the image.
         """
         truths = [truth.cpu() for truth in boxes]
-        _check(maps, truths)
+        check_maps("MaxBoxAccuracy", maps, len(truths))
+        height, width = maps.shape[1:]
+        check_boxes("MaxBoxAccuracy", truths, height, width)
         wanted = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
-        centred = centre_boxes(maps.shape[1], maps.shape[2])
-        for heat, truth in zip(maps.cpu(), truths, strict=True):
+        centred = centre_boxes(height, width)
+        for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
             if len(truth) == 0:
                 continue
-            ious = best_iou_by_threshold(heat, truth, self.count, largest=self.version == 1)
+            ious = best_iou_by_threshold(heat, truth, self.count, largest=self.version == 1, parity=self.parity)
             self.hits += (ious >= wanted).to(self.hits)
             self.centre_hits += (iou_with_best_box(centred, truth) >= wanted).to(self.centre_hits)
             self.total += 1
@@ -97,25 +109,132 @@ class MaxBoxAccuracy(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         curve = self.hits / self.total  # 0 / 0 is NaN: no image with boxes, no figure
+        centre = self.centre_hits / self.total
         best = thresholds(self.count).to(curve)[self.hits.sum(dim=0).argmax()]
         return {
             "max_box_acc": curve.amax(dim=1).mean(),
             "best_threshold": torch.where(self.total > 0, best, torch.nan),
-            "centre_box_acc": (self.centre_hits / self.total).amax(dim=1).mean(),
+            "centre_box_acc": centre.amax(dim=1).mean(),
+            "whole_image_acc": centre[:, -1].mean(),  # the largest of the centred boxes
             "count": self.total,
             "curve": curve,
         }
 
 
-def _check(maps: Tensor, truths: Sequence[Tensor]) -> None:
-    if maps.dim() != 3 or 0 in maps.shape[1:] or len(maps) != len(truths):
-        raise DataError(f"MaxBoxAccuracy: maps {tuple(maps.shape)} must be (N, H, W) for {len(truths)} box lists.")
-    if not bool(((maps >= 0) & (maps <= 1)).all()):
-        raise DataError("MaxBoxAccuracy: maps must lie in [0, 1], without NaN. Use camify.maps.normalize.")
-    for index, truth in enumerate(truths):
-        if len(truth) == 0:
-            continue
-        if truth.dim() != 2 or truth.shape[1] != 4:
-            raise DataError(f"MaxBoxAccuracy: boxes of image {index} are {tuple(truth.shape)}, not (n, 4).")
-        if not bool((truth[:, 2:] > truth[:, :2]).all()):
-            raise DataError(f"MaxBoxAccuracy: boxes of image {index} need x0 < x1 and y0 < y1: {truth.tolist()}")
+class LocalizationAccuracy(ShareMetric):
+    """Share of images whose map gives the object's box, whatever the network says (GT-known) and where it is right.
+
+    The box at a threshold is that of the largest component of ``map >= threshold``; the map is that of the true
+    class. With one box for each class, Top-1 Loc (Zhou et al. 2016, section 3.2; Russakovsky et al. 2015, section
+    4.3) is GT-known and the true class first, Top-5 Loc GT-known and the true class among the first five. So Top-1 <=
+    Top-5 <= GT-known. A class as high as the true one counts as before it where its number is lower.
+
+    ``compute()`` gives ``gt_known``, ``top1``, ``top5`` (0..1), ``threshold`` (the given one, or the first of those
+    with the best GT-known), the three figures of the best fixed box around the centre as ``centre_gt_known``,
+    ``centre_top1`` and ``centre_top5``, and ``count`` (images with boxes). With no image all figures are NaN.
+
+    Args:
+        threshold: cut the maps here, in [0, 1] of the map; Zhou et al. take 0.2. None finds the best for all images.
+        iou_threshold: least IoU with any ground-truth box.
+        parity: None or ``"wsolevaluation"``, as in `MaxBoxAccuracy`.
+        count: number of thresholds to choose from, from 0 in steps of 1 / count; at most 1000.
+
+    Example:
+        >>> import torch
+        >>> heat = torch.zeros(2, 8, 8)
+        >>> heat[:, 2:6, 1:5] = 1
+        >>> metric = LocalizationAccuracy(threshold=0.2)
+        >>> boxes = [torch.tensor([[1, 2, 5, 6]])] * 2
+        >>> metric.update(heat, boxes, scores=torch.tensor([[0.9, 0.1], [0.8, 0.2]]), labels=torch.tensor([0, 1]))
+        >>> found = metric.compute()
+        >>> found["gt_known"], found["top1"]
+        (tensor(1.), tensor(0.5000))
+    """
+
+    hits: Tensor
+    centre_hits: Tensor
+    total: Tensor
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        iou_threshold: float = 0.5,
+        parity: str | None = None,
+        count: int = 100,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check_options("LocalizationAccuracy", parity, count)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ConfigError(f"LocalizationAccuracy: threshold={threshold} must lie in [0, 1].")
+        if not 0 < iou_threshold <= 1:
+            raise ConfigError(f"LocalizationAccuracy: iou_threshold={iou_threshold} must lie in (0, 1].")
+        self.threshold, self.iou_threshold, self.parity, self.count = threshold, iou_threshold, parity, count
+        tried, candidates = count if threshold is None else 1, len(centre_boxes(1, 1))
+        self.add_state("hits", torch.zeros(3, tried, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("centre_hits", torch.zeros(3, candidates, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, boxes: Sequence[Tensor], scores: Tensor, labels: Tensor) -> None:
+        """Add images.
+
+        Args:
+            maps: (N, H, W) in [0, 1], of the true classes, at the size in whose pixels the boxes are given.
+            boxes: N tensors (n, 4), xyxy pixels, exclusive; n may be 0.
+            scores: (N, K) logits or probabilities.
+            labels: (N,) true classes.
+
+        Raises:
+            DataError: numbers or shapes do not fit, maps or scores hold NaN, maps leave [0, 1], a label is out of
+                range, or a box is empty, NaN or wholly outside the image.
+        """
+        truths = [truth.cpu() for truth in boxes]
+        check_maps("LocalizationAccuracy", maps, len(truths))
+        height, width = maps.shape[1:]
+        check_boxes("LocalizationAccuracy", truths, height, width)
+        if scores.dim() != 2 or len(scores) != len(truths) or bool(scores.isnan().any()):
+            raise DataError(f"LocalizationAccuracy: scores {tuple(scores.shape)} must be ({len(truths)}, K), no NaN.")
+        check_labels("LocalizationAccuracy", labels, len(truths), scores.shape[1])
+        ranks = _ranks(scores.detach().cpu(), labels.cpu())
+        centred = centre_boxes(height, width)
+        for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
+            if len(truth) == 0:
+                continue
+            counts = torch.tensor([[True], [rank < 1], [rank < 5]])
+            self.hits += (counts & (self._ious(heat, truth) >= self.iou_threshold)).to(self.hits)
+            centre = iou_with_best_box(centred, truth) >= self.iou_threshold
+            self.centre_hits += (counts & centre).to(self.centre_hits)
+            self.total += 1
+
+    def _ious(self, heat: Tensor, truth: Tensor) -> Tensor:
+        if self.threshold is None:
+            return best_iou_by_threshold(heat, truth, self.count, largest=True, parity=self.parity)
+        found = best_iou_at_threshold(heat, truth, self.threshold, largest=True, parity=self.parity)
+        return torch.tensor([found], dtype=torch.float64)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures over all images so far."""
+        best, centre = self.hits[0].argmax(), self.centre_hits[0].argmax()
+        ours, fixed = self.hits[:, best] / self.total, self.centre_hits[:, centre] / self.total
+        given = thresholds(self.count)[best.cpu()] if self.threshold is None else torch.tensor(self.threshold)
+        names = ("gt_known", "top1", "top5")
+        return {
+            **dict(zip(names, ours, strict=True)),
+            "threshold": torch.where(self.total > 0, given.to(ours), torch.nan),
+            **{f"centre_{name}": value for name, value in zip(names, fixed, strict=True)},
+            "count": self.total,
+        }
+
+
+def _check_options(name: str, parity: str | None, count: int) -> None:
+    if parity not in (None, "wsolevaluation"):
+        raise ConfigError(f'{name}: parity={parity!r} is unknown. Choose None or "wsolevaluation".')
+    if not 1 <= count <= _MOST_THRESHOLDS:
+        raise ConfigError(f"{name}: count={count} must lie in 1 ... {_MOST_THRESHOLDS}.")
+
+
+def _ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first."""
+    own = scores.gather(1, labels[:, None])
+    earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(dim=1)

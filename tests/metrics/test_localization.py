@@ -292,11 +292,29 @@ def test_rounding_does_not_decide_between_equal_thresholds():
 def test_keys_shapes_and_ranges(sample):
     for version, rows in ((1, 1), (2, 3)):
         found = updated(MaxBoxAccuracy(version), *sample).compute()
-        assert set(found) == {"max_box_acc", "best_threshold", "centre_box_acc", "count", "curve"}
+        assert set(found) == {
+            "max_box_acc", "best_threshold", "centre_box_acc", "whole_image_acc", "count", "curve"
+        }  # fmt: skip
         assert found["curve"].shape == (rows, 100)
         for key in ("max_box_acc", "best_threshold", "centre_box_acc"):
             assert found[key].shape == ()
             assert 0 <= found[key] <= 1
+
+
+def test_a_box_over_the_edge_is_used_as_it_is():
+    found = best_iou_by_threshold(torch.ones(10, 10), torch.tensor([[-10, 0, 10, 10]]))
+    assert found.tolist() == [0.5] * 100
+
+
+@pytest.mark.parametrize("count", [1, 3, 256, 1000])
+def test_any_number_of_thresholds(count):
+    heat = smooth_maps(1, 30, 20)[0]
+    truth = torch.tensor([[3.0, 2, 15, 18], [8, 8, 13, 13]])
+    found = best_iou_by_threshold(heat, truth, count).tolist()
+    for number in range(0, count, max(count // 50, 1)):
+        boxes = [box for _, box in components(heat.numpy() >= np.float32(number) / np.float32(count))]
+        expected = max((iou(box, one) for box in boxes for one in truth.tolist()), default=0.0)
+        assert found[number] == pytest.approx(expected, abs=1e-12)
 
 
 def test_fewer_thresholds():
@@ -476,6 +494,8 @@ def test_maps_of_another_shape_are_refused(shape):
         [[0, 5, 4, 4]],
         [[0, 0, float("nan"), 4]],
         [[0, 0, 4, 4], [3, 3, 1, 1]],
+        [[8, 0, 12, 4]],
+        [[0, -4, 4, 0]],
     ],
 )
 def test_boxes_that_are_none_are_refused_by_number(truth):
@@ -490,13 +510,13 @@ def test_boxes_that_are_none_are_refused_by_number(truth):
     [
         {"version": 3},
         {"version": 0},
-        {"parity": "wsolevaluation"},
+        {"parity": "wsol"},
         {"iou_thresholds": []},
         {"iou_thresholds": [0.0]},
         {"iou_thresholds": [0.5, 1.5]},
         {"iou_thresholds": [float("nan")]},
         {"count": 0},
-        {"count": 256},
+        {"count": 1001},
     ],
 )
 def test_options_that_cannot_work(options):

@@ -1,5 +1,74 @@
 """Pure functions behind the metrics."""
 
-from .box import best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+from .baselines import bootstrap_interval, centre_gaussian, hard_subset, random_maps
+from .box import (
+    best_iou_at_threshold,
+    best_iou_by_threshold,
+    centre_boxes,
+    iou_with_best_box,
+    resize_boxes,
+    thresholds,
+)
+from .calibration import NORMALIZERS, Calibration, Normalizer, calibrate, calibrated_accuracy, normalize_maps
+from .faithfulness import (
+    adcc,
+    area_under_curve,
+    average_drop,
+    black,
+    blurred,
+    coherency,
+    complexity,
+    deletion_curves,
+    insertion_curves,
+    masked_images,
+)
+from .level_sets import LevelBoxes, level_set_boxes
+from .pixel import average_precision, pixel_histograms, precision_recall
+from .pointing import box_masks, cell_masks, energy_share, mosaics, peak, pointing_distance
+from .stability import area, correlation, drift, entropy, flip_equivariance, shift_equivariance
 
-__all__ = ["best_iou_by_threshold", "centre_boxes", "iou_with_best_box", "thresholds"]
+__all__ = [
+    "NORMALIZERS",
+    "Calibration",
+    "LevelBoxes",
+    "Normalizer",
+    "adcc",
+    "area",
+    "area_under_curve",
+    "average_drop",
+    "average_precision",
+    "best_iou_at_threshold",
+    "best_iou_by_threshold",
+    "black",
+    "blurred",
+    "bootstrap_interval",
+    "box_masks",
+    "calibrate",
+    "calibrated_accuracy",
+    "cell_masks",
+    "centre_boxes",
+    "centre_gaussian",
+    "coherency",
+    "complexity",
+    "correlation",
+    "deletion_curves",
+    "drift",
+    "energy_share",
+    "entropy",
+    "flip_equivariance",
+    "hard_subset",
+    "insertion_curves",
+    "iou_with_best_box",
+    "level_set_boxes",
+    "masked_images",
+    "mosaics",
+    "normalize_maps",
+    "peak",
+    "pixel_histograms",
+    "pointing_distance",
+    "precision_recall",
+    "random_maps",
+    "resize_boxes",
+    "shift_equivariance",
+    "thresholds",
+]

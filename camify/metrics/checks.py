@@ -1,0 +1,76 @@
+"""What every metric asks of its input, said in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+__all__ = ["check_boxes", "check_labels", "check_maps", "check_shares"]
+
+
+def check_maps(name: str, maps: Tensor, count: int | None = None, *, unit: bool = True) -> None:
+    """Maps are (N, H, W), finite and, where ``unit``, in [0, 1]; N is ``count`` where that is given.
+
+    Raises:
+        DataError: they are not.
+    """
+    if maps.dim() != 3 or 0 in maps.shape[1:] or (count is not None and len(maps) != count):
+        wanted = "N" if count is None else count
+        raise DataError(f"{name}: maps {tuple(maps.shape)} must be (N, H, W), N = {wanted}, H and W above 0.")
+    if unit and not bool(((maps >= 0) & (maps <= 1)).all()):
+        raise DataError(f"{name}: maps must lie in [0, 1], without NaN. Use camify.maps.normalize.")
+    if not unit and not bool(torch.isfinite(maps).all()):
+        raise DataError(f"{name}: maps hold NaN or infinity. Find the image that causes it before measuring.")
+
+
+def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> None:
+    """Every image's boxes are (n, 4), n may be 0, with x0 < x1 and y0 < y1, and each touches the image.
+
+    Raises:
+        DataError: they are not; the message says the number of the image within the batch.
+    """
+    for index, found in enumerate(boxes):
+        if len(found) == 0:
+            continue
+        if found.dim() != 2 or found.shape[1] != 4:
+            raise DataError(f"{name}: boxes of image {index} are {tuple(found.shape)}, not (n, 4).")
+        if not bool((found[:, 2:] > found[:, :2]).all()):
+            raise DataError(f"{name}: boxes of image {index} need x0 < x1 and y0 < y1: {found.tolist()}")
+        inside = (found[:, 0] < width) & (found[:, 1] < height) & (found[:, 2:] > 0).all(dim=1)
+        if not bool(inside.all()):
+            raise DataError(
+                f"{name}: a box of image {index} lies outside its {width} x {height} px: {found.tolist()}. "
+                "Give boxes in the pixels of the maps."
+            )
+
+
+def check_labels(name: str, labels: Tensor, count: int, num_classes: int, what: str = "labels") -> None:
+    """Labels, or what else they are called, are ``count`` whole numbers in 0 ... num_classes - 1.
+
+    Raises:
+        DataError: they are not.
+    """
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise DataError(f"{name}: {what} {tuple(labels.shape)} of {labels.dtype} must be {count} whole numbers.")
+    if not bool(((labels >= 0) & (labels < num_classes)).all()):
+        raise DataError(f"{name}: {what} must lie in 0 ... {num_classes - 1}, not {labels.tolist()}.")
+
+
+def check_shares(name: str, what: str, values: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Numbers in [0, 1] of a shape, None for any length of an axis.
+
+    Raises:
+        DataError: they are not.
+    """
+    fits = values.dim() == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(values.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise DataError(f"{name}: {what} are of shape {tuple(values.shape)}, not ({wanted}).")
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise DataError(f"{name}: {what} must be probabilities, in [0, 1] and without NaN. Apply softmax or sigmoid.")

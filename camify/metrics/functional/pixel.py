@@ -1,0 +1,68 @@
+"""Maps against masks: precision and recall of pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .bins import last_reached
+
+__all__ = ["average_precision", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall"]
+
+
+def pixel_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, count: int = 1000) -> Tensor:
+    """Pixels by map value, (2, count + 1) int64: beside the object, on the object.
+
+    Bins are [0, 1/count), [1/count, 2/count), ..., [1 - 1/count, 1), [1].
+
+    Args:
+        maps: (..., H, W) in [0, 1].
+        masks: (..., H, W) bool, the object.
+        ignore: (..., H, W) bool, pixels not to count; the object's own count all the same.
+        count: number of thresholds.
+
+    Example:
+        >>> import torch
+        >>> maps = torch.tensor([[0.0, 0.5, 1.0, 0.5]])
+        >>> pixel_histograms(maps, torch.tensor([[False, False, True, True]]), count=2).tolist()
+        [[1, 1, 0], [0, 1, 1]]
+    """
+    return count_pixels(pixel_bins(maps, count), masks, ignore, count)
+
+
+def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
+    """The bin of every pixel, as in `pixel_histograms`."""
+    heat = maps.detach().cpu()
+    values = heat.numpy() if heat.dtype in (torch.float32, torch.float64) else heat.float().numpy()
+    return last_reached(values, np.append(np.arange(count) * (1 / count), (1.0, 2.0)))
+
+
+def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
+    """Histograms of the bins of `pixel_bins`, as in `pixel_histograms`."""
+    bins, on = bins.ravel(), masks.cpu().numpy().astype(bool).ravel()
+    on_object = np.bincount(bins[on], minlength=count + 1)
+    if ignore is not None:
+        bins = bins[on | ~ignore.cpu().numpy().astype(bool).ravel()]
+    everywhere = np.bincount(bins, minlength=count + 1)
+    return torch.from_numpy(np.stack([everywhere - on_object, on_object]))
+
+
+def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision and recall at every threshold, from the highest to 0, (count + 1,) float64 each.
+
+    Precision is NaN where no pixel reaches the threshold, recall is NaN where there is no object.
+    """
+    beside, on = histograms.cpu().flip(-1).cumsum(-1).double()
+    return on / (on + beside), on / on[-1]
+
+
+def average_precision(histograms: Tensor) -> Tensor:
+    """Area under the curve of precision over recall, sum of precision times step of recall, float64 in 0..1.
+
+    Choe et al. 2020, section 4.2 (PxAP). NaN where there is no object's pixel.
+    """
+    precision, recall = precision_recall(histograms)
+    steps = torch.diff(recall, prepend=torch.zeros(1, dtype=torch.float64))
+    return (precision.nan_to_num() * steps).sum()

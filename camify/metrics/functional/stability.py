@@ -1,0 +1,86 @@
+"""Maps compared with themselves: under flips and shifts, since an epoch ago, and how concentrated they are.
+
+None of these needs boxes or masks. A map may be stable, compact and wrong: they warn, they do not praise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError
+
+__all__ = ["area", "correlation", "drift", "entropy", "flip_equivariance", "shift_equivariance"]
+
+
+def correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Pearson's correlation (N,) float64 of two maps' pixels, in -1 ... 1; NaN where one of the two is constant.
+
+    Args:
+        maps: (N, H, W).
+        others: (N, H, W).
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    if maps.shape != others.shape or maps.dim() != 3:
+        raise DataError(f"Maps {tuple(maps.shape)} and {tuple(others.shape)} must both be (N, H, W).")
+    a, b = (one.detach().double().flatten(1) for one in (maps, others))
+    constant = (a == a[:, :1]).all(dim=1) | (b == b[:, :1]).all(dim=1)  # exactly: no rounding of a mean decides
+    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
+    a, b = a / torch.linalg.vector_norm(a, dim=1, keepdim=True), b / torch.linalg.vector_norm(b, dim=1, keepdim=True)
+    return torch.where(constant, torch.nan, (a * b).sum(dim=1).clamp(-1, 1))
+
+
+def flip_equivariance(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
+    """Correlation (N,) of maps with those of the images flipped left to right, flipped back; 1 is a perfect match.
+
+    Args:
+        maps: (N, H, W) of images x.
+        maps_of_flipped: (N, H, W) of ``x.flip(-1)``.
+    """
+    return correlation(maps, maps_of_flipped.flip(-1))
+
+
+def shift_equivariance(maps: Tensor, maps_of_shifted: Tensor, shift: tuple[int, int]) -> Tensor:
+    """Correlation (N,) of maps with those of shifted images, shifted back, where both show the same.
+
+    Args:
+        maps: (N, H, W) of images x.
+        maps_of_shifted: (N, H, W) of ``x.roll(shift, dims=(-2, -1))`` or any other way to move images.
+        shift: (down, right) in pixels of the maps; negative is up and left.
+
+    Raises:
+        DataError: nothing is left in common.
+    """
+    height, width = maps.shape[-2:]
+    down, right = shift
+    if abs(down) >= height or abs(right) >= width:
+        raise DataError(f"shift={shift} leaves nothing in common of maps of {height} x {width}.")
+    here = maps[..., max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+    there = maps_of_shifted[..., max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
+    return correlation(here, there)
+
+
+def drift(maps: Tensor, earlier: Tensor) -> Tensor:
+    """How far maps (N, H, W) have moved from earlier ones of the same images, (N,): 1 - correlation, 0 ... 2."""
+    return 1 - correlation(maps, earlier)
+
+
+def entropy(maps: Tensor) -> Tensor:
+    """Entropy (N,) float64 of where the positive evidence lies, as a share of the highest: 0 one pixel, 1 everywhere.
+
+    NaN for a map without positive evidence.
+
+    Args:
+        maps: (N, H, W), any sign; what is negative counts as 0.
+    """
+    energy = maps.detach().double().clamp(min=0).flatten(1)
+    share = energy / energy.sum(dim=1, keepdim=True)
+    nats: Tensor = torch.special.entr(share).sum(dim=1)
+    return nats / torch.tensor(max(energy.shape[1], 2), dtype=torch.float64).log()
+
+
+def area(maps: Tensor, threshold: float = 0.5) -> Tensor:
+    """Share (N,) float64 of pixels of maps (N, H, W) in [0, 1] that reach the threshold."""
+    return (maps >= threshold).double().mean((-2, -1))

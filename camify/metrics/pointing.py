@@ -1,0 +1,219 @@
+"""Does the map point at the object, and how much of its evidence lies on it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from .checks import check_boxes, check_labels, check_maps
+from .functional import box_masks, cell_masks, energy_share, peak, pointing_distance
+from .shares import ShareMetric, mean_share, share_sum
+
+__all__ = ["EnergyPointingGame", "GridPointingGame", "PointingGame"]
+
+
+class PointingGame(ShareMetric):
+    """Share of images whose highest pixel lies on the object, or nearer to it than the tolerance.
+
+    Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", section 5.1; as in TorchRay the distance
+    must be below the tolerance. Of several highest pixels the first in reading order points. A constant map points
+    nowhere: a miss. Images without an object are left out.
+
+    ``compute()`` gives ``accuracy`` (0..1, over images), ``centre_accuracy`` (pointing at the middle: what a map must
+    beat), ``count`` (images with an object), and with ``num_classes`` also ``class_mean`` (mean over the classes
+    seen: the paper's figure) and ``per_class`` (num_classes,), NaN for a class not seen.
+
+    Args:
+        tolerance: pixels; 15 is the paper's. 0 asks for a pixel on the object.
+        num_classes: needed for the mean over classes; ``update`` then takes labels.
+
+    Example:
+        >>> import torch
+        >>> heat = torch.zeros(1, 64, 64)
+        >>> heat[0, 40, 40] = 1
+        >>> metric = PointingGame()
+        >>> metric.update(heat, [torch.tensor([[50, 40, 60, 60]])])
+        >>> metric.compute()["accuracy"]
+        tensor(1.)
+    """
+
+    hits: Tensor
+    centre_hits: Tensor
+    totals: Tensor
+
+    def __init__(self, tolerance: float = 15, num_classes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not tolerance >= 0 or (num_classes is not None and num_classes < 1):
+            raise ConfigError(f"PointingGame: tolerance={tolerance} must be 0 or more, num_classes={num_classes} too.")
+        self.tolerance, self.num_classes = tolerance, num_classes
+        self.add_state("hits", torch.zeros(num_classes or 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("centre_hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("totals", torch.zeros(num_classes or 1, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, objects: Sequence[Tensor] | Tensor, labels: Tensor | None = None) -> None:
+        """Add images.
+
+        Args:
+            maps: (N, H, W), finite, of any range, at the size in whose pixels the objects are given.
+            objects: N tensors of boxes (n, 4), xyxy pixels, exclusive, n may be 0; or masks (N, H, W) bool.
+            labels: (N,) classes, exactly where ``num_classes`` was given.
+
+        Raises:
+            DataError: numbers or shapes do not fit, maps hold NaN, a box is empty, NaN or wholly outside, or a label
+                is out of range, missing or not expected.
+        """
+        masks = _object_masks("PointingGame", maps, objects)
+        if (labels is None) != (self.num_classes is None):
+            raise DataError("PointingGame: labels and num_classes go together; one of them is missing.")
+        if labels is None:
+            labels = torch.zeros(len(maps), dtype=torch.int64)
+        check_labels("PointingGame", labels, len(maps), self.num_classes or 1)
+        middle = (maps.shape[1] // 2, maps.shape[2] // 2)
+        for heat, mask, label in zip(maps.detach().cpu(), masks, labels.tolist(), strict=True):
+            if not bool(mask.any()):
+                continue
+            self.hits[label] += int(self._hits(peak(heat), mask))
+            self.centre_hits += int(self._hits(middle, mask))
+            self.totals[label] += 1
+
+    def _hits(self, point: tuple[int, int] | None, mask: Tensor) -> bool:
+        if point is None:
+            return False
+        return bool(mask[point]) or pointing_distance(point, mask) < self.tolerance
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures over all images so far."""
+        count = self.totals.sum()
+        found = {"accuracy": self.hits.sum() / count, "centre_accuracy": self.centre_hits / count, "count": count}
+        if self.num_classes is not None:
+            per_class = self.hits / self.totals
+            found |= {"class_mean": per_class.nanmean(), "per_class": per_class}
+        return found
+
+
+class EnergyPointingGame(ShareMetric):
+    """Share of a map's positive evidence that lies on the object, mean over the images.
+
+    Wang et al. 2020, "Score-CAM", section 4.3. What is negative counts as 0, so raw maps and min-max normalised ones
+    give different figures: raw ones are the evidence. A map without positive evidence counts as 0. Images without an
+    object are left out.
+
+    ``compute()`` gives ``energy`` (0..1), ``uniform_energy`` (a constant map: the object's share of the image, what a
+    map must beat) and ``count`` (images with an object).
+
+    Example:
+        >>> import torch
+        >>> metric = EnergyPointingGame()
+        >>> metric.update(torch.ones(1, 8, 8), [torch.tensor([[0, 0, 4, 8]])])
+        >>> metric.compute()["energy"]
+        tensor(0.5000)
+    """
+
+    energy: Tensor
+    uniform: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("energy", "uniform", "total"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> None:
+        """Add images.
+
+        Args:
+            maps: (N, H, W), finite, of any range, at the size in whose pixels the objects are given.
+            objects: N tensors of boxes (n, 4), xyxy pixels, exclusive, n may be 0; or masks (N, H, W) bool.
+
+        Raises:
+            DataError: numbers or shapes do not fit, maps hold NaN, or a box is empty, NaN or wholly outside.
+        """
+        masks = _object_masks("EnergyPointingGame", maps, objects)
+        seen = masks.flatten(1).any(dim=1)
+        masks, heat = masks[seen], maps.detach().cpu()[seen]
+        self.energy += share_sum(energy_share(heat, masks)).to(self.energy)
+        self.uniform += share_sum(masks.double().mean((-2, -1))).to(self.uniform)
+        self.total += len(masks)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures over all images so far."""
+        return {
+            "energy": mean_share(self.energy, self.total),
+            "uniform_energy": mean_share(self.uniform, self.total),
+            "count": self.total,
+        }
+
+
+class GridPointingGame(ShareMetric):
+    """Share of a class's positive evidence that lies in its own cell of a mosaic, mean over maps. Needs no boxes.
+
+    Boehle et al. 2021, "Convolutional Dynamic Alignment Networks for Interpretable Classifications", section 5.3.
+    `functional.mosaics` makes the mosaics. A map without positive evidence counts as 0.
+
+    ``compute()`` gives ``grid_pointing`` (0..1), ``chance`` (1 / grid**2, a constant map) and ``count`` (maps).
+
+    Args:
+        grid: cells in a row and in a column; 2 and 3 are usual.
+
+    Example:
+        >>> import torch
+        >>> heat = torch.zeros(1, 4, 4)
+        >>> heat[0, :2, 2:] = 3
+        >>> heat[0, 3, 3] = 4
+        >>> metric = GridPointingGame()
+        >>> metric.update(heat, torch.tensor([1]))
+        >>> metric.compute()["grid_pointing"]
+        tensor(0.7500)
+    """
+
+    energy: Tensor
+    total: Tensor
+
+    def __init__(self, grid: int = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if grid < 2:
+            raise ConfigError(f"GridPointingGame: grid={grid} must be 2 or more.")
+        self.grid = grid
+        self.add_state("energy", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, cells: Tensor) -> None:
+        """Add maps of mosaics, one for each class and mosaic.
+
+        Args:
+            maps: (N, H, W), finite, raw: H and W multiples of the grid.
+            cells: (N,) the cell, in reading order from 0, that shows the map's class.
+
+        Raises:
+            DataError: numbers do not match, maps hold NaN or cannot be cut into the cells, or there is no such cell.
+        """
+        check_maps("GridPointingGame", maps, unit=False)
+        check_labels("GridPointingGame", cells, len(maps), self.grid**2, what="cells")
+        masks = cell_masks(cells.to(maps.device), self.grid, *maps.shape[1:])
+        self.energy += share_sum(energy_share(maps, masks)).to(self.energy)
+        self.total += len(maps)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures over all maps so far."""
+        return {
+            "grid_pointing": mean_share(self.energy, self.total),
+            "chance": torch.tensor(1 / self.grid**2, device=self.energy.device),
+            "count": self.total,
+        }
+
+
+def _object_masks(name: str, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> Tensor:
+    """Masks (N, H, W) of boxes or masks, on the CPU."""
+    check_maps(name, maps, len(objects), unit=False)
+    height, width = maps.shape[1:]
+    if isinstance(objects, Tensor):
+        if objects.shape != maps.shape or objects.dtype != torch.bool:
+            raise DataError(f"{name}: masks {tuple(objects.shape)} must be bool and {tuple(maps.shape)}.")
+        return objects.cpu()
+    boxes = [found.cpu() for found in objects]
+    check_boxes(name, boxes, height, width)
+    return box_masks(boxes, height, width)
