@@ -18,7 +18,7 @@ FLOORS = {
     "model": 1,
     "anatomy": 2, "metrics": 2, "data": 2, "report": 2,
     "methods": 3, "surgery": 3,
-    "export": 4, "training": 4,
+    "export": 4, "training": 4, "explaining": 4,
     "cli": 5, "__main__": 5.5,
 }  # fmt: skip
 GROUND = {  # floor 0 stands on itself only where it must

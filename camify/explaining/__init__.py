@@ -1,0 +1,1 @@
+"""Explaining files and comparing methods: what stands behind the commands."""
