@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
+from .explaining.compare import compare_files
 from .files import slug
 from .maps import select
 from .methods import METHODS
@@ -85,6 +86,17 @@ def _parser() -> ArgumentParser:
     command.add_argument("--colormap", type=str, default="inferno")
     command.add_argument("--overwrite", type=bool, default=False, help="replace pictures that exist")
     commands.add_subcommand("explain", command)
+
+    command = _Parser(description="Compare explanation methods and networks: figures, agreement, cost, scenarios.")
+    command.add_argument("images", nargs="*", help="image files, or folders of them; boxes.csv beside them is read")
+    command.add_argument("--model", type=str, action="append", default=None, help=f"repeatable: {_SOURCE}")
+    command.add_argument("--method", type=str, nargs="+", default=None, help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--target", type=str | None, default=None, help="a class; default: the first model's top-1")
+    command.add_argument("--out", type=str, default="comparison", help="folder to write")
+    command.add_argument("--demo", action="store_true", help="generated pictures and the embedded network; no download")
+    command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
+    commands.add_subcommand("compare", command)
     return parser
 
 
@@ -179,6 +191,14 @@ def _explain(options: Namespace) -> None:
     Console(highlight=False).print(table)
 
 
+def _compare(options: Namespace) -> None:
+    folder = compare_files(
+        options.images, options.model or [], options.method, out=options.out, target=options.target,
+        demo=options.demo, figures=options.figures, overwrite=options.overwrite,
+    )  # fmt: skip
+    Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
+
+
 def _image_files(given: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for name in given:
@@ -219,4 +239,4 @@ def _class_index(target: str | None, names: Sequence[str]) -> int | None:
     raise ConfigError(f"--target {target!r}: no such class. Known: {', '.join(names[:10])}.")
 
 
-_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain}
+_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare}

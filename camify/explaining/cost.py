@@ -17,11 +17,11 @@ from .contenders import Contender, heats_of
 __all__ = ["ALL", "interleaved_medians", "method_costs"]
 
 ALL = "all of them together"
-_BUDGET = 8.0  # seconds for one network
+_BUDGET = 6.0  # seconds for one network
 
 
 def interleaved_medians(
-    runs: dict[str, Callable[[], Any]], *, repeats: int = 7, budget: float = _BUDGET
+    runs: dict[str, Callable[[], Any]], *, repeats: int = 21, budget: float = _BUDGET
 ) -> dict[str, tuple[float, int]]:
     """Median seconds and number of repeats of each run, taken in turns after one warm-up round.
 
@@ -38,7 +38,7 @@ def interleaved_medians(
     return {name: (statistics.median(taken), len(taken)) for name, taken in times.items()}
 
 
-def method_costs(contender: Contender, images: Tensor, targets: Tensor, *, repeats: int = 7) -> dict[str, Any]:
+def method_costs(contender: Contender, images: Tensor, targets: Tensor, *, repeats: int = 21) -> dict[str, Any]:
     """Per method, and for all together, how many plain forwards the finished heats cost; with the seconds.
 
     The heats are upsampled and normalised, from one forward of the batch. ``all of them together`` share it.

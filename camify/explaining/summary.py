@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..metrics import MaxBoxAccuracy
+from ..metrics.functional import thresholds
 from .findings import MEASURES, Finding
 from .looking import Column, Looks
 from .scenarios import SCENARIOS, UNCHANGED, VIEWS
 
-__all__ = ["Localisation", "compared_pairs", "groups", "mean_agreement", "mean_value", "nan_mean"]
+__all__ = [
+    "Localisation",
+    "LocalisationRow",
+    "Mean",
+    "compared_pairs",
+    "groups",
+    "mean_agreement",
+    "mean_value",
+    "nan_mean",
+]
 
 
 def groups(findings: Sequence[Finding]) -> dict[str, tuple[str, list[Finding]]]:
@@ -26,20 +36,28 @@ def groups(findings: Sequence[Finding]) -> dict[str, tuple[str, list[Finding]]]:
     return split | {view: (view, list(findings)) for view in VIEWS if view != UNCHANGED}
 
 
-def nan_mean(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean of tensors of one shape without their NaN, and how many were counted, place by place."""
+@dataclass(frozen=True)
+class Mean:
+    """A mean over pictures, place by place, without those where the value is NaN; and how many it is of."""
+
+    mean: Tensor
+    count: Tensor
+
+
+def nan_mean(values: Sequence[Tensor]) -> Mean:
+    """Mean of tensors of one shape without their NaN, place by place."""
     stacked = torch.stack([value.double() for value in values])
-    return stacked.nanmean(0), (~stacked.isnan()).sum(0)
+    return Mean(stacked.nanmean(0), (~stacked.isnan()).sum(0))
 
 
-def mean_agreement(findings: Sequence[Finding], view: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """By measure the mean (M, M) and the number of pictures (M, M) in which both maps have heat."""
+def mean_agreement(findings: Sequence[Finding], view: str) -> dict[str, Mean]:
+    """By measure the mean (M, M) over the pictures in which both maps have heat."""
     names = [*MEASURES, "raw"] if view == UNCHANGED else MEASURES
     return {name: nan_mean([finding.agreement[view][name] for finding in findings]) for name in names}
 
 
-def mean_value(findings: Sequence[Finding], name: str) -> tuple[Tensor, Tensor]:
-    """Mean (M,) of a value over pictures, and their number (M,)."""
+def mean_value(findings: Sequence[Finding], name: str) -> Mean:
+    """Mean (M,) of a value over pictures."""
     return nan_mean([finding.values[name] for finding in findings])
 
 
@@ -53,6 +71,25 @@ def compared_pairs(columns: Sequence[Column]) -> list[tuple[int, int]]:
     ]
 
 
+@dataclass(frozen=True)
+class LocalisationRow:
+    """MaxBoxAcc on a group of pictures.
+
+    Attributes:
+        group: all pictures, or a scenario.
+        accuracies: by column, 0 to 1.
+        thresholds: by column.
+        centre_accuracy: of the centre box.
+        count: number of pictures.
+    """
+
+    group: str
+    accuracies: list[float]
+    thresholds: list[float]
+    centre_accuracy: float
+    count: int
+
+
 class Localisation:
     """MaxBoxAccuracy of every column, over all pictures and by scenario.
 
@@ -62,43 +99,35 @@ class Localisation:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._metrics = {scenario: [MaxBoxAccuracy(version=1) for _ in columns] for scenario in SCENARIOS}
-        self._overall = [MaxBoxAccuracy(version=1) for _ in columns]
 
     def update(self, looks: Looks, findings: Sequence[Finding]) -> None:
         """Add pictures; those without boxes are left out."""
         for index, finding in enumerate(findings):
             if finding.boxes is None or not len(finding.boxes):
                 continue
-            for column, heats in enumerate(looks.heats[UNCHANGED]):
-                heat, boxes = heats[index][None], [finding.boxes]
-                self._metrics[finding.scenario][column].update(heat, boxes)
+            for metric, heats in zip(self._metrics[finding.scenario], looks.heats[UNCHANGED], strict=True):
+                metric.update(heats[index][None], [finding.boxes])
 
-    def compute(self) -> Iterator[tuple[str, list[float], list[float], float, int]]:
-        """Scenario, accuracy and threshold of every column, accuracy of the centre box, and number of pictures."""
-        for column, overall in enumerate(self._overall):
-            overall.reset()
-            for metrics in self._metrics.values():
-                if int(metrics[column].total):
-                    overall.hits += metrics[column].hits
-                    overall.centre_hits += metrics[column].centre_hits
-                    overall.total += metrics[column].total
-        results = [overall.compute() for overall in self._overall]
-        chosen = [float(result["best_threshold"]) for result in results]
-        if not int(results[0]["count"]):
-            return
-        centre = int(self._overall[0].centre_hits[0].argmax())
-        yield (
-            UNCHANGED,
-            [float(result["max_box_acc"]) for result in results],
-            chosen,
-            float(results[0]["centre_box_acc"]),
-            int(results[0]["count"]),
-        )
-        for scenario, metrics in self._metrics.items():
-            count = int(metrics[0].total)
-            if count:
-                places = [0 if math.isnan(value) else round(value * metrics[0].count) for value in chosen]
-                hits = [
-                    float(metric.hits[0, place]) / count for metric, place in zip(metrics, places, strict=True)
-                ]
-                yield scenario, hits, chosen, float(metrics[0].centre_hits[0, centre]) / count, count
+    def compute(self) -> list[LocalisationRow]:
+        """Over all pictures, then by scenario; empty where no picture has boxes."""
+        hits = {name: torch.stack([m.hits[0] for m in those]) for name, those in self._metrics.items()}  # (M, T)
+        centre = {name: those[0].centre_hits[0] for name, those in self._metrics.items()}
+        counts = {name: int(those[0].total) for name, those in self._metrics.items()}
+        if not sum(counts.values()):
+            return []
+        hits = {UNCHANGED: torch.stack(list(hits.values())).sum(0), **hits}
+        centre = {UNCHANGED: torch.stack(list(centre.values())).sum(0), **centre}
+        counts = {UNCHANGED: sum(counts.values()), **counts}
+        best, middle = hits[UNCHANGED].argmax(1, keepdim=True), int(centre[UNCHANGED].argmax())
+        chosen = thresholds(hits[UNCHANGED].shape[1])[best[:, 0]].tolist()
+        return [
+            LocalisationRow(
+                name,
+                (hits[name].gather(1, best)[:, 0] / count).tolist(),
+                chosen,
+                float(centre[name][middle]) / count,
+                count,
+            )
+            for name, count in counts.items()
+            if count
+        ]
