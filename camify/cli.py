@@ -19,6 +19,7 @@ from torch import nn
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
+from .explaining.compare import compare_files
 from .methods import METHODS, observe
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
@@ -94,6 +95,17 @@ def _parser() -> ArgumentParser:
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
+
+    command = _Parser(description="Compare explanation methods and networks: figures, agreement, cost, scenarios.")
+    command.add_argument("images", nargs="*", help="image files, or folders of them; boxes.csv beside them is read")
+    command.add_argument("--model", type=str, action="append", default=None, help=f"repeatable: {_SOURCE}")
+    command.add_argument("--method", type=str, nargs="+", default=None, help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--target", type=str | None, default=None, help="a class; default: the first model's top-1")
+    command.add_argument("--out", type=str, default="comparison", help="folder to write")
+    command.add_argument("--demo", action="store_true", help="generated pictures and the embedded network; no download")
+    command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
+    commands.add_subcommand("compare", command)
     return parser
 
 
@@ -209,6 +221,14 @@ def _explain(options: Namespace) -> None:
         console.print(escape(message), soft_wrap=True)
 
 
+def _compare(options: Namespace) -> None:
+    folder = compare_files(
+        options.images, options.model or [], options.method, out=options.out, target=options.target,
+        demo=options.demo, figures=options.figures, overwrite=options.overwrite,
+    )  # fmt: skip
+    Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
+
+
 def _numbers(model: nn.Module, preprocessing: Preprocessing) -> list[str]:
     """Names of classes that have none."""
     parameter = next(model.parameters())
@@ -231,4 +251,4 @@ def _class_index(target: str, names: Sequence[str]) -> int:
     raise ConfigError(f"--targets {target!r}: no such class. Known: {', '.join(names[:10])}.")
 
 
-_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain}
+_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare}

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ..errors import DataError
 
-__all__ = ["CLASS_NAMES", "Scene", "render_scene"]
+__all__ = ["CLASS_NAMES", "Group", "Scene", "render_group", "render_scene"]
 
 CLASS_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "crescent")
 
@@ -48,6 +48,20 @@ class Scene(NamedTuple):
     box: tuple[int, int, int, int]
 
 
+class Group(NamedTuple):
+    """A picture of several objects of one class, apart from each other.
+
+    Attributes:
+        image: The picture, (S, S, 3) uint8 RGB.
+        masks: The pixels of each object, (S, S) bool.
+        boxes: x0, y0, x1, y1 tight around each mask, in pixels; x1 and y1 are exclusive.
+    """
+
+    image: NDArray[np.uint8]
+    masks: list[NDArray[np.bool_]]
+    boxes: list[tuple[int, int, int, int]]
+
+
 def render_scene(label: int, seed: Sequence[int] | int, size: int = 96) -> Scene:
     """A picture of an object of class `label`: the same arguments give the same bits.
 
@@ -59,22 +73,53 @@ def render_scene(label: int, seed: Sequence[int] | int, size: int = 96) -> Scene
     Raises:
         DataError: `label` is no class or `size` is too small.
     """
+    _check(label, size)
+    rng = np.random.default_rng(seed)
+    canvas, figure = _backdrop(rng, size)
+    alpha = _silhouette(rng, label, size)
+    _put(canvas, alpha, _texture(rng, size, figure))
+    mask = np.asarray(alpha) > 127
+    return Scene(_lit(rng, canvas), mask, _tight_box(mask))
+
+
+def render_group(label: int, count: int, seed: Sequence[int] | int, size: int = 96, *, shrink: float = 1.0) -> Group:
+    """A picture of `count` objects of class `label`, alike in colour: the same arguments give the same bits.
+
+    Args:
+        label: Index into `CLASS_NAMES`.
+        count: Number of objects.
+        seed: Non-negative whole number(s) that decide everything else.
+        size: Side S of the picture in pixels, at least 32.
+        shrink: Factor on the objects' size, 1 as in `render_scene`.
+
+    Raises:
+        DataError: `label` is no class, `size` is too small, or so many objects find no room.
+    """
+    _check(label, size)
+    rng = np.random.default_rng(seed)
+    canvas, figure = _backdrop(rng, size)
+    masks: list[NDArray[np.bool_]] = []
+    for _ in range(100 * count):
+        if len(masks) == count:
+            return Group(_lit(rng, canvas), masks, [_tight_box(mask) for mask in masks])
+        alpha = _silhouette(rng, label, size, shrink)
+        mask = np.asarray(alpha) > 127
+        if not any(_meet(_tight_box(mask), _tight_box(other)) for other in masks):
+            masks.append(mask)
+            _put(canvas, alpha, _texture(rng, size, figure))
+    raise DataError(f"{count} objects find no room in {size} x {size} pixels; give fewer, or a smaller shrink")
+
+
+def _check(label: int, size: int) -> None:
     if label not in range(len(CLASS_NAMES)):
         raise DataError(f"label {label!r} is no class; give a whole number from 0 to {len(CLASS_NAMES) - 1}")
     if size < _MIN_SIZE:
         raise DataError(f"size {size!r} is too small for the shapes; give at least {_MIN_SIZE} pixels")
-    rng = np.random.default_rng(seed)
-    ground, figure, *litter = _palette(rng)
-    canvas = _texture(rng, size, ground)
-    for colours in litter:
-        _paint(canvas, _texture(rng, size, colours), _clutter(rng, size))
-    alpha = _silhouette(rng, label, size)
-    _cast_shadow(canvas, alpha)
-    _paint(canvas, _texture(rng, size, figure), alpha)
-    canvas *= _light(rng, size)
-    image = np.clip(canvas + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    mask = np.asarray(alpha) > 127
-    return Scene(np.ascontiguousarray(image), mask, _tight_box(mask))
+
+
+def _meet(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    """Whether two boxes overlap, or nearly so."""
+    return all(box[i] - 2 < other[i + 2] and other[i] - 2 < box[i + 2] for i in (0, 1))
 
 
 def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
@@ -119,7 +164,7 @@ _OUTLINES: tuple[Callable[[float], _Points], ...] = (
 )
 
 
-def _silhouette(rng: np.random.Generator, label: int, size: int) -> Image.Image:
+def _silhouette(rng: np.random.Generator, label: int, size: int, shrink: float = 1.0) -> Image.Image:
     """The object's coverage of each pixel, 0..255: turned, slightly squeezed, anywhere in the picture."""
     vary, turn, squeeze, tilt, extent, *place = rng.random(7)
     points = _OUTLINES[label](vary) * _unit(turn)
@@ -127,10 +172,15 @@ def _silhouette(rng: np.random.Generator, label: int, size: int) -> Image.Image:
     area = abs((points.conj() * np.roll(points, 1)).imag.sum()) / 2
     sides = np.array([np.ptp(points.real), np.ptp(points.imag)])
     scale = (_AREA_ROOT[0] + extent * (_AREA_ROOT[1] - _AREA_ROOT[0])) / np.sqrt(area)
-    scale = np.clip(scale, _SIDE[0] / sides.max(), _SIDE[1] / sides.max())
+    scale = np.clip(scale, _SIDE[0] / sides.max(), _SIDE[1] / sides.max()) * shrink
     x, y = _MARGIN + np.array(place) * (1 - 2 * _MARGIN - scale * sides)
     points = (points - points.real.min() - 1j * points.imag.min()) * scale + complex(x, y)
     return _draw(size, lambda pen, side: _fill(pen, points * side))
+
+
+def _put(canvas: _Floats, alpha: Image.Image, paint: _Floats) -> None:
+    _cast_shadow(canvas, alpha)
+    _paint(canvas, paint, alpha)
 
 
 def _cast_shadow(canvas: _Floats, alpha: Image.Image) -> None:
@@ -140,6 +190,15 @@ def _cast_shadow(canvas: _Floats, alpha: Image.Image) -> None:
 
 
 # --- what lies behind it ----------------------------------------------------------------------------------
+
+
+def _backdrop(rng: np.random.Generator, size: int) -> tuple[_Floats, _Floats]:
+    """Background and clutter, (3, S, S), and the colours of the object that is to come."""
+    ground, figure, *litter = _palette(rng)
+    canvas = _texture(rng, size, ground)
+    for colours in litter:
+        _paint(canvas, _texture(rng, size, colours), _clutter(rng, size))
+    return canvas, figure
 
 
 def _clutter(rng: np.random.Generator, size: int) -> Image.Image:
@@ -178,6 +237,12 @@ def _blob(rng: np.random.Generator, pen: _Pen, side: int) -> None:
 
 
 _LITTER = (_stroke, _stroke, _stroke, _specks, _blob)
+
+
+def _lit(rng: np.random.Generator, canvas: _Floats) -> NDArray[np.uint8]:
+    """The finished picture (S, S, 3)."""
+    canvas *= _light(rng, canvas.shape[-1])
+    return np.ascontiguousarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def _light(rng: np.random.Generator, size: int) -> _Floats:

@@ -21,7 +21,17 @@ from torch import Tensor
 
 from camify.maps import upsample
 
-__all__ = ["ClassMap", "grid_picture", "overlay_picture", "sheet_picture", "strip_picture"]
+__all__ = [
+    "ClassMap",
+    "grid_picture",
+    "outline_boxes",
+    "overlay_picture",
+    "scaled_picture",
+    "sheet_picture",
+    "strip_picture",
+    "tint",
+    "write_line",
+]
 
 PAPER, INK, MUTED = (252, 252, 250), (31, 35, 40), (106, 112, 119)
 GROUND = (224, 224, 224)  # below a colour bar and below a map that is drawn without its image
@@ -81,7 +91,7 @@ def overlay_picture(
         title: line above the picture.
     """
     right = true is None or true.name == predicted.name
-    picture = _picture(image, PANEL)
+    picture = scaled_picture(image, PANEL)
     width, height = max(picture.width, COLUMN), picture.height
     paper = _paper((3 * (width + GAP), height + 4 * LINE))
     draw = ImageDraw.Draw(paper)
@@ -102,13 +112,13 @@ def overlay_picture(
     captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown)]
 
     x, y = MARGIN, MARGIN + 2 * LINE
-    _write(draw, (x, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    write_line(draw, (x, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
     for i, panel in enumerate((picture, middle, last)):
         paper.paste(panel, (x, y))
-        _outline(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
-        _write(draw, (x, y - LINE), labels[i], width, MUTED)
-        _write(draw, (x, y + height + 4), captions[i][0], width, INK)
-        _write(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else colour, bold=not i)
+        outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
+        write_line(draw, (x, y - LINE), labels[i], width, MUTED)
+        write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
+        write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else colour, bold=not i)
         x += width + GAP
     _colour_bar(paper, (x, y), height, scale, colormap)
     return paper
@@ -136,14 +146,14 @@ def grid_picture(
         colormap: name in ``matplotlib.colormaps``.
         title: line above the picture.
     """
-    picture = _picture(image, PANEL)
+    picture = scaled_picture(image, PANEL)
     width, height = max(picture.width, COLUMN), picture.height
     step = (width + GAP, height + 3 * LINE)
     paper = _paper(((1 + len(columns)) * step[0], len(rows) * step[1] + 2 * LINE))
     draw = ImageDraw.Draw(paper)
-    _write(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    write_line(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
     for i, label in enumerate(["image", *columns]):
-        _write(draw, (MARGIN + i * step[0], MARGIN + LINE), label, width, MUTED)
+        write_line(draw, (MARGIN + i * step[0], MARGIN + LINE), label, width, MUTED)
     for j, maps in enumerate(rows):
         y = MARGIN + 2 * LINE + j * step[1]
         panels, notes = [picture], [f"logit {maps[0].logit:.2f} · p {maps[0].probability:.2f}"]
@@ -155,9 +165,11 @@ def grid_picture(
         for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
             x = MARGIN + i * step[0]
             paper.paste(panel, (x, y))
-            _outline(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
-            _write(draw, (x, y + height + 4), maps[0].name if i == 0 else note, width, MUTED if i else INK, bold=not i)
-        _write(draw, (MARGIN, y + height + 4 + LINE), notes[0], width, MUTED)
+            outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
+            write_line(
+                draw, (x, y + height + 4), maps[0].name if i == 0 else note, width, MUTED if i else INK, bold=not i
+            )
+        write_line(draw, (MARGIN, y + height + 4 + LINE), notes[0], width, MUTED)
     bar = MARGIN + (1 + len(columns)) * step[0]
     _colour_bar(paper, (bar, MARGIN + 2 * LINE), height, ("low", "high"), colormap)
     return paper
@@ -184,7 +196,7 @@ def strip_picture(
         colormap: name in ``matplotlib.colormaps``.
         title: line above the strip.
     """
-    picture = _picture(image, FRAME)
+    picture = scaled_picture(image, FRAME)
     frames = [picture, *(_heated(picture, map_hw, scale, colormap)[0] for map_hw in maps)]
     column = max(picture.width, FRAME // 2)
     rows = -(-len(frames) // PER_ROW)
@@ -192,13 +204,13 @@ def strip_picture(
     step = (column + GAP, picture.height + LINE + GAP)
     paper = _paper((columns * step[0], rows * step[1] + LINE))
     draw = ImageDraw.Draw(paper)
-    _write(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    write_line(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
     for i, (frame, caption) in enumerate(zip(frames, ["image", *captions], strict=True)):
         x, y = MARGIN + i % columns * step[0], MARGIN + LINE + 4 + i // columns * step[1]
         paper.paste(frame, (x, y))
         if i == 0:
-            _outline(draw, boxes, image, frame.size, (x, y), width=1)
-        _write(draw, (x, y + frame.height + 2), caption, column, MUTED, size=11)
+            outline_boxes(draw, boxes, image, frame.size, (x, y), width=1)
+        write_line(draw, (x, y + frame.height + 2), caption, column, MUTED, size=11)
     _colour_bar(paper, (MARGIN + columns * step[0], MARGIN + LINE + 4), picture.height, scale, colormap)
     return paper
 
@@ -220,7 +232,7 @@ def _paper(inner: tuple[int, int]) -> Image.Image:
     return Image.new("RGB", (MARGIN + inner[0] + BAR + TICK, inner[1] + 2 * MARGIN), PAPER)
 
 
-def _picture(image: Tensor, long_side: int) -> Image.Image:
+def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
     """``image`` (3, H, W), 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
     pixels = (image.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
     height, width = pixels.shape[:2]
@@ -255,7 +267,7 @@ def _recipe(colormap: str) -> NDArray[np.float32]:
     return np.hstack(parts).astype(np.float32)
 
 
-def _tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
+def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     """The picture with heat over it; where the level is 0 it is left as it is."""
     recipe = _recipe(colormap).take(levels, axis=0)
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
@@ -266,7 +278,7 @@ def _tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
 def _heated(picture: Image.Image, map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
     """The map over the picture, and a note where there is no heat to draw."""
     levels, note = _levels(map_hw, scale, picture.size)
-    return _tint(picture, levels, colormap), note
+    return tint(picture, levels, colormap), note
 
 
 def _cells(size: tuple[int, int], map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
@@ -274,10 +286,10 @@ def _cells(size: tuple[int, int], map_hw: Tensor, scale: float, colormap: str) -
     rows, columns = map_hw.shape
     levels, _ = _levels(map_hw, scale, (columns, rows))
     cells = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.NEAREST))
-    return _tint(Image.new("RGB", size, GROUND), cells, colormap), f"map, {rows} by {columns} cells"
+    return tint(Image.new("RGB", size, GROUND), cells, colormap), f"map, {rows} by {columns} cells"
 
 
-def _outline(
+def outline_boxes(
     draw: ImageDraw.ImageDraw,
     boxes: Tensor | None,
     image: Tensor,
@@ -308,10 +320,10 @@ def _colour_bar(
     """Draws the colours from 0 (bottom) to ``ends`` (top), or between two words, as they look over a grey picture."""
     bottom, top = ("0", f"{ends:.3g}") if isinstance(ends, float | int) else ends
     levels = np.linspace(255, 0, height).round().astype(np.uint8)[:, None].repeat(BAR, axis=1)
-    paper.paste(_tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap), at)
+    paper.paste(tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap), at)
     draw, x = ImageDraw.Draw(paper), at[0] + BAR + 4
-    _write(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
-    _write(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
+    write_line(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
+    write_line(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
 
 
 @lru_cache(maxsize=8)
@@ -321,7 +333,7 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size)
 
 
-def _write(
+def write_line(
     draw: ImageDraw.ImageDraw,
     at: tuple[int, int],
     text: str,

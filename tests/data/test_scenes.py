@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from camify.data.scenes import CLASS_NAMES, render_scene
+from camify.data.scenes import CLASS_NAMES, render_group, render_scene
 from camify.errors import DataError
 
 SIZE = 96
@@ -181,3 +181,24 @@ def test_unknown_label_is_an_error(label):
 def test_too_small_a_picture_is_an_error(size):
     with pytest.raises(DataError, match=rf"size {size} is too small for the shapes; give at least 32"):
         render_scene(0, 0, size)
+
+
+@pytest.mark.parametrize(("label", "count", "shrink"), [(0, 1, 0.6), (1, 3, 0.7), (3, 2, 0.8), (5, 2, 0.8)])
+def test_a_group_has_so_many_objects_apart_from_each_other(label, count, shrink):
+    group = render_group(label, count, (7, 3, 11), SIZE, shrink=shrink)
+    again = render_group(label, count, (7, 3, 11), SIZE, shrink=shrink)
+    assert np.array_equal(group.image, again.image)
+    assert group.image.shape == (SIZE, SIZE, 3)
+    assert len(group.boxes) == len(group.masks) == count
+    assert np.sum(group.masks, axis=0).max() == 1
+    for mask, (x0, y0, x1, y1) in zip(group.masks, group.boxes, strict=True):
+        assert mask[y0:y1, x0:x1].sum() == mask.sum() > 0
+    area = np.mean([mask.mean() for mask in group.masks])
+    assert area == pytest.approx((0.3 * shrink) ** 2, rel=0.6)
+
+
+def test_what_finds_no_room_is_an_error():
+    with pytest.raises(DataError, match="find no room"):
+        render_group(0, 40, 1, SIZE)
+    with pytest.raises(DataError, match="is no class"):
+        render_group(6, 1, 1, SIZE)

@@ -1,0 +1,244 @@
+"""camify compare: methods and networks side by side, as figures and in numbers, into a folder that is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..methods import METHODS, find_method, observe
+from .contenders import Contender, class_names_of, find_contenders
+from .cost import method_costs
+from .demo import DEMO_METHODS, demo_contenders, demo_subjects
+from .drawings import AT_A_GLANCE, Drawing, drawings, overview, overview_row
+from .figures import Row
+from .findings import Finding, findings
+from .looking import Column, Looks, look
+from .pages import Page, to_html, to_json, to_markdown
+from .results import Comparison
+from .scenarios import SCENARIOS, absent_classes
+from .subjects import Subject, boxes_of_class, find_subjects, image_files
+from .summary import Localisation
+from .tables import all_tables
+
+__all__ = ["compare", "compare_files"]
+
+MANIFEST = "compare.json"
+_CHUNK = 8  # pictures looked at together
+
+
+def compare_files(
+    images: Sequence[str],
+    models: Sequence[str],
+    methods: Sequence[str] | None = None,
+    *,
+    out: str,
+    target: str | None = None,
+    demo: bool = False,
+    figures: int = 24,
+    overwrite: bool = False,
+) -> Path:
+    """Compare methods on networks for image files, or in the demo; the folder that was written.
+
+    Args:
+        images: files and folders; boxes come from a ``boxes.csv`` in their folder or one of the three above.
+        models: source strings, as ``camify.surgery.resolve`` takes them; of the same classes.
+        methods: names; None takes those that need one forward.
+        out: folder to write.
+        target: the class to compare, by name or number; None takes the first network's top-1 of every picture.
+        demo: generated scenes and the embedded legacy network against its conversion, instead of images and models.
+        figures: number of pictures that get figures of their own; all of them get into the tables.
+        overwrite: replace the folder where it holds a comparison.
+
+    Raises:
+        CamifyError: something given cannot be used; nothing is written then.
+    """
+    folder = _free(Path(out), overwrite=overwrite)
+    names = list(methods or DEMO_METHODS)
+    for name in names:
+        find_method(name)
+    if demo:
+        if images or models or target is not None:
+            raise ConfigError(
+                "--demo: brings its own images, models and classes. Leave out IMAGES, --model and --target."
+            )
+        contenders, subjects = demo_contenders(names), demo_subjects()
+        title = "Comparison of methods: camify's demo"
+    else:
+        if not images or not models:
+            raise ConfigError("compare: give IMAGES and --model, or --demo.")
+        subjects = find_subjects(image_files(images))
+        contenders = find_contenders(models, names)
+        title = "Comparison of methods"
+    return compare(contenders, subjects, folder, title=title, target=target, figures=figures)
+
+
+def compare(
+    contenders: Sequence[Contender],
+    subjects: Sequence[Subject],
+    folder: Path,
+    *,
+    title: str,
+    target: str | None = None,
+    figures: int = 24,
+) -> Path:
+    """Look, measure, draw and write the folder, aside first and renamed when it is whole."""
+    start = time.perf_counter()
+    names = class_names_of(contenders, [_count_classes(contender, subjects[0]) for contender in contenders])
+    choice = _Choice(names, _class_index(target, names))
+    columns: list[Column] = []
+    found: list[Finding] = []
+    drawn: list[Drawing] = []
+    rows: list[Row] = []
+    localisation: Localisation | None = None
+    shown = _spread(len(subjects), figures)
+    for looks, those, offset in _look_at_all(contenders, subjects, choice):
+        columns = looks.columns
+        localisation = localisation or Localisation(columns)
+        chunk = findings(looks, those)
+        localisation.update(looks, chunk)
+        for index, finding in enumerate(chunk):
+            number = offset + index
+            if number in shown:
+                drawn += drawings(number + 1, looks, index, finding, contenders, names)
+            if len(rows) < AT_A_GLANCE and number in _spread(len(subjects), AT_A_GLANCE):
+                rows.append(overview_row(looks, index, finding, names))
+        found += chunk
+    drawn.append(overview(rows, [(column.model, column.method) for column in columns]))
+    batch = subjects[:_CHUNK]
+    targets = torch.tensor([finding.target for finding in found[:_CHUNK]])
+    costs = {c.name: method_costs(c, _inputs(c, batch), targets) for c in contenders}
+    measured = localisation.compute() if localisation is not None else []
+    comparison = Comparison(contenders, columns, names, found, measured, costs)
+    facts = _facts(comparison, choice.given, time.perf_counter() - start)
+    counts = f"{len(found)} pictures, {len(contenders)} networks, {len(contenders[0].methods)} methods"
+    page = Page(title, counts, drawn, len(found) - len(shown), all_tables(comparison), facts)
+    _write(folder, page, to_json(comparison, facts))
+    return folder
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The classes that are looked at: the given one, the subject's own, or the first network's top-1."""
+
+    names: Sequence[str]
+    given: int | None
+
+    def __call__(self, logits_NK: Tensor, subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
+        best = logits_NK.argmax(1).tolist()
+        chosen = [
+            self.given if self.given is not None else top if subject.target is None else subject.target
+            for top, subject in zip(best, subjects, strict=True)
+        ]
+        labels = [{self.names.index(label) for label in s.labels if label in self.names} for s in subjects]
+        present = [own | {one} for own, one in zip(labels, chosen, strict=True)]
+        return torch.tensor(chosen), absent_classes(logits_NK, present)
+
+
+def _look_at_all(
+    contenders: Sequence[Contender], subjects: Sequence[Subject], choice: _Choice
+) -> Iterator[tuple[Looks, list[Subject], int]]:
+    """What the pictures gave, in chunks of constant memory, with the boxes of the compared class."""
+    for offset in range(0, len(subjects), _CHUNK):
+        chunk = subjects[offset : offset + _CHUNK]
+        looks = look(contenders, chunk, choice)
+        those = [boxes_of_class(subject, choice.names[int(t)]) for subject, t in zip(chunk, looks.targets, strict=True)]
+        yield looks, those, offset
+        if sys.stderr.isatty():
+            end = "\n" if offset + _CHUNK >= len(subjects) else ""
+            sys.stderr.write(f"\r{min(offset + _CHUNK, len(subjects))} of {len(subjects)} pictures{end}")
+
+
+def _count_classes(contender: Contender, subject: Subject) -> int:
+    with observe(contender.model, _inputs(contender, [subject])) as forward:
+        return forward.logits.shape[1]
+
+
+def _inputs(contender: Contender, subjects: Sequence[Subject]) -> Tensor:
+    return torch.stack([subject.input(contender.preprocessing) for subject in subjects])
+
+
+def _class_index(target: str | None, names: Sequence[str]) -> int | None:
+    if target is None:
+        return None
+    if target in names:
+        return list(names).index(target)
+    if target.isdecimal() and int(target) < len(names):
+        return int(target)
+    raise ConfigError(f"--target {target!r}: no such class. Known: {', '.join(names[:10])}.")
+
+
+def _spread(count: int, most: int) -> set[int]:
+    """At most so many of the numbers below ``count``, evenly spread."""
+    return set(range(count)) if count <= most else {index * count // most for index in range(most)}
+
+
+def _facts(comparison: Comparison, given: int | None, seconds: float) -> list[tuple[str, str]]:
+    facts = []
+    for contender in comparison.contenders:
+        notes = [contender.source, *contender.notes]
+        notes += [f"{method}: {reason}" for method, reason in contender.unserved.items()]
+        facts.append((contender.name, "; ".join(notes)))
+    kinds = [finding.scenario for finding in comparison.findings]
+    compared = "the first network's top-1 of every picture, or the class of a generated one"
+    return [
+        *facts,
+        ("methods", ", ".join(comparison.contenders[0].methods) + f"; known: {', '.join(METHODS)}"),
+        ("compared class", compared if given is None else comparison.class_names[given]),
+        ("class not present", "the first network's least probable class that no box of the picture has"),
+        ("pictures", ", ".join(f"{kinds.count(kind)} {kind}" for kind in SCENARIOS if kind in kinds)),
+        ("boxes", "those of the compared class where the picture's boxes have that label, else all of the picture"),
+        ("heat", "raw map, ReLU where the method has one, upsampled (bilinear, half-pixel), min-max of each map"),
+        ("size", f"all heats at the input size of {comparison.contenders[0].name}"),
+        ("time", f"{seconds:.0f} s"),
+    ]
+
+
+def _free(folder: Path, *, overwrite: bool) -> Path:
+    """The folder, if it may be written.
+
+    Raises:
+        ConfigError: it exists and is not to be replaced, or holds something else than a comparison.
+    """
+    if folder.is_symlink() or folder.exists():
+        if not overwrite:
+            raise ConfigError(f"{folder}: exists. Choose another --out, or add --overwrite true.")
+        if folder.is_symlink() or not (folder / MANIFEST).is_file():
+            raise ConfigError(f"{folder}: exists and is no comparison (it has no {MANIFEST}). Choose another --out.")
+    return folder
+
+
+def _write(folder: Path, page: Page, figures: str) -> None:
+    """Write the folder aside and rename it; what stood there goes only when the new one stands."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
+    try:
+        aside.chmod(0o755)
+        (aside / "figures").mkdir()
+        for drawing in page.drawings:
+            (aside / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
+        (aside / "compare.html").write_text(to_html(page), encoding="utf-8")
+        (aside / "compare.md").write_text(to_markdown(page), encoding="utf-8")
+        (aside / MANIFEST).write_text(figures, encoding="utf-8")
+        old = aside.with_name(aside.name + ".old")
+        if folder.exists():
+            folder.rename(old)
+        try:
+            aside.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside, ignore_errors=True)

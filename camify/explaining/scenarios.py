@@ -1,0 +1,84 @@
+"""The situations in which methods are compared: what is in a picture, and what is done to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+
+__all__ = [
+    "ABSENT",
+    "MIRRORED",
+    "SCENARIOS",
+    "SHIFTED",
+    "SMALL",
+    "UNCHANGED",
+    "VIEWS",
+    "absent_classes",
+    "mirrored",
+    "overlap",
+    "scenario_of",
+    "shifted",
+    "step_of",
+]
+
+SMALL = 0.05
+"""Share of the picture below which an object is small."""
+
+SINGLE, SEVERAL, TINY, UNKNOWN = "single object", "several instances", "small object", "boxes unknown"
+SCENARIOS = (SINGLE, SEVERAL, TINY, UNKNOWN)
+"""What is in a picture."""
+
+UNCHANGED, ABSENT, MIRRORED, SHIFTED = "overall", "class not present", "mirrored input", "shifted input"
+VIEWS = (UNCHANGED, ABSENT, MIRRORED, SHIFTED)
+"""What is asked of every picture: the compared class, a class that is not there, and the picture changed."""
+
+
+def scenario_of(boxes_n4: Tensor | None, height: int, width: int) -> str:
+    """What is in a picture of that size, by its ground-truth boxes: several of them, a small one, or one."""
+    if boxes_n4 is None or not len(boxes_n4):
+        return UNKNOWN
+    if len(boxes_n4) > 1:
+        return SEVERAL
+    x0, y0, x1, y1 = boxes_n4[0].tolist()
+    return TINY if (x1 - x0) * (y1 - y0) < SMALL * height * width else SINGLE
+
+
+def absent_classes(logits_NK: Tensor, present: list[set[int]]) -> Tensor:
+    """The least probable class of every image that is not among its present ones, (N,).
+
+    Raises:
+        ConfigError: every class is present.
+    """
+    left = logits_NK.clone()
+    for row, classes in zip(left, present, strict=True):
+        row[sorted(classes)] = torch.inf
+    if bool((left == torch.inf).all(1).any()):
+        raise ConfigError("class not present: the network has no class but those in the picture. Use one with more.")
+    return left.argmin(1)
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Images or maps (..., H, W) flipped left to right; twice gives the same again."""
+    return images.flip(-1)
+
+
+def step_of(height: int, width: int) -> tuple[int, int]:
+    """How far a picture is shifted: an eighth of its height down and of its width to the right, pixels."""
+    return max(1, round(height / 8)), max(1, round(width / 8))
+
+
+def shifted(images_NCHW: Tensor) -> Tensor:
+    """Images moved right and down by ``step_of``; what is uncovered repeats the edge."""
+    height, width = images_NCHW.shape[-2:]
+    down, right = step_of(height, width)
+    return F.pad(images_NCHW, (right, 0, down, 0), mode="replicate")[..., :height, :width]
+
+
+def overlap(maps: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """The part that maps (..., H, W) of images and of the shifted images both see, place by place."""
+    height, width = maps.shape[-2:]
+    down, right = step_of(height, width)
+    return maps[..., : height - down, : width - right], moved[..., down:, right:]
