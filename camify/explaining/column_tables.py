@@ -110,7 +110,8 @@ def changes(found: Comparison) -> Table:
         "Mirrored and shifted (by an eighth of the sides; what leaves the picture is lost): 1 is heat that moves along"
         " with the picture; what is missing is the network's and its grid's doing as much as the method's. Class not"
         " present: near 1 is a method that shows the same place for a class that is not there: what is salient, and not"
-        " why it is this class. Near 0 or below is evidence that differs from class to class.",
+        " why it is this class. Near 0 or below is evidence that differs from class to class. Where all classes of a"
+        " network are in a picture, the least probable one stands in.",
     )
 
 

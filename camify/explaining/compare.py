@@ -139,9 +139,8 @@ class _Choice:
             self.given if self.given is not None else top if subject.target is None else subject.target
             for top, subject in zip(best, subjects, strict=True)
         ]
-        labels = [{self.names.index(label) for label in s.labels if label in self.names} for s in subjects]
-        present = [own | {one} for own, one in zip(labels, chosen, strict=True)]
-        return torch.tensor(chosen), absent_classes(logits_NK, present)
+        present = [{self.names.index(label) for label in s.labels if label in self.names} for s in subjects]
+        return torch.tensor(chosen), absent_classes(logits_NK, chosen, present)
 
 
 def _look_at_all(

@@ -46,17 +46,21 @@ def scenario_of(boxes_n4: Tensor | None, height: int, width: int) -> str:
     return TINY if (x1 - x0) * (y1 - y0) < SMALL * height * width else SINGLE
 
 
-def absent_classes(logits_NK: Tensor, present: list[set[int]]) -> Tensor:
-    """The least probable class of every image that is not among its present ones, (N,).
+def absent_classes(logits_NK: Tensor, compared: list[int], present: list[set[int]]) -> Tensor:
+    """The least probable class of every image that is not in it, (N,).
+
+    Where every class is, it is the least probable one beside the compared class.
 
     Raises:
-        ConfigError: every class is present.
+        ConfigError: there is one class only.
     """
+    classes = logits_NK.shape[1]
+    if classes < 2:
+        raise ConfigError("class not present: the network has one class only. Use one with more.")
     left = logits_NK.clone()
-    for row, classes in zip(left, present, strict=True):
-        row[sorted(classes)] = torch.inf
-    if bool((left == torch.inf).all(1).any()):
-        raise ConfigError("class not present: the network has no class but those in the picture. Use one with more.")
+    for row, one, seen in zip(left, compared, present, strict=True):
+        known = seen | {one}
+        row[sorted(known) if len(known) < classes else [one]] = torch.inf
     return left.argmin(1)
 
 

@@ -66,9 +66,9 @@ def test_the_page_stands_alone_and_shows_text_as_text(contenders, subjects, tmp_
     assert "<script" not in page
     assert "<b>" not in page
     assert "needs conversion" in page
-    assert set(re.findall(r'(?:src|href)="([^"]{5})', page)) == {"data:"} | set(
-        re.findall(r'href="(#[gs]\d".{2})', page)
-    )
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links), "no other file or host is needed"
     for heading in (
         "How alike the maps are",
         "Localisation",

@@ -34,10 +34,14 @@ def test_boxes_tell_the_scenario(boxes, scenario):
 
 def test_the_absent_class_is_the_least_probable_of_those_not_there():
     logits = torch.tensor([[3.0, -2, 0, -1], [0, 1, 2, 3]])
-    assert absent_classes(logits, [{0}, {3}]).tolist() == [1, 0]
-    assert absent_classes(logits, [{0, 1}, {3, 0}]).tolist() == [3, 1]
-    with pytest.raises(ConfigError, match="no class but"):
-        absent_classes(torch.zeros(1, 1), [{0}])
+    assert absent_classes(logits, [0, 3], [set(), {3}]).tolist() == [1, 0]
+    assert absent_classes(logits, [0, 3], [{1}, {3, 0}]).tolist() == [3, 1]
+    assert (
+        absent_classes(logits, [1, 2], [{0, 1, 2, 3}] * 2).tolist()
+        == absent_classes(logits, [1, 2], [set()] * 2).tolist()
+    )
+    with pytest.raises(ConfigError, match="one class only"):
+        absent_classes(torch.zeros(1, 1), [0], [set()])
 
 
 def test_mirroring_twice_changes_nothing():
