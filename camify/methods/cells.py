@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..anatomy import TracedSplit
 from .forward_pass import ForwardPass
@@ -34,7 +35,7 @@ def cell_logits(forward: ForwardPass, masks_PHW: Tensor) -> Tensor:
     weight, bias = forward.weight, forward.bias
     if weight is not None and bias is not None:
         shares_P1 = masks_PHW.mean((1, 2))[:, None]
-        return (vectors_NPC * shares_P1) @ weight.T + bias
+        return F.linear((vectors_NPC * shares_P1).flatten(0, 1), weight, bias).reshape(count, len(masks_PHW), -1)
     if not forward.takes_any_batch:
         answers = [
             forward.head(vectors_NPC[:, p, :, None, None] * mask) for p, mask in enumerate(masks_PHW)

@@ -105,8 +105,7 @@ def make_methods(
 
 
 def _report_constant(name: str, heat: Tensor) -> None:
-    flat = heat.reshape(len(heat), -1, heat.shape[-2:].numel())
-    constant = (flat == 0).all(2).any(1).nonzero().flatten().tolist()
+    constant = (heat.amax((-2, -1)).reshape(len(heat), -1) == 0).any(1).nonzero().flatten().tolist()
     if constant:
         images = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
         warnings.warn(
