@@ -42,10 +42,18 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.models, "vgg16", narrow_vgg)
     names = {"images": torch.randn(2, 3, 224, 224)}
-    first, second = blocks("python")
+    first, second, explaining, own = blocks("python")
     exec(first, names)
     assert names["maps"].shape == (2, 37, 14, 14)
     assert names["heat"].shape == (2, 224, 224)
+    exec(explaining, names)
+    assert set(names["maps"]) == {"cam", "gradcam", "reciprocam"}
+    assert names["raw"].shape == (2, 28, 28)
+    try:
+        exec(own, names)
+    finally:
+        camify.methods.METHODS.pop("xgradcam", None)
+    assert names["heat"]["xgradcam"].shape == (2, 224, 224)
     exec(second.replace("max_epochs=10", "max_epochs=3"), names)
     assert isinstance(names["model"], camify.CAMNet)
     assert names["model"].class_names == ["cat", "dog"]
