@@ -258,21 +258,23 @@ def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels
 
 @lru_cache(maxsize=8)
 def _recipe(colormap: str) -> NDArray[np.float32]:
-    """For each level what a pixel is made of: image, its grey, and red, green, blue on top, (256, 5)."""
+    """For each level what a pixel is made of: image, its grey, and red, green, blue on top, (5, 256)."""
     heat = np.linspace(0, 1, 256)[:, None]
     alpha = 0.8 * heat**0.7  # strong early, yet without evidence the picture stays as it is
     fade = np.minimum(1, 2 * heat)  # the picture turns to dim grey below the heat, so that colours read
     colour = np.asarray(mpl.colormaps[colormap](heat[:, 0]))[:, :3] * 255
-    parts = [(1 - alpha) * (1 - fade), (1 - alpha) * fade * 0.8, alpha * colour]
-    return np.hstack(parts).astype(np.float32)
+    parts = [(1 - alpha) * (1 - fade), (1 - alpha) * fade * 0.8, alpha * colour + 0.5]  # rounded, not cut off
+    return np.ascontiguousarray(np.hstack(parts).T.astype(np.float32))
 
 
 def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     """The picture with heat over it; where the level is 0 it is left as it is."""
-    recipe = _recipe(colormap).take(levels, axis=0)
-    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
-    tinted = np.asarray(picture, np.float32) * recipe[..., :1] + grey * recipe[..., 1:2] + recipe[..., 2:]
-    return Image.fromarray((tinted + 0.5).astype(np.uint8))
+    own, dimmed, *colours = (part.take(levels) for part in _recipe(colormap))
+    dimmed *= np.asarray(picture.convert("L"))
+    tinted = np.empty((*levels.shape, 3), np.uint8)
+    for channel, (pixels, colour) in enumerate(zip(picture.split(), colours, strict=True)):
+        tinted[..., channel] = own * np.asarray(pixels) + (dimmed + colour)
+    return Image.fromarray(tinted)
 
 
 def _heated(picture: Image.Image, map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
@@ -285,8 +287,8 @@ def _cells(size: tuple[int, int], map_hw: Tensor, scale: float, colormap: str) -
     """The map alone at ``size``, each of its cells one colour, and what to write above it."""
     rows, columns = map_hw.shape
     levels, _ = _levels(map_hw, scale, (columns, rows))
-    cells = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.NEAREST))
-    return tint(Image.new("RGB", size, GROUND), cells, colormap), f"map, {rows} by {columns} cells"
+    cells = tint(Image.new("RGB", (columns, rows), GROUND), levels, colormap)
+    return cells.resize(size, Image.Resampling.NEAREST), f"map, {rows} by {columns} cells"
 
 
 def outline_boxes(
@@ -319,11 +321,16 @@ def _colour_bar(
 ) -> None:
     """Draws the colours from 0 (bottom) to ``ends`` (top), or between two words, as they look over a grey picture."""
     bottom, top = ("0", f"{ends:.3g}") if isinstance(ends, float | int) else ends
-    levels = np.linspace(255, 0, height).round().astype(np.uint8)[:, None].repeat(BAR, axis=1)
-    paper.paste(tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap), at)
+    paper.paste(_bar(height, colormap), at)
     draw, x = ImageDraw.Draw(paper), at[0] + BAR + 4
     write_line(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
     write_line(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
+
+
+@lru_cache(maxsize=32)
+def _bar(height: int, colormap: str) -> Image.Image:
+    levels = np.linspace(255, 0, height).round().astype(np.uint8)[:, None].repeat(BAR, axis=1)
+    return tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap)
 
 
 @lru_cache(maxsize=8)
