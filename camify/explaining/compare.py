@@ -22,11 +22,12 @@ from .demo import DEMO_METHODS, demo_contenders, demo_subjects
 from .drawings import AT_A_GLANCE, Drawing, drawings, overview, overview_row
 from .figures import Row
 from .findings import Finding, findings
+from .images import image_files
 from .looking import Column, Looks, look
 from .pages import Page, to_html, to_json, to_markdown
 from .results import Comparison
 from .scenarios import SCENARIOS, absent_classes
-from .subjects import Subject, boxes_of_class, find_subjects, image_files
+from .subjects import Subject, boxes_of_class, find_subjects
 from .summary import Localisation
 from .tables import all_tables
 

@@ -28,9 +28,9 @@ def image_files(given: Sequence[str | Path]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
             if not found:
-                raise DataError(f"{path}: holds no images.")
+                raise DataError(f"{path}: holds no images ({', '.join(IMG_EXTENSIONS)}).")
             files += found
         elif path.is_file():
             files.append(path)

@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..data import Preprocessing
 from ..data.boxes import read_boxes
 from ..data.samples import read_image
 from ..errors import DataError
 
-__all__ = ["Subject", "boxes_of_class", "find_subjects", "image_files"]
+__all__ = ["Subject", "boxes_of_class", "find_subjects"]
 
 _LEVELS = 4  # folders, an image's own included, in which its boxes.csv is looked for
 
@@ -60,27 +59,6 @@ def boxes_of_class(subject: Subject, name: str) -> Subject:
     return Subject(
         subject.name, subject.pixels, subject.boxes[kept], tuple(subject.labels[i] for i in kept), subject.target
     )
-
-
-def image_files(given: Sequence[str]) -> list[Path]:
-    """The image files among files and folders, those of folders sorted, each once.
-
-    Raises:
-        DataError: there is no such file, or a folder holds no images.
-    """
-    files: dict[Path, None] = {}
-    for name in given:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
-            if not found:
-                raise DataError(f"{path}: holds no images ({', '.join(IMG_EXTENSIONS)}).")
-            files.update(dict.fromkeys(found))
-        elif path.is_file():
-            files[path] = None
-        else:
-            raise DataError(f"{path}: no such file or folder.")
-    return list(files)
 
 
 def find_subjects(files: Sequence[Path]) -> list[Subject]:

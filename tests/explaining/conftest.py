@@ -7,6 +7,7 @@ import torch
 
 import camify
 from camify.data import Preprocessing
+from camify.explaining.compare import compare
 from camify.explaining.contenders import contender
 from camify.explaining.subjects import Subject
 from camify.methods import METHODS
@@ -25,7 +26,7 @@ def networks():
     return legacy, camify.convert(legacy, head="direct", input_size=96, seed=0).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def contenders(networks):
     preprocessing = Preprocessing(96).to_dict()
     return [
@@ -34,7 +35,7 @@ def contenders(networks):
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def subjects():
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 255, (5, 3, 60, 80), dtype=torch.uint8, generator=generator)
@@ -49,6 +50,13 @@ def subjects():
         Subject(f"<b>{index}|</b>", image, box, () if box is None else ("bee",) * len(box))
         for index, (image, box) in enumerate(zip(pixels, boxes, strict=True))
     ]
+
+
+@pytest.fixture(scope="session")
+def compared(contenders, subjects, tmp_path_factory):
+    """The folder of one comparison, for tests that only read it."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return compare(contenders, subjects, out, title="A <script> & title", figures=2)
 
 
 @pytest.fixture

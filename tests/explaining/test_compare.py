@@ -16,8 +16,9 @@ from camify.data import Preprocessing
 from camify.errors import ConfigError, DataError
 from camify.explaining.compare import compare, compare_files
 from camify.explaining.contenders import class_names_of, find_contenders
+from camify.explaining.images import image_files
 from camify.explaining.pages import to_markdown
-from camify.explaining.subjects import boxes_of_class, find_subjects, image_files
+from camify.explaining.subjects import boxes_of_class, find_subjects
 from camify.methods import Method, register
 
 from .conftest import METHOD_NAMES
@@ -49,18 +50,17 @@ def written(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_folder_holds_the_pages_and_the_figures(contenders, subjects, tmp_path):
-    folder = compare(contenders, subjects, tmp_path / "out", title="A <script> & title", figures=2)
-    files = written(folder)
+def test_the_folder_holds_the_pages_and_the_figures(compared):
+    folder, files = compared, written(compared)
     assert {"compare.html", "compare.json", "compare.md", "figures/overview.png"} <= set(files)
     assert len(files) == 3 + 1 + 2 * 3
     with Image.open(folder / "figures" / "overview.png") as picture:
         assert picture.width > 900
-    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left aside"
+    assert [path.name for path in folder.parent.iterdir()] == ["out"], "nothing is left aside"
 
 
-def test_the_page_stands_alone_and_shows_text_as_text(contenders, subjects, tmp_path):
-    page = (compare(contenders, subjects, tmp_path / "out", title="A <script> & title") / "compare.html").read_text()
+def test_the_page_stands_alone_and_shows_text_as_text(compared):
+    page = (compared / "compare.html").read_text()
     assert "A &lt;script&gt; &amp; title" in page
     assert "&lt;b&gt;0|&lt;/b&gt;" in page
     assert "<script" not in page
@@ -80,8 +80,8 @@ def test_the_page_stands_alone_and_shows_text_as_text(contenders, subjects, tmp_
         assert heading in page
 
 
-def test_every_table_has_a_note_and_whole_rows(contenders, subjects, tmp_path):
-    text = (compare(contenders, subjects, tmp_path / "out", title="Title") / "compare.md").read_text()
+def test_every_table_has_a_note_and_whole_rows(compared):
+    text = (compared / "compare.md").read_text()
     blocks = re.findall(r"\*\*[^\n]+\*\*\n\n((?:\|[^\n]+\n)+)\n([^\n]+)\n", text)
     assert len(blocks) == 9
     for table, note in blocks:
@@ -89,12 +89,12 @@ def test_every_table_has_a_note_and_whole_rows(contenders, subjects, tmp_path):
         assert len(widths) == 1
         assert note.endswith(".")
     for path in re.findall(r"\]\((figures/[^)]+)\)", text):
-        assert (tmp_path / "out" / path).is_file()
+        assert (compared / path).is_file()
     assert "\\<b\\>0\\|\\</b\\>" in text
 
 
-def test_the_json_has_every_picture_pair_and_group(contenders, subjects, tmp_path):
-    found = json.loads((compare(contenders, subjects, tmp_path / "out", title="Title") / "compare.json").read_text())
+def test_the_json_has_every_picture_pair_and_group(compared):
+    found = json.loads((compared / "compare.json").read_text())
     assert len(found["images"]) == 5
     assert found["images"][3]["boxes"] is None
     assert found["images"][3]["by_column"]["pointing"] == [None] * 9

@@ -1,7 +1,7 @@
 """What converts: torchvision's classifiers and one CNN per family of timm, with every head, at their native size.
 
 ``pytest -m slow tests/surgery/test_coverage.py`` runs all of them (35 minutes on a core) and compares the
-README's table with what it found; the default run takes one small network per family, at small sizes.
+README's table with what it found; the default run takes some small networks at small sizes.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ SMALL_TIMM = {
     "pvt_v2_b0": 96, "starnet_s050": 96, "mambaout_femto": 96, "legacy_seresnet18": 96,
 }  # fmt: skip
 
+SECONDS = {  # of which each takes some, and whose like is tested elsewhere
+    "maxvit_t", "vit_b_32", "densenet121", "swin_t", "googlenet", "inception_v3", "convnext_tiny", "efficientnet_b0",
+    "pvt_v2_b0", "regnet_y_400mf", "convnext_atto", "ghostnet_050", "mambaout_femto",
+}  # fmt: skip
+
 FOUND: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
 
 
@@ -97,7 +102,7 @@ def test_the_lists_are_complete():
     assert len(TIMM) >= 60
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SECONDS else n for n in SMALL])
 def test_one_small_network_of_every_family(name):
     legacy = legacy_of(name, num_classes=5)
     for head in HEADS:
@@ -106,7 +111,7 @@ def test_one_small_network_of_every_family(name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:timm", "ignore::FutureWarning:timm")
-@pytest.mark.parametrize("name", SMALL_TIMM)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SECONDS else n for n in SMALL_TIMM])
 def test_some_small_families_of_timm(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
