@@ -26,8 +26,12 @@ def networks():
     return legacy, camify.convert(legacy, head="direct", input_size=96, seed=0).eval()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def contenders(networks):
+    return contenders_of(networks)
+
+
+def contenders_of(networks):
     preprocessing = Preprocessing(96).to_dict()
     return [
         contender(Source(network, f"the {name}", NAMES, (), preprocessing), name, METHOD_NAMES)
@@ -53,10 +57,10 @@ def subjects():
 
 
 @pytest.fixture(scope="session")
-def compared(contenders, subjects, tmp_path_factory):
+def compared(networks, subjects, tmp_path_factory):
     """The folder of one comparison, for tests that only read it."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    return compare(contenders, subjects, out, title="A <script> & title", figures=2)
+    return compare(contenders_of(networks), subjects, out, title="A <script> & title", figures=2)
 
 
 @pytest.fixture
