@@ -57,7 +57,7 @@ class ScoreCAM(Method):
         layer: str | None = None,
         *,
         variant: str = "paper",
-        chunk: int = 16,
+        chunk: int = 8,
         precision: str = "fp32",
     ) -> None:
         super().__init__(model, layer)
