@@ -8,66 +8,19 @@ from __future__ import annotations
 
 import inspect
 import keyword
-import operator
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
-from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 from .errors import CheckpointError, ConversionError
+from .graphs import LayerTracer, assemble
+from .known_layers import FUNCTIONS, LAYER_NAMES, LAYERS, METHODS
 
-__all__ = ["LayerTracer", "as_module", "assemble", "build", "describe", "parameter_free"]
+__all__ = ["build", "describe"]
 
-_NN = """
-Conv1d Conv2d ConvTranspose2d Linear Identity Flatten Unflatten
-BatchNorm1d BatchNorm2d SyncBatchNorm LayerNorm GroupNorm InstanceNorm2d LocalResponseNorm
-ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardtanh Hardswish Hardsigmoid Softplus
-Softmax
-MaxPool2d AvgPool2d LPPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d
-MultiheadAttention
-Dropout Dropout1d Dropout2d AlphaDropout FeatureAlphaDropout
-ZeroPad2d ReflectionPad2d ReplicationPad2d ConstantPad2d CircularPad2d
-ChannelShuffle PixelShuffle PixelUnshuffle Upsample
-"""
-_F = """
-relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid softplus
-softmax max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d dropout dropout1d dropout2d
-alpha_dropout feature_alpha_dropout conv2d linear batch_norm layer_norm group_norm instance_norm
-local_response_norm normalize pad interpolate channel_shuffle pixel_shuffle pixel_unshuffle
-scaled_dot_product_attention
-"""
-_TORCH = """
-add sub mul div matmul cat concat stack flatten reshape permute transpose squeeze unsqueeze split chunk unbind
-relu relu_ sigmoid tanh softmax exp log sqrt rsqrt abs neg pow clamp mean sum amax amin var std max min
-flip roll where adaptive_avg_pool1d avg_pool1d einsum swapaxes
-"""
-_OPERATOR = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"
-_TENSOR = """
-add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin
-var std relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze
-unsqueeze split chunk unbind expand expand_as repeat contiguous size dim float half type_as to flip roll
-masked_fill unflatten swapaxes max min
-"""
-
-LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
-    "torchvision.ops.StochasticDepth": torchvision.ops.StochasticDepth,
-    "torchvision.ops.Permute": torchvision.ops.Permute,
-    "torchvision.models.swin_transformer.ShiftedWindowAttention": ShiftedWindowAttention,
-    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": ShiftedWindowAttentionV2,
-}
-FUNCTIONS: dict[str, Callable[..., Any]] = (
-    {f"torch.nn.functional.{name}": getattr(F, name) for name in _F.split()}
-    | {f"torch.{name}": getattr(torch, name) for name in _TORCH.split()}
-    | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
-    | {"getattr": getattr}  # of a tensor's shape only, see _check_getattr
-)
-_METHODS = frozenset(_TENSOR.split())
-_LAYER_NAMES = {cls: name for name, cls in LAYERS.items()}
 _FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
 _DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 _NOT_STORED = ("device", "dtype", "process_group")
@@ -81,112 +34,6 @@ _READ: dict[str, Callable[[Any], Any]] = {  # options that a layer keeps under a
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_OWN_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
-
-
-class LayerTracer(fx.Tracer):
-    """Symbolic tracer down to layers.
-
-    ``outermost`` names the largest module that ends in a step, ``ends`` has the step in which each module ends (in
-    its last call).
-    """
-
-    proxy_buffer_attributes = True  # what is computed from a buffer is a step, not a constant
-
-    def __init__(self, autowrap_functions: tuple[Callable[..., Any], ...] = ()) -> None:
-        super().__init__(autowrap_functions=autowrap_functions)
-        self.outermost: dict[fx.Node, str] = {}
-        self.ends: dict[str, fx.Node] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Layers of torch and those that can be stored by name stay whole."""
-        return type(m) in _LAYER_NAMES or bool(super().is_leaf_module(m, module_qualified_name))
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Trace one module and remember where it ended (outer modules return last)."""
-        result = super().call_module(m, forward, args, kwargs)
-        if isinstance(result, fx.Proxy):
-            self.outermost[result.node] = self.path_of_module(m)
-            self.ends[self.path_of_module(m)] = result.node
-        return result
-
-
-def parameter_free(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node neither is a layer with parameters nor reads a parameter."""
-    if node.op == "call_module":
-        return next(root.get_submodule(str(node.target)).parameters(), None) is None
-    return all(source.op != "get_attr" for source in node.all_input_nodes)
-
-
-def as_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
-    """The code of a graph over the layers of ``root`` (not copied), a network or its layers by name.
-
-    In that code a layer is ``self.name``. A layer named like a method of ``fx.GraphModule`` would call the
-    method (``to_folder`` writes files), a step named ``self`` would take the module's place, and a keyword
-    is no name.
-
-    Raises:
-        ConversionError: a layer or step has such a name.
-    """
-    for node in graph.nodes:
-        layer = str(node.target) if node.op in ("call_module", "get_attr") else ""
-        parts = layer.split(".")
-        if parts[0] in _OWN_NAMES or node.name == "self" or any(map(keyword.iskeyword, parts)):
-            name = layer or node.name
-            raise ConversionError(f"layer {name}: torch.fx or Python uses this name itself. Rename the layer.")
-    return fx.GraphModule(root, graph, class_name="Features")
-
-
-def assemble(root: nn.Module, graph: fx.Graph) -> nn.Module:
-    """The network of a graph over the layers of ``root`` (not copied).
-
-    A plain chain becomes ``nn.Sequential``, anything else an ``fx.GraphModule``. A prefix that all layer
-    names share ("features." in a VGG) is left out of the new names.
-    """
-    layers = [n for n in graph.nodes if n.op in ("call_module", "get_attr")]
-    prefix = _common_prefix([str(n.target) for n in layers])
-    if prefix:
-        root = root.get_submodule(prefix)
-        for node in layers:
-            node.target = str(node.target)[len(prefix) + 1 :]
-    chain = _chain(graph)
-    if chain is not None:
-        sequence = nn.Sequential()
-        for name in chain:
-            sequence.add_module(name, root.get_submodule(name))
-        sequence.training = root.training
-        return sequence
-    return as_module(root, graph)
-
-
-def _common_prefix(paths: list[str]) -> str:
-    parts = [path.split(".")[:-1] for path in paths]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) > 1:
-            break
-        shared.append(names[0])
-    return ".".join(shared)
-
-
-def _chain(graph: fx.Graph) -> list[str] | None:
-    """Names of the layers where the graph is layer after layer, each used once; else None."""
-    previous, names = None, []
-    for node in graph.nodes:
-        if node.op == "call_module":
-            name = str(node.target)
-            if node.args != (previous,) or node.kwargs or "." in name or hasattr(nn.Sequential, name):
-                return None
-            names.append(name)
-        elif node.op == "output":
-            if node.args != (previous,):
-                return None
-        elif node.op != "placeholder" or previous is not None:
-            return None
-        previous = node
-    return names if len(set(names)) == len(names) else None
 
 
 # ---------------------------------------------------------------- to data
@@ -214,7 +61,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
             target = _function_name(node)
         elif node.op == "placeholder":
             target = node.name
-        elif node.op == "call_method" and target not in _METHODS:
+        elif node.op == "call_method" and target not in METHODS:
             raise ConversionError(_cannot_store(f"the tensor method {target}()"))
         entry = {"name": node.name, "op": node.op, "target": target, "args": _to_data(node.args)}
         if node.kwargs:
@@ -236,7 +83,7 @@ def _cannot_store(what: str) -> str:
 
 def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
     kind = type(layer)
-    name = _LAYER_NAMES.get(kind)
+    name = LAYER_NAMES.get(kind)
     if name is None:
         raise ConversionError(_cannot_store(f"layer {path}: {kind.__module__}.{kind.__qualname__}"))
     options = {}
@@ -362,7 +209,7 @@ def _target(op: str, target: str, data: Any, args: tuple[Any, ...]) -> Any:
     allowed = {
         "call_module": data["layers"],
         "get_attr": data["tensors"],
-        "call_method": _METHODS,
+        "call_method": METHODS,
         "output": ("output",),
     }
     if op not in allowed:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import replace_folder
 
 __all__ = [
     "CARD",
@@ -61,7 +62,7 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
         (aside / CARD).write_text(card, encoding="utf-8")
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        _replace(folder, aside)
+        replace_folder(folder, aside)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the manifest cannot be stored as JSON ({error}).") from error
     except OSError as error:
@@ -84,21 +85,6 @@ def _foreign(folder: Path) -> str | None:
         other = min(names - ours, default=None)
         return other and f"holds {other}"
     return "is a file" if folder.exists() else None
-
-
-def _replace(folder: Path, aside: Path) -> None:
-    """Put ``aside`` in the place of ``folder``; what stood there is removed only when the new one stands."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    old = aside.with_name(aside.name + ".old")
-    folder.rename(old)
-    try:
-        aside.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

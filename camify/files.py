@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["slug", "write_whole"]
+__all__ = ["replace_folder", "slug", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -22,6 +23,21 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def replace_folder(folder: Path, aside: Path) -> None:
+    """Put ``aside`` in the place of ``folder``; what stood there is removed only when the new one stands."""
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = aside.with_name(aside.name + ".old")
+    folder.rename(old)
+    try:
+        aside.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def slug(name: str) -> str:

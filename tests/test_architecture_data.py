@@ -13,7 +13,7 @@ import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
-from camify import architecture
+from camify import architecture, graphs, known_layers
 from camify.errors import CheckpointError, ConversionError
 
 MODELS = torchvision.models
@@ -67,7 +67,7 @@ def layers() -> nn.Module:
 
 def trunk(network: nn.Module, node: str) -> fx.GraphModule:
     """The network up to a node, by torch's own tracing."""
-    graph = architecture.LayerTracer().trace(network)
+    graph = graphs.LayerTracer().trace(network)
     for step in list(reversed(graph.nodes)):
         if step.name == node:
             break
@@ -115,7 +115,7 @@ def test_a_network_comes_back_from_json_with_the_same_outputs(name):
         "alexnet",
     )
     kinds = {type(module) for module in again.modules() if not list(module.children())} - {nn.Module}
-    assert kinds == {architecture.LAYERS[entry["type"]] for entry in data["layers"].values()}
+    assert kinds == {known_layers.LAYERS[entry["type"]] for entry in data["layers"].values()}
 
 
 def test_every_layer_option_survives():
@@ -513,7 +513,7 @@ def test_strings_stay_strings_in_the_generated_code(trap):
 
 
 def test_every_name_in_the_lists_is_what_it_says():
-    for name, layer in architecture.LAYERS.items():
+    for name, layer in known_layers.LAYERS.items():
         home = importlib.import_module(name.rpartition(".")[0]) if "." in name else nn
         assert layer is getattr(home, name.rpartition(".")[2])
         assert issubclass(layer, nn.Module)

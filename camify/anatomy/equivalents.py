@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from ..architecture import LAYERS
+from ..known_layers import LAYERS
 from ..modes import evaluating
 
 __all__ = ["in_torch_layers"]

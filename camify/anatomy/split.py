@@ -12,15 +12,14 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, fx, nn
 
-from ..architecture import as_module, parameter_free
 from ..errors import ConfigError, ConversionError
+from ..graphs import as_module
 from ..model import CAMNet
 from ..modes import evaluating, without_hooks
-from .anatomy import Anatomy
 from .examination import examine
 from .hooked import Record, replayed
 from .layout import Layout, find_layout
-from .traced import TracedAnatomy
+from .traced import TracedAnatomy, only_layer
 from .tracing import Trace, TracingError, between, require_logits, trace
 
 __all__ = ["Split", "TracedSplit", "split"]
@@ -219,15 +218,12 @@ def _is_read(found: Split, images: Tensor) -> bool:
         return not torch.equal(found.head(maps, rest), found.head(maps * 0.5, rest))
 
 
-def _live(model: nn.Module, anatomy: Anatomy) -> nn.Module | dict[str, Any]:
+def _live(model: nn.Module, anatomy: TracedAnatomy) -> nn.Module | dict[str, Any]:
     """The layers for an anatomy's graph: the network's own, where the anatomy is of its float32 copy."""
-    if not isinstance(anatomy, TracedAnatomy) or anatomy.model is model:
-        return anatomy.network if isinstance(anatomy, TracedAnatomy) else model
-    return {
-        str(node.target): _attribute(model, str(node.target), _attribute(anatomy.network, str(node.target)))
-        for node in anatomy.network.graph.nodes
-        if node.op in ("call_module", "get_attr")
-    }
+    if anatomy.model is model:
+        return anatomy.network
+    targets = [str(n.target) for n in anatomy.network.graph.nodes if n.op in ("call_module", "get_attr")]
+    return {name: _attribute(model, name, _attribute(anatomy.network, name)) for name in targets}
 
 
 def _attribute(root: Any, path: str, default: Any = None) -> Any:
@@ -242,11 +238,9 @@ def _attribute(root: Any, path: str, default: Any = None) -> Any:
 
 def _live_classifier(model: nn.Module, anatomy: TracedAnatomy) -> nn.Linear | nn.Conv2d | None:
     """The network's own layer that alone follows global average pooling."""
-    weighted = [node for node in anatomy.head_nodes if not parameter_free(anatomy.network, node)]
-    if anatomy.kept_linear is None or len(weighted) != 1 or weighted[0].op != "call_module":
-        return None
-    layer = model.get_submodule(str(weighted[0].target))
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
+    name = only_layer(anatomy.network, anatomy.feature)
+    layer = None if name is None else model.get_submodule(name)
+    if anatomy.kept_linear is None or not isinstance(layer, nn.Linear | nn.Conv2d):
         return None
     found, weight = anatomy.kept_linear.weight, layer.weight.flatten(1)
     same = weight.shape == found.shape and torch.allclose(weight.to(found), found, rtol=1e-3, atol=1e-5)

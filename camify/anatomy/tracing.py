@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..architecture import LayerTracer, as_module, parameter_free
 from ..errors import ConversionError
+from ..graphs import LayerTracer, as_module, parameter_free
 
 __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..files import replace_folder
 from ..methods import METHODS, find_method, observe
 from .contenders import Contender, class_names_of, find_contenders
 from .cost import method_costs
@@ -229,16 +229,6 @@ def _write(folder: Path, page: Page, figures: str) -> None:
         (aside / "compare.html").write_text(to_html(page), encoding="utf-8")
         (aside / "compare.md").write_text(to_markdown(page), encoding="utf-8")
         (aside / MANIFEST).write_text(figures, encoding="utf-8")
-        old = aside.with_name(aside.name + ".old")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            aside.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(folder, aside)
     finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)

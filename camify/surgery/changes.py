@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from ..anatomy import Layout, TracedAnatomy, between
-from ..architecture import LayerTracer, as_module, assemble
 from ..errors import ConversionError
+from ..graphs import LayerTracer, as_module, assemble
 
 __all__ = [
     "Change",

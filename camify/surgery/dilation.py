@@ -7,8 +7,8 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy import UntracedFeatures
-from ..architecture import LayerTracer
 from ..errors import ConversionError
+from ..graphs import LayerTracer
 
 __all__ = ["set_map_stride"]
 

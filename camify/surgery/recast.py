@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..anatomy import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
-from ..architecture import as_module, parameter_free
 from ..certificate import TOLERANCE
 from ..errors import ConversionError
+from ..graphs import as_module, parameter_free
 from ..modes import evaluating, without_hooks
 
 __all__ = ["Recast", "recast_head"]

@@ -1,0 +1,178 @@
+"""Where to cut a traced network: the steps through which everything flows, and the last of them that holds a map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from ..errors import ConversionError
+from ..graphs import parameter_free
+from .layout import Layout, find_layout
+from .tracing import Observer, between
+
+__all__ = ["before_pools", "candidates_of", "map_layouts", "no_map"]
+
+_PERMUTES = ("permute", torch.permute)
+_GOOD_MAP = 7
+
+
+def _flow(network: fx.GraphModule, observer: Observer) -> list[fx.Node]:
+    """Tensor steps on a way from the image to the output, in order."""
+    forward: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        follows = node in observer.tensors and any(source in forward for source in node.all_input_nodes)
+        if node.op == "placeholder" or follows:
+            forward.add(node)
+    backward: set[fx.Node] = set()
+    for node in reversed(network.graph.nodes):
+        if node.op == "output" or any(user in backward for user in node.users):
+            backward.add(node)
+    return [node for node in network.graph.nodes if node in forward and node in backward]
+
+
+def _cuts(flow: Sequence[fx.Node]) -> list[fx.Node]:
+    """The steps through which everything flows: no edge leads past them."""
+    order = {node: index for index, node in enumerate(flow)}
+    reach, cuts = 0, []
+    for index, node in enumerate(flow):
+        if reach <= index:
+            cuts.append(node)
+        reach = max([reach, *(order[user] for user in node.users if user in order)])
+    return cuts
+
+
+def map_layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dict[fx.Node, Layout]:
+    """The layouts of all steps that hold a map and through which everything flows, in order."""
+    layouts = _layouts(network, observer, images)
+    cuts = _cuts(_flow(network, observer))
+    return {node: layouts[node] for node in cuts if node in layouts and node.op != "placeholder"}
+
+
+def candidates_of(
+    network: fx.GraphModule, observer: Observer, layouts: Mapping[fx.Node, Layout], logits: Tensor
+) -> dict[fx.Node, Layout]:
+    """The last spatial map and those before it that differ by pools and idle steps only, largest first; or none."""
+    maps: list[fx.Node] = []
+    for node in _cuts(_flow(network, observer)):
+        if node in observer.values and node in layouts:
+            maps.append(node)
+        elif node in observer.values and len(observer.shapes[node]) == 4 and maps:
+            break  # pooled to 1 x 1: what is 4-D after this is no map (channels-last layers of ConvNeXt)
+    if not maps:
+        return {}
+    before_conv = _before_conv_head(network, maps[-1], observer, logits)
+    if before_conv in layouts and before_conv in observer.values:
+        return {before_conv: layouts[before_conv]}
+    candidates = [maps[-1]]
+    for before in reversed(maps[:-1]):
+        node = candidates[0]
+        if node.all_input_nodes != [before] or not _only_pools(network, observer, node):
+            break
+        candidates.insert(0, before)
+    return {node: layouts[node] for node in candidates}
+
+
+def _layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dict[fx.Node, Layout]:
+    """The layouts of all steps that can hold a map."""
+    image = (images.shape[2], images.shape[3])
+    found: dict[fx.Node, Layout] = {}
+    channels_last: dict[fx.Node, bool | None] = {}
+    for node, shape in observer.shapes.items():
+        source = next((n for n in node.all_input_nodes if len(observer.shapes.get(n, ())) == 4), None)
+        last = False if node.op == "placeholder" else None if source is None else channels_last.get(source)
+        last = {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_permutation(network, node), last)
+        channels_last[node] = last
+        layout = find_layout(shape, image, (known.grid for known in found.values()), channels_last=last)
+        flattened = source in found and len(shape) == 3 and shape[1] == observer.shapes[source][1]
+        if layout is not None and not flattened:
+            found[node] = layout
+    return found
+
+
+def _permutation(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
+    """The order in which a step puts the axes, or () where it is no permutation."""
+    if node.op == "call_module":
+        layer = network.get_submodule(str(node.target))
+        return tuple(layer.dims) if isinstance(layer, torchvision.ops.Permute) else ()
+    if node.target not in _PERMUTES:
+        return ()
+    order = node.args[1:] or (node.kwargs.get("dims", ()),)
+    return tuple(order[0]) if isinstance(order[0], tuple | list) else tuple(order)
+
+
+def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
+    """Why there is no map, and the input size at which there would be a good one."""
+    maps = [node for node in _cuts(_flow(network, observer)) if len(observer.shapes[node]) == 4]
+    maps = [node for node in maps if node.op != "placeholder" and observer.shapes[node][2:].numel() == 1]
+    if not maps:
+        return (
+            "No spatial map was found: nothing behind the image has the shape (N, C, h, w). A CNN whose map is larger"
+            " than 1 x 1 is needed; if this is one, give a larger input_size."
+        )
+    (height, width), at = observer.shapes[maps[-1]][2:], "x".join(map(str, images.shape[2:]))
+    text = f"No spatial map was found: the last one ({maps[-1].name}) is {height} x {width} at {at} px."
+    for times in (2, 3, 4, 5, 6, _GOOD_MAP, 8, 12, 16):
+        larger = images.repeat(1, 1, times, times)
+        if max(larger.shape[2:]) > 1024:
+            break
+        other = Observer(network)
+        try:
+            other.observe(larger)
+        except ConversionError:
+            break
+        sizes = [other.shapes[node][2:] for node in maps if min(other.shapes[node][2:]) >= _GOOD_MAP]
+        if sizes:
+            px = "x".join(map(str, larger.shape[2:]))
+            return f"{text} Give a larger input_size: {px} gives {sizes[-1][0]} x {sizes[-1][1]}."
+    return f"{text} Give a larger input_size, or a CNN whose map is larger than 1 x 1."
+
+
+def _only_pools(network: fx.GraphModule, observer: Observer, node: fx.Node) -> bool:
+    """Whether a step has no parameters and leaves its input unchanged or only resamples it.
+
+    An adaptive pool to a fixed size enlarges the map of a small image (VGG's to 7 x 7), and adds nothing.
+    """
+    if not parameter_free(network, node):
+        return False
+    if node in observer.unchanged:
+        return True
+    now, before = observer.shapes[node], observer.shapes[node.all_input_nodes[0]]
+    return len(now) == len(before) == 4 and now[1] == before[1] and now[2:] != before[2:]
+
+
+def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: Observer, logits: Tensor) -> fx.Node | None:
+    """The map in front of a 1x1 convolution to the classes, where that is the head (SqueezeNet, NIN)."""
+    if not all(parameter_free(network, node) for node in between(network.graph, last)):
+        return None
+    conv = last
+    while len(conv.all_input_nodes) == 1 and parameter_free(network, conv):
+        conv = conv.all_input_nodes[0]
+    layer = network.get_submodule(str(conv.target)) if conv.op == "call_module" else None
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1):
+        return None
+    if layer.out_channels != logits.shape[1]:
+        return None
+    source = conv.all_input_nodes[0]
+    while source in observer.unchanged and len(source.all_input_nodes) == 1:
+        source = source.all_input_nodes[0]
+    return source
+
+
+def before_pools(network: fx.GraphModule, observer: Observer, feature: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """The map without the pools that stand between its last weighted layer and it.
+
+    A pool at the end is dropped by cutting before it; one before the last activation (conv -> pool -> ReLU)
+    is left out.
+    """
+    tail, node = [], feature
+    while len(node.all_input_nodes) == 1 and parameter_free(network, node) and node.op != "placeholder":
+        tail.append(node)
+        node = node.all_input_nodes[0]
+    while tail and _only_pools(network, observer, tail[0]):
+        feature = tail.pop(0).all_input_nodes[0]
+    pools = [n for n in tail if n not in observer.unchanged and _only_pools(network, observer, n)]
+    return feature, tuple(reversed(pools))
