@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
+from .explaining.classes import class_index, count_classes, numbered
 from .explaining.compare import compare_files
-from .methods import METHODS, observe
+from .methods import METHODS
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
@@ -171,10 +171,10 @@ def _explain(options: Namespace) -> None:
             soft_wrap=True,
         )
     model = source.model.to(options.device)
-    names = source.class_names or _numbers(model, preprocessing)
+    names = source.class_names or numbered(count_classes(model, preprocessing))
     wanted = ExplainOptions(
         methods=tuple(options.method),
-        targets=tuple(_class_index(target, names) for target in options.targets),
+        targets=tuple(class_index(target, names, "--targets") for target in options.targets),
         topk=options.topk,
         layer=options.layer,
         options=dict(options.options),
@@ -229,26 +229,10 @@ def _compare(options: Namespace) -> None:
     Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
-def _numbers(model: nn.Module, preprocessing: Preprocessing) -> list[str]:
-    """Names of classes that have none."""
-    parameter = next(model.parameters())
-    image = torch.zeros(1, len(preprocessing.mean), preprocessing.size, preprocessing.size).to(parameter)
-    with observe(model, image) as forward:
-        return [f"class {index}" for index in range(forward.logits.shape[1])]
-
-
 def _colormap(name: str) -> str:
     if name not in colormaps:
         raise ConfigError(f"--colormap {name!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
     return name
-
-
-def _class_index(target: str, names: Sequence[str]) -> int:
-    if target in names:
-        return list(names).index(target)
-    if target.isdecimal() and int(target) < len(names):
-        return int(target)
-    raise ConfigError(f"--targets {target!r}: no such class. Known: {', '.join(names[:10])}.")
 
 
 _COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare}

@@ -19,3 +19,14 @@ def photos() -> Path:
     if not PHOTOS.is_dir():
         pytest.skip(f"{PHOTOS} is missing")
     return PHOTOS
+
+
+@pytest.fixture
+def clean_methods():
+    """Methods that a test registers are forgotten after it."""
+    from camify.methods import METHODS
+
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)

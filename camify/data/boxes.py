@@ -20,12 +20,15 @@ _SHOWN = 10
 Box = tuple[float, float, float, float]
 
 
-def read_boxes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[tuple[Box, str]]]:
+def read_boxes(
+    path: Path, sizes: Mapping[str, tuple[int, int]], *, others: bool = False
+) -> dict[str, list[tuple[Box, str]]]:
     """Boxes with their labels, by image.
 
     Args:
         path: the CSV file; images are named relative to its folder, with forward slashes.
         sizes: (width, height) of every known image, by that name.
+        others: the file may also hold boxes of other images, which are left out, or none of these.
 
     Raises:
         DataError: names every line that cannot be right, up to ten, with the value and the likely cause.
@@ -41,6 +44,8 @@ def read_boxes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, li
                     f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
                 )
             for row in rows:
+                if others and row.get("image") not in sizes:
+                    continue
                 box = _parse(row, sizes)
                 if isinstance(box, str):
                     problems.append(f"{path}:{rows.line_num}: {box}")
@@ -51,7 +56,7 @@ def read_boxes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, li
     if problems:
         more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError("\n".join(problems[:_SHOWN]) + more)
-    if not boxes:
+    if not boxes and not others:
         raise DataError(f"{path}:1: no boxes follow. Add lines, or remove the file if there are no boxes.")
     return boxes
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -20,7 +17,8 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from .boxes import Box, read_boxes
-from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image, upright_rgb
+from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image
+from .sizes import image_sizes
 
 __all__ = ["ImageFolderDataModule", "LabelledImages"]
 
@@ -139,7 +137,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         if not (self.check_images or table.is_file()):
             return None
         names = {path: path.relative_to(self.root).as_posix() for path, _ in files}
-        sizes = _sizes(list(names), decode=self.check_images)
+        sizes = image_sizes(list(names), decode=self.check_images)
         if not table.is_file():
             return None
         found = read_boxes(table, {name: sizes[path] for path, name in names.items()})
@@ -201,35 +199,3 @@ def _images(folder: Path) -> list[Path]:
     if not paths:
         raise DataError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)}).")
     return paths
-
-
-def _sizes(paths: list[Path], *, decode: bool) -> dict[Path, tuple[int, int]]:
-    """(width, height) of every image, upright; decoded once unless told otherwise.
-
-    Raises:
-        DataError: names every file that is no readable image.
-    """
-    # Threads: Pillow decodes without the interpreter's lock. Filters are the process's: not set within them.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow's name no file
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        results = dict(zip(paths, pool.map(partial(_measure, decode=decode), paths), strict=True))
-    bad = [f"{path}: {result}" for path, result in results.items() if isinstance(result, str)]
-    if bad:
-        noun = "image" if len(bad) == 1 else "images"
-        raise DataError(f"{len(bad)} {noun} cannot be read; repair or remove:\n" + "\n".join(bad))
-    return {path: result for path, result in results.items() if not isinstance(result, str)}
-
-
-def _measure(path: Path, *, decode: bool) -> tuple[int, int] | str:
-    """(width, height) of an image, upright, or why it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            if decode:
-                image.draft("RGB", (64, 64))  # JPEG at an eighth: quicker, and reads the whole file all the same
-                upright_rgb(image)
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file makes them raise
-        return str(error) or type(error).__name__
-    return (height, width) if turned else (width, height)

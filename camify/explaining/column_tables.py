@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..maps import normalize
-from .comparison import centre_heat
+from torch import Tensor
+
+from ..metrics.functional import centre_gaussian
 from .cost import ALL
 from .findings import Finding
 from .results import MISSING, Comparison, Table, count, number, percent, percents, refusal
@@ -41,15 +42,12 @@ def localisation(found: Comparison) -> Table:
 
 def pointing_by_scenario(found: Comparison) -> Table:
     """The pointing game, scenario by scenario."""
-    split = _scenarios(found)
-    means = [mean_value(those, "pointing").mean for those in split.values()]
-    centre = [nan_mean([finding.centre["pointing"] for finding in those]).mean[0] for those in split.values()]
-    rows = [percents([mean[index] for mean in means]) for index in range(len(found.columns))]
+    split, rows, centre = _by_scenario(found, "pointing")
     return Table(
         "Localisation",
         "Pointing game by scenario",
         ["", *_heads(split)],
-        [*_labelled(found, rows), ["centre, no network", *percents(centre)]] if found.localisation else [],
+        [*rows, ["centre, no network", *percents([mean[0] for mean in centre])]] if found.localisation else [],
         "The share of pictures whose hottest pixel lies in a box. `centre` is the middle pixel, whatever is in the"
         " picture; of several instances one is enough, which makes them the easier ones.",
     )
@@ -60,7 +58,7 @@ def faithfulness(found: Comparison) -> Table:
     means = [mean_value(found.findings, name).mean for name in ("drop", "increase", "mean_heat")]
     rows = [[*percents([means[0][i], means[1][i]]), number(means[2][i])] for i in range(len(found.columns))]
     centre = [nan_mean([finding.centre[name] for finding in found.findings]).mean for name in ("drop", "increase")]
-    covered = normalize(centre_heat(100, 100)).mean()
+    covered = centre_gaussian(100, 100).mean()
     blobs = [
         [f"{contender.name}: centre blob", *percents([mean[index] for mean in centre]), number(covered)]
         for index, contender in enumerate(found.contenders)
@@ -79,10 +77,7 @@ def faithfulness(found: Comparison) -> Table:
 
 def drop_by_scenario(found: Comparison) -> Table:
     """Average drop, scenario by scenario."""
-    split = _scenarios(found)
-    means = [mean_value(those, "drop").mean for those in split.values()]
-    centre = [nan_mean([finding.centre["drop"] for finding in those]).mean for those in split.values()]
-    rows = [percents([mean[index] for mean in means]) for index in range(len(found.columns))]
+    split, rows, centre = _by_scenario(found, "drop")
     blobs = [
         [f"{contender.name}: centre blob", *percents([mean[index] for mean in centre])]
         for index, contender in enumerate(found.contenders)
@@ -91,7 +86,7 @@ def drop_by_scenario(found: Comparison) -> Table:
         "Faithfulness",
         "Average drop by scenario",
         ["", *_heads(split)],
-        [*_labelled(found, rows), *blobs] if len(split) > 2 else [],
+        [*rows, *blobs] if len(split) > 2 else [],
         "Less is better, but heat that covers more of the picture loses less: compare with the mean heat.",
     )
 
@@ -151,6 +146,15 @@ def _labelled(found: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str
             blank = [refusal(contender, method), *[MISSING] * (len(rows[0]) - 1)]
             labelled.append([f"{contender.name}: {method}", *(blank if row is None else row)])
     return labelled
+
+
+def _by_scenario(found: Comparison, value: str) -> tuple[dict[str, list[Finding]], list[list[str]], list[Tensor]]:
+    """A value in every scenario: the scenarios, the columns' rows in percent, and the centre's means."""
+    split = _scenarios(found)
+    means = [mean_value(those, value).mean for those in split.values()]
+    centre = [nan_mean([finding.centre[value] for finding in those]).mean for those in split.values()]
+    rows = [percents([mean[index] for mean in means]) for index in range(len(found.columns))]
+    return split, _labelled(found, rows), centre
 
 
 def _scenarios(found: Comparison) -> dict[str, list[Finding]]:

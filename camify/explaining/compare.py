@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..files import replace_folder
-from ..methods import METHODS, find_method, observe
+from ..methods import METHODS, find_method
+from .classes import class_index, count_classes
 from .contenders import Contender, class_names_of, find_contenders
 from .cost import method_costs
 from .demo import DEMO_METHODS, demo_contenders, demo_subjects
@@ -94,8 +96,8 @@ def compare(
 ) -> Path:
     """Look, measure, draw and write the folder, aside first and renamed when it is whole."""
     start = time.perf_counter()
-    names = class_names_of(contenders, [_count_classes(contender, subjects[0]) for contender in contenders])
-    choice = _Choice(names, _class_index(target, names))
+    names = class_names_of(contenders, [count_classes(c.model, c.preprocessing) for c in contenders])
+    choice = _Choice(names, None if target is None else class_index(target, names, "--target"))
     columns: list[Column] = []
     found: list[Finding] = []
     drawn: list[Drawing] = []
@@ -148,33 +150,16 @@ def _look_at_all(
     contenders: Sequence[Contender], subjects: Sequence[Subject], choice: _Choice
 ) -> Iterator[tuple[Looks, list[Subject], int]]:
     """What the pictures gave, in chunks of constant memory, with the boxes of the compared class."""
-    for offset in range(0, len(subjects), _CHUNK):
+    starts = range(0, len(subjects), _CHUNK)
+    for offset in track(starts, "comparing", disable=not sys.stderr.isatty()):
         chunk = subjects[offset : offset + _CHUNK]
         looks = look(contenders, chunk, choice)
         those = [boxes_of_class(subject, choice.names[int(t)]) for subject, t in zip(chunk, looks.targets, strict=True)]
         yield looks, those, offset
-        if sys.stderr.isatty():
-            end = "\n" if offset + _CHUNK >= len(subjects) else ""
-            sys.stderr.write(f"\r{min(offset + _CHUNK, len(subjects))} of {len(subjects)} pictures{end}")
-
-
-def _count_classes(contender: Contender, subject: Subject) -> int:
-    with observe(contender.model, _inputs(contender, [subject])) as forward:
-        return forward.logits.shape[1]
 
 
 def _inputs(contender: Contender, subjects: Sequence[Subject]) -> Tensor:
     return torch.stack([subject.input(contender.preprocessing) for subject in subjects])
-
-
-def _class_index(target: str | None, names: Sequence[str]) -> int | None:
-    if target is None:
-        return None
-    if target in names:
-        return list(names).index(target)
-    if target.isdecimal() and int(target) < len(names):
-        return int(target)
-    raise ConfigError(f"--target {target!r}: no such class. Known: {', '.join(names[:10])}.")
 
 
 def _spread(count: int, most: int) -> set[int]:

@@ -8,16 +8,15 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..maps import component_boxes
+from ..metrics.functional import box_masks, peak
 
 __all__ = [
     "average_ranks",
     "box_agreement",
-    "centre_heat",
     "correlations",
     "heat_boxes",
     "mask_agreement",
     "peak_hits",
-    "probability_drops",
     "top_area",
 ]
 
@@ -87,27 +86,6 @@ def peak_hits(heats_MHW: Tensor, boxes_n4: Tensor) -> Tensor:
     The pointing game (Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop") without its tolerance of
     15 pixels; of equally hot pixels the first in reading order counts.
     """
-    width = heats_MHW.shape[2]
-    flat = heats_MHW.flatten(1)
-    peak = flat.argmax(1)
-    x, y = (peak % width + 0.5)[:, None], (peak // width + 0.5)[:, None]
-    x0, y0, x1, y1 = boxes_n4.to(x.device, torch.float64).unbind(1)
-    inside = ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)).any(1)
-    return torch.where(flat.amax(1) > 0, inside.double(), torch.nan)
-
-
-def probability_drops(whole_N: Tensor, masked_N: Tensor) -> Tensor:
-    """max(0, Y - O) / Y per image: the share of a class's probability that is lost with what the map leaves out.
-
-    Chattopadhay et al. 2018, "Grad-CAM++", section 4.1: its mean is the average drop; the share of images with
-    O > Y is the increase in confidence.
-    """
-    whole, masked = whole_N.double(), masked_N.double()
-    return (whole - masked).clamp_min(0) / whole.clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def centre_heat(height: int, width: int) -> Tensor:
-    """A blob in the middle, (H, W) in [0, 1]: a Gaussian whose deviation is a quarter of the sides. Knows no image."""
-    y = (torch.arange(height) + 0.5) / height - 0.5
-    x = (torch.arange(width) + 0.5) / width - 0.5
-    return torch.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.25**2))
+    (inside,) = box_masks([boxes_n4], *heats_MHW.shape[1:])
+    points = [peak(heat) for heat in heats_MHW]
+    return torch.tensor([torch.nan if point is None else inside[point] for point in points], dtype=torch.float64)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import Preprocessing
 from ..errors import ConfigError
-from ..maps import normalize, upsample
 from ..methods import Method, make_methods
 from ..surgery import Source, resolve
+from .classes import numbered
 
-__all__ = ["Contender", "class_names_of", "find_contenders", "heats_of"]
+__all__ = ["Contender", "class_names_of", "find_contenders"]
 
 
 @dataclass
@@ -111,9 +111,4 @@ def class_names_of(contenders: Sequence[Contender], counts: Sequence[int]) -> li
                 " Compare networks of the same classes in the same order."
             )
         named = named or other
-    return list((named and named.class_names) or [f"class {index}" for index in range(counts[0])])
-
-
-def heats_of(method: Method, raw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Raw maps (..., h, w) as heats (..., H, W) in [0, 1]: ReLU where the method has one, upsampled, min-max."""
-    return normalize(upsample(raw.relu() if method.relu else raw, size))
+    return list((named and named.class_names) or numbered(counts[0]))

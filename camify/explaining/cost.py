@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..methods import observe
 from ..modes import evaluating
-from .contenders import Contender, heats_of
+from .contenders import Contender
 
 __all__ = ["ALL", "interleaved_medians", "method_costs"]
 
@@ -54,7 +54,7 @@ def method_costs(contender: Contender, images: Tensor, targets: Tensor, *, repea
         gradients = any(method.uses_gradients for method in methods)
         with observe(contender.model, images, gradients=gradients) as seen:
             for method in methods:
-                heats_of(method, method.look(seen, targets), size)
+                method.heat(method.look(seen, targets), size)
 
     runs: dict[str, Callable[[], None]] = {"forward": forward}
     for name in contender.served:

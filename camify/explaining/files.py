@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data import Preprocessing
 from ..errors import ConfigError
 from ..files import slug, write_whole
-from ..maps import component_boxes, normalize, upsample
+from ..maps import component_boxes
 from ..methods import Method, check_targets, make_methods, observe
 from ..report.overlay import ClassMap, grid_picture, overlay_picture
 from .images import Batch, image_batches
@@ -253,9 +253,7 @@ def _jobs(
         targets = check_targets(targets, forward.logits)
         raw = torch.stack([method.look(forward, targets) for method in methods.values()], dim=2).cpu()
         logits = forward.logits.cpu()
-    relu = [method.relu for method in methods.values()]
-    heat = torch.stack([maps.relu() if kind else maps for maps, kind in zip(raw.unbind(2), relu, strict=True)], dim=2)
-    hot = _hot(heat, (images.shape[-2], images.shape[-1]), options.threshold)
+    hot = _hot(raw, list(methods.values()), (images.shape[-2], images.shape[-1]), options.threshold)
     probabilities, pictures = logits.softmax(1), preprocessing.restore(batch.images)
 
     def job(index: int) -> Callable[[], dict[str, Any]]:
@@ -272,12 +270,12 @@ def _jobs(
         ]
 
         def run() -> dict[str, Any]:
-            for entry, maps, masks in zip(classes, heat[index], hot[index], strict=True):
+            for entry, maps, masks in zip(classes, raw[index], hot[index], strict=True):
                 entry["maps"] = {
                     method: _figures(one, mask, batch.sizes[index])
                     for method, one, mask in zip(methods, maps, masks, strict=True)
                 }
-            picture = _picture(pictures[index], list(methods), classes, heat[index], options.colormap, path.name)
+            picture = _picture(pictures[index], list(methods), classes, raw[index], options.colormap, path.name)
             files = {"picture": f"{name}_cam.{options.picture}", "raw_maps": f"{name}.npy"}
             write_whole(out / files["picture"], _encoded(picture, options.picture))
             write_whole(out / files["raw_maps"], _array(raw[index]))
@@ -288,16 +286,16 @@ def _jobs(
     return [job(index) for index in range(len(batch.paths))]
 
 
-def _hot(maps_NTMhw: Tensor, size: tuple[int, int], threshold: float) -> NDArray[np.bool_]:
+def _hot(raw_NTMhw: Tensor, methods: Sequence[Method], size: tuple[int, int], threshold: float) -> NDArray[np.bool_]:
     """Where heat is above the threshold, (N, T, M, H, W); class by class, method by method, as heat is large."""
-    hot = np.zeros((*maps_NTMhw.shape[:3], *size), dtype=bool)
-    for t, m in product(range(hot.shape[1]), range(hot.shape[2])):
-        hot[:, t, m] = (normalize(upsample(maps_NTMhw[:, t, m], size)) > threshold).numpy()
+    hot = np.zeros((*raw_NTMhw.shape[:3], *size), dtype=bool)
+    for t, (m, method) in product(range(hot.shape[1]), enumerate(methods)):
+        hot[:, t, m] = (method.heat(raw_NTMhw[:, t, m], size) > threshold).numpy()
     return hot
 
 
 def _figures(map_hw: Tensor, hot_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:
-    """Range of a map, and the box of its largest region in pixels of the file (xyxy, exclusive)."""
+    """Range of a raw map, and the box of its largest region in pixels of the file (xyxy, exclusive)."""
     boxes = component_boxes(hot_HW, largest=True)
     factors = np.array([file_size[1] / hot_HW.shape[1], file_size[0] / hot_HW.shape[0]] * 2)
     return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..metrics.functional import average_drop
 from .comparison import (
     average_ranks,
     box_agreement,
@@ -14,7 +15,6 @@ from .comparison import (
     heat_boxes,
     mask_agreement,
     peak_hits,
-    probability_drops,
     top_area,
 )
 from .looking import Looks
@@ -95,7 +95,7 @@ def _finding(looks: Looks, index: int, subject: Subject) -> Finding:
             "absent_low": looks.ranges[ABSENT][:, index, 0],
             "absent_high": looks.ranges[ABSENT][:, index, 1],
             "pointing": nothing if boxes is None else peak_hits(heat, boxes),
-            "drop": probability_drops(own, masked),
+            "drop": average_drop(own, masked),
             "increase": (masked > own).double(),
             "mean_heat": heat.mean((1, 2)).double(),
             "mirrored": _pairwise(heat, heats[MIRRORED]),
@@ -106,7 +106,7 @@ def _finding(looks: Looks, index: int, subject: Subject) -> Finding:
         looks.logits[:, index],
         looks.probabilities[:, index],
         {
-            "drop": probability_drops(whole, centred),
+            "drop": average_drop(whole, centred),
             "increase": (centred > whole).double(),
             "pointing": nothing[:1] if boxes is None else peak_hits(middle, boxes),
         },

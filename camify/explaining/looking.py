@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from ..maps import normalize, upsample
+from ..maps import upsample
 from ..methods import ForwardPass, check_targets, observe
-from .comparison import centre_heat
-from .contenders import Contender, heats_of
+from ..metrics.functional import centre_gaussian, masked_images
+from .contenders import Contender
 from .scenarios import ABSENT, MIRRORED, SHIFTED, UNCHANGED, mirrored, shifted
 from .subjects import Subject
 
@@ -91,8 +91,8 @@ def look(contenders: Sequence[Contender], subjects: Sequence[Subject], choose: C
             logits.append(forward.logits.gather(1, both))
             probabilities.append(forward.logits.softmax(1).gather(1, both))
             masked += _masked(contender, forward, maps[UNCHANGED], targets)
-            blob = normalize(centre_heat(images.shape[-2], images.shape[-1]))
-            centred.append(_probability(forward, images * blob, targets))
+            blob = centre_gaussian(images.shape[-2], images.shape[-1]).expand(len(images), -1, -1)
+            centred.append(_probability(forward, masked_images(images, blob), targets))
         for view, change in ((MIRRORED, mirrored), (SHIFTED, shifted)):
             with observe(contender.model, change(images), gradients=contender.uses_gradients) as forward:
                 maps[view] = _maps(contender, forward, targets)
@@ -100,7 +100,7 @@ def look(contenders: Sequence[Contender], subjects: Sequence[Subject], choose: C
         for view, found in maps.items():
             raws[view] += [mirrored(raw) if view == MIRRORED else raw for raw in found.values()]
             for name, raw in found.items():
-                heat = heats_of(contender.methods[name], raw, size)
+                heat = contender.methods[name].heat(raw, size)
                 heats[view].append(mirrored(heat) if view == MIRRORED else heat)
     if not columns or classes is None:
         reasons = {reason for contender in contenders for reason in contender.unserved.values()}
@@ -136,8 +136,8 @@ def _served(contender: Contender, name: str, forward: ForwardPass, targets: Tens
 def _masked(contender: Contender, forward: ForwardPass, maps: Mapping[str, Tensor], targets: Tensor) -> list[Tensor]:
     """Per method the probability (N,) of the images times the heat, in normalised space: zero is the mean colour."""
     size = (forward.images.shape[-2], forward.images.shape[-1])
-    heats = [heats_of(contender.methods[name], raw, size) for name, raw in maps.items()]
-    return [_probability(forward, forward.images * heat[:, None], targets) for heat in heats]
+    heats = [contender.methods[name].heat(raw, size) for name, raw in maps.items()]
+    return [_probability(forward, masked_images(forward.images, heat), targets) for heat in heats]
 
 
 def _probability(forward: ForwardPass, images: Tensor, targets: Tensor) -> Tensor:

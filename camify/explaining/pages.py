@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -11,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 
+from ..report.html import render
 from .drawings import Drawing
 from .findings import BOX_THRESHOLD, TOP_SHARE
 from .results import Comparison, Table
@@ -81,12 +80,7 @@ class Page:
 
 def to_html(page: Page) -> str:
     """One file that loads nothing from anywhere and needs no JavaScript."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["data_uri"] = _data_uri
-    text = environment.get_template("compare.html.j2").render(page=page)
-    return text.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
+    return render(Path(__file__).with_name("compare.html.j2"), page=page)
 
 
 def to_markdown(page: Page) -> str:
@@ -168,7 +162,3 @@ def _plain(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
     one = " ".join(text.split())
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", one)
-
-
-def _data_uri(webp: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp).decode('ascii')}"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..data import Preprocessing
 from ..data.boxes import read_boxes
-from ..data.samples import read_image
-from ..errors import DataError
+from ..data.sizes import image_sizes
 
 __all__ = ["Subject", "boxes_of_class", "find_subjects"]
 
@@ -67,6 +64,7 @@ def find_subjects(files: Sequence[Path]) -> list[Subject]:
     Raises:
         DataError: an image cannot be read, or a line on one of these images cannot be right.
     """
+    sizes = image_sizes(list(files), decode=True)  # what cannot be read is named before anything is computed
     tables: dict[Path, list[Path]] = {}
     for file in files:
         table = _table_of(file)
@@ -74,13 +72,8 @@ def find_subjects(files: Sequence[Path]) -> list[Subject]:
             tables.setdefault(table, []).append(file)
     boxes: dict[Path, tuple[Tensor, tuple[str, ...]]] = {}
     for table, those in tables.items():
-        boxes |= _boxes(table, those)
-    subjects = []
-    for file in files:
-        read_image(file)  # what cannot be read is named before anything is computed
-        found, labels = boxes.get(file, (None, ()))
-        subjects.append(Subject(file.name, file, found, labels))
-    return subjects
+        boxes |= _boxes(table, {file: sizes[file] for file in those})
+    return [Subject(file.name, file, *boxes.get(file, (None, ()))) for file in files]
 
 
 def _table_of(file: Path) -> Path | None:
@@ -88,47 +81,12 @@ def _table_of(file: Path) -> Path | None:
     return next((table for folder in list(folders)[:_LEVELS] if (table := folder / "boxes.csv").is_file()), None)
 
 
-class _Sizes(dict[str, tuple[int, int]]):
-    """Sizes of the images that are compared; lines on any other image of the table cannot be wrong here."""
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str)
-
-    def __missing__(self, name: str) -> tuple[int, int]:
-        return (2**31, 2**31)
-
-
-def _boxes(table: Path, files: Sequence[Path]) -> dict[Path, tuple[Tensor, tuple[str, ...]]]:
-    names = {file.resolve().relative_to(table.parent).as_posix(): file for file in files}
-    listed = _listed(table)
-    sizes = _Sizes({name: _upright_size(file) for name, file in names.items() if name in listed})
-    found = read_boxes(table, sizes)
+def _boxes(table: Path, sizes: Mapping[Path, tuple[int, int]]) -> dict[Path, tuple[Tensor, tuple[str, ...]]]:
+    """Boxes in shares of the sides, and their labels, of those of the images (of known size) that the table has."""
+    names = {file.resolve().relative_to(table.parent).as_posix(): file for file in sizes}
     boxes = {}
-    for name, file in names.items():
-        if name in found:
-            width, height = sizes[name]
-            rows = torch.tensor([box for box, _ in found[name]], dtype=torch.float32)
-            boxes[file] = (
-                rows / torch.tensor([width, height, width, height]),
-                tuple(label for _, label in found[name]),
-            )
+    for name, rows in read_boxes(table, {name: sizes[file] for name, file in names.items()}, others=True).items():
+        sides = torch.tensor([*sizes[names[name]], *sizes[names[name]]])
+        shares = torch.tensor([box for box, _ in rows], dtype=torch.float32) / sides
+        boxes[names[name]] = (shares, tuple(label for _, label in rows))
     return boxes
-
-
-def _listed(table: Path) -> set[str]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            return {row["image"] for row in csv.DictReader(file) if row.get("image")}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read ({error}).") from error
-
-
-def _upright_size(file: Path) -> tuple[int, int]:
-    """(width, height) as the image is seen."""
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception as error:  # decoders raise whatever a damaged file makes them raise
-        raise DataError(f"{file}: cannot be read as an image ({str(error) or type(error).__name__}).") from error
-    return (height, width) if turned else (width, height)

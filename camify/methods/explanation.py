@@ -10,7 +10,6 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ConstantMapWarning
-from ..maps import normalize as to_unit_range
 from ..maps import upsample
 from .forward_pass import observe
 from .method import Method, Targets, check_targets, find_method
@@ -67,19 +66,17 @@ def explain(
         raise ConfigError(f"size={size!r} is unknown. Choose 'input', (height, width) or None.")
     methods = make_methods(model, [method] if isinstance(method, str) else method, layer, method_options)
     gradients = any(item.uses_gradients for item in methods.values())
-    heats: dict[str, Tensor] = {}
+    wanted = (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size
     with observe(model, images, layer, gradients=gradients) as forward:
         chosen = check_targets(targets, forward.logits)
-        for name, item in methods.items():
-            maps = item.look(forward, chosen)
-            if normalize and item.relu:
-                maps = maps.relu()
-            if size is not None:
-                maps = upsample(maps, (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size)
-            heats[name] = to_unit_range(maps) if normalize else maps
-            if normalize:
-                _report_constant(name, heats[name])
-    return heats[method] if isinstance(method, str) else heats
+        raw = {name: item.look(forward, chosen) for name, item in methods.items()}
+    if normalize is None:
+        found = raw if wanted is None else {name: upsample(maps, wanted) for name, maps in raw.items()}
+    else:
+        found = {name: methods[name].heat(maps, wanted) for name, maps in raw.items()}
+        for name, heat in found.items():
+            _report_constant(name, heat)
+    return found[method] if isinstance(method, str) else found
 
 
 def make_methods(

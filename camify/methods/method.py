@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
+from ..maps import normalize, upsample
 from .forward_pass import ForwardPass, observe, unwrapped
 
 __all__ = ["METHODS", "Method", "check_targets", "find_method", "register"]
@@ -67,6 +68,14 @@ class Method(ABC):
                 f" {forward.layer}. Look for NaN or infinite values in the image and the weights."
             )
         return maps
+
+    def heat(self, maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Raw maps (..., h, w) as heat (..., H, W) in [0, 1]: ReLU where the method has one, upsampled, min-max.
+
+        Each map is scaled by its own extremes, once, at the end; a constant one gives zeros.
+        """
+        positive = maps.relu() if self.relu else maps
+        return normalize(positive if size is None else upsample(positive, size))
 
 
 METHODS: dict[str, type[Method]] = {}

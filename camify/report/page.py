@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from jinja2 import Environment, FileSystemLoader
+from .html import render
 
 __all__ = ["ImageTrack", "RunReport", "render_page"]
 
@@ -73,14 +72,12 @@ class RunReport:
 
 def render_page(report: RunReport) -> str:
     """The page of ``report`` as one HTML text; it loads nothing from anywhere."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(data_uri=_data_uri, percent=_percent, number=_number)
     latest = report.history[-1] if report.history else {}
     newest = report.results[-1] if report.finished and len(report.results) > 1 else {}
     baseline = report.centre_box_accuracy
-    page = environment.get_template("page.html.j2").render(
+    return render(
+        Path(__file__).with_name("page.html.j2"),
+        {"percent": _percent, "number": _number},
         report=report,
         newest=newest,
         before=report.results[0] if report.results else {},
@@ -93,7 +90,6 @@ def render_page(report: RunReport) -> str:
             _chart("Accuracy", report.history, ACCURACIES, _percent, top=1.0, baseline=baseline),
         ],
     )
-    return page.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
 
 
 def _chart(
@@ -176,9 +172,3 @@ def _percent(value: float | None) -> str:
 def _number(value: float | None) -> str:
     """A number with four digits."""
     return f"{value:.4g}" if _known(value) else MISSING
-
-
-def _data_uri(picture: bytes) -> str:
-    """An encoded picture as an address that holds the picture itself."""
-    kind = "webp" if picture.startswith(b"RIFF") else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

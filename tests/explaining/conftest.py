@@ -10,7 +10,6 @@ from camify.data import Preprocessing
 from camify.explaining.compare import compare
 from camify.explaining.contenders import contender
 from camify.explaining.subjects import Subject
-from camify.methods import METHODS
 from camify.surgery import Source
 from camify.surgery.tiny_vgg import TinyVGG
 
@@ -61,11 +60,3 @@ def compared(networks, subjects, tmp_path_factory):
     """The folder of one comparison, for tests that only read it."""
     out = tmp_path_factory.mktemp("compared") / "out"
     return compare(contenders_of(networks), subjects, out, title="A <script> & title", figures=2)
-
-
-@pytest.fixture
-def clean_methods():
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)

@@ -10,12 +10,10 @@ from scipy import ndimage, stats
 from camify.explaining.comparison import (
     average_ranks,
     box_agreement,
-    centre_heat,
     correlations,
     heat_boxes,
     mask_agreement,
     peak_hits,
-    probability_drops,
     top_area,
 )
 
@@ -114,16 +112,3 @@ def test_peaks_hit_boxes():
     hits = peak_hits(heat, boxes)
     assert hits[:3].tolist() == [1, 0, 0]
     assert hits[3].isnan()
-
-
-def test_drops_by_hand():
-    drops = probability_drops(torch.tensor([0.8, 0.5, 0.0]), torch.tensor([0.2, 0.9, 0.0]))
-    assert drops.tolist() == pytest.approx([0.75, 0, 0])
-
-
-def test_the_centre_is_the_hottest():
-    heat = centre_heat(9, 15)
-    assert heat.shape == (9, 15)
-    assert int(heat.argmax()) == 4 * 15 + 7
-    torch.testing.assert_close(heat, heat.flip(0, 1))
-    assert 0 < float(heat.min()) < float(heat.max()) <= 1

@@ -10,14 +10,14 @@ import torch
 import camify
 from camify.errors import ConversionError
 from camify.explaining import looking
-from camify.explaining.comparison import centre_heat, correlations
+from camify.explaining.comparison import correlations
 from camify.explaining.cost import interleaved_medians, method_costs
 from camify.explaining.findings import findings
 from camify.explaining.looking import look
 from camify.explaining.scenarios import overlap, shifted
 from camify.explaining.summary import Localisation, compared_pairs, groups, mean_agreement, nan_mean
-from camify.maps import normalize
 from camify.metrics import MaxBoxAccuracy
+from camify.metrics.functional import centre_gaussian
 
 
 def choose(logits, subjects):
@@ -84,7 +84,7 @@ def test_masked_probabilities_are_those_of_masked_images(looks, contenders, inpu
             expected = models[column.model](masked).softmax(1).gather(1, looks.targets[:, None])[:, 0]
         torch.testing.assert_close(looks.masked[index], expected, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        blob = contenders[0].model(inputs * normalize(centre_heat(96, 96))).softmax(1)
+        blob = contenders[0].model(inputs * centre_gaussian(96, 96)).softmax(1)
     torch.testing.assert_close(looks.centred[0], blob.gather(1, looks.targets[:, None])[:, 0])
 
 

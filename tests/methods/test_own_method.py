@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import camify
-from camify.methods import METHODS, Method, find_method, register
+from camify.methods import Method, find_method, register
 
 
 class XGradCAM(Method):
@@ -20,22 +20,14 @@ class XGradCAM(Method):
         return torch.einsum("nchw,nc->nhw", maps, weights)
 
 
-@pytest.fixture
-def clean():
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-
-
-def test_registered_methods_are_known_by_name(net, images, clean):
+def test_registered_methods_are_known_by_name(net, images, clean_methods):
     register("xgradcam")(XGradCAM)
     found = camify.explain(net, images, method=["cam", "xgradcam"], targets=1, normalize=None, size=None)
     positions = found["cam"].shape[1] * found["cam"].shape[2]
     torch.testing.assert_close(found["xgradcam"], found["cam"] / positions, rtol=1e-4, atol=1e-7)  # on GAP + linear
 
 
-def test_it_equals_torch_cams(networks, clean):
+def test_it_equals_torch_cams(networks, clean_methods):
     kind = pytest.importorskip("torchcam.methods").XGradCAM
     model, _, side = networks("alexnet")
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(2))
@@ -44,7 +36,7 @@ def test_it_equals_torch_cams(networks, clean):
     torch.testing.assert_close(XGradCAM(model)(image, 4).relu(), theirs, rtol=1e-3, atol=1e-7)
 
 
-def test_installed_packages_bring_methods(net, images, clean, monkeypatch):
+def test_installed_packages_bring_methods(net, images, clean_methods, monkeypatch):
     class Point:
         def load(self):
             return XGradCAM
@@ -58,7 +50,7 @@ def test_installed_packages_bring_methods(net, images, clean, monkeypatch):
         find_method("others")
 
 
-def test_names_are_taken_once(clean):
+def test_names_are_taken_once(clean_methods):
     register("xgradcam")(XGradCAM)
     register("xgradcam")(XGradCAM)  # a notebook's cell, run again
     with pytest.raises(camify.ConfigError, match="gradcam: this name is taken by GradCAM"):

@@ -277,3 +277,8 @@ def test_nothing_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert InsertionAUC().count == 0
+
+
+def test_drops_by_hand():
+    drops = average_drop(torch.tensor([0.8, 0.5, 0.0]), torch.tensor([0.2, 0.9, 0.0]))
+    assert drops.tolist() == pytest.approx([0.75, 0, 0])
