@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import doctest
 import importlib
-import multiprocessing
 import pickle
 import pkgutil
 
-import cv2
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -19,6 +17,8 @@ import camify.metrics
 from camify.errors import DataError
 from camify.metrics import functional
 from camify.metrics.shares import ShareMetric
+
+from .two_processes import in_two_processes, needs_fork
 
 COUNT = 12
 NAMES = [name for name in camify.metrics.__all__ if name != "functional"]
@@ -202,28 +202,10 @@ def test_figures_can_be_drawn(name):
 # --- several processes ------------------------------------------------------------------------------------
 
 
-def _in_process(rank, folder):
-    torch.set_num_threads(1)  # the parent's threads are not there
-    cv2.setNumThreads(0)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    part = slice(0, 5) if rank == 0 else slice(5, None)  # unequal shares
-    torch.save({name: updated(name, part).compute() for name in NAMES}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_one_process_equals_two(tmp_path):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_in_process, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()  # only if it hangs
-        assert process.exitcode == 0
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in in_two_processes(lambda part: {name: updated(name, part).compute() for name in NAMES}, tmp_path):
         for name in NAMES:
             same(found[name], updated(name).compute())
 

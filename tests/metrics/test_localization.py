@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
-import multiprocessing
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -18,6 +16,8 @@ from torch import nn
 from camify.errors import ConfigError, DataError
 from camify.metrics import MaxBoxAccuracy
 from camify.metrics.functional import best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+
+from .two_processes import in_two_processes, needs_fork
 
 THRESHOLDS = [np.float32(k) / np.float32(100) for k in range(100)]
 IOUS = {1: [0.5], 2: [0.3, 0.5, 0.7]}
@@ -437,32 +437,13 @@ def test_the_precision_of_the_model_around_it_changes_nothing(dtype):
 # --- several processes ------------------------------------------------------------------------------------
 
 
-def _in_process(rank, folder):
-    torch.set_num_threads(1)  # the parent's threads are not there
-    cv2.setNumThreads(0)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    maps, boxes = smooth_maps(16), random_boxes(16)
-    metric = MaxBoxAccuracy()
-    part = slice(0, 5) if rank == 0 else slice(5, None)  # unequal shares
-    metric.update(maps[part], boxes[part])
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_one_process_equals_two(tmp_path, sample):
-    context = multiprocessing.get_context("fork")  # spawn would import torch and torchmetrics twice: 25 s
-    processes = [context.Process(target=_in_process, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()  # only if it hangs
-        assert process.exitcode == 0
+    maps, boxes = sample
     expected = updated(MaxBoxAccuracy(), *sample).compute()
-    for rank in (0, 1):
-        same(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
+    for found in in_two_processes(lambda part: updated(MaxBoxAccuracy(), maps[part], boxes[part]).compute(), tmp_path):
+        same(found, expected)
 
 
 # --- what cannot be used ----------------------------------------------------------------------------------
