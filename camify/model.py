@@ -31,7 +31,7 @@ class CAMNet(nn.Module):
     Args:
         features: image (N, 3, H, W) -> last spatial map (N, C, h, w).
         classifier: linear layer, C -> K.
-        pool: ``"gap"``, ``"gmp"`` or ``"lse"``; only GAP has the identity.
+        pool: ``"gap"``, ``"gmp"``, ``"lse"`` or ``"tap"``; only GAP has the identity.
         dropout: between pooling and classifier, while training.
         head_layers: names of the layers inside ``features`` that belong to the new head.
 

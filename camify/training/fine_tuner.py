@@ -50,7 +50,7 @@ class CAMFineTuner(pl.LightningModule):
             network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
         head: ``"gap"`` (default), ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is,
             without maps.
-        pool: ``"gap"`` (default), ``"gmp"`` or ``"lse"``.
+        pool: ``"gap"`` (default), ``"gmp"``, ``"lse"`` or ``"tap"`` (thresholded average, Bae et al. 2020).
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier; default 0.
         init: how the new classifier starts: ``"random"``, or ``"ridge"``: fitted in closed form, before the first
@@ -82,7 +82,7 @@ class CAMFineTuner(pl.LightningModule):
         class_names: list[str] | None = None,
         recipe: str | None = None,
         head: Literal["gap", "direct", "recast", "none"] | None = None,
-        pool: Literal["gap", "gmp", "lse"] | None = None,
+        pool: Literal["gap", "gmp", "lse", "tap"] | None = None,
         head_channels: int | list[int] | None = None,
         dropout: float | None = None,
         map_stride: int | None = None,
