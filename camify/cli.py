@@ -71,7 +71,9 @@ def _parser() -> ArgumentParser:
         default=None,
         help="side of the input, pixels; default: what the weights expect",
     )
-    command.add_argument("--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's")
+    command.add_argument(
+        "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"
+    )
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")

@@ -21,7 +21,8 @@ def hide_patches(images_NCHW: Tensor, probability: float) -> Tensor:
     """Each image with cells of a random grid set to 0, the mean of normalised images.
 
     Singh & Lee 2017, "Hide-and-Seek", section 3.1. Each image draws its grid: none, or cells of 1/14, 1/7, 11/56 or
-    1/4 of the side (the authors' 0, 16, 32, 44, 56 pixels of 224); then each cell is hidden with ``probability``, there 0.5.
+    1/4 of the side (the authors' 0, 16, 32, 44, 56 pixels of 224); then each cell is hidden with ``probability``,
+    theirs 0.5.
     """
     count, _, height, width = images_NCHW.shape
     keep = torch.ones(count, 1, height, width, dtype=images_NCHW.dtype)
@@ -42,10 +43,10 @@ def _cell_of(size: int, share: float) -> Tensor:
 def attention_dropout(features_NCHW: Tensor, drop_rate: float = 0.75, gamma: float = 0.9) -> Tensor:
     """A feature map times its own attention, or, with probability ``drop_rate``, without its most attended cells.
 
-    Choe & Shim 2019, "Attention-based Dropout Layer for Weakly Supervised Object Localization", section 3: the attention
-    is the mean over channels; the importance map is its sigmoid; the drop mask is 0 where the attention exceeds
-    ``gamma`` times the image's largest. One of the two is drawn per batch, as in the authors' code; no gradient flows
-    through either.
+    Choe & Shim 2019, "Attention-based Dropout Layer for Weakly Supervised Object Localization", section 3: the
+    attention is the mean over channels; the importance map is its sigmoid; the drop mask is 0 where the attention
+    exceeds ``gamma`` times the image's largest. One of the two is drawn per batch, as in the authors' code; no gradient
+    flows through either.
     """
     attention = features_NCHW.detach().mean(1, keepdim=True)
     if float(torch.rand(())) >= drop_rate:
@@ -53,9 +54,7 @@ def attention_dropout(features_NCHW: Tensor, drop_rate: float = 0.75, gamma: flo
     return features_NCHW * (attention <= gamma * attention.amax((2, 3), keepdim=True))
 
 
-def drop_attention(
-    features: nn.Module, layers: Sequence[str], drop_rate: float, gamma: float
-) -> list[RemovableHandle]:
+def drop_attention(features: nn.Module, layers: Sequence[str], drop_rate: float, gamma: float) -> list[RemovableHandle]:
     """Attention-based dropout behind the named layers, while these are in training mode, until the hooks are removed.
 
     Raises:

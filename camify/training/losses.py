@@ -36,9 +36,7 @@ def classification_loss(
     return F.binary_cross_entropy_with_logits(logits_NK, targets, pos_weight=class_weights)
 
 
-def distillation_loss(
-    logits_NK: Tensor, teacher_NK: Tensor, temperature: float, *, multilabel: bool = False
-) -> Tensor:
+def distillation_loss(logits_NK: Tensor, teacher_NK: Tensor, temperature: float, *, multilabel: bool = False) -> Tensor:
     """``T^2 KL(softmax(teacher / T) || softmax(logits / T))``, mean over images: its gradient does not shrink with T.
 
     Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. With ``multilabel`` the
@@ -73,7 +71,8 @@ def energy_loss(maps_NHW: Tensor, masks_NHW: Tensor) -> Tensor:
 def object_masks(batch: Mapping[str, Any], height: int, width: int) -> Tensor | None:
     """Pixels (N, H, W), bool, of each image's object: its mask where the batch has masks, else its boxes, else None."""
     if "mask" in batch:
-        return batch["mask"].bool()
+        masks: Tensor = batch["mask"].bool()
+        return masks
     return box_masks(batch["boxes"], height, width) if "boxes" in batch else None
 
 
@@ -137,9 +136,7 @@ class Objective:
         return {"loss": loss} | (terms if len(terms) > 1 else {})
 
 
-def _maps_of_labels(
-    maps_NKHW: Tensor, labels: Tensor, masks_NHW: Tensor, multilabel: bool
-) -> tuple[Tensor, Tensor]:
+def _maps_of_labels(maps_NKHW: Tensor, labels: Tensor, masks_NHW: Tensor, multilabel: bool) -> tuple[Tensor, Tensor]:
     """The maps (M, h, w) of the classes that an image has, and the masks that belong to them."""
     if not multilabel:
         return select(maps_NKHW, labels), masks_NHW

@@ -55,27 +55,41 @@ def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
     return f"{epochs} epochs: {start}"
 
 
-def epoch_line(now: Mapping[str, float], before: Mapping[str, float] | None, legacy: float | None) -> None:
-    """Print one epoch's figures, with their change."""
+def epoch_line(
+    now: Mapping[str, float],
+    before: Mapping[str, float] | None,
+    baselines: Mapping[str, Mapping[str, float]],
+    better: Mapping[str, float] | None = None,
+) -> None:
+    """Print one epoch's figures, with their change and what the run began with; and which epoch had ``better`` maps."""
     parts = [f"epoch {now['epoch']:.0f}"]
     if "val/acc" in now:
-        beside = f", legacy {legacy:.3f}" if legacy is not None else ""
+        beside = "".join(f", {who} {row['val/acc']:.3f}" for who, row in baselines.items() if "val/acc" in row)
         parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
+    if "val/map" in now:
+        parts.append(f"mean average precision {now['val/map']:.3f}{_change('val/map', now, before)}")
     if "val/max_box_acc" in now:
-        beside = f", centre box {now['val/centre_box_acc']:.3f}"
+        begun = baselines.get("start", {}).get("val/max_box_acc")
+        beside = f", centre box {now['val/centre_box_acc']:.3f}" + (f", start {begun:.3f}" if begun is not None else "")
         parts.append(f"box accuracy {now['val/max_box_acc']:.3f}{_change('val/max_box_acc', now, before)}{beside}")
     if "train/loss" in now:
         parts.append(f"loss {now['train/loss']:.3f}")
-    Console(highlight=False, soft_wrap=True).print("  ·  ".join(parts))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("  ·  ".join(parts))
+    if better is not None:
+        console.print(f"  the accuracy rises, but the maps were better in epoch {better['epoch']:.0f}")
 
 
-def closing_screen(folder: Path, exported: Mapping[str, Any], legacy: float | None) -> None:
+def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> None:
     """Print what came out, where it is and the next command."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
     for column in ("", "accuracy", "box accuracy (IoU 0.5)"):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("legacy network", _figure(legacy), "no maps")
+    legacy, start = baselines.get("legacy", {}), baselines.get("start", {})
+    table.add_row("legacy network", _figure(legacy.get("val/acc")), "no maps")
+    if start:
+        table.add_row("converted, before training", *(_figure(start.get(f"val/{k}")) for k in ("acc", "max_box_acc")))
     table.add_row("now", _figure(exported.get("val/acc")), _figure(exported.get("val/max_box_acc")), style="bold")
     if "val/centre_box_acc" in exported:
         table.add_row("best fixed centre box", "", _figure(exported["val/centre_box_acc"]))
