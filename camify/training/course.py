@@ -62,9 +62,8 @@ class Course(pl.Callback):
             pl_module.objective.class_weights = _class_weights(options["class_weights"], trainer, pl_module)
         if options["init"] == "ridge" and trainer.global_step == 0 and isinstance(pl_module.model, CAMNet):
             _fit_classifier(trainer, pl_module)
-        if options["teacher"] == "legacy":
-            pl_module.teacher = pl_module.legacy.to(pl_module.device)
-        pl_module.legacy = None  # where it does not teach, its memory is needed no more
+        taught = options["teacher"] == "legacy"  # where it does not teach, the legacy's memory is needed no more
+        pl_module.keep_aside(legacy=None, teacher=pl_module.legacy.to(pl_module.device) if taught else None)
         if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
             self._begin_epoch(trainer, pl_module)
             go_on(trainer, self._seed, self._resumed)
@@ -101,7 +100,7 @@ class Course(pl.Callback):
         self._drop_cache(trainer)
         for handle in self._hooks:
             handle.remove()
-        pl_module.teacher = None
+        pl_module.keep_aside(legacy=None, teacher=None)
         if isinstance(pl_module.model, CAMNet):
             set_frozen(pl_module.model, False)
 

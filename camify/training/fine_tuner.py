@@ -95,7 +95,7 @@ class CAMFineTuner(pl.LightningModule):
             ``camify.normalizers``).
         percentile: of ``"pas"`` and ``"ivr"``; None takes the published 90 and 45.
         layer_decay: the rate of each layer of the features is this factor of the next one's; 1 is off.
-        channels_last: keep images and weights in that memory format.
+        channels_last: weights in that memory format; what runs through them follows.
         compile: let ``torch.compile`` compile the features.
         feature_cache: compute the features of frozen epochs once: ``"memory"``, ``"disk"`` or ``"off"``.
         feature_cache_gb: the most that they may take.
@@ -160,7 +160,7 @@ class CAMFineTuner(pl.LightningModule):
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
         prepared = prepare(model, class_names, self.hparams)
         self.fit_report: FitReport | None = None
-        self._aside = {"legacy": prepared.legacy, "teacher": None}
+        self.keep_aside(legacy=prepared.legacy, teacher=None)
         self.model, self.source, self._layers = prepared.network, prepared.source, prepared.layers
         self.class_names = class_names
         if isinstance(self.model, CAMNet):
@@ -199,18 +199,14 @@ class CAMFineTuner(pl.LightningModule):
         """The legacy network where its classes are the data's, until training starts."""
         return self._aside["legacy"]
 
-    @legacy.setter
-    def legacy(self, network: nn.Module | None) -> None:
-        self._aside["legacy"] = network
-
     @property
     def teacher(self) -> nn.Module | None:
         """The network whose logits are a second target, while there is one."""
         return self._aside["teacher"]
 
-    @teacher.setter
-    def teacher(self, network: nn.Module | None) -> None:
-        self._aside["teacher"] = network
+    def keep_aside(self, *, legacy: nn.Module | None, teacher: nn.Module | None) -> None:
+        """Keep these networks; assigning them would make them parts of this one."""
+        self._aside = {"legacy": legacy, "teacher": teacher}
 
     # ------------------------------------------------------------ steps
 
@@ -331,13 +327,6 @@ class CAMFineTuner(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run has."""
         return [Course(), StopSafely()]
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Images in the memory format that was asked for."""
-        if not self.hparams["channels_last"] or (isinstance(batch, Mapping) and "features" in batch):
-            return batch
-        images = _images_and_labels(batch)[0].contiguous(memory_format=torch.channels_last)
-        return {**batch, "image": images} if isinstance(batch, Mapping) else (images, *batch[1:])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
