@@ -87,7 +87,7 @@ def test_energy_loss_is_one_minus_the_energy_pointing_game():
     masks[2] = False  # not known
     metric = camify.metrics.EnergyPointingGame()
     metric.update(maps[[0, 1, 3]], masks[[0, 1, 3]])
-    game = next(float(v) for k, v in metric.compute().items() if k not in ("count",) and "centre" not in k)
+    game = next(float(v) for k, v in metric.compute().items() if k != "count" and "centre" not in k)
     assert float(energy_loss(maps, masks)) == pytest.approx(1 - game, rel=1e-5)
 
 
