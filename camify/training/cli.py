@@ -74,9 +74,11 @@ class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's folder when training starts, and only then."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Not yet: a run that may not go on must not replace the configuration of the one that stopped."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save before fitting; validating and testing write nothing."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        super().setup(trainer, pl_module, "fit")
 
 
 class FineTuningCLI(LightningCLI):

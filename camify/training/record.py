@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ..files import write_whole
@@ -131,11 +132,13 @@ class RunRecord(pl.Callback):
         pl_module: pl.LightningModule,  # noqa: ARG002 - Lightning's signature
         exception: BaseException,
     ) -> None:
-        """Say how to go on after Ctrl-C."""
+        """Say how to go on after Ctrl-C and SIGTERM."""
         last = run_folder(trainer) / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last.is_file() and not self.quiet:
+        kept = last.is_file() or (isinstance(exception, SIGTERMException) and trainer.training)  # see StopSafely
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if stopped and kept and trainer.is_global_zero and not self.quiet:
             print(  # noqa: T201 - the user's terminal
-                f"\nStopped in epoch {trainer.current_epoch}; the epochs before are safe. Go on with:\n"
+                f"\nStopped in epoch {trainer.current_epoch}; what is in {last.name} is safe. Go on with:\n"
                 f"  python train.py fit --config {last.parent}/config.yaml --ckpt_path {last}"
             )
 

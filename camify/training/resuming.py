@@ -68,7 +68,7 @@ def _set_random_state(state: Tensor) -> None:
     ours = state[: 8 * count].clone().view(torch.int64).tolist()
     np.random.set_state(("MT19937", np.array(ours[1:625], dtype=np.uint32), ours[0], 0, 0.0))  # noqa: NPY002
     random.setstate((3, tuple(ours[625:]), None))
-    torch.set_rng_state(state[8 * count :])
+    torch.set_rng_state(state[8 * count :].clone())  # a view would crash
 
 
 # ------------------------------------------------------------ whose run
