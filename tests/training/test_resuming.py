@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -18,14 +16,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 import camify
 from camify.training.cli import main
+from tests.metrics.two_processes import needs_fork
 from tests.training.conftest import SIZE, BlobData, SmallLegacy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:.*exists and is not empty.*",
     "ignore:.*ended before the epoch ended.*",
 )  # fmt: skip
-
-ROOT = Path(__file__).parents[2]
 
 
 def tuner(**options):
@@ -121,38 +118,29 @@ def config(tmp_path):
     return write
 
 
-def start(path, *more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("CAMIFY_RUN_FOLDER", None)
-    command = [sys.executable, "train.py", "fit", "--config", str(path), *more]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(condition, process):
-    for _ in range(1200):
-        if condition() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    assert condition(), process.stderr.read()
+def killed_when(condition, path):
+    """A run in a process of its own, killed by kill -9 when the condition holds."""
+    process = multiprocessing.get_context("fork").Process(target=main, args=(["fit", "--config", str(path)],))
+    process.start()
+    while not condition() and process.is_alive():
+        time.sleep(0.02)
+    process.kill()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def pictures(folder):
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.png")}
 
 
+@needs_fork
 @pytest.mark.filterwarnings("ignore")
 def test_kill_minus_9_in_the_frozen_epoch_then_resume(config, tmp_path, monkeypatch):
     """The child dies right after its first epoch, whose features were frozen; the resumed run frees them."""
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
     main(["fit", "--config", str(config("whole"))])
-    process = start(config("killed"))
     last = tmp_path / "killed" / "last.ckpt"
-    wait_for(last.exists, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    killed_when(last.exists, config("killed"))
     assert not (tmp_path / "killed" / "export").exists(), "it died before the end"
     main(["fit", "--config", str(tmp_path / "killed" / "config.yaml"), "--ckpt_path", str(last)])
     whole, resumed = (camify.load(tmp_path / name / "export").state_dict() for name in ("whole", "killed"))
