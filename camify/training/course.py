@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ConfigError
 from ..model import CAMNet
 from ..surgery import fit_head
-from .asking import labels_of, single_loader
+from .asking import labels_of, whole_split
 from .augmentation import drop_attention
 from .feature_cache import FeatureCache
 from .losses import balanced_weights
@@ -136,9 +136,8 @@ def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -
 
 
 def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
-    if trainer.world_size > 1:
-        raise ConfigError("init='ridge' fits in one process. Fit and save the model first, then train it.")
-    images = single_loader(trainer.train_dataloader)
+    """In every process the same: each reads the whole split."""
+    images = whole_split(trainer.train_dataloader)
     if module.legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True)
         return
