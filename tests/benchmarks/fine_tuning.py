@@ -32,6 +32,7 @@ COMMON = {"model": LEGACY, "head_channels": 128, "input_size": 96}
 OPTIONS: dict[str, dict[str, Any]] = {
     "camify, defaults": {},
     "init=ridge": {"init": "ridge"},
+    "init=ridge, head_lr_factor=1": {"init": "ridge", "head_lr_factor": 1.0},
     "init=recast": {"init": "recast", "head_channels": None},
     "freeze_epochs=0": {"freeze_epochs": 0},
     "one_cycle": {"schedule": "one_cycle"},
