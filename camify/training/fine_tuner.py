@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..errors import ConfigError, DataError
-from ..maps import normalize, select, upsample
-from ..metrics import MaxBoxAccuracy
+from ..maps import select
 from ..model import CAMNet
 from ..modes import evaluating
 from ..surgery import FitReport, convert, find_recipe, fit_head, resolve, settle_fine_tuning, settle_head
 from .asking import single_loader
+from .cam_quality import CAMQuality, ValidationBatch
 from .optimization import build_optimizer, check_options
 from .schedule import lr_factor, set_frozen
 
@@ -38,9 +38,11 @@ class CAMFineTuner(pl.LightningModule):
     Where an option is None, the recipe decides, else the default that is named here; ``hparams``, checkpoints and the
     run's ``config.yaml`` hold what was decided.
 
-    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and, where boxes are known, ``val/max_box_acc``
-    (version 1: IoU 0.5, largest component, best threshold, map of the true class) beside ``val/centre_box_acc``,
-    what the best fixed centred box reaches on the same images.
+    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and the figures of ``cam_metrics``, of the true
+    classes' maps. By default these are, where boxes are known, ``val/max_box_acc`` (version 1: IoU 0.5, largest
+    component, best threshold) beside ``val/centre_box_acc``, what the best fixed centred box reaches on the same
+    images; where there are none, ``val/grid_pointing`` beside ``val/grid_chance``; and ``val/map_area`` and
+    ``val/map_entropy``, how much of the image the maps take. Each can be monitored.
 
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
@@ -71,6 +73,9 @@ class CAMFineTuner(pl.LightningModule):
         warmup_epochs: linear rise of each group's learning rate after its start, before the schedule; default 0.5.
         freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed; default 1.
         label_smoothing: of the cross-entropy, in [0, 1).
+        cam_metrics: CAM metrics of validation by name (``camify.training.CAM_METRICS``); None: those above. Those of
+            masked images cost a forward more, ``insertion_auc`` and ``deletion_auc`` 17.
+        grid_mosaics: mosaics that ``grid_pointing`` looks at, four forwards each.
 
     Raises:
         ConversionError, CheckpointError, ConfigError: before anything is trained.
@@ -102,6 +107,8 @@ class CAMFineTuner(pl.LightningModule):
         warmup_epochs: float | None = None,
         freeze_epochs: int | None = None,
         label_smoothing: float = 0.0,
+        cam_metrics: list[str] | None = None,
+        grid_mosaics: int = 16,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
@@ -127,7 +134,7 @@ class CAMFineTuner(pl.LightningModule):
                 f"The data has {len(class_names)} classes, the network {count}. Convert it with num_classes."
             )
         self.val_accuracy = MulticlassAccuracy(num_classes=count, average="micro")
-        self.box_accuracy = MaxBoxAccuracy(version=1)
+        self.quality = CAMQuality(cam_metrics, grid_mosaics)
 
     def _prepare(
         self, model: str | nn.Module, class_names: list[str] | None, head: str, options: dict[str, Any]
@@ -206,28 +213,40 @@ class CAMFineTuner(pl.LightningModule):
         size = len(labels)
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=size)
         self.log(f"{stage}/acc", self.val_accuracy, prog_bar=True, batch_size=size)
-        if maps is not None and isinstance(batch, Mapping) and "boxes" in batch:
-            height, width = images.shape[-2:]
-            heat = normalize(upsample(select(maps, labels).float(), (height, width)))
-            self.box_accuracy.update(heat, batch["boxes"])
+        if maps is not None and isinstance(self.model, CAMNet):
+            known = batch if isinstance(batch, Mapping) else {}
+            masks = known["mask"] > 0 if "mask" in known else None
+            seen = ValidationBatch(self.model, images, labels, logits, maps, known.get("boxes"), masks)
+            self.quality.update(seen)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the box accuracy beside that of the best centred box."""
-        self._log_boxes("val")
+        """Log the CAM metrics."""
+        self._log_quality("val", self.trainer.val_dataloaders)
 
     def on_test_epoch_end(self) -> None:
         """As in validation."""
-        self._log_boxes("test")
+        self._log_quality("test", self.trainer.test_dataloaders)
 
-    def _log_boxes(self, stage: str) -> None:
-        if not self.box_accuracy.update_called and self.trainer.world_size == 1:
-            return  # several processes compute together, whether each saw boxes or not
-        found = self.box_accuracy.compute()
-        self.box_accuracy.reset()
-        if not bool(found["count"] > 0):
+    def _log_quality(self, stage: str, loaders: Any) -> None:
+        if not isinstance(self.model, CAMNet):
             return
-        for key in ("max_box_acc", "centre_box_acc", "best_threshold"):
-            self.log(f"{stage}/{key}", found[key].float(), prog_bar=key != "best_threshold", sync_dist=False)
+        figures = self.quality.compute()
+        if not self.trainer.sanity_checking and (self.quality.chosen or "max_box_acc" not in figures):
+            loader = single_loader(loaders)
+
+            def read(numbers: Sequence[int]) -> Tensor:
+                return _images_and_labels(loader.collate_fn([loader.dataset[number] for number in numbers]))[0]
+
+            figures |= self.quality.grid_pointing(
+                self.model,
+                getattr(loader.dataset, "labels", None),
+                read,
+                rank=self.global_rank,
+                world_size=self.trainer.world_size,
+            )
+        for key, value in figures.items():
+            shown = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
+            self.log(f"{stage}/{key}", value, prog_bar=shown, sync_dist=False)
 
     # ------------------------------------------------------------ schedule
 

@@ -18,6 +18,12 @@ from .fine_tuner import CAMFineTuner
 
 __all__ = ["closing_screen", "epoch_line", "opening_screen"]
 
+# figure: its name, the baseline's figure and name
+_MAPS = {
+    "val/max_box_acc": ("box accuracy", "val/centre_box_acc", "centre box"),
+    "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
+}
+
 
 def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> None:
     """Print what is trained on what, for how long, and where everything will be."""
@@ -61,9 +67,9 @@ def epoch_line(now: Mapping[str, float], before: Mapping[str, float] | None, leg
     if "val/acc" in now:
         beside = f", legacy {legacy:.3f}" if legacy is not None else ""
         parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
-    if "val/max_box_acc" in now:
-        beside = f", centre box {now['val/centre_box_acc']:.3f}"
-        parts.append(f"box accuracy {now['val/max_box_acc']:.3f}{_change('val/max_box_acc', now, before)}{beside}")
+    for key, (name, baseline, beside) in _MAPS.items():
+        if key in now:
+            parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}, {beside} {now[baseline]:.3f}")
     if "train/loss" in now:
         parts.append(f"loss {now['train/loss']:.3f}")
     Console(highlight=False, soft_wrap=True).print("  ·  ".join(parts))
@@ -72,13 +78,18 @@ def epoch_line(now: Mapping[str, float], before: Mapping[str, float] | None, leg
 def closing_screen(folder: Path, exported: Mapping[str, Any], legacy: float | None) -> None:
     """Print what came out, where it is and the next command."""
     console = Console(highlight=False, soft_wrap=True)
+    shown = {key: names for key, names in _MAPS.items() if key in exported}
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("", "accuracy", "box accuracy (IoU 0.5)"):
+    for column in ("", "accuracy", *(name for name, *_ in shown.values())):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("legacy network", _figure(legacy), "no maps")
-    table.add_row("now", _figure(exported.get("val/acc")), _figure(exported.get("val/max_box_acc")), style="bold")
-    if "val/centre_box_acc" in exported:
-        table.add_row("best fixed centre box", "", _figure(exported["val/centre_box_acc"]))
+    table.add_row("legacy network", _figure(legacy), *("no maps" for _ in shown))
+    table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in shown), style="bold")
+    for key, (_, baseline, beside) in shown.items():
+        table.add_row(
+            f"best fixed {beside}" if beside == "centre box" else beside,
+            "",
+            *(_figure(exported[baseline]) if other == key else "" for other in shown),
+        )
     console.print(table)
     if "file" in exported:
         console.print(f"weights   {exported['file']}")
