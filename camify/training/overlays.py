@@ -22,7 +22,7 @@ from ..model import CAMNet
 from ..report.overlay import ClassMap, overlay_picture, strip_picture
 from ..report.page import ImageTrack
 from .asking import is_dry_run, run_folder, single_loader
-from .loggers import log_picture
+from .loggers import PictureLog
 
 __all__ = ["CAMOverlayLogger", "choose_probes"]
 
@@ -73,6 +73,7 @@ class CAMOverlayLogger(pl.Callback):
         self._probes: _Probes | None = None
         self._encoded: dict[str, tuple[int, bytes]] = {}
         self._failed = False
+        self._log = PictureLog()
 
     # ------------------------------------------------------------ state
 
@@ -119,16 +120,11 @@ class CAMOverlayLogger(pl.Callback):
         epoch = trainer.current_epoch
         with trainer.precision_plugin.forward_context():
             self.history[epoch] = _look(self.method(network), self._probes.batch, pl_module.device)
-        unknown: set[str] = set()
         for index, name in enumerate(self._probes.names):
             picture = self._picture(epoch, index)
             self._write(picture, _frame(epoch, name))
             self._write(self._strip(index), _strip(name))
-            unknown.update(log_picture(trainer.loggers, f"overlays/{name}", picture, trainer.global_step))
-        if unknown and epoch == min(self.history):
-            rank_zero_warn(
-                f"Overlays are on disk only: {', '.join(sorted(unknown))} takes no pictures from camify yet."
-            )
+            self._log.offer(trainer.loggers, f"overlays/{name}", picture, trainer.global_step)
 
     def _draw_all(self) -> None:
         probes = self._probes
