@@ -21,7 +21,7 @@ from ..methods import Method, find_method, observe
 from ..model import CAMNet
 from ..report.overlay import ClassMap, overlay_picture, strip_picture
 from ..report.page import ImageTrack
-from .asking import is_dry_run, run_folder, single_loader
+from .asking import is_dry_run, labels_of, run_folder, single_loader
 from .loggers import PictureLog
 
 __all__ = ["CAMOverlayLogger", "choose_probes"]
@@ -237,10 +237,13 @@ def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: in
 def _read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int) -> _Probes:
     loader = single_loader(trainer.val_dataloaders)
     dataset = loader.dataset
-    indices = choose_probes(count, getattr(dataset, "labels", None), len(dataset), seed)
+    labels = labels_of(loader)
+    single = labels is not None and all(isinstance(label, int) for label in labels)
+    indices = choose_probes(count, labels if single else None, len(dataset), seed)
     batch = loader.collate_fn([dataset[index] for index in indices])
-    if not isinstance(batch, dict):
-        batch = {"image": batch[0], "label": batch[1]}
+    batch = dict(batch) if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
+    if batch["label"].ndim == 2:  # several classes at once: the first of them is shown
+        batch["label"] = batch["label"].long().argmax(1)
     images = batch["image"].float()
     if network.preprocessing is not None:
         pictures = Preprocessing.from_dict(network.preprocessing).restore(images)
