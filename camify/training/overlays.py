@@ -15,11 +15,13 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ..box_rule import BoxRule
 from ..data import Preprocessing
 from ..files import slug, write_whole
 from ..methods import Method, find_method, observe
 from ..model import CAMNet
-from ..report.overlay import ClassMap, overlay_picture, strip_picture
+from ..normalizers import Normalizer
+from ..report.overlay import ClassMap, Region, overlay_picture, strip_picture
 from ..report.page import ImageTrack
 from .asking import is_dry_run, labels_of, run_folder, single_loader
 from .loggers import PictureLog
@@ -67,13 +69,14 @@ class CAMOverlayLogger(pl.Callback):
     ) -> None:
         self.num_images, self.seed, self.method = num_images, seed, find_method(method)
         self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
-        self.history: dict[int, dict[str, Tensor]] = {}  # by epoch: maps (n, 2, h, w), logits, probabilities, classes
+        self.history: dict[int, dict[str, Tensor]] = {}  # by epoch, see `_look`; and the threshold
         self.class_names: list[str] = []
         self.folder: Path | None = None
         self._probes: _Probes | None = None
         self._encoded: dict[str, tuple[int, bytes]] = {}
         self._failed = False
         self._log = PictureLog()
+        self._normalizer = Normalizer(BoxRule.normalizer)
 
     # ------------------------------------------------------------ state
 
@@ -120,6 +123,9 @@ class CAMOverlayLogger(pl.Callback):
         epoch = trainer.current_epoch
         with trainer.precision_plugin.forward_context():
             self.history[epoch] = _look(self.method(network), self._probes.batch, pl_module.device)
+        best = trainer.callback_metrics.get("val/best_threshold", torch.tensor(BoxRule.threshold))
+        self.history[epoch]["threshold"] = best.detach().float().cpu()
+        self._normalizer = getattr(pl_module, "normalizer", self._normalizer)
         for index, name in enumerate(self._probes.names):
             picture = self._picture(epoch, index)
             self._write(picture, _frame(epoch, name))
@@ -143,10 +149,14 @@ class CAMOverlayLogger(pl.Callback):
             ClassMap(self.class_names[k], looks["maps"][index, i], float(looks["logits"][index, i]), p)
             for i, (k, p) in enumerate(zip(classes, looks["probabilities"][index].tolist(), strict=True))
         )
+        rule = BoxRule(self._normalizer.name, self._normalizer.percentile, float(looks["threshold"]))
+        size = (probes.pictures.shape[-2], probes.pictures.shape[-1])
+        region = rule.regions(looks["maps"][index, 1:], size)[0].numpy()
         return overlay_picture(
             probes.pictures[index],
             true,
             predicted,
+            region=Region(region, rule.threshold),
             scale=self.scale(index),
             boxes=probes.batch["boxes"][index] if "boxes" in probes.batch else None,
             colormap=self.colormap,
