@@ -52,6 +52,11 @@ class LabelledImages(Dataset[dict[str, Any]]):
         """Class index of every sample."""
         return [record.label for record in self.records]
 
+    @property
+    def paths(self) -> list[str]:
+        """File of every sample."""
+        return [str(record.path) for record in self.records]
+
     def __len__(self) -> int:
         return len(self.records)
 

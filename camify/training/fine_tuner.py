@@ -200,6 +200,7 @@ class CAMFineTuner(pl.LightningModule):
         self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
         self.score_name, self.val_accuracy = class_score(task, count)
         self.quality = CAMQuality(cam_metrics, grid_mosaics)
+        self._grid_pointing: dict[str, float] = {}
 
     # Outside the module tree: they are never trained, moved or saved with it.
 
@@ -259,13 +260,13 @@ class CAMFineTuner(pl.LightningModule):
             logits: Tensor = self.teacher(images)
         return logits
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss, accuracy and box accuracy of one batch; the maps come from the same forward."""
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:
+        """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them."""
+        return self._evaluate(batch, "val", batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
@@ -286,7 +287,7 @@ class CAMFineTuner(pl.LightningModule):
         maps = class_maps(features, weight.clamp(min=0) if self.hparams["clamp_weights"] else weight)
         return self.model.forward_head(features), maps
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> dict[str, Tensor | None]:
         images, labels = _images_and_labels(batch)
         logits, maps = self._logits_and_maps(images)
         self.val_accuracy.update(logits, labels)
@@ -299,32 +300,40 @@ class CAMFineTuner(pl.LightningModule):
             heat_of = partial(normalize_maps, **self.normalizer._asdict())
             seen = ValidationBatch(self.model, images, labels, logits, maps, known.get("boxes"), masks, heat_of)
             self.quality.update(seen)
+            if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
+                self._grid_pointing = (
+                    self._play_grid_pointing(self.model, stage) if self.quality.chosen or seen.boxes is None else {}
+                )
+        return {"logits": logits, "maps": maps}
+
+    def _play_grid_pointing(self, network: CAMNet, stage: str) -> dict[str, float]:
+        if self.trainer.sanity_checking:
+            return {}
+        loader = single_loader(self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders)
+
+        def read(numbers: Sequence[int]) -> Tensor:
+            return _images_and_labels(loader.collate_fn([loader.dataset[number] for number in numbers]))[0]
+
+        return self.quality.grid_pointing(
+            network,
+            labels_of(loader),
+            read,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the CAM metrics."""
-        self._log_quality("val", self.trainer.val_dataloaders)
+        self._log_quality("val")
 
     def on_test_epoch_end(self) -> None:
         """As in validation."""
-        self._log_quality("test", self.trainer.test_dataloaders)
+        self._log_quality("test")
 
-    def _log_quality(self, stage: str, loaders: Any) -> None:
+    def _log_quality(self, stage: str) -> None:
         if not isinstance(self.model, CAMNet) or self.multilabel:
             return
-        figures = self.quality.compute()
-        if not self.trainer.sanity_checking and (self.quality.chosen or "max_box_acc" not in figures):
-            loader = single_loader(loaders)
-
-            def read(numbers: Sequence[int]) -> Tensor:
-                return _images_and_labels(loader.collate_fn([loader.dataset[number] for number in numbers]))[0]
-
-            figures |= self.quality.grid_pointing(
-                self.model,
-                labels_of(loader),
-                read,
-                rank=self.global_rank,
-                world_size=self.trainer.world_size,
-            )
+        figures = self.quality.compute() | self._grid_pointing
         for key, value in figures.items():
             shown = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
             self.log(f"{stage}/{key}", value, prog_bar=shown, sync_dist=False)

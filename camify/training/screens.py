@@ -12,17 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model import CAMNet
+from ..report.run import MAP_FIGURES
 from ..surgery import find_recipe
 from .asking import count_samples
 from .fine_tuner import CAMFineTuner
 
-__all__ = ["MAP_FIGURES", "closing_screen", "epoch_line", "opening_screen"]
-
-MAP_FIGURES = {
-    "val/max_box_acc": ("box accuracy", "val/centre_box_acc", "centre box"),
-    "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
-}
-"""What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
+__all__ = ["closing_screen", "epoch_line", "opening_screen"]
 
 
 def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> None:
