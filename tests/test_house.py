@@ -25,6 +25,7 @@ GROUND = {  # floor 0 stands on itself only where it must
     "architecture": {"errors", "graphs", "known_layers"},
     "graphs": {"errors", "known_layers"},
     "certificate": {"errors"},
+    "files": {"errors"},
     "checkpoint": {"errors", "files"},
 }
 LIGHTNING = ("training", "data", "cli", "__main__")

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ..metrics.functional import centre_gaussian
+from ..report.tables import MISSING, Table, count, number, percent, percents
 from .cost import ALL
 from .findings import Finding
-from .results import MISSING, Comparison, Table, count, number, percent, percents, refusal
+from .results import Comparison, refusal
 from .scenarios import UNCHANGED
 from .summary import groups, mean_value, nan_mean
 

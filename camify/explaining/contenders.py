@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -63,7 +64,7 @@ def find_contenders(sources: Sequence[str], methods: Sequence[str]) -> list[Cont
     return [contender(resolve(text), name, methods) for text, name in zip(sources, _names(sources), strict=True)]
 
 
-def contender(source: Source, name: str, methods: Sequence[str]) -> Contender:
+def contender(source: Source, name: str, methods: Sequence[str], options: Mapping[str, Any] | None = None) -> Contender:
     """A network with its methods; where nothing says what it expects, ImageNet's preprocessing, and a note."""
     notes = list(source.notes)
     if source.preprocessing is None:
@@ -71,7 +72,7 @@ def contender(source: Source, name: str, methods: Sequence[str]) -> Contender:
         preprocessing = Preprocessing()
     else:
         preprocessing = Preprocessing.from_dict(source.preprocessing)
-    made = make_methods(source.model, methods)
+    made = make_methods(source.model, methods, options=options)
     return Contender(name, source.name, source.model, preprocessing, made, source.class_names, notes)
 
 
