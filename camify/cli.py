@@ -18,10 +18,10 @@ from rich.table import Table
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .evaluating import all_tables, evaluate, free_output, save_evaluation
-from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
-from .explaining.classes import class_index, count_classes, numbered
+from .explaining import ExplainOptions, explain_files, image_files
+from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
-from .methods import METHODS
+from .methods import METHODS, PRECISIONS
 from .report.tables import Table as TextTable
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
@@ -31,8 +31,7 @@ _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
     " or a checkpoint folder"
 )
-
-
+_CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -76,6 +75,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
@@ -84,6 +84,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
     command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
     command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
@@ -113,6 +114,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
     command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help="file: the network's, a line each")
     command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
     command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
     command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
@@ -153,6 +155,7 @@ def _convert(options: Namespace) -> None:
         pool=options.pool,
         map_stride=options.map_stride,
         seed=options.seed,
+        legacy_class_names=None if options.class_names is None else read_class_names(options.class_names),
     )
     known = net.preprocessing
     net.preprocessing = {**(known or _assumed(options.input_format)), "size": size}
@@ -191,7 +194,16 @@ def _explain(options: Namespace) -> None:
             soft_wrap=True,
         )
     model = source.model.to(options.device)
-    names = source.class_names or numbered(count_classes(model, preprocessing))
+    count = count_classes(model, preprocessing)
+    names = source.class_names or numbered(count)
+    if options.class_names is not None:
+        names = read_class_names(options.class_names, count)
+    if "scorecam" in options.method:
+        console.print(
+            "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
+            " that takes a minute or more an image on a CPU.",
+            soft_wrap=True,
+        )
     wanted = ExplainOptions(
         methods=tuple(options.method),
         targets=tuple(class_index(target, names, "--targets") for target in options.targets),
@@ -233,6 +245,13 @@ def _explain(options: Namespace) -> None:
     console.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
     console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    if done.precision_error is not None:
+        probability, heat = done.precision_error
+        console.print(
+            f"{options.precision} against fp32, on the first images: probabilities within {probability:.1e}, maps"
+            f" within {heat:.1%} of their peaks.",
+            soft_wrap=True,
+        )
     if done.unreadable:
         shown = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
         message = f"{len(done.unreadable)} could not be read: {shown}"
@@ -251,8 +270,9 @@ def _compare(options: Namespace) -> None:
 
 def _evaluate(options: Namespace) -> None:
     free_output(options.output, overwrite=options.overwrite)
+    names = None if options.class_names is None else read_class_names(options.class_names)
     found = evaluate(
-        options.model, options.data, methods=options.method, split=options.split, limit=options.limit,
+        options.model, options.data, methods=options.method, class_names=names, split=options.split, limit=options.limit,
         batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness, mosaics=options.mosaics,
         threshold=options.threshold, device=options.device, workers=options.workers, options=options.options,
     )  # fmt: skip

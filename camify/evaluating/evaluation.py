@@ -34,6 +34,7 @@ def evaluate(
     data: str | Path,
     *,
     methods: Sequence[str] = ("cam",),
+    class_names: Sequence[str] | None = None,
     split: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
@@ -54,6 +55,7 @@ def evaluate(
         model: a source string (see ``camify.surgery.resolve``) or a network, which is left as it was.
         data: folder of ``SPLIT/CLASS/*`` or ``CLASS/*``, optionally with ``boxes.csv``; classes go by name.
         methods: names of explanation methods; all share one forward.
+        class_names: of the network's classes, in order; None takes its own.
         split: folder of ``data``; None takes ``val``, or ``data`` itself where it has none.
         limit: measure on so many images, drawn; None takes all.
         batch_size: images in one forward.
@@ -78,9 +80,11 @@ def evaluate(
     start = time.perf_counter()
     measured = _contender(model, methods, options, device)
     count = count_classes(measured.model, measured.preprocessing)
-    found = find_labelled(
-        Path(data), split, measured.preprocessing, measured.class_names, count, limit=limit, seed=seed
-    )
+    names = measured.class_names if class_names is None else list(class_names)
+    if names is not None and len(names) != count:
+        raise ConfigError(f"class_names: {len(names)} names for the network's {count} classes.")
+    measured.class_names = names
+    found = find_labelled(Path(data), split, measured.preprocessing, names, count, limit=limit, seed=seed)
     run = Run(found.images, found.has_boxes, batch_size, workers, seed, threshold)
     answers, rows, costs = main_look(measured, run)
     grids, reason = _grids(measured, run, mosaics)

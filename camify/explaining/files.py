@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -22,10 +21,11 @@ from ..data import Preprocessing
 from ..errors import ConfigError
 from ..files import slug, write_whole
 from ..maps import component_boxes
-from ..methods import Method, check_targets, make_methods, observe
+from ..methods import PRECISIONS, Method, make_methods
 from ..report.overlay import ClassMap, grid_picture, overlay_picture
+from .batch_maps import batch_maps, precision_error
 from .images import Batch, image_batches
-from .pace import PRECISIONS, fastest_format
+from .pace import fastest_format
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
 
@@ -75,12 +75,21 @@ class ExplainOptions:
 
 @dataclass
 class Summary:
-    """What a run did: its results, how many images were done before, and what could not be read, with the reason."""
+    """What a run did.
+
+    Attributes:
+        results: how many images were explained.
+        before: how many were done before.
+        unreadable: what could not be read, with the reason.
+        memory_format: in which the network ran.
+        precision_error: of reduced precision on the first images (see ``precision_error``).
+    """
 
     results: int = 0
     before: int = 0
     unreadable: dict[Path, str] = field(default_factory=dict)
     memory_format: str = "as it was"
+    precision_error: tuple[float, float] | None = None
 
 
 def explain_files(
@@ -134,6 +143,10 @@ def explain_files(
             summary.unreadable |= batch.unreadable
             if index == 0 and batch.paths and len(batches) > 2:
                 summary.memory_format = fastest_format(model, batch.images)
+            if summary.precision_error is None and batch.paths and options.precision != "fp32":
+                summary.precision_error = precision_error(
+                    model, batch.images[:4], methods, layer=options.layer, precision=options.precision
+                )
             if batch.paths:
                 yield _jobs(batch, model, methods, preprocessing, options, class_names, names, out)
 
@@ -236,24 +249,18 @@ def _jobs(
     out: Path,
 ) -> list[Callable[[], dict[str, Any]]]:
     """One forward; for every image what draws and writes its files and gives its line."""
-    parameter = next(model.parameters())
-    images = batch.images.to(parameter.device, parameter.dtype)
-    if images.device.type == "cpu" and any(p.dim() == 4 and not p.is_contiguous() for p in model.parameters()):
-        images = images.to(memory_format=torch.channels_last)
-    kind = PRECISIONS[options.precision]
-    gradients = any(method.uses_gradients for method in methods.values())
-    with (
-        torch.autocast(images.device.type, dtype=kind, enabled=kind is not None),
-        observe(model, images, options.layer, gradients=gradients) as forward,
-    ):
-        if options.targets:
-            targets = torch.tensor(options.targets).expand(len(images), -1)
-        else:
-            targets = forward.logits.topk(min(options.topk, forward.logits.shape[1]), dim=1).indices
-        targets = check_targets(targets, forward.logits)
-        raw = torch.stack([method.look(forward, targets) for method in methods.values()], dim=2).cpu()
-        logits = forward.logits.cpu()
-    hot = _hot(raw, list(methods.values()), (images.shape[-2], images.shape[-1]), options.threshold)
+    seen = batch_maps(
+        model,
+        batch.images,
+        methods,
+        targets=options.targets,
+        topk=options.topk,
+        layer=options.layer,
+        precision=options.precision,
+    )
+    logits, targets, raw = seen.logits, seen.targets, seen.raw
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    hot = _hot(raw, list(methods.values()), size, options.threshold)
     probabilities, pictures = logits.softmax(1), preprocessing.restore(batch.images)
 
     def job(index: int) -> Callable[[], dict[str, Any]]:

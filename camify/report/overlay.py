@@ -234,11 +234,12 @@ def _paper(inner: tuple[int, int]) -> Image.Image:
 
 def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
     """``image`` (3, H, W), 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
-    pixels = (image.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    values = np.nan_to_num(image.detach().float().cpu().numpy())  # not torch: pictures are drawn beside forwards
+    pixels = np.ascontiguousarray(np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
     height, width = pixels.shape[:2]
     factor = long_side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
 def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels, str]:
@@ -252,8 +253,8 @@ def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels
         return nothing, "no positive evidence"
     if high - low <= FLAT * scale:
         return nothing, "the same everywhere"
-    heat = (upsample(raw, size[::-1]) / scale).clamp(0, 1)
-    return (heat * 255).round().byte().numpy(), ""
+    heat = (upsample(raw, size[::-1]) / scale).numpy().clip(0, 1)
+    return np.rint(heat * 255).astype(np.uint8), ""
 
 
 @lru_cache(maxsize=8)

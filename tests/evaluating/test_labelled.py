@@ -63,6 +63,16 @@ def test_a_network_without_names(root):
         labelled(root, names=None)
 
 
+def test_names_that_are_given(net, root):
+    other = ["dog", "c|at", "fox", "ant", "x", "y", "z"]
+    found = evaluate(net, root, class_names=other, faithfulness=0, mosaics=0)
+    assert found.data.classes == {name: other.index(name) for name in SHOWN}
+    assert found.answers.labels.tolist() == [3] * 3 + [1] * 3 + [0] * 3 + [2] * 3
+    assert net.class_names == NAMES
+    with pytest.raises(ConfigError, match="3 names for the network's 7 classes"):
+        evaluate(net, root, class_names=other[:3])
+
+
 def test_classes_that_the_network_does_not_have(root, copy):
     with pytest.raises(ConfigError, match="ant, fox: no class of the network"):
         labelled(root, names=["dog", "c|at"], count=2)
