@@ -114,7 +114,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
     command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
-    command.add_argument("--class_names", type=str | None, default=None, help="file: the network's, a line each")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
     command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
     command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
@@ -272,9 +272,10 @@ def _evaluate(options: Namespace) -> None:
     free_output(options.output, overwrite=options.overwrite)
     names = None if options.class_names is None else read_class_names(options.class_names)
     found = evaluate(
-        options.model, options.data, methods=options.method, class_names=names, split=options.split, limit=options.limit,
-        batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness, mosaics=options.mosaics,
-        threshold=options.threshold, device=options.device, workers=options.workers, options=options.options,
+        options.model, options.data, methods=options.method, class_names=names, split=options.split,
+        limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
+        mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
+        options=options.options,
     )  # fmt: skip
     folder = save_evaluation(found, options.output, overwrite=options.overwrite)
     console = Console(highlight=False)

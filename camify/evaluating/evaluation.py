@@ -17,7 +17,7 @@ from ..surgery import Source, resolve
 from .figures import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
 from .labelled import Labelled, find_labelled
 from .localising import CENTRE_BOX, IOUS, Values
-from .passes import GRID, Run, close_look, grid_look, main_look
+from .passes import GRID, Run, close_look, cost_look, grid_look, main_look
 from .results import Evaluation, Figures
 
 __all__ = ["evaluate"]
@@ -86,7 +86,7 @@ def evaluate(
     measured.class_names = names
     found = find_labelled(Path(data), split, measured.preprocessing, names, count, limit=limit, seed=seed)
     run = Run(found.images, found.has_boxes, batch_size, workers, seed, threshold)
-    answers, rows, costs = main_look(measured, run)
+    answers, rows = main_look(measured, run)
     grids, reason = _grids(measured, run, mosaics)
     drawn = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(seed))[:faithfulness]
     closely = close_look(measured, run, sorted(drawn.tolist())) if faithfulness else {}
@@ -105,7 +105,7 @@ def evaluate(
             for name, values in closely.items()
         },
         _classes(rows, answers, grids, found),
-        costs,
+        cost_look(measured, run),
         _facts(measured, found, run, len(drawn), reason, time.perf_counter() - start),
     )
 

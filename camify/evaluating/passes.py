@@ -41,7 +41,7 @@ from ..metrics.localization import label_ranks
 from .figures import Answers
 from .localising import CENTRE_BOX, Values, baseline_maps, baseline_values, hard_images, map_values
 
-__all__ = ["GRID", "STEPS", "Run", "close_look", "grid_look", "main_look"]
+__all__ = ["GRID", "STEPS", "Run", "close_look", "cost_look", "grid_look", "main_look"]
 
 GRID = 2
 STEPS = 32
@@ -86,8 +86,8 @@ class Run:
 # ---------------------------------------------------------------- every image
 
 
-def main_look(contender: Contender, run: Run) -> tuple[Answers, dict[str, Values], dict[str, Any]]:
-    """One forward of every image: the network's answers, values by method and baseline for its true class, cost.
+def main_look(contender: Contender, run: Run) -> tuple[Answers, dict[str, Values]]:
+    """One forward of every image: the network's answers, and values by method and baseline for its true class.
 
     Raises:
         ConversionError: the network cannot be run, or serves none of the methods.
@@ -95,7 +95,6 @@ def main_look(contender: Contender, run: Run) -> tuple[Answers, dict[str, Values
     """
     answers: dict[str, list[Tensor]] = {}
     rows: dict[str, dict[str, list[Tensor]]] = {}
-    costs: dict[str, Any] = {}
     for numbers, batch in run.batches(range(len(run.images)), run.batch_size, "looking, batch"):
         images, labels = _on_device(contender, batch["image"]), batch["label"]
         boxes = batch.get("boxes") if run.boxed else None
@@ -112,8 +111,7 @@ def main_look(contender: Contender, run: Run) -> tuple[Answers, dict[str, Values
         for name, values in found.items():
             _add(rows.setdefault(name, {}), values)
         _add(answers, _answers(logits, labels, boxes, found))
-        costs = costs or method_costs(contender, images[:_TIMED], labels[:_TIMED].to(images.device))
-    return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}, costs
+    return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}
 
 
 def _answers(logits: Tensor, labels: Tensor, boxes: list[Tensor] | None, found: Mapping[str, Values]) -> Values:
@@ -126,6 +124,13 @@ def _answers(logits: Tensor, labels: Tensor, boxes: list[Tensor] | None, found: 
         "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
         "hard": nothing if boxes is None else hard_images(found[CENTRE_BOX]),
     }
+
+
+def cost_look(contender: Contender, run: Run) -> dict[str, Any]:
+    """What the methods that are served cost on the first images, as ``method_costs`` gives it."""
+    batch = collate([run.images[number] for number in range(min(_TIMED, len(run.images)))])
+    images = _on_device(contender, batch["image"])
+    return method_costs(contender, images, batch["label"].to(images.device))
 
 
 def _evidence(contender: Contender, name: str, raw: Tensor, size: tuple[int, int]) -> Tensor:

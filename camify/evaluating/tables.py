@@ -49,7 +49,9 @@ among the first five. Pointing game: the hottest pixel is less than {TOLERANCE:.
 Energy: the share of positive evidence within the boxes; of the whole image it is their area."""
 _FREE_NOTE = """Grid pointing (Boehle et al. 2021): the share of a class's positive evidence in its own cell of a mosaic
 of four classes; chance is .25. Flip, shift: correlation of the heat with that of the image mirrored, or moved by an
-eighth, moved back. Entropy: 1 is evidence everywhere. Flip, shift, entropy and area do not say that a map is right."""
+eighth, moved back. Entropy: 1 is evidence everywhere. Flip, shift, entropy and area do not say that a map is right.
+Grid pointing, energy and entropy take raw values: probabilities of cells (Recipro-CAM), none of which is zero, count as
+evidence everywhere."""
 _FAITHFUL_NOTE = f"""Average drop, increase (Chattopadhay et al. 2018), coherency, complexity, ADCC (Poppi et al. 2021)
 of images that fade into the mean colour where heat is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
 steps, from the blurred image and to the mean colour. Less is better: drop, complexity, deletion. Heat that covers more
