@@ -76,7 +76,7 @@ def passes() -> None:
             Path(folder), None, measured.preprocessing, measured.class_names, len(CLASS_NAMES), seed=0
         )
         run = Run(found.images, True, BATCH, 0, 0, None)
-        # A cell of a mosaic is as large as an image. Closely: the image, mirrored, moved; of each map a mask, two curves.
+        # A mosaic has as many pixels as its images. Closely: image, mirrored, moved; of each map a mask and two curves.
         close = SAMPLE * (3 + (len(METHODS) + 2) * (1 + 2 * (STEPS + 1)))
         main_look(measured, run)
         for label, task, images in (
