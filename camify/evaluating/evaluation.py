@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..explaining.classes import count_classes
 from ..explaining.contenders import Contender, contender, short_names
+from ..metrics.functional import mosaic_plan
 from ..surgery import Source, resolve
 from .figures import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
 from .labelled import Labelled, find_labelled
@@ -49,7 +50,7 @@ def evaluate(
     """Measure a network's accuracy and its maps' localisation, stability, faithfulness and cost.
 
     Maps for localisation are those of the true class, for faithfulness of the network's first choice. Every image is
-    seen once; mosaics and the sample need further forwards. No map is kept: 400 bytes an image and method are.
+    seen once; mosaics and the sample need further forwards. No map is kept, only some kilobytes an image.
 
     Args:
         model: a source string (see ``camify.surgery.resolve``) or a network, which is left as it was.
@@ -85,28 +86,28 @@ def evaluate(
         raise ConfigError(f"class_names: {len(names)} names for the network's {count} classes.")
     measured.class_names = names
     found = find_labelled(Path(data), split, measured.preprocessing, names, count, limit=limit, seed=seed)
-    run = Run(found.images, found.has_boxes, batch_size, workers, seed, threshold)
+    run = Run(found.images, batch_size, workers, seed, threshold)
     answers, rows = main_look(measured, run)
     grids, reason = _grids(measured, run, mosaics)
     drawn = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(seed))[:faithfulness]
     closely = close_look(measured, run, sorted(drawn.tolist())) if faithfulness else {}
     return Evaluation(
-        measured,
-        found,
-        answers,
-        rows,
-        {f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
-        _hard_share(answers, seed),
-        _localisation(rows, answers, answers.with_boxes, seed),
-        _localisation(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
-        _without_boxes(rows, grids, closely, seed),
-        {
+        contender=measured,
+        data=found,
+        answers=answers,
+        rows=rows,
+        accuracy={f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
+        hard_share=_hard_share(answers, seed),
+        localisation=_localisation(rows, answers, answers.with_boxes, seed),
+        hard=_localisation(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
+        without_boxes=_without_boxes(rows, grids, closely, seed),
+        faithfulness={
             name: mean_figures({key: v for key, v in values.items() if key not in _STABILITY}, seed)
             for name, values in closely.items()
         },
-        _classes(rows, answers, grids, found),
-        cost_look(measured, run),
-        _facts(measured, found, run, len(drawn), reason, time.perf_counter() - start),
+        classes=_classes(rows, answers, grids, found),
+        costs=cost_look(measured, run),
+        facts=_facts(measured, found, run, len(drawn), reason, time.perf_counter() - start),
     )
 
 
@@ -131,10 +132,14 @@ def _grids(measured: Contender, run: Run, most: int) -> tuple[dict[str, Values],
     if not most:
         return {}, "not asked for"
     try:
-        found = grid_look(measured, run, most)
-    except (DataError, ConversionError) as error:
+        plan = mosaic_plan(torch.tensor(run.images.labels), GRID, run.seed)[:most]
+    except DataError as error:  # too few classes
         return {}, str(error)
-    return found, f"{len(next(iter(found.values()))['grid'])} of {GRID} x {GRID} images"
+    try:
+        found = grid_look(measured, run, plan)
+    except ConversionError as error:  # the network takes images of one size only
+        return {}, str(error)
+    return found, f"{len(plan)} of {GRID} x {GRID} images"
 
 
 def _hard_share(answers: Answers, seed: int) -> dict[str, Figure]:
@@ -181,7 +186,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     count = len(run.images)
     drawn = "" if count == data.available else f", drawn of {data.available} with seed {run.seed}"
-    boxed = "no boxes" if not run.boxed else f"boxes of {sum(bool(r.boxes) for r in run.images.records)}"
+    boxed = "no boxes" if not data.has_boxes else f"boxes of {sum(bool(r.boxes) for r in run.images.records)}"
     cut = "the best one for these images" if run.threshold is None else f"{run.threshold}, as given"
     return [
         ("network", "; ".join([measured.source, *measured.notes])),

@@ -51,7 +51,7 @@ Values = dict[str, Tensor]
 """By name one row per image.
 
 ``all`` and ``largest`` (N, T) uint8: how many of ``IOUS`` the best box, or that of the largest component, reaches at
-each of T thresholds (of a fixed box: at each of T sizes); ``iou`` (N, T) float16, of the largest; ``given`` (N, 1)
+each of T thresholds (of a fixed box: at each of T sizes); ``iou`` (N, T) float16, of the largest, of maps; ``given`` (N, 1)
 uint8, at the threshold that was asked for; ``pointing``, ``energy``, ``entropy``, ``area`` (N,). Without boxes 0 or
 NaN.
 """
@@ -126,7 +126,7 @@ def hard_images(centre: Values) -> Tensor:
 
 def _fixed(candidates: Tensor, boxes: Sequence[Tensor]) -> Values:
     ious = _ious(boxes, [partial(iou_with_best_box, candidates)] * len(boxes), len(candidates))
-    return {"all": _levels(ious), "largest": _levels(ious), "iou": ious.half()}
+    return {"all": _levels(ious), "largest": _levels(ious)}
 
 
 def _iou_at(heat: Tensor, threshold: float, truth: Tensor) -> Tensor:

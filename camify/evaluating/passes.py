@@ -33,7 +33,6 @@ from ..metrics.functional import (
     flip_equivariance,
     insertion_curves,
     masked_images,
-    mosaic_plan,
     shift_equivariance,
     tiled,
 )
@@ -55,7 +54,6 @@ class Run:
 
     Attributes:
         images: all that are measured on.
-        boxed: whether they have boxes.
         batch_size: images in one forward.
         workers: processes that decode.
         seed: of all draws.
@@ -63,7 +61,6 @@ class Run:
     """
 
     images: LabelledImages
-    boxed: bool
     batch_size: int
     workers: int
     seed: int
@@ -97,7 +94,7 @@ def main_look(contender: Contender, run: Run) -> tuple[Answers, dict[str, Values
     rows: dict[str, dict[str, list[Tensor]]] = {}
     for numbers, batch in run.batches(range(len(run.images)), run.batch_size, "looking, batch"):
         images, labels = _on_device(contender, batch["image"]), batch["label"]
-        boxes = batch.get("boxes") if run.boxed else None
+        boxes = batch.get("boxes")
         size = (images.shape[-2], images.shape[-1])
         with observe(contender.model, images, gradients=contender.uses_gradients) as forward:
             raw = raw_maps(contender, forward, labels.to(images.device))
@@ -141,20 +138,23 @@ def _evidence(contender: Contender, name: str, raw: Tensor, size: tuple[int, int
 # ---------------------------------------------------------------- mosaics
 
 
-def grid_look(contender: Contender, run: Run, most: int) -> dict[str, Values]:
+def grid_look(contender: Contender, run: Run, plan_MC: Tensor) -> dict[str, Values]:
     """By method ``grid`` (M, 4): of every mosaic and cell the share of the evidence for its class that lies in it.
 
-    Also ``classes`` (M, 4). At most so many mosaics, of images drawn with the seed.
+    Also ``classes`` (M, 4).
+
+    Args:
+        contender: the network with its methods.
+        run: how the pass goes.
+        plan_MC: the images of every mosaic, as ``mosaic_plan`` gives them.
 
     Raises:
-        DataError: there are fewer than four classes.
         ConversionError: the network does not take images of twice the size.
     """
     cells = GRID * GRID
-    plan = mosaic_plan(torch.tensor(run.images.labels), GRID, run.seed)[:most]
     rows: dict[str, dict[str, list[Tensor]]] = {}
     at_once = max(1, run.batch_size // cells)
-    for _, batch in run.batches(plan.flatten().tolist(), at_once * cells, "mosaics, batch"):
+    for _, batch in run.batches(plan_MC.flatten().tolist(), at_once * cells, "mosaics, batch"):
         images, classes = tiled(_on_device(contender, batch["image"]), GRID), batch["label"].reshape(-1, cells)
         size = (images.shape[-2], images.shape[-1])
         masks = cell_masks(torch.arange(cells).repeat(len(images)), GRID, *size)

@@ -25,7 +25,7 @@ from camify.evaluating.labelled import find_labelled
 from camify.evaluating.localising import THRESHOLDS
 from camify.evaluating.passes import GRID, STEPS, Run, close_look, grid_look, main_look
 from camify.explaining.contenders import contender
-from camify.metrics.functional import centre_boxes
+from camify.metrics.functional import centre_boxes, mosaic_plan
 from camify.surgery import Source
 
 METHODS = ("cam", "gradcam", "reciprocam")
@@ -75,13 +75,14 @@ def passes() -> None:
         found = find_labelled(
             Path(folder), None, measured.preprocessing, measured.class_names, len(CLASS_NAMES), seed=0
         )
-        run = Run(found.images, True, BATCH, 0, 0, None)
+        run = Run(found.images, BATCH, 0, 0, None)
+        plan = mosaic_plan(torch.tensor(found.images.labels), GRID, 0)
         # A mosaic has as many pixels as its images. Closely: image, mirrored, moved; of each map a mask and two curves.
         close = SAMPLE * (3 + (len(METHODS) + 2) * (1 + 2 * (STEPS + 1)))
         main_look(measured, run)
         for label, task, images in (
             (f"every image, {len(METHODS)} methods, boxes", lambda: main_look(measured, run), COUNT),
-            (f"{COUNT // GRID**2} mosaics", lambda: grid_look(measured, run, COUNT), COUNT),
+            (f"{len(plan)} mosaics", lambda: grid_look(measured, run, plan), plan.numel()),
             (f"{SAMPLE} images closely", lambda: close_look(measured, run, range(SAMPLE)), close),
         ):
             needed, whole = seconds(forwards(-(-images // BATCH) * BATCH), task)
