@@ -51,9 +51,9 @@ Values = dict[str, Tensor]
 """By name one row per image.
 
 ``all`` and ``largest`` (N, T) uint8: how many of ``IOUS`` the best box, or that of the largest component, reaches at
-each of T thresholds (of a fixed box: at each of T sizes); ``iou`` (N, T) float16, of the largest, of maps; ``given`` (N, 1)
-uint8, at the threshold that was asked for; ``pointing``, ``energy``, ``entropy``, ``area`` (N,). Without boxes 0 or
-NaN.
+each of T thresholds (of a fixed box: at each of T sizes); of maps also ``iou`` (N, T) float16, of the largest, and
+``given`` (N, 1) uint8, at the threshold that was asked for; ``pointing``, ``energy``, ``entropy``, ``area`` (N,).
+Without boxes 0 or NaN.
 """
 
 
