@@ -72,7 +72,9 @@ def _parser() -> ArgumentParser:
         default=None,
         help="side of the input, pixels; default: what the weights expect",
     )
-    command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
+    command.add_argument(
+        "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"
+    )
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)

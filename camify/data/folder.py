@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from .boxes import Box, read_boxes
+from .processes import each_once
 from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image
 from .sizes import image_sizes
 
@@ -102,6 +103,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         check_images: bool = True,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # a resumed run must have the same
         self.root = Path(root)
         self.preprocessing = Preprocessing(image_size, tuple(mean), tuple(std))
         self.batch_size, self.num_workers, self.check_images = batch_size, num_workers, check_images
@@ -149,8 +151,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
             self.splits[split],
             batch_size=self.batch_size,
             shuffle=shuffle,
+            sampler=None if shuffle else each_once(self.splits[split], self.trainer),
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            # Workers that stay draw on from epoch to epoch, which a resumed run could not repeat.
+            persistent_workers=self.num_workers > 0 and not shuffle,
             collate_fn=collate,
         )
 

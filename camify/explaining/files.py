@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..files import slug, write_whole
 from ..maps import component_boxes
 from ..methods import PRECISIONS, Method, make_methods
-from ..report.overlay import ClassMap, grid_picture, overlay_picture
+from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
 from .batch_maps import batch_maps, precision_error
 from .images import Batch, image_batches
 from .pace import fastest_format
@@ -282,7 +282,7 @@ def _jobs(
                     method: _figures(one, mask, batch.sizes[index])
                     for method, one, mask in zip(methods, maps, masks, strict=True)
                 }
-            picture = _picture(pictures[index], list(methods), classes, raw[index], options.colormap, path.name)
+            picture = _picture(pictures[index], list(methods), classes, raw[index], hot[index], options, path.name)
             files = {"picture": f"{name}_cam.{options.picture}", "raw_maps": f"{name}.npy"}
             write_whole(out / files["picture"], _encoded(picture, options.picture))
             write_whole(out / files["raw_maps"], _array(raw[index]))
@@ -318,7 +318,8 @@ def _picture(
     methods: list[str],
     classes: list[dict[str, Any]],
     maps_TMhw: Tensor,
-    colormap: str,
+    hot_TMHW: NDArray[np.bool_],
+    options: ExplainOptions,
     title: str,
 ) -> Image.Image:
     rows = [
@@ -326,9 +327,11 @@ def _picture(
         for entry, maps in zip(classes, maps_TMhw, strict=True)
     ]
     if len(methods) == len(rows) == 1:
-        scale = float(rows[0][0].map_hw.max())
-        return overlay_picture(image, None, rows[0][0], scale=scale, colormap=colormap, title=title)
-    return grid_picture(image, methods, rows, colormap=colormap, title=title)
+        scale, region = float(rows[0][0].map_hw.max()), Region(hot_TMHW[0, 0], options.threshold)
+        return overlay_picture(
+            image, None, rows[0][0], scale=scale, region=region, colormap=options.colormap, title=title
+        )
+    return grid_picture(image, methods, rows, colormap=options.colormap, title=title)
 
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:

@@ -14,7 +14,7 @@ __all__ = ["ImageTrack", "RunReport", "render_page"]
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
-ACCURACIES = {"val/acc": "accuracy", "val/max_box_acc": "box accuracy"}
+ACCURACIES = {"val/acc": "accuracy", "val/max_box_acc": "box accuracy", "val/grid_pointing": "grid pointing"}
 WIDTH, HEIGHT = 520, 280  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 374, 14, 232  # of the area between its axes; labels stand to the right
 LABEL_STEP = 17  # least distance of two labels

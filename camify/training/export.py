@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..box_rule import BoxRule
 from ..errors import CheckpointError
 from ..files import write_whole
 from ..model import CAMNet
@@ -39,10 +40,13 @@ def export_cam_net(
     folder: Path,
     results: Mapping[str, Any],
     images: Tensor,
+    *,
+    rule_of: Callable[[CAMNet], BoxRule | None] = lambda _: None,
 ) -> float:
     """Save a network with the given weights, load it again and compare the two on ``images``.
 
-    Returns the largest difference of logits and maps, relative to the largest logit or map value.
+    ``rule_of`` chooses its box rule. Returns the largest difference of logits and maps, relative to the largest logit
+    or map value.
 
     Raises:
         CheckpointError: the loaded network is not the saved one.
@@ -50,7 +54,7 @@ def export_cam_net(
     live = copy.deepcopy(network).cpu().float()
     if weights is not None:
         live.load_state_dict(weights, strict=True)
-    live.results = dict(results)
+    live.results, live.box_rule = dict(results), rule_of(live)
     live.save_pretrained(folder)
     loaded = CAMNet.from_pretrained(folder)
     with evaluating(live):

@@ -15,14 +15,16 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ..box_rule import BoxRule
 from ..data import Preprocessing
 from ..files import slug, write_whole
 from ..methods import Method, find_method, observe
 from ..model import CAMNet
-from ..report.overlay import ClassMap, overlay_picture, strip_picture
+from ..normalizers import Normalizer
+from ..report.overlay import ClassMap, Region, overlay_picture, strip_picture
 from ..report.page import ImageTrack
-from .asking import is_dry_run, run_folder, single_loader
-from .loggers import log_picture
+from .asking import is_dry_run, labels_of, run_folder, single_loader
+from .loggers import PictureLog
 
 __all__ = ["CAMOverlayLogger", "choose_probes"]
 
@@ -67,12 +69,14 @@ class CAMOverlayLogger(pl.Callback):
     ) -> None:
         self.num_images, self.seed, self.method = num_images, seed, find_method(method)
         self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
-        self.history: dict[int, dict[str, Tensor]] = {}  # by epoch: maps (n, 2, h, w), logits, probabilities, classes
+        self.history: dict[int, dict[str, Tensor]] = {}  # by epoch, see `_look`; and the threshold
         self.class_names: list[str] = []
         self.folder: Path | None = None
         self._probes: _Probes | None = None
         self._encoded: dict[str, tuple[int, bytes]] = {}
         self._failed = False
+        self._log = PictureLog()
+        self._normalizer = Normalizer(BoxRule.normalizer)
 
     # ------------------------------------------------------------ state
 
@@ -119,16 +123,14 @@ class CAMOverlayLogger(pl.Callback):
         epoch = trainer.current_epoch
         with trainer.precision_plugin.forward_context():
             self.history[epoch] = _look(self.method(network), self._probes.batch, pl_module.device)
-        unknown: set[str] = set()
+        best = trainer.callback_metrics.get("val/best_threshold", torch.tensor(BoxRule.threshold))
+        self.history[epoch]["threshold"] = best.detach().float().cpu()
+        self._normalizer = getattr(pl_module, "normalizer", self._normalizer)
         for index, name in enumerate(self._probes.names):
             picture = self._picture(epoch, index)
             self._write(picture, _frame(epoch, name))
             self._write(self._strip(index), _strip(name))
-            unknown.update(log_picture(trainer.loggers, f"overlays/{name}", picture, trainer.global_step))
-        if unknown and epoch == min(self.history):
-            rank_zero_warn(
-                f"Overlays are on disk only: {', '.join(sorted(unknown))} takes no pictures from camify yet."
-            )
+            self._log.offer(trainer.loggers, f"overlays/{name}", picture, trainer.global_step)
 
     def _draw_all(self) -> None:
         probes = self._probes
@@ -147,10 +149,14 @@ class CAMOverlayLogger(pl.Callback):
             ClassMap(self.class_names[k], looks["maps"][index, i], float(looks["logits"][index, i]), p)
             for i, (k, p) in enumerate(zip(classes, looks["probabilities"][index].tolist(), strict=True))
         )
+        rule = BoxRule(self._normalizer.name, self._normalizer.percentile, float(looks["threshold"]))
+        size = (probes.pictures.shape[-2], probes.pictures.shape[-1])
+        region = rule.regions(looks["maps"][index, 1:], size)[0].numpy()
         return overlay_picture(
             probes.pictures[index],
             true,
             predicted,
+            region=Region(region, rule.threshold),
             scale=self.scale(index),
             boxes=probes.batch["boxes"][index] if "boxes" in probes.batch else None,
             colormap=self.colormap,
@@ -241,10 +247,13 @@ def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: in
 def _read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int) -> _Probes:
     loader = single_loader(trainer.val_dataloaders)
     dataset = loader.dataset
-    indices = choose_probes(count, getattr(dataset, "labels", None), len(dataset), seed)
+    labels = labels_of(loader)
+    single = labels is not None and all(isinstance(label, int) for label in labels)
+    indices = choose_probes(count, labels if single else None, len(dataset), seed)
     batch = loader.collate_fn([dataset[index] for index in indices])
-    if not isinstance(batch, dict):
-        batch = {"image": batch[0], "label": batch[1]}
+    batch = dict(batch) if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
+    if batch["label"].ndim == 2:  # several classes at once: the first of them is shown
+        batch["label"] = batch["label"].long().argmax(1)
     images = batch["image"].float()
     if network.preprocessing is not None:
         pictures = Preprocessing.from_dict(network.preprocessing).restore(images)

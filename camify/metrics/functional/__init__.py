@@ -1,5 +1,6 @@
 """Pure functions behind the metrics."""
 
+from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
 from .baselines import (
     bootstrap_interval,
     bootstrap_means,
@@ -16,7 +17,7 @@ from .box import (
     resize_boxes,
     thresholds,
 )
-from .calibration import NORMALIZERS, Calibration, Normalizer, calibrate, calibrated_accuracy, normalize_maps
+from .calibration import Calibration, calibrate, calibrated_accuracy
 from .faithfulness import (
     adcc,
     area_under_curve,
