@@ -1,4 +1,4 @@
-"""The camify command: inspect, convert and explain, for files and folders."""
+"""The camify command: inspect, convert, explain, compare and evaluate, for files and folders."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from rich.table import Table
 
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
+from .evaluating import all_tables, evaluate, free_output, save_evaluation
 from .explaining import ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
 from .methods import METHODS, PRECISIONS
+from .report.tables import Table as TextTable
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
@@ -109,6 +111,25 @@ def _parser() -> ArgumentParser:
     command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
+
+    command = _Parser(description="Measure a network and its maps on labelled images, with baselines and intervals.")
+    command.add_argument("--model", type=str, required=True, help=_SOURCE)
+    command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
+    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
+    command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
+    command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
+    command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
+    command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
+    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--seed", type=int, default=0, help="of all draws")
+    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--output", type=str, default="evaluation", help="folder to write")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
+    commands.add_subcommand("evaluate", command)
     return parser
 
 
@@ -249,10 +270,40 @@ def _compare(options: Namespace) -> None:
     Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
+def _evaluate(options: Namespace) -> None:
+    free_output(options.output, overwrite=options.overwrite)
+    names = None if options.class_names is None else read_class_names(options.class_names)
+    found = evaluate(
+        options.model, options.data, methods=options.method, class_names=names, split=options.split,
+        limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
+        mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
+        options=options.options,
+    )  # fmt: skip
+    folder = save_evaluation(found, options.output, overwrite=options.overwrite)
+    console = Console(highlight=False)
+    for table in all_tables(found):
+        console.print(_shown(table))
+    for label, text in found.facts:
+        console.print(f"{escape(label)}: {escape(text)}", soft_wrap=True)
+    console.print(f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
+
+
+def _shown(table: TextTable) -> Table:
+    """A table of texts for the terminal; of many rows the first."""
+    shown = Table(title=escape(f"{table.section}: {table.title}"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, head in enumerate(table.head):
+        shown.add_column(escape(head), justify="left" if index < table.names else "right", overflow="fold")
+    for row in table.rows[:_MOST_ROWS]:
+        shown.add_row(*(escape(cell) for cell in row))
+    left = len(table.rows) - _MOST_ROWS
+    shown.caption = f"{left} more in evaluation.md" if left > 0 else None
+    return shown
+
+
 def _colormap(name: str) -> str:
     if name not in colormaps:
         raise ConfigError(f"--colormap {name!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
     return name
 
 
-_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare}
+_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare, "evaluate": _evaluate}

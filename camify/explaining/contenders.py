@@ -15,7 +15,7 @@ from ..methods import Method, make_methods
 from ..surgery import Source, resolve
 from .classes import numbered
 
-__all__ = ["Contender", "class_names_of", "find_contenders"]
+__all__ = ["Contender", "class_names_of", "find_contenders", "short_names"]
 
 
 @dataclass
@@ -61,7 +61,7 @@ def find_contenders(sources: Sequence[str], methods: Sequence[str]) -> list[Cont
     """
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
-    return [contender(resolve(text), name, methods) for text, name in zip(sources, _names(sources), strict=True)]
+    return [contender(resolve(text), name, methods) for text, name in zip(sources, short_names(sources), strict=True)]
 
 
 def contender(source: Source, name: str, methods: Sequence[str], options: Mapping[str, Any] | None = None) -> Contender:
@@ -76,7 +76,7 @@ def contender(source: Source, name: str, methods: Sequence[str], options: Mappin
     return Contender(name, source.name, source.model, preprocessing, made, source.class_names, notes)
 
 
-def _names(sources: Sequence[str]) -> list[str]:
+def short_names(sources: Sequence[str]) -> list[str]:
     """Short names: of a folder its own, of a source what stands before the weights; equal ones are numbered."""
     short = []
     for source in sources:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..report.html import render
-from ..report.tables import Table, json_values, markdown_table, markdown_text
+from ..report.tables import Table, json_values, markdown_facts, markdown_sections, markdown_text
 from .drawings import Drawing
 from .findings import BOX_THRESHOLD, TOP_SHARE
 from .results import Comparison
@@ -88,11 +88,7 @@ def to_markdown(page: Page) -> str:
             lines += [f"![{markdown_text(drawing.title)}](figures/{drawing.name}.png)", ""]
     if page.omitted:
         lines += [f"{page.omitted} more pictures are in the tables and in compare.json only.", ""]
-    for section, tables in page.sections:
-        lines += [f"## {section}", ""]
-        lines += [line for table in tables for line in markdown_table(table)]
-    lines += ["## How it was made", ""]
-    lines += [f"- {markdown_text(label)}: {markdown_text(text)}" for label, text in page.facts]
+    lines += [*markdown_sections(page.tables), *markdown_facts(page.facts)]
     return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
 
 

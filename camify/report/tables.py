@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
-    "MISSING", "Table", "count", "json_values", "markdown_line", "markdown_table", "markdown_text", "number", "percent",
-    "percents",
+    "MISSING", "Table", "count", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
+    "number", "percent", "percents",
 ]  # fmt: skip
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
@@ -59,8 +59,7 @@ def count(value: Tensor | int) -> str:
     return str(int(value))
 
 
-def markdown_table(table: Table) -> list[str]:
-    """Lines of Markdown: title, table and note."""
+def _markdown_table(table: Table) -> list[str]:
     rule = [*["---"] * table.names, *["---:"] * (len(table.head) - table.names)]
     return [
         f"**{markdown_text(table.title)}**",
@@ -72,6 +71,21 @@ def markdown_table(table: Table) -> list[str]:
         table.note,
         "",
     ]
+
+
+def markdown_sections(tables: Sequence[Table]) -> list[str]:
+    """Lines of Markdown: tables under the headings of their sections."""
+    lines = []
+    for section in dict.fromkeys(table.section for table in tables):
+        own = [table for table in tables if table.section == section]
+        lines += [f"## {section}", "", *(line for table in own for line in _markdown_table(table))]
+    return lines
+
+
+def markdown_facts(facts: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of Markdown: how something was made."""
+    listed = (f"- {markdown_text(label)}: {markdown_text(text)}" for label, text in facts)
+    return ["## How it was made", "", *listed]
 
 
 def json_values(value: Any) -> Any:
