@@ -152,7 +152,7 @@ def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, s
     assert shown() == ["2"]
     assert page.inner_text(".kind:not([hidden]) h4").startswith("<b>odd</b>"), "text, not markup"
     page.click("button[data-kind='']")
-    page.click(".zoom >> nth=0")
+    page.click(".frame:not([hidden]) .zoom >> nth=0")
     assert page.is_visible("dialog img")
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog img")
