@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, methods, metrics
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
+    from .evaluating import evaluate
     from .methods import explain
     from .model import CAMNet
     from .surgery import convert, fit_head, inspect
@@ -26,6 +27,7 @@ __all__ = [
     "DataError",
     "convert",
     "data",
+    "evaluate",
     "explain",
     "fit_head",
     "inspect",
@@ -42,6 +44,7 @@ _HOMES = {
     **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "CAMNet": "model",
+    "evaluate": "evaluating",
     "explain": "methods",
 }
 

@@ -44,10 +44,13 @@ class BoxRule:
 
     def boxes(self, maps_NHW: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """One box (1, 4) per map, xyxy pixels of the image, exclusive; (0, 4) where a map shows nothing."""
-        heat = normalize_maps(upsample(maps_NHW.float(), size), self.normalizer, self.percentile)
-        hot = (heat >= self.threshold) & (heat.amax((1, 2), keepdim=True) > 0)
-        found = [component_boxes(mask, largest=True) for mask in hot.cpu().numpy()]
+        found = [component_boxes(mask, largest=True) for mask in self.regions(maps_NHW, size).cpu().numpy()]
         return [torch.from_numpy(boxes).to(torch.float32) for boxes in found]
+
+    def regions(self, maps_NHW: Tensor, size: tuple[int, int]) -> Tensor:
+        """The pixels (N, H, W), bool, of images of that size that reach the threshold; none of a map without heat."""
+        heat = normalize_maps(upsample(maps_NHW.float(), size), self.normalizer, self.percentile)
+        return (heat >= self.threshold) & (heat.amax((1, 2), keepdim=True) > 0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

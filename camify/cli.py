@@ -1,4 +1,4 @@
-"""The camify command: inspect, convert and explain, for files and folders."""
+"""The camify command: inspect, convert, explain, compare and evaluate, for files and folders."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from rich.table import Table
 
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
-from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
-from .explaining.classes import class_index, count_classes, numbered
+from .evaluating import all_tables, evaluate, free_output, save_evaluation
+from .explaining import ExplainOptions, explain_files, image_files
+from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
-from .methods import METHODS
+from .files import write_whole
+from .methods import METHODS, PRECISIONS
+from .report.page import render_page
+from .report.run import read_run
+from .report.runs import render_runs
+from .report.tables import Table as TextTable
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
@@ -29,8 +35,7 @@ _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
     " or a checkpoint folder"
 )
-
-
+_CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -76,6 +81,7 @@ def _parser() -> ArgumentParser:
     )
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
@@ -84,6 +90,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
     command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
     command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
@@ -98,6 +105,17 @@ def _parser() -> ArgumentParser:
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
 
+    command = _Parser(description="Write the page of a run anew, or put several runs side by side.")
+    command.add_argument("runs", nargs="+", help="run folders, as `python train.py fit` leaves them")
+    command.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="page to write; default: RUN/report.html, or comparison.html for several",
+    )
+    command.add_argument("--overwrite", type=bool, default=False, help="replace a page that exists")
+    commands.add_subcommand("report", command)
+
     command = _Parser(description="Compare explanation methods and networks: figures, agreement, cost, scenarios.")
     command.add_argument("images", nargs="*", help="image files, or folders of them; boxes.csv beside them is read")
     command.add_argument("--model", type=str, action="append", default=None, help=f"repeatable: {_SOURCE}")
@@ -108,6 +126,25 @@ def _parser() -> ArgumentParser:
     command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
+
+    command = _Parser(description="Measure a network and its maps on labelled images, with baselines and intervals.")
+    command.add_argument("--model", type=str, required=True, help=_SOURCE)
+    command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
+    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
+    command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
+    command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
+    command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
+    command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
+    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--seed", type=int, default=0, help="of all draws")
+    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--output", type=str, default="evaluation", help="folder to write")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
+    commands.add_subcommand("evaluate", command)
     return parser
 
 
@@ -135,6 +172,7 @@ def _convert(options: Namespace) -> None:
         pool=options.pool,
         map_stride=options.map_stride,
         seed=options.seed,
+        legacy_class_names=None if options.class_names is None else read_class_names(options.class_names),
     )
     known = net.preprocessing
     net.preprocessing = {**(known or _assumed(options.input_format)), "size": size}
@@ -173,7 +211,16 @@ def _explain(options: Namespace) -> None:
             soft_wrap=True,
         )
     model = source.model.to(options.device)
-    names = source.class_names or numbered(count_classes(model, preprocessing))
+    count = count_classes(model, preprocessing)
+    names = source.class_names or numbered(count)
+    if options.class_names is not None:
+        names = read_class_names(options.class_names, count)
+    if "scorecam" in options.method:
+        console.print(
+            "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
+            " that takes a minute or more an image on a CPU.",
+            soft_wrap=True,
+        )
     wanted = ExplainOptions(
         methods=tuple(options.method),
         targets=tuple(class_index(target, names, "--targets") for target in options.targets),
@@ -215,6 +262,13 @@ def _explain(options: Namespace) -> None:
     console.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
     console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    if done.precision_error is not None:
+        probability, heat = done.precision_error
+        console.print(
+            f"{options.precision} against fp32, on the first images: probabilities within {probability:.1e}, maps"
+            f" within {heat:.1%} of their peaks.",
+            soft_wrap=True,
+        )
     if done.unreadable:
         shown = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
         message = f"{len(done.unreadable)} could not be read: {shown}"
@@ -231,10 +285,57 @@ def _compare(options: Namespace) -> None:
     Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
+def _evaluate(options: Namespace) -> None:
+    free_output(options.output, overwrite=options.overwrite)
+    names = None if options.class_names is None else read_class_names(options.class_names)
+    found = evaluate(
+        options.model, options.data, methods=options.method, class_names=names, split=options.split,
+        limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
+        mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
+        options=options.options,
+    )  # fmt: skip
+    folder = save_evaluation(found, options.output, overwrite=options.overwrite)
+    console = Console(highlight=False)
+    for table in all_tables(found):
+        console.print(_shown(table))
+    for label, text in found.facts:
+        console.print(f"{escape(label)}: {escape(text)}", soft_wrap=True)
+    console.print(f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
+
+
+def _shown(table: TextTable) -> Table:
+    """A table of texts for the terminal; of many rows the first."""
+    shown = Table(title=escape(f"{table.section}: {table.title}"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, head in enumerate(table.head):
+        shown.add_column(escape(head), justify="left" if index < table.names else "right", overflow="fold")
+    for row in table.rows[:_MOST_ROWS]:
+        shown.add_row(*(escape(cell) for cell in row))
+    left = len(table.rows) - _MOST_ROWS
+    shown.caption = f"{left} more in evaluation.md" if left > 0 else None
+    return shown
+
+
+def _report(options: Namespace) -> None:
+    reports = [read_run(folder) for folder in options.runs]
+    alone = len(reports) == 1
+    out = Path(options.out or (Path(options.runs[0], "report.html") if alone else "comparison.html"))
+    if out.exists() and not options.overwrite and not (alone and options.out is None):
+        raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
+    Console(highlight=False).print(f"Report: {out}", soft_wrap=True)
+
+
 def _colormap(name: str) -> str:
     if name not in colormaps:
         raise ConfigError(f"--colormap {name!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
     return name
 
 
-_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare}
+_COMMANDS = {
+    "inspect": _inspect,
+    "convert": _convert,
+    "explain": _explain,
+    "compare": _compare,
+    "report": _report,
+    "evaluate": _evaluate,
+}

@@ -68,7 +68,7 @@ def test_the_commands_name_what_exists():
         assert (ROOT / path).is_file(), path
     options = (ROOT / "camify/cli.py").read_text(encoding="utf-8")
     used = {line[1] for line in lines if line and line[0] == "camify"}
-    assert used == {"inspect", "convert", "explain", "compare"}
+    assert used == {"inspect", "convert", "explain", "compare", "evaluate"}
     assert all(f'add_subcommand("{command}"' in options for command in used)
 
 

@@ -44,6 +44,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
             )
         self.split, self.transform = split, transform
         self.labels = [index % len(CLASS_NAMES) for index in range(count)]
+        self.paths = [f"{split}/{CLASS_NAMES[label]}/{index:05d}" for index, label in enumerate(self.labels)]
         number = _SPLITS.index(split)
         scenes = [render_scene(label, (seed, number, index), size) for index, label in enumerate(self.labels)]
         images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
@@ -62,7 +63,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
             "label": self.labels[index],
             "boxes": tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=canvas),
             "mask": tv_tensors.Mask(self.masks[index]),
-            "path": f"{self.split}/{CLASS_NAMES[self.labels[index]]}/{index:05d}",
+            "path": self.paths[index],
         }
         return finish(self.transform(sample))
 

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,13 +16,14 @@ from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
 from ..errors import ConfigError, DataError
-from ..maps import class_maps, select, upsample
-from ..metrics import MaxBoxAccuracy
+from ..maps import class_maps, select
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer, normalize_maps
 from ..surgery import FitReport
+from .asking import labels_of, single_loader
 from .augmentation import hide_patches
+from .cam_quality import CAMQuality, ValidationBatch
 from .course import Course
 from .feature_cache import run_new_layers
 from .losses import Objective, classification_loss, object_masks
@@ -45,9 +47,11 @@ class CAMFineTuner(pl.LightningModule):
     Where an option is None, the recipe decides, else the default that is named here; ``hparams``, checkpoints and the
     run's ``config.yaml`` hold what was decided.
 
-    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and, where boxes are known, ``val/max_box_acc``
-    (version 1: IoU 0.5, largest component, best threshold, map of the true class) beside ``val/centre_box_acc``,
-    what the best fixed centred box reaches on the same images.
+    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and the figures of ``cam_metrics``, of the true
+    classes' maps. By default these are, where boxes are known, ``val/max_box_acc`` (version 1: IoU 0.5, largest
+    component, best threshold) beside ``val/centre_box_acc``, what the best fixed centred box reaches on the same
+    images; where there are none, ``val/grid_pointing`` beside ``val/grid_chance``; and ``val/map_area`` and
+    ``val/map_entropy``, how much of the image the maps take. Each can be monitored.
 
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
@@ -101,6 +105,9 @@ class CAMFineTuner(pl.LightningModule):
         feature_cache: compute the features of frozen epochs once: ``"memory"``, ``"disk"`` or ``"off"``.
         feature_cache_gb: the most that they may take.
         cached_views: draws of the augmentation that are kept of every image; None: the augmentation has no chance.
+        cam_metrics: CAM metrics of validation by name (``camify.training.CAM_METRICS``); None: those above. Those of
+            masked images cost a forward more, ``insertion_auc`` and ``deletion_auc`` 17.
+        grid_mosaics: mosaics that ``grid_pointing`` looks at, four forwards each.
 
     Raises:
         ConversionError, CheckpointError, ConfigError: before anything is trained.
@@ -152,6 +159,8 @@ class CAMFineTuner(pl.LightningModule):
         feature_cache: Literal["off", "memory", "disk"] = "off",
         feature_cache_gb: float = 4.0,
         cached_views: int | None = None,
+        cam_metrics: list[str] | None = None,
+        grid_mosaics: int = 16,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
@@ -191,7 +200,8 @@ class CAMFineTuner(pl.LightningModule):
         )
         self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
         self.score_name, self.val_accuracy = class_score(task, count)
-        self.val_loss, self.box_accuracy = MeanMetric(), MaxBoxAccuracy(version=1)
+        self.val_loss, self.quality = MeanMetric(), CAMQuality(cam_metrics, grid_mosaics)
+        self._grid_pointing: dict[str, float] = {}
 
     # Outside the module tree: they are never trained, moved or saved with it.
 
@@ -251,13 +261,13 @@ class CAMFineTuner(pl.LightningModule):
             logits: Tensor = self.teacher(images)
         return logits
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss, accuracy and box accuracy of one batch; the maps come from the same forward."""
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:
+        """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them."""
+        return self._evaluate(batch, "val", batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
@@ -278,7 +288,7 @@ class CAMFineTuner(pl.LightningModule):
         maps = class_maps(features, weight.clamp(min=0) if self.hparams["clamp_weights"] else weight)
         return self.model.forward_head(features), maps
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> dict[str, Tensor | None]:
         images, labels = _images_and_labels(batch)
         logits, maps = self._logits_and_maps(images)
         self.val_accuracy.update(logits, labels)
@@ -286,27 +296,49 @@ class CAMFineTuner(pl.LightningModule):
         self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True, batch_size=size)
         self.log(f"{stage}/{self.score_name}", self.val_accuracy, prog_bar=True, batch_size=size)
-        if maps is not None and isinstance(batch, Mapping) and "boxes" in batch and not self.multilabel:
-            heat = upsample(select(maps, labels).float(), (images.shape[-2], images.shape[-1]))
-            self.box_accuracy.update(normalize_maps(heat, *self.normalizer), batch["boxes"])
+        if maps is not None and isinstance(self.model, CAMNet) and not self.multilabel:
+            known = batch if isinstance(batch, Mapping) else {}
+            masks = known["mask"] > 0 if "mask" in known else None
+            heat_of = partial(normalize_maps, **self.normalizer._asdict())
+            seen = ValidationBatch(self.model, images, labels, logits, maps, known.get("boxes"), masks, heat_of)
+            self.quality.update(seen)
+            if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
+                self._grid_pointing = (
+                    self._play_grid_pointing(self.model, stage) if self.quality.chosen or seen.boxes is None else {}
+                )
+        return {"logits": logits, "maps": maps}
+
+    def _play_grid_pointing(self, network: CAMNet, stage: str) -> dict[str, float]:
+        if self.trainer.sanity_checking:
+            return {}
+        loader = single_loader(self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders)
+
+        def read(numbers: Sequence[int]) -> Tensor:
+            return _images_and_labels(loader.collate_fn([loader.dataset[number] for number in numbers]))[0]
+
+        return self.quality.grid_pointing(
+            network,
+            labels_of(loader),
+            read,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
 
     def on_validation_epoch_end(self) -> None:
-        """Log the box accuracy beside that of the best centred box."""
-        self._log_boxes("val")
+        """Log the CAM metrics."""
+        self._log_quality("val")
 
     def on_test_epoch_end(self) -> None:
         """As in validation."""
-        self._log_boxes("test")
+        self._log_quality("test")
 
-    def _log_boxes(self, stage: str) -> None:
-        if not self.box_accuracy.update_called and self.trainer.world_size == 1:
-            return  # several processes compute together, whether each saw boxes or not
-        found = self.box_accuracy.compute()
-        self.box_accuracy.reset()
-        if not bool(found["count"] > 0):
+    def _log_quality(self, stage: str) -> None:
+        if not isinstance(self.model, CAMNet) or self.multilabel:
             return
-        for key in ("max_box_acc", "centre_box_acc", "best_threshold"):
-            self.log(f"{stage}/{key}", found[key].float(), prog_bar=key != "best_threshold", sync_dist=False)
+        figures = self.quality.compute() | self._grid_pointing
+        for key, value in figures.items():
+            shown = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
+            self.log(f"{stage}/{key}", value, prog_bar=shown, sync_dist=False)
 
     # ------------------------------------------------------------ schedule
 

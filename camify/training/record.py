@@ -6,24 +6,23 @@ import json
 import math
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import write_whole
 from ..model import CAMNet
-from ..report.page import RunReport, render_page
+from ..report.page import render_page
+from ..report.run import MAP_FIGURES, RESULTS, read_run
 from .asking import count_samples, is_dry_run, run_folder, single_loader
 from .baselines import measure
 from .calibration import calibrate_boxes
 from .export import best_weights, export_cam_net, export_legacy
 from .fine_tuner import CAMFineTuner
-from .overlays import CAMOverlayLogger
 from .screens import closing_screen, epoch_line, opening_screen
 from .selection import decline, pareto_set
 
@@ -43,11 +42,12 @@ class RunRecord(pl.Callback):
     Args:
         report: write ``report.html``.
         quiet: print nothing.
-        quality: the logged figure of the maps that stands against accuracy.
+        quality: the logged figure of the maps that stands against accuracy; None takes ``"val/max_box_acc"``, or
+            ``"val/grid_pointing"`` where that is not logged.
     """
 
-    def __init__(self, report: bool = True, quiet: bool = False, quality: str = "val/max_box_acc") -> None:
-        self.report, self.quiet, self.quality = report, quiet, quality
+    def __init__(self, report: bool = True, quiet: bool = False, quality: str | None = None) -> None:
+        self.report, self.quiet, self.wanted_quality = report, quiet, quality
         self.history: list[dict[str, float]] = []
         self.legacy: dict[str, float] = {}
         self.start: dict[str, float] = {}
@@ -144,6 +144,12 @@ class RunRecord(pl.Callback):
 
     # ------------------------------------------------------------ results and page
 
+    @property
+    def quality(self) -> str:
+        """The figure of the maps that stands against accuracy."""
+        logged = self.history[-1] if self.history else {}
+        return self.wanted_quality or next((key for key in MAP_FIGURES if key in logged), next(iter(MAP_FIGURES)))
+
     def _before(self) -> dict[str, dict[str, float]]:
         """What every later figure is compared with."""
         return {"legacy": self.legacy, "start": self.start}
@@ -173,83 +179,28 @@ class RunRecord(pl.Callback):
                 "figures": ["val/acc", self.quality],
                 "epochs": [row["epoch"] for row in pareto_set(self.history, "val/acc", self.quality)],
             },
+            "data": type(getattr(trainer, "datamodule", None)).__name__,
+            "certificate": _certificate(module.model),
             "environment": environment(trainer),
         }
         text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
-        write_whole(folder / "results.json", text + "\n")
+        write_whole(folder / RESULTS, text + "\n")
         if not self.report:
             return
         try:
-            write_whole(folder / "report.html", render_page(self._page(trainer, module, finished=finished)))
+            write_whole(folder / "report.html", render_page(read_run(folder)))
         except Exception as error:  # noqa: BLE001 - the page never stops training
             self.report = False
             rank_zero_warn(f"The report is off from here on: {type(error).__name__}: {error}. Training goes on.")
 
-    def _page(self, trainer: pl.Trainer, module: CAMFineTuner, *, finished: bool) -> RunReport:
-        folder, network = run_folder(trainer), module.model
-        certificate = network.certificate if isinstance(network, CAMNet) else None
-        record = certificate.to_dict() if certificate else {"parts": ()}
-        rows = [{**part, "part": part["name"]} for part in record["parts"]]
-        overlays = next((c for c in getattr(trainer, "callbacks", ()) if isinstance(c, CAMOverlayLogger)), None)
-        data = type(getattr(trainer, "datamodule", None)).__name__
-        config = folder / "config.yaml"
-        return RunReport(
-            title=folder.name,
-            finished=finished,
-            subtitle=f"{module.source}, {len(module.class_names or ())} classes, {data}",
-            certificate={"rows": rows, "facts": certificate.facts if certificate else {}},
-            results=self._rows(finished),
-            centre_box_accuracy=self.history[-1].get("val/centre_box_acc"),
-            history=self.history,
-            images=overlays.tracks() if overlays else [],
-            config=config.read_text(encoding="utf-8") if config.is_file() else "",
-            environment=environment(trainer),
-            commands=commands(folder),
-        )
 
-    def _rows(self, finished: bool) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [
-            {
-                "name": "legacy network",
-                "accuracy": self.legacy.get("val/acc"),
-                "box_accuracy": None,
-                "note": "as it came; it has no class maps" if self.legacy else "other classes: not comparable",
-            }
-        ]
-        if self.start:
-            rows.append(
-                {
-                    "name": "converted",
-                    "accuracy": self.start.get("val/acc"),
-                    "box_accuracy": self.start.get("val/max_box_acc"),
-                    "note": "before the first step",
-                }
-            )
-        if finished and self.exported:
-            rows.append(
-                {
-                    "name": "converted and fine-tuned",
-                    "accuracy": self.exported.get("val/acc"),
-                    "box_accuracy": self.exported.get("val/max_box_acc"),
-                    "note": f"best epoch ({self.exported['epoch']:.0f}), exported",
-                }
-            )
-        return rows
-
-
-def commands(folder: Path) -> list[tuple[str, str]]:
-    """What to do next, with the command."""
-    return [
-        (
-            "Explain your own pictures with the exported network",
-            f"camify explain PICTURE.jpg --model {folder}/export --out explained",
-        ),
-        (
-            "Go on training",
-            f"python train.py fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
-        ),
-        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),
-    ]
+def _certificate(network: nn.Module) -> dict[str, Any]:
+    """What the conversion did, as the page shows it."""
+    certificate = network.certificate if isinstance(network, CAMNet) else None
+    if certificate is None:
+        return {}
+    parts = certificate.to_dict()["parts"]
+    return {"rows": [{**part, "part": part["name"]} for part in parts], "facts": certificate.facts}
 
 
 def environment(trainer: pl.Trainer) -> dict[str, str]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model import CAMNet
+from ..report.run import MAP_FIGURES
 from ..surgery import find_recipe
 from .asking import count_samples
 from .fine_tuner import CAMFineTuner
@@ -68,10 +69,11 @@ def epoch_line(
         parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
     if "val/map" in now:
         parts.append(f"mean average precision {now['val/map']:.3f}{_change('val/map', now, before)}")
-    if "val/max_box_acc" in now:
-        begun = baselines.get("start", {}).get("val/max_box_acc")
-        beside = f", centre box {now['val/centre_box_acc']:.3f}" + (f", start {begun:.3f}" if begun is not None else "")
-        parts.append(f"box accuracy {now['val/max_box_acc']:.3f}{_change('val/max_box_acc', now, before)}{beside}")
+    for key, (name, baseline, beside) in MAP_FIGURES.items():
+        if key in now:
+            begun = baselines.get("start", {}).get(key)
+            first = f", start {begun:.3f}" if begun is not None else ""
+            parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}, {beside} {now[baseline]:.3f}{first}")
     if "train/loss" in now:
         parts.append(f"loss {now['train/loss']:.3f}")
     console = Console(highlight=False, soft_wrap=True)
@@ -83,16 +85,21 @@ def epoch_line(
 def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> None:
     """Print what came out, where it is and the next command."""
     console = Console(highlight=False, soft_wrap=True)
+    shown = {key: names for key, names in MAP_FIGURES.items() if key in exported}
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("", "accuracy", "box accuracy (IoU 0.5)"):
+    for column in ("", "accuracy", *(name for name, *_ in shown.values())):
         table.add_column(column, justify="left" if column == "" else "right")
     legacy, start = baselines.get("legacy", {}), baselines.get("start", {})
-    table.add_row("legacy network", _figure(legacy.get("val/acc")), "no maps")
+    table.add_row("legacy network", _figure(legacy.get("val/acc")), *("no maps" for _ in shown))
     if start:
-        table.add_row("converted, before training", *(_figure(start.get(f"val/{k}")) for k in ("acc", "max_box_acc")))
-    table.add_row("now", _figure(exported.get("val/acc")), _figure(exported.get("val/max_box_acc")), style="bold")
-    if "val/centre_box_acc" in exported:
-        table.add_row("best fixed centre box", "", _figure(exported["val/centre_box_acc"]))
+        table.add_row("converted, before training", *(_figure(start.get(key)) for key in ("val/acc", *shown)))
+    table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in shown), style="bold")
+    for key, (_, baseline, beside) in shown.items():
+        table.add_row(
+            f"best fixed {beside}" if beside == "centre box" else beside,
+            "",
+            *(_figure(exported[baseline]) if other == key else "" for other in shown),
+        )
     console.print(table)
     if "file" in exported:
         console.print(f"weights   {exported['file']}")
