@@ -230,13 +230,7 @@ def shortcut(seeds: int, count: int, epochs: int) -> None:
         ):
             data = (Marked if mark else ShapesDataModule)(train_count=count, val_count=240, seed=seed)
             pl.seed_everything(seed, verbose=False)
-            start = {
-                "model": "camify/tiny_vgg",
-                "optimizer": "adamw",
-                "lr": 2e-3,
-                "head_lr_factor": 1.0,
-                "freeze_epochs": 0,
-            }
+            start = {"optimizer": "adamw", "lr": 1e-3, "head_lr_factor": 1.0, "freeze_epochs": 0}
             module, watch = camify.CAMFineTuner(class_names=data.class_names, **COMMON | start | given), MarkedShare()
             make_trainer(epochs, watch).fit(module, data)
             found = quality(module, data.val_dataloader()) | {"on the mark": watch.share if mark else float("nan")}
