@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+import camify
 from camify.data import Preprocessing, collate
 
 SIZE = 32
@@ -70,6 +71,11 @@ class SmallLegacy(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.features(x).flatten(1))
+
+
+def tuner(legacy, **options):
+    options = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02} | options
+    return camify.CAMFineTuner(legacy, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -12,14 +12,9 @@ from torchvision.transforms import v2
 import camify
 from camify.training.augmentation import attention_dropout, drop_attention, hide_patches
 from camify.training.losses import Objective
-from tests.training.conftest import SIZE, Blobs
+from tests.training.conftest import SIZE, Blobs, tuner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
-
-
-def tuner(legacy, **options):
-    options = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02} | options
-    return camify.CAMFineTuner(legacy, **options)
 
 
 def test_hidden_cells_are_whole_cells_of_one_grid_per_image():

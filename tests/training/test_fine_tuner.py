@@ -8,14 +8,9 @@ from torch.utils.data import DataLoader
 
 import camify
 from camify.maps import normalize, upsample
-from tests.training.conftest import SIZE, BlobData, Blobs, SmallLegacy
+from tests.training.conftest import SIZE, BlobData, Blobs, SmallLegacy, tuner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
-
-
-def tuner(legacy, **options):
-    options = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02} | options
-    return camify.CAMFineTuner(legacy, **options)
 
 
 class Snapshots(pl.Callback):

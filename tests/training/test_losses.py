@@ -19,14 +19,9 @@ from camify.training.losses import (
     energy_loss,
     object_masks,
 )
-from tests.training.conftest import SIZE, BlobData, SmallLegacy
+from tests.training.conftest import SIZE, BlobData, SmallLegacy, tuner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
-
-
-def tuner(legacy, **options):
-    options = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02} | options
-    return camify.CAMFineTuner(legacy, **options)
 
 
 def softmax(row):
