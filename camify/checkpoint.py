@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_FROM_1: dict[str, Any] = dict.fromkeys(("licence", "recipe", "calibration", "map", "versions"))
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
@@ -109,6 +110,8 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
+    if manifest["schema_version"] == 1:
+        manifest = _FROM_1 | manifest
     problem = _contradiction(manifest)
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
@@ -123,7 +126,8 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     """The field of a manifest that is missing, of the wrong kind, or at odds with the architecture; or None."""
     kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
-    kinds |= {"preprocessing": dict | None, "results": dict}
+    kinds |= {"preprocessing": dict | None, "results": dict, "licence": str | None, "recipe": str | None}
+    kinds |= {"calibration": dict | None, "map": dict | None, "versions": dict | None}
     for field, kind in kinds.items():
         if field not in manifest or not isinstance(manifest[field], kind):
             return f"{field} is missing or of the wrong kind"

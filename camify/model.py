@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class CAMNet(nn.Module):
         certificate: the record of the conversion that made this network, or None.
         class_names: names of the K classes in order, or None.
         preprocessing: how an image becomes the input (see ``camify.data.Preprocessing``), or None.
-        results: figures measured with these weights, JSON values.
+        results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
+        licence: of the legacy weights, as far as their source says, or None.
+        recipe: the published network by name, or None.
+        calibration: how a map becomes a box: ``normalizer``, ``percentile`` and ``threshold`` as of
+            ``camify.metrics.functional.calibrate``, or None.
     """
 
     def __init__(
@@ -64,6 +69,9 @@ class CAMNet(nn.Module):
         self.class_names: list[str] | None = None
         self.preprocessing: dict[str, Any] | None = None
         self.results: dict[str, Any] = {}
+        self.licence: str | None = None
+        self.recipe: str | None = None
+        self.calibration: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W)."""
@@ -109,7 +117,7 @@ class CAMNet(nn.Module):
             raise ConversionError(f"num_classes={num_classes}: must be at least 1.")
         old = self.classifier.weight
         self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
-        self.class_names, self.results, self.certificate = None, {}, None
+        self.class_names, self.results, self.certificate, self.calibration = None, {}, None, None
 
     # the head and the rest ------------------------------------------------
 
@@ -142,9 +150,15 @@ class CAMNet(nn.Module):
         return {
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
+            "licence": self.licence,
+            "recipe": self.recipe,
+            "calibration": self.calibration,
+            "map": self.certificate.map if self.certificate else None,
+            "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
             "results": {name: _finite(value) for name, value in self.results.items()},
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "architecture": {
+                "form": "layers and graph",
                 "pool": self.pool_name,
                 "dropout": self.dropout.p,
                 "num_features": self.num_features,
@@ -202,6 +216,7 @@ class CAMNet(nn.Module):
             model.certificate = Certificate.from_dict(manifest["certificate"])
         model.class_names = manifest["class_names"]
         model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
+        model.licence, model.recipe, model.calibration = (manifest[key] for key in ("licence", "recipe", "calibration"))
         return model.eval()
 
     def _check_identity(self, path: Path) -> None:

@@ -6,7 +6,7 @@ al. 2021), an uncalibrated threshold 35 points (Murtaza et al. 2025).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from ...errors import ConfigError, DataError
 from ...maps import normalize
 from .box import best_iou_at_threshold, best_iou_by_threshold, thresholds
 
-__all__ = ["NORMALIZERS", "Calibration", "Normalizer", "calibrate", "calibrated_accuracy", "normalize_maps"]
+__all__ = ["NORMALIZERS", "Calibration", "Normalizer", "calibrate", "calibrated_accuracy", "normalize_maps", "scale_maps"]
 
 
 class Normalizer(NamedTuple):
@@ -53,16 +53,22 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
     if not bool(torch.isfinite(maps).all()):
         raise DataError("maps hold NaN or infinity. Find the image that causes it.")
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+    return scale_maps(maps, name, percentile)
+
+
+def scale_maps(maps: Tensor, name: str, percentile: float | None, find: Callable[..., Tensor] | None = None) -> Tensor:
+    """``normalize_maps`` without its checks: tensor steps alone, where ``find(maps, percentile)`` is so (N, 1, 1)."""
     if name == "minmax":
         return normalize(maps)
+    find = find or _percentile
     varies = normalize(maps).amax((-2, -1), keepdim=True) > 0
     if name == "max":
         low, high = torch.zeros_like(maps), maps.amax((-2, -1), keepdim=True)
     elif name == "pas":
         low = maps.amin((-2, -1), keepdim=True)
-        high = _percentile(maps, percentile or 0)
+        high = find(maps, percentile or 0)
     else:
-        low, high = _percentile(maps, percentile or 0), maps.amax((-2, -1), keepdim=True)
+        low, high = find(maps, percentile or 0), maps.amax((-2, -1), keepdim=True)
     usable = varies & (high > low)
     return torch.where(usable, ((maps - low) / torch.where(usable, high - low, 1)).clamp(0, 1), 0)
 
