@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, methods, metrics
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
+    from .exporting import export
     from .methods import explain
     from .model import CAMNet
     from .surgery import convert, fit_head, inspect
@@ -27,6 +28,7 @@ __all__ = [
     "convert",
     "data",
     "explain",
+    "export",
     "fit_head",
     "inspect",
     "load",
@@ -43,6 +45,7 @@ _HOMES = {
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "CAMNet": "model",
     "explain": "methods",
+    "export": "exporting",
 }
 
 

@@ -24,23 +24,37 @@ from .files import replace_folder
 
 __all__ = [
     "CARD",
+    "CKPT_RECORD",
     "MANIFEST",
+    "OVERLAYS",
     "SCHEMA_VERSION",
     "WEIGHTS",
+    "check_manifest",
     "file_sha256",
+    "manifest_digest",
     "read_folder",
     "read_tensors",
     "write_folder",
 ]
 
-WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
+WEIGHTS, MANIFEST, CARD, OVERLAYS = "model.safetensors", "camify.json", "README.md", "overlays.png"
 SCHEMA_VERSION = 2
+CKPT_RECORD = "camify"
+"""Where in a Lightning checkpoint the manifest stands, as JSON text."""
 _FROM_1: dict[str, Any] = dict.fromkeys(("licence", "recipe", "calibration", "map", "versions"))
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
-def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str) -> Path:
+def write_folder(
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    card: str,
+    overlays: bytes | None = None,
+) -> Path:
     """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
+
+    ``overlays`` is a picture (PNG) that the card shows.
 
     Raises:
         CheckpointError: the place holds something that is not a camify checkpoint, or cannot be written.
@@ -59,7 +73,12 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
         # copies: safetensors refuses layers that share their weights
         plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
         safetensors.torch.save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
         content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
+        content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
+        content["digest"] = manifest_digest(content)
+        if overlays is not None:
+            (aside / OVERLAYS).write_bytes(overlays)
         (aside / CARD).write_text(card, encoding="utf-8")
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -82,7 +101,7 @@ def _foreign(folder: Path) -> str | None:
         return "is a symbolic link"
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
-        ours = {WEIGHTS, MANIFEST, CARD} if MANIFEST in names else set()  # each name alone is a common one
+        ours = {WEIGHTS, MANIFEST, CARD, OVERLAYS} if MANIFEST in names else set()  # each name alone is a common one
         other = min(names - ours, default=None)
         return other and f"holds {other}"
     return "is a file" if folder.exists() else None
@@ -101,10 +120,33 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{folder}: {what} {MANIFEST}. Give a folder written by save_pretrained().")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        digest = manifest_digest(manifest) if isinstance(manifest, dict) else None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error}). The file is damaged; save it again.") from error
+    manifest = check_manifest(manifest, path)
+    if (manifest["schema_version"] > 1 or "digest" in manifest) and manifest.get("digest") != digest:
+        raise CheckpointError(
+            f"{path}: does not match its field digest. It was damaged, or changed by hand; to change names or"
+            " preprocessing, load the model, set them, and save it again."
+        )
+    tensors = read_tensors(folder / WEIGHTS)
+    if manifest.get("sha256") != file_sha256(folder / WEIGHTS):
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
+        )
+    return tensors, manifest
+
+
+def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
+    """A manifest of any known schema version as one of the newest.
+
+    Raises:
+        CheckpointError: it is from a newer camify, or a field is missing, wrong or at odds with another.
+    """
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema_version"), int):
         raise CheckpointError(f"{path}: field schema_version is missing. Is this a camify checkpoint?")
+    if isinstance(manifest["schema_version"], bool) or manifest["schema_version"] < 1:
+        raise CheckpointError(f"{path}: field schema_version is {manifest['schema_version']}. Is the file damaged?")
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
@@ -115,12 +157,14 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     problem = _contradiction(manifest)
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
-    tensors = read_tensors(folder / WEIGHTS)
-    if manifest.get("sha256") != file_sha256(folder / WEIGHTS):
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
-        )
-    return tensors, manifest
+    return manifest
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a manifest but this."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _contradiction(manifest: Mapping[str, Any]) -> str | None:

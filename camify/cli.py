@@ -1,4 +1,4 @@
-"""The camify command: inspect, convert and explain, for files and folders."""
+"""The camify command: networks inspected, converted, explained, compared, exported and checked."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .checkpoint import MANIFEST
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered
 from .explaining.compare import compare_files
+from .exporting import FORMATS, cam_ready, check, export, network_of
+from .hub import push_folder
 from .methods import METHODS
+from .model import CAMNet
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
 
 _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
-    " or a checkpoint folder"
+    ", a checkpoint folder, or a file of camify export"
 )
 
 
+_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "folder": ""}
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -106,7 +111,33 @@ def _parser() -> ArgumentParser:
     command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
+
+    _add_exporting(commands)
     return parser
+
+
+def _add_exporting(commands: Any) -> None:
+    command = _Parser(description="Write a CAM-ready network as one file for people without camify, or as a folder.")
+    command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or user/name")
+    command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
+    command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
+    command.add_argument("--input_size", type=int | None, default=None, help="pixels; default: the network's")
+    command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
+    command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
+    command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")
+    command.add_argument("--opset", type=int | None, default=None, help="of ONNX")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
+    commands.add_subcommand("export", command)
+
+    command = _Parser(description="Say whether something is CAM-ready, point by point; exit code 0 if it is, else 1.")
+    command.add_argument("source", type=str, help=f"folder, .onnx, .pt2, .ckpt, or {_SOURCE}")
+    commands.add_subcommand("check", command)
+
+    command = _Parser(description="Upload a checkpoint folder to the Hugging Face Hub.")
+    command.add_argument("folder", type=str)
+    command.add_argument("name", type=str, help="USER/NAME")
+    command.add_argument("--private", type=bool, default=False)
+    commands.add_subcommand("push", command)
 
 
 def _inspect(options: Namespace) -> None:
@@ -160,7 +191,12 @@ def _assumed(input_format: str) -> dict[str, Any]:
 
 def _explain(options: Namespace) -> None:
     files = image_files(options.images)
-    source = resolve(options.model)
+    if Path(options.model).suffix in FORMATS and "@" not in options.model:
+        if list(options.method) != ["cam"]:
+            raise ConfigError("--method: an exported file holds class maps and no layers: cam is what it can show.")
+        source = network_of(options.model)
+    else:
+        source = resolve(options.model)
     known = source.preprocessing
     preprocessing = Preprocessing() if known is None else Preprocessing.from_dict(known)
     console = Console(highlight=False)
@@ -229,10 +265,53 @@ def _compare(options: Namespace) -> None:
     Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
+def _export(options: Namespace) -> None:
+    source = Path(options.source)
+    out = Path(options.out) if options.out else _beside(source, options.to)
+    if out.exists() and not options.overwrite:
+        raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    console = Console(highlight=False)
+    model = cam_ready(options.source)
+    if options.to == "folder":
+        console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
+        return
+    names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "overwrite")
+    exported = export(model, out, **{name: options[name] for name in names})
+    console.print(escape(str(exported)), soft_wrap=True)
+
+
+def _beside(source: Path, to: str) -> Path:
+    """The default place: in a run's folder, beside a checkpoint folder or file."""
+    name = "export" if to == "folder" else f"model{_SUFFIXES[to]}"
+    if source.is_dir() and not (source / MANIFEST).is_file():
+        return source / name
+    if source.is_file():
+        return source.with_name(name)
+    return source.with_name(source.name + (_SUFFIXES[to] or "-copy"))
+
+
+def _check(options: Namespace) -> None:
+    findings = check(options.source)
+    console = Console(highlight=False)
+    for finding in findings:
+        mark = "ok  " if finding.holds else "FAIL"
+        console.print(escape(f"{mark} {finding.point}: {finding.found}"), soft_wrap=True)
+    if not all(finding.holds for finding in findings):
+        sys.exit(1)
+
+
+def _push(options: Namespace) -> None:
+    CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
+    Console(highlight=False).print(push_folder(options.folder, options.name, private=options.private), soft_wrap=True)
+
+
 def _colormap(name: str) -> str:
     if name not in colormaps:
         raise ConfigError(f"--colormap {name!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
     return name
 
 
-_COMMANDS = {"inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare}
+_COMMANDS = {
+    "inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare,
+    "export": _export, "check": _check, "push": _push,
+}  # fmt: skip

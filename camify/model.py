@@ -17,6 +17,7 @@ from .card import model_card
 from .certificate import TOLERANCE, Certificate
 from .checkpoint import MANIFEST, read_folder, write_folder
 from .errors import CheckpointError, ConversionError
+from .hub import fetch_folder, is_repository
 from .maps import class_maps, identity_error
 from .modes import evaluating, without_hooks
 from .pooling import POOLS
@@ -169,27 +170,46 @@ class CAMNet(nn.Module):
             },
         }
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, *, overlays: bytes | None = None) -> Path:
         """Write the CAM-ready checkpoint: ``model.safetensors``, ``camify.json``, ``README.md``.
+
+        Args:
+            folder: new, or one that camify wrote before, which is replaced as a whole.
+            overlays: a picture (PNG) of maps over images for the model card; kept as ``overlays.png``.
 
         Raises:
             CheckpointError: the folder holds something else, or cannot be written.
             ConversionError: the features hold a layer that cannot be stored without code.
         """
         manifest = self.manifest()
-        return write_folder(folder, self.state_dict(), manifest, model_card(manifest))
+        card = model_card(manifest, overlays=overlays is not None)
+        return write_folder(folder, self.state_dict(), manifest, card, overlays)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> CAMNet:
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> CAMNet:
         """The network of a checkpoint folder, in eval mode, on the CPU; its identity is checked again.
 
-        Needs neither the legacy network's code nor a network connection, and runs no foreign code.
+        Needs neither the legacy network's code nor a network connection, and runs no foreign code. ``user/name``, where
+        no such folder exists, is a repository of the Hugging Face Hub (extra ``hub``), fetched into its cache.
+
+        Args:
+            folder: written by ``save_pretrained``, or ``user/name``.
+            revision: of the repository: branch, tag or commit.
 
         Raises:
             CheckpointError: a file is missing, damaged, contradicts the others, or the identity fails.
         """
-        tensors, manifest = read_folder(folder)
-        path = Path(folder) / MANIFEST
+        found = fetch_folder(str(folder), revision) if is_repository(folder) else Path(folder)
+        tensors, manifest = read_folder(found)
+        return cls.from_parts(tensors, manifest, found / MANIFEST)
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: Path) -> CAMNet:
+        """The network of tensors and a manifest that ``path`` holds, in eval mode; its identity is checked.
+
+        Raises:
+            CheckpointError: they contradict each other, or the identity fails.
+        """
         try:
             model = cls._from_manifest(manifest, tensors)
         except CheckpointError as error:

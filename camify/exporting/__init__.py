@@ -1,5 +1,8 @@
 """Exported files: ONNX and pt2 that give logits and maps to people without camify."""
 
+from .as_network import network_of
+from .check import Finding, check
 from .exporting import FORMATS, Exported, export, open_exported
+from .sources import cam_ready, from_lightning
 
-__all__ = ["FORMATS", "Exported", "export", "open_exported"]
+__all__ = ["FORMATS", "Exported", "Finding", "cam_ready", "check", "export", "from_lightning", "network_of", "open_exported"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checkpoint import read_tensors
 from ..errors import CheckpointError
 
-__all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_state"]
+__all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_plain", "read_state"]
 
 State = dict[str, Tensor]
 
@@ -36,12 +36,7 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_tensors(path), _class_names(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
-        raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
+    content = read_plain(path)
     found = _unnest(content)
     if found is None:
         items = content.items() if isinstance(content, Mapping) else ()
@@ -52,6 +47,20 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     if notes is not None and (others or "ema" in where):
         notes.append(f"weights taken from {where}{'; the file also holds ' if others else ''}{', '.join(others)}")
     return state, None
+
+
+def read_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, as far as it is plain: tensors, containers, numbers, text.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or needs code to be read; names what it asks for.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
+        raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
 
 
 def _class_names(path: Path) -> list[str] | None:

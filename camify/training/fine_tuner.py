@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from ..errors import ConfigError, DataError
+from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
+from ..errors import ConfigError, ConversionError, DataError
 from ..maps import normalize, select, upsample
 from ..metrics import MaxBoxAccuracy
 from ..model import CAMNet
@@ -246,6 +248,15 @@ class CAMFineTuner(pl.LightningModule):
                 self.model.preprocessing = preprocessing.to_dict()
             if self.model.class_names is None and names is not None and len(names) == self.model.num_classes:
                 self.class_names = self.model.class_names = list(names)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
+        if isinstance(self.model, CAMNet):
+            try:
+                manifest = {"schema_version": SCHEMA_VERSION, **self.model.manifest()}
+            except ConversionError as error:  # a layer of the user's own; saving goes on
+                manifest = {"refused": str(error)}
+            checkpoint[CKPT_RECORD] = json.dumps(manifest)
 
     def on_train_start(self) -> None:
         """Fit the classifier in closed form where that was asked for; let the legacy network go."""

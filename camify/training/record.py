@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -80,6 +81,9 @@ class RunRecord(pl.Callback):
         figures = {key: float(value) for key, value in trainer.callback_metrics.items() if _is_number(value)}
         before = self.history[-1] if self.history else None
         self.history.append({"epoch": trainer.current_epoch, **figures})
+        if isinstance(pl_module.model, CAMNet):  # they travel in the checkpoint of this epoch
+            pl_module.model.results = self._results(self.history[-1], pl_module)
+            pl_module.model.calibration = _calibration(self.history[-1])
         self._write(trainer, pl_module, finished=False)
         if not self.quiet:
             epoch_line(self.history[-1], before, self.legacy_accuracy)
@@ -97,6 +101,7 @@ class RunRecord(pl.Callback):
         weights = best[0] if best else None
         if isinstance(pl_module.model, CAMNet):
             images = _some_images(trainer)
+            pl_module.model.calibration = _calibration(epoch)
             error = export_cam_net(pl_module.model, weights, folder / "export", self._results(epoch, pl_module), images)
             self.exported |= {"folder": str(folder / "export"), "reload_error": error}
         else:
@@ -128,6 +133,8 @@ class RunRecord(pl.Callback):
         }
         results["epochs_trained"] = len(self.history)
         results["validation_images"] = count_samples(module.trainer.val_dataloaders)
+        if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdecimal():
+            results["seed"] = int(seed)
         if self.legacy_accuracy is not None:
             results["legacy/acc"] = self.legacy_accuracy
         return results
@@ -254,6 +261,14 @@ def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[st
     if monitor is None or score is None:
         return history[-1]
     return next((row for row in history if row.get(monitor) == float(score)), history[-1])
+
+
+def _calibration(figures: dict[str, float]) -> dict[str, Any] | None:
+    """The threshold that this epoch's validation boxes ask for, with the scaling that ``val/max_box_acc`` has."""
+    threshold = figures.get("val/best_threshold", math.nan)
+    if not math.isfinite(threshold):
+        return None
+    return {"normalizer": "minmax", "percentile": None, "threshold": threshold}
 
 
 def _is_number(value: Any) -> bool:
