@@ -137,16 +137,18 @@ class CAMFineTuner(pl.LightningModule):
         """The network to train: converted where it is a legacy one, which is then kept for comparison."""
         legacy_names: list[str] | None = None
         notes: tuple[str, ...] = ()
+        licence: str | None = None
         self.source = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, str):
             source = resolve(model)
-            model, legacy_names, notes = source.model, source.class_names, source.notes
+            model, legacy_names, notes, licence = source.model, source.class_names, source.notes, source.licence
         if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
             return model.train()
         if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
             head, options = "direct", {**options, "recipe": None}
         # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
         net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **options).train()
+        net.licence = net.licence or licence
         if net.certificate is not None:
             net.certificate = net.certificate.named(self.source, notes)
             comparable = legacy_names is None or class_names is None or legacy_names == class_names
