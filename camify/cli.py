@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from .checkpoint import MANIFEST
 from .data import Preprocessing
@@ -21,7 +22,7 @@ from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered
 from .explaining.compare import compare_files
-from .exporting import FORMATS, cam_ready, check, export, network_of
+from .exporting import EXPORT_PRECISIONS, FORMATS, cam_ready, check, export, network_of
 from .hub import push_folder
 from .methods import METHODS
 from .model import CAMNet
@@ -126,6 +127,8 @@ def _add_exporting(commands: Any) -> None:
     command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
     command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")
     command.add_argument("--opset", type=int | None, default=None, help="of ONNX")
+    command.add_argument("--precision", choices=EXPORT_PRECISIONS, default="fp32", help="of ONNX; others need --images")
+    command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
     command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
     commands.add_subcommand("export", command)
 
@@ -275,9 +278,23 @@ def _export(options: Namespace) -> None:
     if options.to == "folder":
         console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
         return
-    names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "overwrite")
-    exported = export(model, out, **{name: options[name] for name in names})
+    names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "precision", "overwrite")
+    images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
+    exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
     console.print(escape(str(exported)), soft_wrap=True)
+
+
+def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]:
+    """Images for fp16 and int8 as the file takes them, and their classes where their folders are named so."""
+    if not options.images:
+        raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
+    files, known = image_files(options.images), Preprocessing.from_dict(model.preprocessing or {})
+    images = torch.stack([known.read(file) for file in files])
+    names = [file.parent.name for file in files]
+    labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]
+    if options.preprocess:
+        images = (known.restore(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return images, torch.tensor(labels) if len(labels) == len(files) else None
 
 
 def _beside(source: Path, to: str) -> Path:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .network import ExportedNetwork, prepared
 from .onnx_file import OnnxFile, write_onnx
 from .pt2_file import Pt2File, write_pt2
 from .record import record_of
+from .reduced import PRECISIONS, Loss, reduce_precision
 from .tracing import AXES, example_of, trace
 
 __all__ = ["FORMATS", "Exported", "export", "open_exported"]
@@ -41,6 +43,7 @@ class Exported:
         error: largest difference to the network over the images of the verification, relative to the largest value.
         shapes: of the images it was verified on.
         notes: what has to be said, such as why an axis is fixed.
+        loss: of int8 and fp16, against the float32 file.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Exported:
     error: float
     shapes: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = ()
+    loss: Loss | None = None
 
     def __str__(self) -> str:
         axes = ", ".join(self.dynamic) or "none"
@@ -56,6 +60,8 @@ class Exported:
             f"{self.path} ({self.path.stat().st_size / 2**20:.1f} MiB): {', '.join(self.outputs)}; dynamic axes: {axes}",
             f"verified on {', '.join('x'.join(map(str, shape)) for shape in self.shapes)}: error {self.error:.1e}",
         ]
+        if self.loss is not None:
+            lines[-1] = f"{lines[-1]} in float32; as written, {self.loss}"
         return "\n".join([*lines, *self.notes])
 
 
@@ -68,6 +74,9 @@ def export(
     preprocess: bool = False,
     boxes: bool = False,
     opset: int | None = None,
+    precision: str = "fp32",
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a CAM-ready network as ``.onnx`` or ``.pt2`` with the outputs ``logits`` and ``maps``.
@@ -84,6 +93,9 @@ def export(
         preprocess: the input is uint8 RGB (N, H, W, 3) of any size, resized and normalised inside.
         boxes: a third output ``boxes`` (N, 4): the top-1 class's calibrated box, xyxy pixels of the given images.
         opset: of ONNX; None takes torch's.
+        precision: of ONNX: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``camify.exporting.reduced``).
+        images: with fp16 and int8, a batch as the file takes it: every other one calibrates, the rest measures the loss.
+        labels: (N,) their classes, so that the loss in accuracy is known.
         overwrite: replace a file that exists.
 
     Raises:
@@ -100,16 +112,24 @@ def export(
         raise ConfigError(f"{path}: exists. Choose another name, or say overwrite=True.")
     if opset is not None and path.suffix != ".onnx":
         raise ConfigError(f"opset={opset}: only .onnx has one.")
+    if precision not in PRECISIONS or (precision != "fp32" and (path.suffix != ".onnx" or images is None)):
+        known = ", ".join(PRECISIONS)
+        raise ConfigError(f"precision={precision!r}: choose one of {known}; all but fp32 for .onnx, and with images=.")
+    if precision == "fp16" and boxes:
+        raise ConfigError("precision='fp16': boxes count pixels, which half precision cannot. Leave boxes out.")
     size, channels = _input_of(model, input_size)
     network = prepared(model, preprocess=preprocess, boxes=boxes)
     record = record_of(model, preprocess=preprocess, outputs=network.outputs, size=size, channels=channels)
     options = {} if opset is None else {"opset": opset}
+    reduce: Callable[[Path, Path], Loss] | None = None
+    if precision != "fp32" and images is not None:
+        reduce = partial(reduce_precision, precision=precision, images=images, labels=labels)
     refusals: list[str] = []
     for axes in AXES if dynamic else AXES[-1:]:
         if preprocess and axes == ("batch",):
             continue  # pictures of one size, resized to one size: there is nothing to gain
         try:
-            return _attempt(network, path, record, axes, options, tuple(refusals))
+            return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
         except (ConversionError, CheckpointError) as error:
             what = f"{', '.join(axes)} dynamic" if axes else "fixed sizes"
             refusals.append(f"not with {what}: {error}")
@@ -119,7 +139,7 @@ def export(
 
 def _attempt(
     network: ExportedNetwork, path: Path, record: dict[str, Any], axes: tuple[str, ...], options: dict[str, Any],
-    notes: tuple[str, ...],
+    notes: tuple[str, ...], reduce: Callable[[Path, Path], Loss] | None,
 ) -> Exported:  # fmt: skip
     """Trace with these axes dynamic, write aside, verify, rename."""
     write, read = _FILES[path.suffix]
@@ -136,13 +156,14 @@ def _attempt(
     try:
         write(program, aside, record, **options)
         error, shapes = _verify(network, read(aside), size, channels, dynamic)
+        loss = None if reduce is None else reduce(aside, aside)
         aside.chmod(0o644)
         aside.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). Is there space?") from error
     finally:
         aside.unlink(missing_ok=True)
-    return Exported(path, network.outputs, dynamic, error, shapes, notes)
+    return Exported(path, network.outputs, dynamic, error, shapes, notes, loss)
 
 
 def _input_of(model: CAMNet, input_size: int | tuple[int, int] | None) -> tuple[tuple[int, int], int]:

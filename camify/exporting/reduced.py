@@ -60,25 +60,26 @@ def reduce_precision(
         labels: (N,) true classes.
 
     Raises:
-        ConfigError: there are fewer than two images, or an extra is missing.
+        ConfigError: there are fewer than four images, or an extra is missing.
         ConversionError: onnxruntime's tools fail on the network.
     """
     require("onnx", "onnxruntime")
     import onnx
 
-    if len(images) < 2 or (labels is not None and len(labels) != len(images)):
-        raise ConfigError(f"precision={precision!r} needs images, at least two, and as many labels, if any.")
+    if len(images) < 4 or (labels is not None and len(labels) != len(images)):
+        raise ConfigError(f"precision={precision!r} needs images, at least four, and as many labels, if any.")
     try:
         with quietly(), _silent_root():
             model = _half(full) if precision == "fp16" else _quantized(full, images[::2])
     except Exception as error:  # the tools raise their own kinds, and those of onnx
         reason = " ".join(str(error).split())[:300]
         raise ConversionError(f"{precision}: onnxruntime's tools fail ({type(error).__name__}: {reason}).") from error
-    record = {**OnnxFile(full).record, "precision": precision}
+    before = OnnxFile(full)
+    record = {**before.record, "precision": precision}
     held = slice(1, None, 2)
     onnx.helper.set_model_props(model, as_properties(record))
     path.write_bytes(model.SerializeToString())
-    loss = _loss(OnnxFile(full), OnnxFile(path), images[held], None if labels is None else labels[held])
+    loss = _loss(before, OnnxFile(path), images[held], None if labels is None else labels[held])
     record["loss"] = {"images": loss.images, "agreement": loss.agreement, "map_correlation": loss.map_correlation}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, as_properties(record))
