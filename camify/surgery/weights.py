@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -57,10 +59,24 @@ def read_plain(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
+    damaged = _damaged_entry(path)
+    if damaged is not None:
+        raise CheckpointError(f"{path}: is damaged: {damaged} does not match its checksum. Copy or save the file again.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
         raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
+
+
+def _damaged_entry(path: Path) -> str | None:
+    """The first entry of a zip archive whose CRC is another one, which ``torch.load`` does not look at; or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except zipfile.BadZipFile:  # torch's older format, or no archive at all: torch.load says which
+        return None
+    except (OSError, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return f"the archive ({type(error).__name__}: {error})"
 
 
 def _class_names(path: Path) -> list[str] | None:
