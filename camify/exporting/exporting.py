@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
@@ -125,9 +126,9 @@ def export(
     if precision != "fp32" and images is not None:
         reduce = partial(reduce_precision, precision=precision, images=images, labels=labels)
     refusals: list[str] = []
-    for axes in AXES if dynamic else AXES[-1:]:
-        if preprocess and axes == ("batch",):
-            continue  # pictures of one size, resized to one size: there is nothing to gain
+    fixed = _fixed_sides(network, size, channels) if dynamic else None
+    refusals += [fixed] if fixed else []
+    for axes in AXES[1 if fixed else 0 :] if dynamic else AXES[-1:]:
         try:
             return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
         except (ConversionError, CheckpointError) as error:
@@ -166,6 +167,21 @@ def _attempt(
     return Exported(path, network.outputs, dynamic, error, shapes, notes, loss)
 
 
+def _fixed_sides(network: ExportedNetwork, size: tuple[int, int], channels: int) -> str | None:
+    """Why height and width cannot vary, where that shows without tracing; else None."""
+    if network.size is not None:
+        return None  # resized inside
+    if any(isinstance(layer, ShiftedWindowAttention) for layer in network.modules()):
+        return "height and width fixed: torch.export takes very long for windows of variable images"
+    other = _shapes(size, ("batch", "height", "width"))[-1]
+    try:
+        with torch.no_grad():
+            network(example_of(network, other[1], channels, other[0]))
+    except Exception:  # noqa: BLE001 - the network's own way to say that it has one size
+        return f"height and width fixed: the network does not run at {other[1][0]} x {other[1][1]} px"
+    return None
+
+
 def _input_of(model: CAMNet, input_size: int | tuple[int, int] | None) -> tuple[tuple[int, int], int]:
     """Height and width to trace at, and the number of channels."""
     certificate, preprocessing = model.certificate, model.preprocessing
@@ -201,10 +217,7 @@ def _verify(
     worst, shapes = 0.0, []
     for seed, (batch, sides) in enumerate(_shapes(size, dynamic)):
         image = example_of(network, sides, channels, batch, seed)
-        try:
-            expected = network(image)
-        except Exception as error:  # the network's own: at this size it does not run
-            raise ConversionError(f"the network itself does not run at {sides} px ({error}).") from error
+        expected = network(image)
         try:
             found = file(image)
         except Exception as error:  # the runtime's own kinds

@@ -65,8 +65,8 @@ class Pt2File:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._read(archive, path)
-        except CheckpointError:
-            raise
+        except CheckpointError as error:
+            raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
             raise CheckpointError(f"{path}: is no whole pt2 archive ({error}). Export it again.") from error
         except Exception as error:  # the file's values can make torch and Python raise anything
