@@ -25,9 +25,9 @@ _INTENDED = """\
 ## Intended use
 
 Classifying images of the classes below, prepared as below, and showing where the evidence for a class lies.
-`mean(map) + bias = logit` holds for every class: a map says where the evidence for a class lies in the
-picture, and its mean is the score. It does not say why the evidence counts, that the decision is right, that the class is
-there, or where an object ends. Pictures unlike those it was trained on get maps too.
+`mean(map) + bias = logit` holds for every class: a map says where the evidence for a class lies in the picture, and
+its mean is the score. It does not say why the evidence counts, that the decision is right, that the class is there,
+or where an object ends. Pictures unlike those it was trained on get maps too.
 """
 _ROWS = {  # figure: its name in the results, of the legacy network, of the centre baseline
     "accuracy": ("val/acc", "legacy/acc", None),
@@ -57,7 +57,9 @@ def model_card(manifest: Mapping[str, Any], *, overlays: bool = False) -> str:
         lines.append("")
     if manifest.get("calibration"):
         lines += ["## Boxes from maps", "", "| | |", "|---|---|"]
-        lines += [f"| {_cell(key)} | {_value(value)} |" for key, value in manifest["calibration"].items() if value is not None]
+        lines += [
+            f"| {_cell(key)} | {_value(value)} |" for key, value in manifest["calibration"].items() if value is not None
+        ]
         lines.append("")
     if manifest["class_names"]:
         names = ", ".join(_cell(name) for name in manifest["class_names"][:200])
@@ -89,7 +91,7 @@ def _results(results: Mapping[str, Any]) -> list[str]:
         many = f" ({count} images)" if count is not None else ""
         lines += [f"| on the validation split{many} | before | after | centre box |", "|---|---:|---:|---:|"]
         for name, keys in beside.items():
-            after, before, centre = ("" if key not in results else _value(results[key]) for key in keys)
+            after, before, centre = ("" if key is None or key not in results else _value(results[key]) for key in keys)
             lines.append(f"| {name} | {before} | {after} | {centre} |")
         lines += ["", "Centre box: what the best fixed box around the centre reaches on the same images.", ""]
     shown = {key for row in beside.values() for key in row}

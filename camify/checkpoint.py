@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ __all__ = [
     "check_manifest",
     "file_sha256",
     "manifest_digest",
-    "read_folder",
+    "open_folder",
     "read_tensors",
     "write_folder",
 ]
@@ -70,9 +72,7 @@ def write_folder(
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         aside.chmod(0o755)
-        # copies: safetensors refuses layers that share their weights
-        plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        safetensors.torch.save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
+        safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
         (aside / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
         content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
         content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
@@ -95,6 +95,18 @@ def write_folder(
     return folder
 
 
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, each with memory of its own: safetensors refuses layers that share theirs."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if place in taken else plain
+        taken.add(place)
+    return found
+
+
 def _foreign(folder: Path) -> str | None:
     """What stands in the way of writing ``folder``: the first thing that is not camify's, or None."""
     if folder.is_symlink():
@@ -107,13 +119,30 @@ def _foreign(folder: Path) -> str | None:
     return "is a file" if folder.exists() else None
 
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and manifest of a checkpoint folder, the weights checked against their hash.
+@contextmanager
+def open_folder(folder: str | Path) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Tensors and manifest of a checkpoint folder, while the weights are compared with their hash beside.
+
+    What is made of them is good when the context has ended.
 
     Raises:
         CheckpointError: a file is missing, damaged, from a newer camify, or not what the manifest says.
     """
     folder = Path(folder)
+    manifest = _read_manifest(folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(file_sha256, folder / WEIGHTS)
+        try:
+            yield tensors, manifest
+        finally:  # if both fail, the hash says why
+            if manifest.get("sha256") != found.result():
+                raise CheckpointError(
+                    f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
+                )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         what = "holds no" if folder.is_dir() else "does not exist; expected a folder with"
@@ -123,18 +152,13 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         digest = manifest_digest(manifest) if isinstance(manifest, dict) else None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error}). The file is damaged; save it again.") from error
-    manifest = check_manifest(manifest, path)
+    checked: dict[str, Any] = check_manifest(manifest, path)
     if (manifest["schema_version"] > 1 or "digest" in manifest) and manifest.get("digest") != digest:
         raise CheckpointError(
             f"{path}: does not match its field digest. It was damaged, or changed by hand; to change names or"
             " preprocessing, load the model, set them, and save it again."
         )
-    tensors = read_tensors(folder / WEIGHTS)
-    if manifest.get("sha256") != file_sha256(folder / WEIGHTS):
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
-        )
-    return tensors, manifest
+    return checked
 
 
 def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
@@ -152,12 +176,11 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
-    if manifest["schema_version"] == 1:
-        manifest = _FROM_1 | manifest
-    problem = _contradiction(manifest)
+    found: dict[str, Any] = _FROM_1 | manifest if manifest["schema_version"] == 1 else manifest
+    problem = _contradiction(found)
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
-    return manifest
+    return found
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import architecture
 from .card import model_card
 from .certificate import TOLERANCE, Certificate
-from .checkpoint import MANIFEST, read_folder, write_folder
+from .checkpoint import MANIFEST, open_folder, write_folder
 from .errors import CheckpointError, ConversionError
 from .hub import fetch_folder, is_repository
 from .maps import class_maps, identity_error
@@ -156,7 +156,7 @@ class CAMNet(nn.Module):
             "calibration": self.calibration,
             "map": self.certificate.map if self.certificate else None,
             "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
-            "results": {name: _finite(value) for name, value in self.results.items()},
+            "results": self.finite_results(),
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "architecture": {
                 "form": "layers and graph",
@@ -169,6 +169,10 @@ class CAMNet(nn.Module):
                 "features": architecture.describe(self.features),
             },
         }
+
+    def finite_results(self) -> dict[str, Any]:
+        """The results as JSON has them: what was not measured (NaN, infinity) is None."""
+        return {name: _finite(value) for name, value in self.results.items()}
 
     def save_pretrained(self, folder: str | Path, *, overlays: bytes | None = None) -> Path:
         """Write the CAM-ready checkpoint: ``model.safetensors``, ``camify.json``, ``README.md``.
@@ -200,8 +204,8 @@ class CAMNet(nn.Module):
             CheckpointError: a file is missing, damaged, contradicts the others, or the identity fails.
         """
         found = fetch_folder(str(folder), revision) if is_repository(folder) else Path(folder)
-        tensors, manifest = read_folder(found)
-        return cls.from_parts(tensors, manifest, found / MANIFEST)
+        with open_folder(found) as (tensors, manifest):
+            return cls.from_parts(tensors, manifest, found / MANIFEST)
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: Path) -> CAMNet:
@@ -248,7 +252,7 @@ class CAMNet(nn.Module):
             try:
                 probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
                 size = self.identity_error(probe)
-            except Exception as error:  # the network is the file's: it can fail in any way
+            except Exception as error:  # noqa: BLE001 - the network is the file's: it can fail in any way
                 failure: Exception | None = error
                 continue
             failure = None

@@ -1,4 +1,4 @@
-"""Folders that earlier versions wrote keep loading: ``tests/stored`` holds one per schema version, never written anew."""
+"""Folders of earlier versions keep loading: ``tests/stored`` holds one per schema version, never written anew."""
 
 from __future__ import annotations
 

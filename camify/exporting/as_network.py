@@ -31,14 +31,15 @@ class _Maps(nn.Module):
         """Prepared images as what the file takes."""
         if not self.pictures:
             return x.float().contiguous()
-        mean, std = (torch.tensor(self.file.record["preprocessing"][key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+        mean, std = (
+            torch.tensor(self.file.record["preprocessing"][key]).reshape(1, -1, 1, 1) for key in ("mean", "std")
+        )
         pixels = ((x.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
 
 def network_of(path: str | Path) -> Source:
-    """A CAMNet of an exported file: the file is its features, whose map is the class maps, and its linear layer adds
-    the bias; it knows nothing of what lies before the maps.
+    """A CAMNet whose features are an exported file: their map is the class maps, and its linear layer adds the bias.
 
     Raises:
         CheckpointError: the file is damaged or not camify's.

@@ -20,15 +20,15 @@ DTYPES = {  # torch/_export/serde/schema.py, ScalarType
 }  # fmt: skip
 _MEMORY = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 _STRINGS = frozenset({"none", "tanh", "floor", "trunc", "amax", "sum", "constant", "reflect", "replicate", "circular"})
+_EQUATION = re.compile(r"[A-Za-z ,.]{1,100}->[A-Za-z .]{0,30}", re.ASCII)  # of einsum
 _TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
 # What the layers and functions of camify.known_layers become, and what the outputs and the preprocessing need.
-_ATEN = frozenset(
-    """
+_ATEN_NAMES = """
 conv1d conv2d conv_transpose2d linear matmul bmm mm addmm einsum scaled_dot_product_attention
 batch_norm layer_norm group_norm instance_norm linalg_vector_norm
 relu relu_ relu6 relu6_ hardtanh hardtanh_ leaky_relu leaky_relu_ prelu elu elu_ celu celu_ selu selu_ gelu silu silu_
 mish mish_ sigmoid sigmoid_ tanh tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ softplus softmax _softmax
-max_pool2d avg_pool2d avg_pool3d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d adaptive_avg_pool1d logsumexp
+max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d adaptive_avg_pool1d logsumexp
 dropout dropout_ feature_dropout alpha_dropout feature_alpha_dropout
 pad constant_pad_nd reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
 _upsample_bilinear2d_aa channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle
@@ -40,10 +40,10 @@ chunk unbind slice select narrow flip roll where masked_fill expand expand_as re
 contiguous clone to _to_copy type_as half float detach detach_ alias lift_fresh_copy
 arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full fill fill_ scalar_tensor
 sym_size sym_numel _assert_scalar _assert_tensor_metadata
-""".split()
-)
-_OPERATOR = frozenset("add sub mul floordiv mod neg getitem eq ne lt le gt ge and_ or_".split())
-_SYMBOLIC = frozenset("sym_max sym_min sym_float sym_int sym_not sym_sum".split())
+"""
+_OPERATOR_NAMES = "add sub mul floordiv mod neg getitem eq ne lt le gt ge and_ or_"
+_SYMBOLIC_NAMES = "sym_max sym_min sym_float sym_int sym_not sym_sum"
+_ATEN, _OPERATOR, _SYMBOLIC = (frozenset(names.split()) for names in (_ATEN_NAMES, _OPERATOR_NAMES, _SYMBOLIC_NAMES))
 
 
 class Steps:
@@ -125,9 +125,9 @@ class _Step:
         args = [argument(values) for argument in self._args]
         kwargs = {name: argument(values) for name, argument in self._kwargs.items()}
         found = self._function(*args, **kwargs)
-        for name, value in zip(self.names, found if self.several else [found], strict=True) if self.names else ():
-            if name:
-                values[name] = value
+        if self.names:
+            given = zip(self.names, found if self.several else [found], strict=True)
+            values.update((name, value) for name, value in given if name)
 
     def _argument(self, data: Any) -> Callable[[dict[str, Any]], Any]:  # noqa: C901 - one line per kind
         """How an argument follows from the values so far."""
@@ -146,7 +146,7 @@ class _Step:
             return _constant(None)
         if kind in ("as_int", "as_float", "as_bool", "as_ints", "as_floats", "as_bools"):
             return _constant(_numbers(content))
-        if kind == "as_string" and content in _STRINGS:
+        if kind == "as_string" and (content in _STRINGS or _EQUATION.fullmatch(content)):
             return _constant(content)
         if kind == "as_scalar_type":
             return _constant(DTYPES[content])
@@ -156,7 +156,9 @@ class _Step:
             return _constant(torch.strided)
         if kind == "as_device" and content["type"] == "cpu":
             return _constant(torch.device("cpu"))
-        raise CheckpointError(f"the graph has an argument {kind} = {content!r:.80}, which is not one that camify reads.")
+        raise CheckpointError(
+            f"the graph has an argument {kind} = {content!r:.80}, which is not one that camify reads."
+        )
 
     def _value(self, name: str) -> Callable[[dict[str, Any]], Any]:
         self.inputs.append(name)

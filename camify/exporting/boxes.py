@@ -13,7 +13,7 @@ ROUNDS = 12
 
 
 def largest_boxes(mask_NHW: Tensor) -> Tensor:
-    """Boxes (N, 4), xyxy pixels, exclusive, float32, of each mask's largest 8-connected component; zeros if it is empty.
+    """Boxes (N, 4), xyxy pixels, exclusive, of each mask's largest 8-connected component; zeros if it is empty.
 
     The largest has most pixels (holes are not counted, as ``camify.maps.component_boxes`` does); the first in reading
     order wins a tie. Components are joined as by Zhang, Azad & Buluc 2020, "FastSV: a distributed-memory connected
@@ -53,5 +53,7 @@ def percentile(maps_NHW: Tensor, share: float) -> Tensor:
     last = torch.ones_like(values[:1]).sum(1, keepdim=True) - 1
     place = last * (share / 100)
     low = place.floor()
-    below, above = (values.gather(1, at.long().expand(values.shape[0], 1)) for at in (low, torch.minimum(low + 1, last)))
+    below, above = (
+        values.gather(1, at.long().expand(values.shape[0], 1)) for at in (low, torch.minimum(low + 1, last))
+    )
     return (below + (above - below) * (place - low))[:, :, None]

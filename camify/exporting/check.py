@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..certificate import TOLERANCE
-from ..checkpoint import MANIFEST, WEIGHTS, read_folder
+from ..checkpoint import MANIFEST, WEIGHTS, open_folder
 from ..errors import CamifyError, CheckpointError
 from ..hub import fetch_folder, is_repository
 from ..maps import identity_error
@@ -54,11 +54,11 @@ def _look(source: str, report: Report) -> None:
     path = Path(source)
     if path.suffix in FORMATS and "@" not in source:
         _look_at_file(source, report)
-    elif path.is_dir() or is_repository(source) and not source.startswith(("torchvision/", "timm/", "camify/")):
+    elif path.is_dir() or (is_repository(source) and not source.startswith(("torchvision/", "timm/", "camify/"))):
         folder = path if path.is_dir() else fetch_folder(source)
-        tensors, manifest = read_folder(folder)
+        with open_folder(folder) as (tensors, manifest):
+            model = CAMNet.from_parts(tensors, manifest, folder / MANIFEST)
         report("hashes", f"{WEIGHTS} and {MANIFEST} are as written (schema {manifest['schema_version']})")
-        model = CAMNet.from_parts(tensors, manifest, folder / MANIFEST)
         report("weights", f"{len(tensors)} tensors fit the architecture")
         _look_at_model(model, report)
     elif path.suffix == ".ckpt" and path.is_file():
@@ -95,7 +95,9 @@ def _look_at_file(source: str, report: Report) -> None:
     """An exported file: it is run on noise."""
     file = open_exported(source)
     record = file.record
-    report("file", f"readable; gives {', '.join(record['outputs'])}; dynamic: {', '.join(record['dynamic']) or 'nothing'}")
+    report(
+        "file", f"readable; gives {', '.join(record['outputs'])}; dynamic: {', '.join(record['dynamic']) or 'nothing'}"
+    )
     try:
         first, second = (file(_noise(file, seed)) for seed in (1, 2))
     except Exception as error:  # the runtime's own kinds
@@ -103,11 +105,13 @@ def _look_at_file(source: str, report: Report) -> None:
     if record["pool"] != "gap":
         raise CheckpointError(f"{source}: pooled by {record['pool'].upper()}: the maps do not add up to the logits")
     bias = first["logits"][0] - first["maps"][0].double().mean((1, 2))
-    error = identity_error(second["logits"], second["maps"], bias)
+    found = identity_error(second["logits"], second["maps"], bias)
     allowed = TOLERANCE if record["precision"] == "fp32" else 0.05
-    if not error <= allowed:
-        raise CheckpointError(f"{source}: the maps do not add up to the logits: error {error:.1e}, allowed {allowed:.0e}")
-    report("identity", f"logit - mean(map) is the same for two images, error {error:.1e}")
+    if not found <= allowed:
+        raise CheckpointError(
+            f"{source}: the maps do not add up to the logits: error {found:.1e}, allowed {allowed:.0e}"
+        )
+    report("identity", f"logit - mean(map) is the same for two images, error {found:.1e}")
     _look_at_prediction(second["logits"], second["maps"], record["num_classes"], record["class_names"], report)
 
 

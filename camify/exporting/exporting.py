@@ -57,8 +57,9 @@ class Exported:
 
     def __str__(self) -> str:
         axes = ", ".join(self.dynamic) or "none"
+        size = self.path.stat().st_size / 2**20
         lines = [
-            f"{self.path} ({self.path.stat().st_size / 2**20:.1f} MiB): {', '.join(self.outputs)}; dynamic axes: {axes}",
+            f"{self.path} ({size:.1f} MiB): {', '.join(self.outputs)}; dynamic axes: {axes}",
             f"verified on {', '.join('x'.join(map(str, shape)) for shape in self.shapes)}: error {self.error:.1e}",
         ]
         if self.loss is not None:
@@ -95,7 +96,7 @@ def export(
         boxes: a third output ``boxes`` (N, 4): the top-1 class's calibrated box, xyxy pixels of the given images.
         opset: of ONNX; None takes torch's.
         precision: of ONNX: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``camify.exporting.reduced``).
-        images: with fp16 and int8, a batch as the file takes it: every other one calibrates, the rest measures the loss.
+        images: with fp16 and int8, a batch as the file takes it: one half calibrates, the other measures the loss.
         labels: (N,) their classes, so that the loss in accuracy is known.
         overwrite: replace a file that exists.
 
@@ -131,7 +132,7 @@ def export(
     for axes in AXES[1 if fixed else 0 :] if dynamic else AXES[-1:]:
         try:
             return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
-        except (ConversionError, CheckpointError) as error:
+        except (ConversionError, CheckpointError) as error:  # noqa: PERF203 - three at most
             what = f"{', '.join(axes)} dynamic" if axes else "fixed sizes"
             refusals.append(f"not with {what}: {error}")
             last = error
@@ -156,7 +157,7 @@ def _attempt(
     aside = Path(name)
     try:
         write(program, aside, record, **options)
-        error, shapes = _verify(network, read(aside), size, channels, dynamic)
+        worst, shapes = _verify(network, read(aside), size, channels, dynamic)
         loss = None if reduce is None else reduce(aside, aside)
         aside.chmod(0o644)
         aside.replace(path)
@@ -164,7 +165,7 @@ def _attempt(
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). Is there space?") from error
     finally:
         aside.unlink(missing_ok=True)
-    return Exported(path, network.outputs, dynamic, error, shapes, notes, loss)
+    return Exported(path, network.outputs, dynamic, worst, shapes, notes, loss)
 
 
 def _fixed_sides(network: ExportedNetwork, size: tuple[int, int], channels: int) -> str | None:

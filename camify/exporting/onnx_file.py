@@ -30,9 +30,7 @@ def require(*modules: str) -> None:
         raise ConfigError(f"ONNX needs {', '.join(missing)}. Install it: pip install 'camify[onnx]'")
 
 
-def write_onnx(
-    program: ExportedProgram, path: Path, record: Mapping[str, Any], opset: int | None = None
-) -> None:
+def write_onnx(program: ExportedProgram, path: Path, record: Mapping[str, Any], opset: int | None = None) -> None:
     """Write a traced network as one ONNX file with the record in its metadata.
 
     Raises:
@@ -73,9 +71,7 @@ def _name_axes(model: Any, dynamic: list[str]) -> None:
     dims = image.type.tensor_type.shape.dim
     channels_last = dims[-1].dim_value == 3 and not dims[-1].dim_param
     order = ("batch", "height", "width", "") if channels_last else ("batch", "", "height", "width")
-    symbols = {
-        dim.dim_param: name for dim, name in zip(dims, order, strict=True) if dim.dim_param and name in dynamic
-    }
+    symbols = {dim.dim_param: name for dim, name in zip(dims, order, strict=True) if dim.dim_param and name in dynamic}
     for value in (image, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             for symbol, name in symbols.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from ..certificate import TOLERANCE
@@ -17,7 +18,7 @@ FORMAT_VERSION = 1
 _KINDS: dict[str, Any] = {
     "format_version": int, "camify_version": str, "source": str, "licence": str | None, "num_classes": int,
     "class_names": list | None, "preprocessing": dict | None, "input": dict, "outputs": list, "dynamic": list,
-    "precision": str, "pool": str, "map": dict, "calibration": dict | None, "results": dict,
+    "precision": str, "pool": str, "map": dict | None, "calibration": dict | None, "results": dict,
 }  # fmt: skip
 
 
@@ -25,13 +26,13 @@ def record_of(
     model: CAMNet, *, preprocess: bool, outputs: tuple[str, ...], size: tuple[int, int], channels: int
 ) -> dict[str, Any]:
     """The record of a network, before it is known which axes are dynamic and how exact the file is."""
-    manifest = model.manifest()
+    certificate = model.certificate
     prepared = {"kind": "float32 NCHW, prepared as in preprocessing", "channels": channels}
     raw = {"kind": "uint8 NHWC, RGB as read", "channels": 3}
     return {
         "format_version": FORMAT_VERSION,
-        "camify_version": manifest["versions"]["camify"],
-        "source": model.certificate.source if model.certificate else type(model).__name__,
+        "camify_version": version("camify"),
+        "source": certificate.source if certificate else type(model).__name__,
         "licence": model.licence,
         "num_classes": model.num_classes,
         "class_names": model.class_names,
@@ -42,9 +43,9 @@ def record_of(
         "precision": "fp32",
         "pool": model.pool_name,
         "identity": f"mean(maps) + bias == logits within {TOLERANCE:g}" if model.pool_name == "gap" else None,
-        "map": manifest["map"],
+        "map": certificate.map if certificate else None,
         "calibration": model.calibration,
-        "results": manifest["results"],
+        "results": model.finite_results(),
     }
 
 
@@ -82,7 +83,9 @@ def read_record(text: str | None, path: object) -> dict[str, Any]:
         if not isinstance(record, dict) or field not in record or not isinstance(record[field], kind):
             raise CheckpointError(f"{path}: field {field} of its {RECORD} is missing or of the wrong kind.")
     if record["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format_version {record['format_version']} is newer than this camify. Update it.")
+        raise CheckpointError(
+            f"{path}: format_version {record['format_version']} is newer than this camify. Update it."
+        )
     names = record["class_names"]
     if names is not None and (len(names) != record["num_classes"] or not all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"{path}: field class_names of its {RECORD} does not fit num_classes.")

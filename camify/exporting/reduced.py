@@ -40,13 +40,13 @@ class Loss:
     accuracy: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        text = f"on {self.images} images: top-1 kept for {self.agreement:.3f}, map correlation {self.map_correlation:.4f}"
+        text = (
+            f"on {self.images} images: top-1 kept for {self.agreement:.3f}, map correlation {self.map_correlation:.4f}"
+        )
         return text if self.accuracy is None else f"{text}, accuracy {self.accuracy[0]:.3f} -> {self.accuracy[1]:.3f}"
 
 
-def reduce_precision(
-    full: Path, path: Path, precision: str, images: Tensor, labels: Tensor | None = None
-) -> Loss:
+def reduce_precision(full: Path, path: Path, precision: str, images: Tensor, labels: Tensor | None = None) -> Loss:
     """Write an ONNX file of camify again in ``"fp16"`` or ``"int8"``; returns what that loses.
 
     int8 is static (QDQ, per channel, convolutions and matrix products): calibrated on every other image, measured on
@@ -110,9 +110,9 @@ def _quantized(full: Path, images: Tensor) -> Any:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc] - the base has no types
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(images.split(1 if len(images) < 8 else 4))
+            self.batches: Iterator[Tensor] = iter(torch.split(images, 1 if len(images) < 8 else 4))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
@@ -131,7 +131,7 @@ def _quantized(full: Path, images: Tensor) -> Any:
 def _loss(full: OnnxFile, reduced: OnnxFile, images: Tensor, labels: Tensor | None) -> Loss:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     size = 8 if "batch" in full.record["dynamic"] else 2
-    for batch in images.split(size):
+    for batch in torch.split(images, size):
         if len(batch) < 2 and size == 2:
             break  # files of fixed batches take pairs
         ours, theirs = full(batch), reduced(batch)
@@ -149,4 +149,5 @@ def _loss(full: OnnxFile, reduced: OnnxFile, images: Tensor, labels: Tensor | No
 def _correlations(first_NP: Tensor, second_NP: Tensor) -> Tensor:
     first, second = (one - one.mean(1, keepdim=True) for one in (first_NP, second_NP))
     scale = (first.norm(dim=1) * second.norm(dim=1)).clamp_min(1e-12)
-    return (first * second).sum(1) / scale
+    correlations: Tensor = (first * second).sum(1) / scale
+    return correlations

@@ -179,8 +179,8 @@ def _source_of(model: nn.Module | str | Source) -> Source:
     if isinstance(model, str):
         return resolve(model)
     if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
-        known = {"preprocessing": model.preprocessing, "licence": model.licence}
-        return Source(model, type(model).__name__, model.class_names, **known)
+        name, names = type(model).__name__, model.class_names
+        return Source(model, name, names, preprocessing=model.preprocessing, licence=model.licence)
     return Source(model, type(model).__name__)
 
 

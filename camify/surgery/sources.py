@@ -65,9 +65,7 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """
     if source and Path(source).is_dir():
         model = CAMNet.from_pretrained(source)
-        return Source(
-            model, str(source), model.class_names, preprocessing=model.preprocessing, licence=model.licence
-        )
+        return Source(model, str(source), model.class_names, preprocessing=model.preprocessing, licence=model.licence)
     if source.endswith(_SUFFIXES) and (Path(source).is_file() or "@" not in source):
         return _bare_file(source)
     library, _, rest = source.partition("/")

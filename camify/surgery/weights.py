@@ -61,7 +61,9 @@ def read_plain(path: Path) -> Any:
         raise CheckpointError(f"{path}: no such file.")
     damaged = _damaged_entry(path)
     if damaged is not None:
-        raise CheckpointError(f"{path}: is damaged: {damaged} does not match its checksum. Copy or save the file again.")
+        raise CheckpointError(
+            f"{path}: is damaged: {damaged} does not match its checksum. Copy or save the file again."
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise

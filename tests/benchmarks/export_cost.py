@@ -1,9 +1,9 @@
 """What a checkpoint costs, side by side: ``python tests/benchmarks/export_cost.py [saving] [loading] [onnx]``.
 
-Each figure is the median over rounds of one time over that of its counterpart in the same round: VGG16 with ``head="gap"``
-(66 MB, random weights), one thread. Saving and loading against safetensors alone, and loading against building
-torchvision's VGG16 features and loading safetensors into them; ONNX with logits and maps against logits alone, and
-against PyTorch, with 1 and 8 images of 224 px.
+Each figure is the median over rounds of one time over that of its counterpart in the same round: VGG16 with
+``head="gap"`` (77 MB, random weights), one thread. Saving and loading against safetensors alone, and loading against
+building torchvision's VGG16 features and loading safetensors into them; ONNX with logits and maps against logits
+alone, and against PyTorch, with 1 and 8 images of 224 px.
 """
 
 from __future__ import annotations

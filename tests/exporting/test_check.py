@@ -106,7 +106,13 @@ def interrupted(tmp_path_factory):
     torch.manual_seed(3)
     module = camify.CAMFineTuner(SmallLegacy(), class_names=["red", "green"], input_size=BLOB_SIZE, head_channels=8)
     saving = ModelCheckpoint(
-        folder, "best", "val/acc", mode="max", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
+        folder,
+        "best",
+        "val/acc",
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
     trainer = pl.Trainer(
         max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,

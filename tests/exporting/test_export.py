@@ -51,7 +51,7 @@ def test_logits_and_maps_at_several_sizes_and_batches(net, files, suffix):
 @SUFFIXES
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (50, 70), (20, 40)])
 def test_pictures_go_in_as_they_are_read(net, files, suffix, size):
-    """Against torchvision's own transforms: in float, since rounding in between is a step that the file does not have."""
+    """Against torchvision's own transforms, in float: the file does not round in between."""
     pictures = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
     transform = v2.Compose([
         v2.ToDtype(torch.float32, scale=True), v2.Resize((SIZE, SIZE), antialias=True),

@@ -1,4 +1,4 @@
-"""The hub, by a server on this machine that speaks its API: what is pushed comes back, and what was cached needs none."""
+"""The hub, by a local server that speaks its API: what is pushed comes back, and what was cached needs no network."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         else:
             self.answer({"error": "no such repository"}, 404, {"X-Error-Code": "RepoNotFound"})
 
-    do_HEAD = do_GET  # noqa: N815 - the server's naming
+    do_HEAD = do_GET
 
 
 @pytest.fixture

@@ -16,7 +16,15 @@ from ...errors import ConfigError, DataError
 from ...maps import normalize
 from .box import best_iou_at_threshold, best_iou_by_threshold, thresholds
 
-__all__ = ["NORMALIZERS", "Calibration", "Normalizer", "calibrate", "calibrated_accuracy", "normalize_maps", "scale_maps"]
+__all__ = [
+    "NORMALIZERS",
+    "Calibration",
+    "Normalizer",
+    "calibrate",
+    "calibrated_accuracy",
+    "normalize_maps",
+    "scale_maps",
+]
 
 
 class Normalizer(NamedTuple):
