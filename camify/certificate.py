@@ -78,7 +78,7 @@ class Certificate:
 
     @property
     def map(self) -> dict[str, list[float]]:
-        """Stride of the map, input pixels per cell, and its size in cells, each (height, width)."""
+        """Stride of the map, input pixels per cell, and its size in cells at ``input_shape``, each (height, width)."""
         sides = zip(self.input_shape[1:], self.map_size, strict=True)
         return {"stride": [side / cells for side, cells in sides], "size": list(self.map_size)}
 

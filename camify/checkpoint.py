@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import CheckpointError
-from .files import replace_folder
+from .files import interrupted_replacements, replace_folder
 
 __all__ = [
     "CARD",
@@ -146,6 +146,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         what = "holds no" if folder.is_dir() else "does not exist; expected a folder with"
+        left = [] if folder.is_dir() else interrupted_replacements(folder)
+        if left:
+            raise CheckpointError(
+                f"{folder}: saving it was interrupted between two renames; the previous one is whole: {left[-1]}."
+                " Rename it back."
+            )
         raise CheckpointError(f"{folder}: {what} {MANIFEST}. Give a folder written by save_pretrained().")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["replace_folder", "slug", "write_whole"]
+__all__ = ["interrupted_replacements", "replace_folder", "slug", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -38,6 +39,11 @@ def replace_folder(folder: Path, aside: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def interrupted_replacements(folder: Path) -> list[Path]:
+    """What ``replace_folder`` took out of the place of ``folder`` and, being killed, neither put back nor removed."""
+    return sorted(folder.parent.glob(f".{glob.escape(folder.name)}-*.old"))
 
 
 def slug(name: str) -> str:

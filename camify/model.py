@@ -159,7 +159,8 @@ class CAMNet(nn.Module):
             "results": self.finite_results(),
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "architecture": {
-                "form": "layers and graph",
+                "form": "layers and graph",  # known ones by name: needs no class, torchvision's or the user's
+                "modules": {"features": "features", "classifier": "classifier"},  # as other tools ask for them
                 "pool": self.pool_name,
                 "dropout": self.dropout.p,
                 "num_features": self.num_features,

@@ -231,6 +231,39 @@ def test_a_killed_save_never_leaves_a_folder_that_looks_finished(fresh):
         assert exists is not was_killed
 
 
+KILLED_WHILE_REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from camify.model import CAMNet
+net = CAMNet.from_pretrained(sys.argv[1])
+rename, calls = Path.rename, []
+
+def dying(self, target):
+    calls.append(target)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.rename = dying
+net.save_pretrained(sys.argv[1])
+"""
+
+
+def test_a_kill_between_the_two_renames_leaves_the_previous_folder_whole(folder):
+    """The one moment at which nothing stands under the name."""
+    before = contents(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_REPLACING, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -9
+    refuses(folder, "interrupted", "Rename it back")
+    (left,) = folder.parent.glob(".export-*.old")
+    assert contents(left) == before
+    left.rename(folder)
+    CAMNet.from_pretrained(folder)
+
+
 def test_figures_that_were_not_measured_are_null(tmp_path):
     net = network()
     net.results = {"val/acc": float("nan"), "loss": float("inf"), "epoch": 2, "note": "best"}
