@@ -144,6 +144,7 @@ def test_an_interrupted_run_becomes_a_folder(interrupted, tmp_path, capsys):
 
 
 @QUIET
+@pytest.mark.slow
 def test_it_becomes_one_file_with_boxes_too(interrupted, capsys):
     code, printed = command(capsys, "export", interrupted / "last.ckpt", "--to", "pt2", "--boxes", "true")
     assert code == 0, printed

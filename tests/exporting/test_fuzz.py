@@ -119,7 +119,7 @@ NAMES = ["camify.json", "model.safetensors", "last.ckpt", "model.pt2"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_some_mutations(original, tmp_path, name):
-    assert fuzz(original, tmp_path, name, 80, 1).count("refused") > 30
+    assert fuzz(original, tmp_path, name, 60, 1).count("refused") > 25
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from camify.exporting import open_exported
 from tests.exporting.conftest import SIZE
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_the_loss_is_measured_on_images_that_did_not_calibrate(net, tmp_path, precision):
     images = torch.randn(24, 3, SIZE, SIZE)
     with torch.no_grad():
