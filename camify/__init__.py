@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, methods, metrics
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
+    from .evaluating import evaluate
     from .exporting import export
     from .methods import explain
     from .model import CAMNet
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "convert",
     "data",
+    "evaluate",
     "explain",
     "export",
     "fit_head",
@@ -44,6 +46,7 @@ _HOMES = {
     **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "CAMNet": "model",
+    "evaluate": "evaluating",
     "explain": "methods",
     "export": "exporting",
 }

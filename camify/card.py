@@ -55,10 +55,10 @@ def model_card(manifest: Mapping[str, Any], *, overlays: bool = False) -> str:
         lines += ["## Preprocessing", "", "| step | value |", "|---|---|"]
         lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in manifest["preprocessing"].items()]
         lines.append("")
-    if manifest.get("calibration"):
+    if manifest.get("box_rule"):
         lines += ["## Boxes from maps", "", "| | |", "|---|---|"]
         lines += [
-            f"| {_cell(key)} | {_value(value)} |" for key, value in manifest["calibration"].items() if value is not None
+            f"| {_cell(key)} | {_value(value)} |" for key, value in manifest["box_rule"].items() if value is not None
         ]
         lines.append("")
     if manifest["class_names"]:

@@ -43,7 +43,7 @@ WEIGHTS, MANIFEST, CARD, OVERLAYS = "model.safetensors", "camify.json", "README.
 SCHEMA_VERSION = 2
 CKPT_RECORD = "camify"
 """Where in a Lightning checkpoint the manifest stands, as JSON text."""
-_FROM_1: dict[str, Any] = dict.fromkeys(("licence", "recipe", "calibration", "map", "versions"))
+_FROM_1: dict[str, Any] = dict.fromkeys(("licence", "recipe", "box_rule", "map", "versions"))
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
@@ -200,7 +200,7 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     """The field of a manifest that is missing, of the wrong kind, or at odds with the architecture; or None."""
     kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
     kinds |= {"preprocessing": dict | None, "results": dict, "licence": str | None, "recipe": str | None}
-    kinds |= {"calibration": dict | None, "map": dict | None, "versions": dict | None}
+    kinds |= {"box_rule": dict | None, "map": dict | None, "versions": dict | None}
     for field, kind in kinds.items():
         if field not in manifest or not isinstance(manifest[field], kind):
             return f"{field} is missing or of the wrong kind"

@@ -1,4 +1,4 @@
-"""The camify command: networks inspected, converted, explained, compared, exported and checked."""
+"""The camify command: networks inspected, converted, explained, compared, measured, exported and checked."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
-from .checkpoint import MANIFEST
 from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
-from .explaining import PRECISIONS, ExplainOptions, explain_files, image_files
-from .explaining.classes import class_index, count_classes, numbered
+from .evaluating import all_tables, evaluate, free_output, save_evaluation
+from .explaining import ExplainOptions, explain_files, image_files
+from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
-from .exporting import EXPORT_PRECISIONS, FORMATS, cam_ready, check, export, network_of
-from .hub import push_folder
-from .methods import METHODS
-from .model import CAMNet
-from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
+from .exporting import FORMATS, network_of
+from .exporting_commands import COMMANDS, add_commands
+from .methods import METHODS, PRECISIONS
+from .report.tables import Table as TextTable
+from .surgery import HEADS, INPUT_FORMATS, RECIPES, Source, convert, inspect, resolve
 
 __all__ = ["main"]
 
@@ -34,9 +33,7 @@ _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
     ", a checkpoint folder, or a file of camify export"
 )
-
-
-_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "folder": ""}
+_CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -77,9 +74,12 @@ def _parser() -> ArgumentParser:
         default=None,
         help="side of the input, pixels; default: what the weights expect",
     )
-    command.add_argument("--pool", choices=("gap", "gmp", "lse"), default=None, help="default: gap, or the recipe's")
+    command.add_argument(
+        "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"
+    )
     command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
@@ -88,6 +88,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
     command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
     command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
@@ -113,34 +114,27 @@ def _parser() -> ArgumentParser:
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
 
-    _add_exporting(commands)
+    command = _Parser(description="Measure a network and its maps on labelled images, with baselines and intervals.")
+    command.add_argument("--model", type=str, required=True, help=_SOURCE)
+    command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
+    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
+    command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
+    command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
+    command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
+    command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
+    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--seed", type=int, default=0, help="of all draws")
+    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--output", type=str, default="evaluation", help="folder to write")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
+    commands.add_subcommand("evaluate", command)
+
+    add_commands(commands, _Parser)
     return parser
-
-
-def _add_exporting(commands: Any) -> None:
-    command = _Parser(description="Write a CAM-ready network as one file for people without camify, or as a folder.")
-    command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or user/name")
-    command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
-    command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
-    command.add_argument("--input_size", type=int | None, default=None, help="pixels; default: the network's")
-    command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
-    command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
-    command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")
-    command.add_argument("--opset", type=int | None, default=None, help="of ONNX")
-    command.add_argument("--precision", choices=EXPORT_PRECISIONS, default="fp32", help="of ONNX; others need --images")
-    command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
-    command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
-    commands.add_subcommand("export", command)
-
-    command = _Parser(description="Say whether something is CAM-ready, point by point; exit code 0 if it is, else 1.")
-    command.add_argument("source", type=str, help=f"folder, .onnx, .pt2, .ckpt, or {_SOURCE}")
-    commands.add_subcommand("check", command)
-
-    command = _Parser(description="Upload a checkpoint folder to the Hugging Face Hub.")
-    command.add_argument("folder", type=str)
-    command.add_argument("name", type=str, help="USER/NAME")
-    command.add_argument("--private", type=bool, default=False)
-    commands.add_subcommand("push", command)
 
 
 def _inspect(options: Namespace) -> None:
@@ -167,6 +161,7 @@ def _convert(options: Namespace) -> None:
         pool=options.pool,
         map_stride=options.map_stride,
         seed=options.seed,
+        legacy_class_names=None if options.class_names is None else read_class_names(options.class_names),
     )
     known = net.preprocessing
     net.preprocessing = {**(known or _assumed(options.input_format)), "size": size}
@@ -194,12 +189,7 @@ def _assumed(input_format: str) -> dict[str, Any]:
 
 def _explain(options: Namespace) -> None:
     files = image_files(options.images)
-    if Path(options.model).suffix in FORMATS and "@" not in options.model:
-        if list(options.method) != ["cam"]:
-            raise ConfigError("--method: an exported file holds class maps and no layers: cam is what it can show.")
-        source = network_of(options.model)
-    else:
-        source = resolve(options.model)
+    source = _explained(options)
     known = source.preprocessing
     preprocessing = Preprocessing() if known is None else Preprocessing.from_dict(known)
     console = Console(highlight=False)
@@ -210,7 +200,16 @@ def _explain(options: Namespace) -> None:
             soft_wrap=True,
         )
     model = source.model.to(options.device)
-    names = source.class_names or numbered(count_classes(model, preprocessing))
+    count = count_classes(model, preprocessing)
+    names = source.class_names or numbered(count)
+    if options.class_names is not None:
+        names = read_class_names(options.class_names, count)
+    if "scorecam" in options.method:
+        console.print(
+            "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
+            " that takes a minute or more an image on a CPU.",
+            soft_wrap=True,
+        )
     wanted = ExplainOptions(
         methods=tuple(options.method),
         targets=tuple(class_index(target, names, "--targets") for target in options.targets),
@@ -252,12 +251,28 @@ def _explain(options: Namespace) -> None:
     console.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
     console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    if done.precision_error is not None:
+        probability, heat = done.precision_error
+        console.print(
+            f"{options.precision} against fp32, on the first images: probabilities within {probability:.1e}, maps"
+            f" within {heat:.1%} of their peaks.",
+            soft_wrap=True,
+        )
     if done.unreadable:
         shown = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
         message = f"{len(done.unreadable)} could not be read: {shown}"
         if not done.results and not done.before:
             raise DataError(message)
         console.print(escape(message), soft_wrap=True)
+
+
+def _explained(options: Namespace) -> Source:
+    """The network, or the file of camify export, whose maps are wanted."""
+    if Path(options.model).suffix not in FORMATS or "@" in options.model:
+        return resolve(options.model)
+    if list(options.method) != ["cam"]:
+        raise ConfigError("--method: an exported file holds class maps and no layers: cam is what it can show.")
+    return network_of(options.model)
 
 
 def _compare(options: Namespace) -> None:
@@ -268,58 +283,34 @@ def _compare(options: Namespace) -> None:
     Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
-def _export(options: Namespace) -> None:
-    source = Path(options.source)
-    out = Path(options.out) if options.out else _beside(source, options.to)
-    if out.exists() and not options.overwrite:
-        raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+def _evaluate(options: Namespace) -> None:
+    free_output(options.output, overwrite=options.overwrite)
+    names = None if options.class_names is None else read_class_names(options.class_names)
+    found = evaluate(
+        options.model, options.data, methods=options.method, class_names=names, split=options.split,
+        limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
+        mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
+        options=options.options,
+    )  # fmt: skip
+    folder = save_evaluation(found, options.output, overwrite=options.overwrite)
     console = Console(highlight=False)
-    model = cam_ready(options.source)
-    if options.to == "folder":
-        console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
-        return
-    names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "precision", "overwrite")
-    images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
-    exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
-    console.print(escape(str(exported)), soft_wrap=True)
+    for table in all_tables(found):
+        console.print(_shown(table))
+    for label, text in found.facts:
+        console.print(f"{escape(label)}: {escape(text)}", soft_wrap=True)
+    console.print(f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
 
 
-def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]:
-    """Images for fp16 and int8 as the file takes them, and their classes where their folders are named so."""
-    if not options.images:
-        raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
-    files, known = image_files(options.images), Preprocessing.from_dict(model.preprocessing or {})
-    images = torch.stack([known.read(file) for file in files])
-    names = [file.parent.name for file in files]
-    labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]
-    if options.preprocess:
-        images = (known.restore(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return images, torch.tensor(labels) if len(labels) == len(files) else None
-
-
-def _beside(source: Path, to: str) -> Path:
-    """The default place: in a run's folder, beside a checkpoint folder or file."""
-    name = "export" if to == "folder" else f"model{_SUFFIXES[to]}"
-    if source.is_dir() and not (source / MANIFEST).is_file():
-        return source / name
-    if source.is_file():
-        return source.with_name(name)
-    return source.with_name(source.name + (_SUFFIXES[to] or "-copy"))
-
-
-def _check(options: Namespace) -> None:
-    findings = check(options.source)
-    console = Console(highlight=False)
-    for finding in findings:
-        mark = "ok  " if finding.holds else "FAIL"
-        console.print(escape(f"{mark} {finding.point}: {finding.found}"), soft_wrap=True)
-    if not all(finding.holds for finding in findings):
-        sys.exit(1)
-
-
-def _push(options: Namespace) -> None:
-    CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
-    Console(highlight=False).print(push_folder(options.folder, options.name, private=options.private), soft_wrap=True)
+def _shown(table: TextTable) -> Table:
+    """A table of texts for the terminal; of many rows the first."""
+    shown = Table(title=escape(f"{table.section}: {table.title}"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, head in enumerate(table.head):
+        shown.add_column(escape(head), justify="left" if index < table.names else "right", overflow="fold")
+    for row in table.rows[:_MOST_ROWS]:
+        shown.add_row(*(escape(cell) for cell in row))
+    left = len(table.rows) - _MOST_ROWS
+    shown.caption = f"{left} more in evaluation.md" if left > 0 else None
+    return shown
 
 
 def _colormap(name: str) -> str:
@@ -329,6 +320,6 @@ def _colormap(name: str) -> str:
 
 
 _COMMANDS = {
-    "inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare,
-    "export": _export, "check": _check, "push": _push,
+    "inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare, "evaluate": _evaluate,
+    **COMMANDS,
 }  # fmt: skip

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CamifyError", "CheckpointError", "ConfigError", "ConstantMapWarning", "ConversionError", "DataError"]
+__all__ = [
+    "CamifyError",
+    "CheckpointError",
+    "ConfigError",
+    "ConstantMapWarning",
+    "ConversionError",
+    "DataError",
+    "TrainingError",
+]
 
 
 class CamifyError(Exception):
@@ -23,6 +31,10 @@ class CheckpointError(CamifyError, ValueError):
 
 class ConfigError(CamifyError, ValueError):
     """An option has a value that cannot work."""
+
+
+class TrainingError(CamifyError, RuntimeError):
+    """Training cannot go on; nothing that was reached is lost."""
 
 
 class ConstantMapWarning(UserWarning):

@@ -7,9 +7,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["interrupted_replacements", "replace_folder", "slug", "write_whole"]
+from .errors import ConfigError
+
+__all__ = ["free_folder", "interrupted_replacements", "replace_folder", "slug", "whole_folder", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -24,6 +28,33 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def free_folder(folder: Path, manifest: str, option: str, *, overwrite: bool) -> Path:
+    """The folder, if it may be written: new, or one that camify wrote (it holds the manifest) and that may go.
+
+    Raises:
+        ConfigError: it exists and is not to be replaced, or holds something else; ``option`` names another place.
+    """
+    if folder.is_symlink() or folder.exists():
+        if not overwrite:
+            raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
+        if folder.is_symlink() or not (folder / manifest).is_file():
+            raise ConfigError(f"{folder}: exists and is not camify's (it has no {manifest}). Choose another {option}.")
+    return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``folder`` at the end; where filling it fails, nothing changes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
+    try:
+        aside.chmod(0o755)
+        yield aside
+        replace_folder(folder, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(folder: Path, aside: Path) -> None:

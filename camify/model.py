@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from . import architecture
+from .box_rule import BoxRule
 from .card import model_card
 from .certificate import TOLERANCE, Certificate
 from .checkpoint import MANIFEST, open_folder, write_folder
-from .errors import CheckpointError, ConversionError
+from .errors import CheckpointError, ConfigError, ConversionError
 from .hub import fetch_folder, is_repository
 from .maps import class_maps, identity_error
 from .modes import evaluating, without_hooks
@@ -33,7 +34,7 @@ class CAMNet(nn.Module):
     Args:
         features: image (N, 3, H, W) -> last spatial map (N, C, h, w).
         classifier: linear layer, C -> K.
-        pool: ``"gap"``, ``"gmp"`` or ``"lse"``; only GAP has the identity.
+        pool: ``"gap"``, ``"gmp"``, ``"lse"`` or ``"tap"``; only GAP has the identity.
         dropout: between pooling and classifier, while training.
         head_layers: names of the layers inside ``features`` that belong to the new head.
 
@@ -42,10 +43,9 @@ class CAMNet(nn.Module):
         class_names: names of the K classes in order, or None.
         preprocessing: how an image becomes the input (see ``camify.data.Preprocessing``), or None.
         results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
+        box_rule: how its maps become boxes, or None where that was never calibrated.
         licence: of the legacy weights, as far as their source says, or None.
         recipe: the published network by name, or None.
-        calibration: how a map becomes a box: ``normalizer``, ``percentile`` and ``threshold`` as of
-            ``camify.metrics.functional.calibrate``, or None.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class CAMNet(nn.Module):
         self.class_names: list[str] | None = None
         self.preprocessing: dict[str, Any] | None = None
         self.results: dict[str, Any] = {}
+        self.box_rule: BoxRule | None = None
         self.licence: str | None = None
         self.recipe: str | None = None
-        self.calibration: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W)."""
@@ -82,6 +82,31 @@ class CAMNet(nn.Module):
         """Logits (N, K) and the raw signed class maps (N, K, h, w) from one forward; both differentiable."""
         features = self.forward_features(x)
         return self.forward_head(features), class_maps(features, self.classifier.weight)
+
+    @torch.no_grad()
+    def predict_boxes(
+        self, images: Tensor, classes: Tensor | None = None, *, rule: BoxRule | None = None
+    ) -> list[Tensor]:
+        """One box (1, 4) per image (N, 3, H, W), xyxy pixels, exclusive; (0, 4) where its map shows nothing.
+
+        Args:
+            images: the network's input.
+            classes: (N,) whose map it is; None: the predicted ones.
+            rule: instead of the calibrated one.
+
+        Raises:
+            ConfigError: there is no rule.
+        """
+        rule = rule or self.box_rule
+        if rule is None:
+            raise ConfigError(
+                "The network has no box rule: it was not fine-tuned with camify. Give rule=BoxRule(threshold=...)."
+            )
+        with evaluating(self):
+            features = self.forward_features(images)
+            chosen = self.forward_head(features).argmax(1) if classes is None else classes.to(features.device)
+        maps = rule.maps(features, self.classifier.weight, chosen)
+        return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
 
     # timm's protocol ------------------------------------------------------
 
@@ -118,7 +143,7 @@ class CAMNet(nn.Module):
             raise ConversionError(f"num_classes={num_classes}: must be at least 1.")
         old = self.classifier.weight
         self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
-        self.class_names, self.results, self.certificate, self.calibration = None, {}, None, None
+        self.class_names, self.results, self.certificate, self.box_rule = None, {}, None, None
 
     # the head and the rest ------------------------------------------------
 
@@ -153,11 +178,11 @@ class CAMNet(nn.Module):
             "preprocessing": self.preprocessing,
             "licence": self.licence,
             "recipe": self.recipe,
-            "calibration": self.calibration,
             "map": self.certificate.map if self.certificate else None,
             "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
             "results": self.finite_results(),
             "certificate": self.certificate.to_dict() if self.certificate else None,
+            "box_rule": self.box_rule.to_dict() if self.box_rule else None,
             "architecture": {
                 "form": "layers and graph",  # known ones by name: needs no class, torchvision's or the user's
                 "modules": {"features": "features", "classifier": "classifier"},  # as other tools ask for them
@@ -241,7 +266,8 @@ class CAMNet(nn.Module):
             model.certificate = Certificate.from_dict(manifest["certificate"])
         model.class_names = manifest["class_names"]
         model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
-        model.licence, model.recipe, model.calibration = (manifest[key] for key in ("licence", "recipe", "calibration"))
+        model.licence, model.recipe, rule = (manifest[key] for key in ("licence", "recipe", "box_rule"))
+        model.box_rule = None if rule is None else BoxRule.from_dict(rule)
         return model.eval()
 
     def _check_identity(self, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["POOLS", "LogSumExpPool2d"]
+__all__ = ["POOLS", "LogSumExpPool2d", "ThresholdedAveragePool2d"]
 
 
 class LogSumExpPool2d(nn.Module):
@@ -27,8 +27,27 @@ class LogSumExpPool2d(nn.Module):
         return (pooled - torch.log(torch.tensor(float(positions), dtype=x.dtype, device=x.device))) / self.r
 
 
+class ThresholdedAveragePool2d(nn.Module):
+    """Mean of the positions whose value exceeds ``threshold`` times the channel's largest: small objects count in full.
+
+    Bae et al. 2020, "Rethinking Class Activation Mapping for Weakly Supervised Object Localization", section 3.1, there
+    0.1. A channel without a positive value, in which no position exceeds that, gives 0.
+    """
+
+    def __init__(self, threshold: float = 0.1) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, 1, 1)."""
+        above = x > self.threshold * x.detach().amax((-2, -1), keepdim=True).clamp(min=0)
+        total = (x * above).sum((-2, -1), keepdim=True)
+        return total / above.sum((-2, -1), keepdim=True).clamp(min=1)
+
+
 POOLS: dict[str, Callable[[], nn.Module]] = {
     "gap": lambda: nn.AdaptiveAvgPool2d(1),
     "gmp": lambda: nn.AdaptiveMaxPool2d(1),
     "lse": LogSumExpPool2d,
+    "tap": ThresholdedAveragePool2d,
 }

@@ -85,6 +85,23 @@ def test_explain_draws_the_map_of_the_predicted_class(folder, photo, tmp_path, c
     assert net.class_names[predicted] in capsys.readouterr().out
 
 
+def test_class_names_come_from_a_file(photo, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"thing {index}" for index in range(6)))
+    source, out = "camify/tiny_vgg", str(tmp_path / "out")
+    main(["explain", str(photo), "--model", source, "--method", "gradcam", "--class_names", str(names), "--out", out])
+    assert "thing " in capsys.readouterr().out
+    main(["convert", source, str(tmp_path / "net"), "--input_size", "96", "--class_names", str(names)])
+    assert camify.load(tmp_path / "net").class_names == names.read_text().split("\n")
+    names.write_text("one\ntwo\none\n")
+    command = ("explain", photo, "--model", source, "--method", "gradcam", "--out", tmp_path / "no", "--class_names")
+    assert "line 3: 'one' stands there twice" in refused(capsys, *command, names)
+    names.write_text("one\ntwo\n")
+    assert "holds 2 names, and the network has 6" in refused(capsys, *command, names)
+    assert "cannot be read" in refused(capsys, *command, tmp_path)
+    assert not (tmp_path / "no").exists()
+
+
 def test_explain_takes_folders_a_class_and_never_replaces_unasked(folder, photo, tmp_path, capsys):
     arguments = ["explain", photo.parent, "--model", folder, "--out", tmp_path / "out", "--targets", "bee"]
     main([str(argument) for argument in arguments])

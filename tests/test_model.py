@@ -167,7 +167,13 @@ def test_every_pool_is_its_formula():
     x = torch.randn(2, 3, 5, 4)
     torch.testing.assert_close(POOLS["gap"]()(x)[..., 0, 0], x.mean((2, 3)))
     assert torch.equal(POOLS["gmp"]()(x)[..., 0, 0], x.amax((2, 3)))
-    assert set(POOLS) == {"gap", "gmp", "lse"}
+    assert set(POOLS) == {"gap", "gmp", "lse", "tap"}
+    tap = POOLS["tap"]()(x)[..., 0, 0]
+    for index, channel in ((n, c) for n in range(2) for c in range(3)):
+        values = x[index, channel].flatten().tolist()
+        kept = [value for value in values if value > 0.1 * max(values)]
+        assert float(tap[index, channel]) == pytest.approx(sum(kept) / len(kept), rel=1e-5)
+    assert torch.equal(POOLS["tap"]()(-x.abs()), torch.zeros(2, 3, 1, 1)), "nothing is above a share of nothing"
     with pytest.raises(ConversionError, match=r"pool='avg'.*gap, gmp, lse"):
         net("avg")
 

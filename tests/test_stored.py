@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import camify
+from camify.box_rule import BoxRule
 from camify.checkpoint import SCHEMA_VERSION
 
 STORED = Path(__file__).parent / "stored"
@@ -37,7 +38,7 @@ def test_it_gives_what_it_gave(version, tmp_path):
 
 def test_what_the_second_version_added():
     net = camify.load(STORED / "schema_2")
-    assert net.calibration == {"normalizer": "ivr", "percentile": 35.0, "threshold": 0.3}
+    assert net.box_rule == BoxRule("ivr", 35.0, 0.3)
     assert net.licence == "apache-2.0"
     assert net.results["seed"] == 0
     manifest = json.loads((STORED / "schema_2" / "camify.json").read_text(encoding="utf-8"))

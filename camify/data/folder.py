@@ -17,23 +17,33 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from .boxes import Box, read_boxes
+from .processes import each_once
 from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image
 from .sizes import image_sizes
 
-__all__ = ["ImageFolderDataModule", "LabelledImages"]
+__all__ = [
+    "ImageFolderDataModule",
+    "LabelledFile",
+    "LabelledImages",
+    "class_folders",
+    "image_paths",
+    "own_boxes",
+]
 
 
 @dataclass(frozen=True)
-class _Record:
+class LabelledFile:
+    """An image file, its class and its boxes in pixels; None where the data set has no boxes."""
+
     path: Path
     label: int
-    boxes: tuple[Box, ...] | None  # None where the data set has no boxes
+    boxes: tuple[Box, ...] | None
 
 
 class LabelledImages(Dataset[dict[str, Any]]):
     """Image files with a class and, where known, boxes of that class; samples are dicts."""
 
-    def __init__(self, records: Sequence[_Record], transform: v2.Transform) -> None:
+    def __init__(self, records: Sequence[LabelledFile], transform: v2.Transform) -> None:
         self.records = list(records)
         self.transform = transform
 
@@ -41,6 +51,11 @@ class LabelledImages(Dataset[dict[str, Any]]):
     def labels(self) -> list[int]:
         """Class index of every sample."""
         return [record.label for record in self.records]
+
+    @property
+    def paths(self) -> list[str]:
+        """File of every sample."""
+        return [str(record.path) for record in self.records]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -93,11 +108,12 @@ class ImageFolderDataModule(pl.LightningDataModule):
         check_images: bool = True,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # a resumed run must have the same
         self.root = Path(root)
         self.preprocessing = Preprocessing(image_size, tuple(mean), tuple(std))
         self.batch_size, self.num_workers, self.check_images = batch_size, num_workers, check_images
         self._training = self.preprocessing.training(augment)
-        self.class_names = _classes(self.root / "train")
+        self.class_names = class_folders(self.root / "train")
         self.splits: dict[str, LabelledImages] = {}
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - every stage needs the same
@@ -110,14 +126,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
         files = {split: self._files(split) for split in present}
         boxes = self._boxes([file for split in files.values() for file in split])
         for split, pairs in files.items():
-            records = [_Record(path, label, None if boxes is None else boxes[path]) for path, label in pairs]
+            records = [LabelledFile(path, label, None if boxes is None else boxes[path]) for path, label in pairs]
             transform = self._training if split == "train" else self.preprocessing.evaluation()
             self.splits[split] = LabelledImages(records, transform)
 
     def _files(self, split: str) -> list[tuple[Path, int]]:
         """Image files of a split with their class index."""
         folder = self.root / split
-        names = _classes(folder)
+        names = class_folders(folder)
         unknown = [name for name in names if name not in self.class_names]
         if unknown:
             raise DataError(
@@ -129,37 +145,21 @@ class ImageFolderDataModule(pl.LightningDataModule):
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             warnings.warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
         known = [(index, name) for index, name in enumerate(self.class_names) if name in names]
-        return [(path, index) for index, name in known for path in _images(folder / name)]
+        return [(path, index) for index, name in known for path in image_paths(folder / name)]
 
     def _boxes(self, files: list[tuple[Path, int]]) -> dict[Path, tuple[Box, ...]] | None:
-        """Boxes of every image that have its class, None where there is no table; checks the images."""
-        table = self.root / "boxes.csv"
-        if not (self.check_images or table.is_file()):
-            return None
-        names = {path: path.relative_to(self.root).as_posix() for path, _ in files}
-        sizes = image_sizes(list(names), decode=self.check_images)
-        if not table.is_file():
-            return None
-        found = read_boxes(table, {name: sizes[path] for path, name in names.items()})
-        boxes = {
-            path: tuple(box for box, label in found.get(names[path], ()) if label == self.class_names[index])
-            for path, index in files
-        }
-        if not any(boxes.values()):
-            labels = sorted({label for rows in found.values() for _, label in rows})
-            raise DataError(
-                f"{table}: no box has the class of its image as its label. Labels: {', '.join(labels[:5])}."
-                f" Classes: {', '.join(self.class_names[:5])}."
-            )
-        return boxes
+        named = [(path, self.class_names[index]) for path, index in files]
+        return own_boxes(self.root, named, decode=self.check_images)
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         return DataLoader(
             self.splits[split],
             batch_size=self.batch_size,
             shuffle=shuffle,
+            sampler=None if shuffle else each_once(self.splits[split], self.trainer),
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            # Workers that stay draw on from epoch to epoch, which a resumed run could not repeat.
+            persistent_workers=self.num_workers > 0 and not shuffle,
             collate_fn=collate,
         )
 
@@ -180,7 +180,50 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
 
-def _classes(folder: Path) -> list[str]:
+def own_boxes(
+    root: Path, files: Sequence[tuple[Path, str]], *, decode: bool, others: bool = False
+) -> dict[Path, tuple[Box, ...]] | None:
+    """Boxes of every image that have its class, None where ``root`` has no ``boxes.csv``; checks the images.
+
+    Args:
+        root: folder of ``boxes.csv``, which names the images relative to it.
+        files: images with the names of their classes.
+        decode: decode every image.
+        others: the table may also hold boxes of other images; None where it holds none of these.
+
+    Raises:
+        DataError: images cannot be read, or boxes cannot be right.
+    """
+    table = root / "boxes.csv"
+    if not (decode or table.is_file()):
+        return None
+    names = {path: path.relative_to(root).as_posix() for path, _ in files}
+    sizes = image_sizes(list(names), decode=decode)
+    if not table.is_file():
+        return None
+    found = read_boxes(table, {name: sizes[path] for path, name in names.items()}, others=others)
+    if not found:
+        return None
+    boxes = {
+        path: tuple(box for box, label in found.get(names[path], ()) if label == class_name)
+        for path, class_name in files
+    }
+    if not any(boxes.values()):
+        labels = sorted({label for rows in found.values() for _, label in rows})
+        classes = sorted({class_name for _, class_name in files})
+        raise DataError(
+            f"{table}: no box has the class of its image as its label. Labels: {', '.join(labels[:5])}."
+            f" Classes: {', '.join(classes[:5])}."
+        )
+    return boxes
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The classes of a folder: its folders that are not hidden, sorted.
+
+    Raises:
+        DataError: there is no such folder, or it holds none.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Put images into {folder.name}/CLASS/.")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -189,8 +232,12 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[Path]:
-    """Image files anywhere below a class folder, sorted; hidden files and folders are left out."""
+def image_paths(folder: Path) -> list[Path]:
+    """Image files anywhere below a class folder, sorted; hidden files and folders are left out.
+
+    Raises:
+        DataError: it holds none.
+    """
     paths = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
+from .processes import each_once
 from .samples import Preprocessing, collate, finish
 from .scenes import CLASS_NAMES, render_scene
 
@@ -43,6 +44,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
             )
         self.split, self.transform = split, transform
         self.labels = [index % len(CLASS_NAMES) for index in range(count)]
+        self.paths = [f"{split}/{CLASS_NAMES[label]}/{index:05d}" for index, label in enumerate(self.labels)]
         number = _SPLITS.index(split)
         scenes = [render_scene(label, (seed, number, index), size) for index, label in enumerate(self.labels)]
         images = torch.from_numpy(np.stack([scene.image for scene in scenes]))
@@ -61,7 +63,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
             "label": self.labels[index],
             "boxes": tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=canvas),
             "mask": tv_tensors.Mask(self.masks[index]),
-            "path": f"{self.split}/{CLASS_NAMES[self.labels[index]]}/{index:05d}",
+            "path": self.paths[index],
         }
         return finish(self.transform(sample))
 
@@ -92,6 +94,7 @@ class ShapesDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # a resumed run must have the same
         self.counts = {"train": train_count, "val": val_count, "test": test_count}
         self.batch_size, self.seed = batch_size, seed
         self.preprocessing = replace(SHAPES, size=image_size)
@@ -109,7 +112,9 @@ class ShapesDataModule(pl.LightningDataModule):
                 self.splits[split] = ShapesDataset(split, self.counts[split], size, self.seed, transform)
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
-        return DataLoader(self.splits[split], batch_size=self.batch_size, shuffle=shuffle, collate_fn=collate)
+        data = self.splits[split]
+        sampler = None if shuffle else each_once(data, self.trainer)
+        return DataLoader(data, batch_size=self.batch_size, shuffle=shuffle, sampler=sampler, collate_fn=collate)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training batches, shuffled."""

@@ -2,6 +2,5 @@
 
 from .files import ExplainOptions, Summary, explain_files
 from .images import image_files
-from .pace import PRECISIONS
 
-__all__ = ["PRECISIONS", "ExplainOptions", "Summary", "explain_files", "image_files"]
+__all__ = ["ExplainOptions", "Summary", "explain_files", "image_files"]

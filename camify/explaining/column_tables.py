@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..metrics.functional import centre_gaussian
+from ..report.tables import MISSING, Table, count, number, percent, percents
 from .cost import ALL
 from .findings import Finding
-from .results import MISSING, Comparison, Table, count, number, percent, percents, refusal
+from .results import Comparison, refusal
 from .scenarios import UNCHANGED
 from .summary import groups, mean_value, nan_mean
 
-__all__ = ["changes", "cost", "drop_by_scenario", "faithfulness", "localisation", "pointing_by_scenario"]
+__all__ = ["changes", "cost_table", "drop_by_scenario", "faithfulness", "localisation", "pointing_by_scenario"]
 
 
 def localisation(found: Comparison) -> Table:
@@ -110,16 +111,16 @@ def changes(found: Comparison) -> Table:
     )
 
 
-def cost(found: Comparison) -> Table:
-    """Time as a ratio to a plain forward."""
+def cost_table(costs: Mapping[str, dict[str, Any]]) -> Table:
+    """Time as a ratio to a plain forward, by network as ``method_costs`` gives it."""
     rows = []
-    for model, measured in found.costs.items():
+    for model, measured in costs.items():
         plain = 1000 * measured["forward_seconds"] / measured["batch"]
         rows += [[f"{model}: plain forward", "1", f"{plain:.1f}"]]
         rows += [
             [f"{model}: {name}", number(ratio), f"{plain * ratio:.1f}"] for name, ratio in measured["ratios"].items()
         ]
-    first = next(iter(found.costs.values()))
+    first = next(iter(costs.values()))
     return Table(
         "Cost",
         "Time of finished heats as a ratio to a plain forward of the same network",

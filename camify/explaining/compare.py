@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import replace_folder
+from ..files import free_folder, whole_folder
 from ..methods import METHODS, find_method
 from .classes import class_index, count_classes
 from .contenders import Contender, class_names_of, find_contenders
@@ -65,7 +63,7 @@ def compare_files(
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
     """
-    folder = _free(Path(out), overwrite=overwrite)
+    folder = free_folder(Path(out), MANIFEST, "--out", overwrite=overwrite)
     names = list(methods or DEMO_METHODS)
     for name in names:
         find_method(name)
@@ -188,32 +186,11 @@ def _facts(comparison: Comparison, given: int | None, seconds: float) -> list[tu
     ]
 
 
-def _free(folder: Path, *, overwrite: bool) -> Path:
-    """The folder, if it may be written.
-
-    Raises:
-        ConfigError: it exists and is not to be replaced, or holds something else than a comparison.
-    """
-    if folder.is_symlink() or folder.exists():
-        if not overwrite:
-            raise ConfigError(f"{folder}: exists. Choose another --out, or add --overwrite true.")
-        if folder.is_symlink() or not (folder / MANIFEST).is_file():
-            raise ConfigError(f"{folder}: exists and is no comparison (it has no {MANIFEST}). Choose another --out.")
-    return folder
-
-
 def _write(folder: Path, page: Page, figures: str) -> None:
-    """Write the folder aside and rename it; what stood there goes only when the new one stands."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
-    try:
-        aside.chmod(0o755)
+    with whole_folder(folder) as aside:
         (aside / "figures").mkdir()
         for drawing in page.drawings:
             (aside / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
         (aside / "compare.html").write_text(to_html(page), encoding="utf-8")
         (aside / "compare.md").write_text(to_markdown(page), encoding="utf-8")
         (aside / MANIFEST).write_text(figures, encoding="utf-8")
-        replace_folder(folder, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

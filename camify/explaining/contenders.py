@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,7 @@ from ..methods import Method, make_methods
 from ..surgery import Source, resolve
 from .classes import numbered
 
-__all__ = ["Contender", "class_names_of", "find_contenders"]
+__all__ = ["Contender", "class_names_of", "find_contenders", "short_names"]
 
 
 @dataclass
@@ -60,10 +61,10 @@ def find_contenders(sources: Sequence[str], methods: Sequence[str]) -> list[Cont
     """
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
-    return [contender(resolve(text), name, methods) for text, name in zip(sources, _names(sources), strict=True)]
+    return [contender(resolve(text), name, methods) for text, name in zip(sources, short_names(sources), strict=True)]
 
 
-def contender(source: Source, name: str, methods: Sequence[str]) -> Contender:
+def contender(source: Source, name: str, methods: Sequence[str], options: Mapping[str, Any] | None = None) -> Contender:
     """A network with its methods; where nothing says what it expects, ImageNet's preprocessing, and a note."""
     notes = list(source.notes)
     if source.preprocessing is None:
@@ -71,11 +72,11 @@ def contender(source: Source, name: str, methods: Sequence[str]) -> Contender:
         preprocessing = Preprocessing()
     else:
         preprocessing = Preprocessing.from_dict(source.preprocessing)
-    made = make_methods(source.model, methods)
+    made = make_methods(source.model, methods, options=options)
     return Contender(name, source.name, source.model, preprocessing, made, source.class_names, notes)
 
 
-def _names(sources: Sequence[str]) -> list[str]:
+def short_names(sources: Sequence[str]) -> list[str]:
     """Short names: of a folder its own, of a source what stands before the weights; equal ones are numbered."""
     short = []
     for source in sources:

@@ -25,15 +25,16 @@ def interleaved_medians(
 ) -> dict[str, tuple[float, int]]:
     """Median seconds and number of repeats of each run, taken in turns after one warm-up round.
 
-    A run whose warm-up took more than a tenth of the budget is repeated less often, but once at least.
+    A run whose warm-up took more than a tenth of the budget is repeated less often, but once at least; of one that took
+    more than all of it the warm-up itself counts.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
     warm = {name: _seconds(run) for name, run in runs.items()}
+    times = {name: [seconds] if seconds > budget else [] for name, seconds in warm.items()}
     total = max(sum(warm.values()), 1e-9)
     rounds = max(1, min(repeats, int(budget / total)))
     for index in range(repeats):
         for name, run in runs.items():
-            if index < rounds or warm[name] < budget / (10 * repeats):
+            if warm[name] <= budget and (index < rounds or warm[name] < budget / (10 * repeats)):
                 times[name].append(_seconds(run))
     return {name: (statistics.median(taken), len(taken)) for name, taken in times.items()}
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..report.overlay import (
+from ..report.drawing import (
     GAP,
     GROUND,
     INK,

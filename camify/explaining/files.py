@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -22,10 +21,11 @@ from ..data import Preprocessing
 from ..errors import ConfigError
 from ..files import slug, write_whole
 from ..maps import component_boxes
-from ..methods import Method, check_targets, make_methods, observe
-from ..report.overlay import ClassMap, grid_picture, overlay_picture
+from ..methods import PRECISIONS, Method, make_methods
+from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
+from .batch_maps import batch_maps, precision_error
 from .images import Batch, image_batches
-from .pace import PRECISIONS, fastest_format
+from .pace import fastest_format
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
 
@@ -75,12 +75,21 @@ class ExplainOptions:
 
 @dataclass
 class Summary:
-    """What a run did: its results, how many images were done before, and what could not be read, with the reason."""
+    """What a run did.
+
+    Attributes:
+        results: how many images were explained.
+        before: how many were done before.
+        unreadable: what could not be read, with the reason.
+        memory_format: in which the network ran.
+        precision_error: of reduced precision on the first images (see ``precision_error``).
+    """
 
     results: int = 0
     before: int = 0
     unreadable: dict[Path, str] = field(default_factory=dict)
     memory_format: str = "as it was"
+    precision_error: tuple[float, float] | None = None
 
 
 def explain_files(
@@ -134,6 +143,10 @@ def explain_files(
             summary.unreadable |= batch.unreadable
             if index == 0 and batch.paths and len(batches) > 2:
                 summary.memory_format = fastest_format(model, batch.images)
+            if summary.precision_error is None and batch.paths and options.precision != "fp32":
+                summary.precision_error = precision_error(
+                    model, batch.images[:4], methods, layer=options.layer, precision=options.precision
+                )
             if batch.paths:
                 yield _jobs(batch, model, methods, preprocessing, options, class_names, names, out)
 
@@ -236,24 +249,18 @@ def _jobs(
     out: Path,
 ) -> list[Callable[[], dict[str, Any]]]:
     """One forward; for every image what draws and writes its files and gives its line."""
-    parameter = next(model.parameters())
-    images = batch.images.to(parameter.device, parameter.dtype)
-    if images.device.type == "cpu" and any(p.dim() == 4 and not p.is_contiguous() for p in model.parameters()):
-        images = images.to(memory_format=torch.channels_last)
-    kind = PRECISIONS[options.precision]
-    gradients = any(method.uses_gradients for method in methods.values())
-    with (
-        torch.autocast(images.device.type, dtype=kind, enabled=kind is not None),
-        observe(model, images, options.layer, gradients=gradients) as forward,
-    ):
-        if options.targets:
-            targets = torch.tensor(options.targets).expand(len(images), -1)
-        else:
-            targets = forward.logits.topk(min(options.topk, forward.logits.shape[1]), dim=1).indices
-        targets = check_targets(targets, forward.logits)
-        raw = torch.stack([method.look(forward, targets) for method in methods.values()], dim=2).cpu()
-        logits = forward.logits.cpu()
-    hot = _hot(raw, list(methods.values()), (images.shape[-2], images.shape[-1]), options.threshold)
+    seen = batch_maps(
+        model,
+        batch.images,
+        methods,
+        targets=options.targets,
+        topk=options.topk,
+        layer=options.layer,
+        precision=options.precision,
+    )
+    logits, targets, raw = seen.logits, seen.targets, seen.raw
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    hot = _hot(raw, list(methods.values()), size, options.threshold)
     probabilities, pictures = logits.softmax(1), preprocessing.restore(batch.images)
 
     def job(index: int) -> Callable[[], dict[str, Any]]:
@@ -275,7 +282,7 @@ def _jobs(
                     method: _figures(one, mask, batch.sizes[index])
                     for method, one, mask in zip(methods, maps, masks, strict=True)
                 }
-            picture = _picture(pictures[index], list(methods), classes, raw[index], options.colormap, path.name)
+            picture = _picture(pictures[index], list(methods), classes, raw[index], hot[index], options, path.name)
             files = {"picture": f"{name}_cam.{options.picture}", "raw_maps": f"{name}.npy"}
             write_whole(out / files["picture"], _encoded(picture, options.picture))
             write_whole(out / files["raw_maps"], _array(raw[index]))
@@ -311,7 +318,8 @@ def _picture(
     methods: list[str],
     classes: list[dict[str, Any]],
     maps_TMhw: Tensor,
-    colormap: str,
+    hot_TMHW: NDArray[np.bool_],
+    options: ExplainOptions,
     title: str,
 ) -> Image.Image:
     rows = [
@@ -319,9 +327,11 @@ def _picture(
         for entry, maps in zip(classes, maps_TMhw, strict=True)
     ]
     if len(methods) == len(rows) == 1:
-        scale = float(rows[0][0].map_hw.max())
-        return overlay_picture(image, None, rows[0][0], scale=scale, colormap=colormap, title=title)
-    return grid_picture(image, methods, rows, colormap=colormap, title=title)
+        scale, region = float(rows[0][0].map_hw.max()), Region(hot_TMHW[0, 0], options.threshold)
+        return overlay_picture(
+            image, None, rows[0][0], scale=scale, region=region, colormap=options.colormap, title=title
+        )
+    return grid_picture(image, methods, rows, colormap=options.colormap, title=title)
 
 
 def _encoded(picture: Image.Image, kind: str) -> bytes:

@@ -17,7 +17,7 @@ from .contenders import Contender
 from .scenarios import ABSENT, MIRRORED, SHIFTED, UNCHANGED, mirrored, shifted
 from .subjects import Subject
 
-__all__ = ["Choose", "Column", "Looks", "look"]
+__all__ = ["Choose", "Column", "Looks", "look", "raw_maps"]
 
 Choose = Callable[[Tensor, Sequence[Subject]], tuple[Tensor, Tensor]]
 """The compared and the absent class (N,) of subjects, from the first network's logits (N, K)."""
@@ -85,8 +85,8 @@ def look(contenders: Sequence[Contender], subjects: Sequence[Subject], choose: C
         with observe(contender.model, images, gradients=contender.uses_gradients) as forward:
             classes = classes or choose(forward.logits, subjects)
             targets, absent = (check_targets(chosen, forward.logits) for chosen in classes)
-            maps = {UNCHANGED: _maps(contender, forward, targets)}
-            maps[ABSENT] = _maps(contender, forward, absent)
+            maps = {UNCHANGED: raw_maps(contender, forward, targets)}
+            maps[ABSENT] = raw_maps(contender, forward, absent)
             both = torch.stack([targets, absent], 1)
             logits.append(forward.logits.gather(1, both))
             probabilities.append(forward.logits.softmax(1).gather(1, both))
@@ -95,7 +95,7 @@ def look(contenders: Sequence[Contender], subjects: Sequence[Subject], choose: C
             centred.append(_probability(forward, masked_images(images, blob), targets))
         for view, change in ((MIRRORED, mirrored), (SHIFTED, shifted)):
             with observe(contender.model, change(images), gradients=contender.uses_gradients) as forward:
-                maps[view] = _maps(contender, forward, targets)
+                maps[view] = raw_maps(contender, forward, targets)
         columns += [Column(contender.name, method) for method in maps[UNCHANGED]]
         for view, found in maps.items():
             raws[view] += [mirrored(raw) if view == MIRRORED else raw for raw in found.values()]
@@ -119,8 +119,11 @@ def look(contenders: Sequence[Contender], subjects: Sequence[Subject], choose: C
     )
 
 
-def _maps(contender: Contender, forward: ForwardPass, targets: Tensor) -> Mapping[str, Tensor]:
-    """Raw maps (N, h, w) by method; one after the other, so that gradients of one class are taken once."""
+def raw_maps(contender: Contender, forward: ForwardPass, targets: Tensor) -> Mapping[str, Tensor]:
+    """Raw maps (N, h, w), or (N, T, h, w), by method; one after the other: gradients of one class are taken once.
+
+    A method that the network cannot serve is noted in the contender's ``unserved`` and is left out.
+    """
     found = {name: _served(contender, name, forward, targets) for name in contender.served}
     return {name: raw for name, raw in found.items() if raw is not None}
 

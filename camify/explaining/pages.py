@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ..report.html import render
+from ..report.tables import Table, json_values, markdown_facts, markdown_sections, markdown_text
 from .drawings import Drawing
 from .findings import BOX_THRESHOLD, TOP_SHARE
-from .results import Comparison, Table
+from .results import Comparison
 from .scenarios import SMALL, UNCHANGED
 from .summary import groups, mean_agreement, mean_value
 
@@ -85,22 +81,14 @@ def to_html(page: Page) -> str:
 
 def to_markdown(page: Page) -> str:
     """The same, with the figures as files beside it."""
-    lines = [f"# {_plain(page.title)}", "", _plain(page.subtitle), ""]
+    lines = [f"# {markdown_text(page.title)}", "", markdown_text(page.subtitle), ""]
     for heading, note, drawings in page.galleries:
         lines += [f"## {heading}", "", note, ""]
         for drawing in drawings:
-            lines += [f"![{_plain(drawing.title)}](figures/{drawing.name}.png)", ""]
+            lines += [f"![{markdown_text(drawing.title)}](figures/{drawing.name}.png)", ""]
     if page.omitted:
         lines += [f"{page.omitted} more pictures are in the tables and in compare.json only.", ""]
-    for section, tables in page.sections:
-        lines += [f"## {section}", ""]
-        for table in tables:
-            lines += [f"**{_plain(table.title)}**", "", _line(table.head)]
-            lines.append(_line([*["---"] * table.names, *["---:"] * (len(table.head) - table.names)], escape=False))
-            lines += [_line(row) for row in table.rows]
-            lines += ["", table.note, ""]
-    lines += ["## How it was made", ""]
-    lines += [f"- {_plain(label)}: {_plain(text)}" for label, text in page.facts]
+    lines += [*markdown_sections(page.tables), *markdown_facts(page.facts)]
     return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
 
 
@@ -138,27 +126,4 @@ def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
         "localisation": [asdict(row) for row in comparison.localisation],
         "cost": comparison.costs,
     }  # fmt: skip
-    return json.dumps(_values(document), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-
-
-def _values(value: Any) -> Any:
-    """Tensors as lists, floats of six digits, what is not finite as None."""
-    if isinstance(value, Tensor):
-        return _values(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_values(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-def _line(cells: Sequence[str], *, escape: bool = True) -> str:
-    return "| " + " | ".join(_plain(cell) if escape else cell for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
-    one = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", one)
+    return json.dumps(json_values(document), indent=1, ensure_ascii=True, allow_nan=False) + "\n"

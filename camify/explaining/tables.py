@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .column_tables import changes, cost, drop_by_scenario, faithfulness, localisation, pointing_by_scenario
+from ..report.tables import Table, count, number
+from .column_tables import changes, cost_table, drop_by_scenario, faithfulness, localisation, pointing_by_scenario
 from .findings import BOX_THRESHOLD, TOP_SHARE
-from .results import Comparison, Table, count, number
+from .results import Comparison
 from .scenarios import SMALL, UNCHANGED
 from .summary import compared_pairs, groups, mean_agreement
 
@@ -25,7 +26,7 @@ def all_tables(found: Comparison) -> list[Table]:
         faithfulness(found),
         drop_by_scenario(found),
         changes(found),
-        cost(found),
+        cost_table(found.costs),
     ]
     return [table for table in made if table.rows]
 

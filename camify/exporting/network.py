@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..box_rule import BoxRule
 from ..errors import ConfigError
-from ..maps import upsample
-from ..metrics.functional.calibration import scale_maps
+from ..maps import class_maps, upsample
 from ..model import CAMNet
 from ..modes import without_hooks
+from ..normalizers import scale_maps
 from .boxes import largest_boxes, percentile
 
 __all__ = ["ExportedNetwork", "prepared"]
@@ -24,22 +25,20 @@ class ExportedNetwork(nn.Module):
     """Logits (N, K), raw maps (N, K, h, w) and, where wanted, boxes (N, 4) of an image batch.
 
     Boxes are the calibrated ones of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is
-    upsampled, scaled and cut at the threshold as in ``camify.metrics.functional.calibrated_accuracy``, and of the
-    largest component the box is taken. Zeros where there is none.
+    upsampled, scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes``
+    does. Zeros where there is none.
 
     Args:
         model: the network, in eval mode.
         preprocessing: as in ``model.preprocessing``: then the input is uint8 RGB (N, H, W, 3), as image readers give
             it, and is resized (antialiased, aspect not kept), scaled and normalised inside. None: the input is
             (N, C, H, W), prepared.
-        calibration: normaliser, percentile and threshold of the boxes; None gives no boxes.
+        rule: how the maps become boxes; None gives no boxes.
     """
 
-    def __init__(
-        self, model: CAMNet, preprocessing: Mapping[str, Any] | None, calibration: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, model: CAMNet, preprocessing: Mapping[str, Any] | None, rule: BoxRule | None) -> None:
         super().__init__()
-        self.model, self.calibration = model, calibration
+        self.model, self.rule = model, rule
         self.size = None if preprocessing is None else int(preprocessing["size"])
         if preprocessing is not None:
             for name in ("mean", "std"):
@@ -49,20 +48,21 @@ class ExportedNetwork(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what comes out, in order."""
-        return ("logits", "maps") if self.calibration is None else ("logits", "maps", "boxes")
+        return ("logits", "maps") if self.rule is None else ("logits", "maps", "boxes")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a batch."""
         prepared = image if self.size is None else self._prepare(image, self.size)
-        logits, maps = self.model.forward_with_maps(prepared)
-        if self.calibration is None:
+        features, weight = self.model.forward_features(prepared), self.model.classifier.weight
+        logits, maps = self.model.forward_head(features), class_maps(features, weight)
+        if self.rule is None:
             return logits, maps
         height, width = prepared.shape[-2:]
+        shown = class_maps(features, weight.clamp(min=0)) if self.rule.clamp_weights else maps
         top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])  # camify.maps.select fixes the batch
-        heat = upsample(maps.gather(1, top)[:, 0], (height, width))
-        share = self.calibration["percentile"]
-        heat = scale_maps(heat, self.calibration["normalizer"], share, find=percentile)
-        boxes = largest_boxes(heat >= self.calibration["threshold"])
+        heat = upsample(shown.gather(1, top)[:, 0], (height, width))
+        heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
+        boxes = largest_boxes((heat >= self.rule.threshold) & (heat.amax((1, 2), keepdim=True) > 0))
         if self.size is not None:
             sides = torch.ones_like(image[:1, :, :, 0], dtype=torch.float32)
             across, down = sides[:, 0].sum() / width, sides[:, :, 0].sum() / height
@@ -84,12 +84,11 @@ def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork
     """
     if preprocess and model.preprocessing is None:
         raise ConfigError("preprocess=True: the model does not say how. Set model.preprocessing (see Preprocessing).")
-    if boxes and model.calibration is None:
+    if boxes and model.box_rule is None:
         raise ConfigError(
-            "boxes=True: the model has no calibrated threshold. Set model.calibration = {'normalizer': ..., "
-            "'percentile': ..., 'threshold': ...}, as camify.metrics.functional.calibrate finds them."
+            "boxes=True: the model has no calibrated threshold. Set model.box_rule = BoxRule(threshold=...)."
         )
     with without_hooks(model):
         plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    network = ExportedNetwork(plain, model.preprocessing if preprocess else None, model.calibration if boxes else None)
+    network = ExportedNetwork(plain, model.preprocessing if preprocess else None, model.box_rule if boxes else None)
     return network.eval()

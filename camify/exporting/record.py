@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 _KINDS: dict[str, Any] = {
     "format_version": int, "camify_version": str, "source": str, "licence": str | None, "num_classes": int,
     "class_names": list | None, "preprocessing": dict | None, "input": dict, "outputs": list, "dynamic": list,
-    "precision": str, "pool": str, "map": dict | None, "calibration": dict | None, "results": dict,
+    "precision": str, "pool": str, "map": dict | None, "box_rule": dict | None, "results": dict,
 }  # fmt: skip
 
 
@@ -44,19 +44,19 @@ def record_of(
         "pool": model.pool_name,
         "identity": f"mean(maps) + bias == logits within {TOLERANCE:g}" if model.pool_name == "gap" else None,
         "map": certificate.map if certificate else None,
-        "calibration": model.calibration,
+        "box_rule": model.box_rule.to_dict() if model.box_rule else None,
         "results": model.finite_results(),
     }
 
 
 def as_properties(record: Mapping[str, Any]) -> dict[str, str]:
     """The record as text fields: all of it as JSON, and what other tools look for by name."""
-    calibration = record["calibration"] or {}
+    rule = record["box_rule"] or {}
     fields = {
         "class_names": record["class_names"],
         "preprocessing": record["preprocessing"],
-        "normalizer": calibration.get("normalizer"),
-        "threshold": calibration.get("threshold"),
+        "normalizer": rule.get("normalizer"),
+        "threshold": rule.get("threshold"),
         "map_stride": (record["map"] or {}).get("stride"),
     }
     known = {key: _json(value) for key, value in fields.items() if value is not None}

@@ -2,7 +2,7 @@
 
 from .cam import CAM
 from .explanation import explain, make_methods
-from .forward_pass import ForwardPass, observe
+from .forward_pass import PRECISIONS, ForwardPass, observe
 from .gradcam import GradCAM
 from .gradcam_plus_plus import GradCAMPlusPlus
 from .layercam import LayerCAM
@@ -13,6 +13,7 @@ from .scorecam import ScoreCAM
 __all__ = [
     "CAM",
     "METHODS",
+    "PRECISIONS",
     "ForwardPass",
     "GradCAM",
     "GradCAMPlusPlus",

@@ -12,7 +12,9 @@ from ..anatomy import Split, split
 from ..errors import ConversionError
 from ..modes import evaluating
 
-__all__ = ["ForwardPass", "observe", "unwrapped"]
+__all__ = ["PRECISIONS", "ForwardPass", "observe", "unwrapped"]
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # for autocast
 
 
 class ForwardPass:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..maps import normalize, upsample
-from .forward_pass import ForwardPass
+from .forward_pass import PRECISIONS, ForwardPass
 from .method import Method, register
 
 __all__ = ["ScoreCAM"]
@@ -29,7 +29,6 @@ _VARIANTS = {
     "pytorch-grad-cam": _Variant(align_corners=True, epsilon=1e-8),
     "torch-cam": _Variant(normalize_first=True, epsilon=1e-8),
 }
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @register("scorecam")
@@ -63,8 +62,8 @@ class ScoreCAM(Method):
         super().__init__(model, layer)
         if variant not in _VARIANTS:
             raise ConfigError(f"ScoreCAM: variant={variant!r} is unknown. Choose one of {', '.join(_VARIANTS)}.")
-        if precision not in _PRECISIONS:
-            raise ConfigError(f"ScoreCAM: precision={precision!r} is unknown. Choose one of {', '.join(_PRECISIONS)}.")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"ScoreCAM: precision={precision!r} is unknown. Choose one of {', '.join(PRECISIONS)}.")
         if chunk < 1:
             raise ConfigError(f"ScoreCAM: chunk={chunk}: must be at least 1.")
         self.variant, self.chunk, self.precision = variant, chunk, precision
@@ -85,7 +84,7 @@ class ScoreCAM(Method):
         scores = maps_CHW.new_zeros(len(maps_CHW))
         for channels in torch.split(varies, self.chunk):
             masked = image * self._masks(maps_CHW[channels], image)[:, None].to(image.dtype)
-            logits = forward.network(masked, autocast=_PRECISIONS[self.precision])
+            logits = forward.network(masked, autocast=PRECISIONS[self.precision])
             found = logits.softmax(1)[:, target] if variant.probabilities else logits[:, target] - baseline
             scores[channels] = found
         return scores if variant.probabilities else scores.softmax(0)

@@ -13,7 +13,7 @@ from .checks import check_boxes, check_labels, check_maps
 from .functional import best_iou_at_threshold, best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
 from .shares import ShareMetric
 
-__all__ = ["LocalizationAccuracy", "MaxBoxAccuracy"]
+__all__ = ["LocalizationAccuracy", "MaxBoxAccuracy", "label_ranks"]
 
 _IOU = {1: (0.5,), 2: (0.3, 0.5, 0.7)}
 _MOST_THRESHOLDS = 1000
@@ -195,7 +195,7 @@ class LocalizationAccuracy(ShareMetric):
         if scores.dim() != 2 or len(scores) != len(truths) or bool(scores.isnan().any()):
             raise DataError(f"LocalizationAccuracy: scores {tuple(scores.shape)} must be ({len(truths)}, K), no NaN.")
         check_labels("LocalizationAccuracy", labels, len(truths), scores.shape[1])
-        ranks = _ranks(scores.detach().cpu(), labels.cpu())
+        ranks = label_ranks(scores.detach().cpu(), labels.cpu())
         centred = centre_boxes(height, width)
         for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
             if len(truth) == 0:
@@ -233,7 +233,7 @@ def _check_options(name: str, parity: str | None, count: int) -> None:
         raise ConfigError(f"{name}: count={count} must lie in 1 ... {_MOST_THRESHOLDS}.")
 
 
-def _ranks(scores: Tensor, labels: Tensor) -> Tensor:
+def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1])[None] < labels[:, None]

@@ -6,46 +6,43 @@ same map value in all of them, and negative evidence is drawn as none.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from camify.maps import upsample
+from ..maps import component_boxes
+from .drawing import (
+    BOX,
+    COLUMN,
+    FOUND,
+    FRAME,
+    GAP,
+    INK,
+    LINE,
+    MARGIN,
+    MUTED,
+    PANEL,
+    PAPER,
+    PER_ROW,
+    RIGHT,
+    WRONG,
+    cells_picture,
+    colour_bar,
+    heated_picture,
+    outline_boxes,
+    outline_region,
+    paper,
+    scaled_picture,
+    write_legend,
+    write_line,
+)
 
-__all__ = [
-    "ClassMap",
-    "grid_picture",
-    "outline_boxes",
-    "overlay_picture",
-    "scaled_picture",
-    "sheet_picture",
-    "strip_picture",
-    "tint",
-    "write_line",
-]
-
-PAPER, INK, MUTED = (252, 252, 250), (31, 35, 40), (106, 112, 119)
-GROUND = (224, 224, 224)  # below a colour bar and below a map that is drawn without its image
-RIGHT, WRONG = (26, 115, 72), (180, 52, 28)
-BOX, BOX_EDGE = (64, 224, 208), (16, 24, 28)
-PANEL, FRAME = 224, 112  # long side of a picture in an overlay and in a strip, pixels
-MARGIN, GAP, BAR, LINE = 12, 8, 10, 19
-TICK = 44  # room for the numbers beside a colour bar
-COLUMN = 184  # least width of an overlay's column, so that captions fit below narrow pictures
-PER_ROW = 11  # pictures in a row of a strip
-FLAT = 1 / 256  # of the scale: what one step of the colours cannot show
-
-Levels = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+__all__ = ["ClassMap", "Region", "grid_picture", "overlay_picture", "sheet_picture", "strip_picture"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,19 @@ class ClassMap:
     probability: float
 
 
+@dataclass(frozen=True)
+class Region:
+    """The pixels of a map above the threshold from which on it makes boxes.
+
+    Attributes:
+        mask: bool, of the image's size.
+        threshold: share of the normalised map's range.
+    """
+
+    mask: NDArray[np.bool_]
+    threshold: float
+
+
 def overlay_picture(
     image: Tensor,
     true: ClassMap | None,
@@ -72,6 +82,7 @@ def overlay_picture(
     *,
     scale: float,
     boxes: Tensor | None = None,
+    region: Region | None = None,
     colormap: str = "inferno",
     title: str = "",
 ) -> Image.Image:
@@ -87,22 +98,26 @@ def overlay_picture(
         predicted: map of the predicted class; the prediction is right if both names are equal.
         scale: raw map value that is drawn as full heat; where it is not positive no heat is drawn.
         boxes: ground truth, (n, 4) xyxy in pixels of ``image``, exclusive.
+        region: of the map in the third panel; drawn there with the box around its largest part.
         colormap: name in ``matplotlib.colormaps``.
         title: line above the picture.
     """
     right = true is None or true.name == predicted.name
     picture = scaled_picture(image, PANEL)
     width, height = max(picture.width, COLUMN), picture.height
-    paper = _paper((3 * (width + GAP), height + 4 * LINE))
-    draw = ImageDraw.Draw(paper)
+    sheet = paper((3 * (width + GAP), height + 4 * LINE))
+    draw = ImageDraw.Draw(sheet)
 
     shown = true or predicted
-    last, note = _heated(picture, shown.map_hw, scale, colormap)
+    last, note = heated_picture(picture, shown.map_hw, scale, colormap)
+    found = None
+    if region is not None and region.mask.any():
+        last, found = outline_region(last, region.mask), component_boxes(region.mask, largest=True)
     if right:
-        middle, label = _cells(picture.size, shown.map_hw, scale, colormap)
+        middle, label = cells_picture(picture.size, shown.map_hw, scale, colormap)
         labels = ["image", label, note or "map over the image"]
     else:
-        middle, other = _heated(picture, predicted.map_hw, scale, colormap)
+        middle, other = heated_picture(picture, predicted.map_hw, scale, colormap)
         labels = ["image", other or "map of the predicted class", note or "map of the true class"]
     if true is None:
         captions, colour = [(predicted.name, "")], INK
@@ -112,16 +127,21 @@ def overlay_picture(
     captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown)]
 
     x, y = MARGIN, MARGIN + 2 * LINE
-    write_line(draw, (x, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    keys = [(BOX, "ground truth")] if boxes is not None and len(boxes) else []
+    keys += [(FOUND, f"found, threshold {region.threshold:.2f}")] if region is not None and found is not None else []
+    room = write_legend(draw, x + 3 * (width + GAP) - GAP, MARGIN - 2, keys, 2 * (width + GAP))
+    write_line(draw, (x, MARGIN - 2), title, room + width, INK)
     for i, panel in enumerate((picture, middle, last)):
-        paper.paste(panel, (x, y))
+        sheet.paste(panel, (x, y))
         outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
+        if i == 2 and found is not None:
+            outline_boxes(draw, torch.from_numpy(found), image, panel.size, (x, y), width=1, colour=FOUND)
         write_line(draw, (x, y - LINE), labels[i], width, MUTED)
         write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
         write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else colour, bold=not i)
         x += width + GAP
-    _colour_bar(paper, (x, y), height, scale, colormap)
-    return paper
+    colour_bar(sheet, (x, y), height, scale, colormap)
+    return sheet
 
 
 def grid_picture(
@@ -149,9 +169,9 @@ def grid_picture(
     picture = scaled_picture(image, PANEL)
     width, height = max(picture.width, COLUMN), picture.height
     step = (width + GAP, height + 3 * LINE)
-    paper = _paper(((1 + len(columns)) * step[0], len(rows) * step[1] + 2 * LINE))
-    draw = ImageDraw.Draw(paper)
-    write_line(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    sheet = paper(((1 + len(columns)) * step[0], len(rows) * step[1] + 2 * LINE))
+    draw = ImageDraw.Draw(sheet)
+    write_line(draw, (MARGIN, MARGIN - 2), title, sheet.width - 2 * MARGIN, INK)
     for i, label in enumerate(["image", *columns]):
         write_line(draw, (MARGIN + i * step[0], MARGIN + LINE), label, width, MUTED)
     for j, maps in enumerate(rows):
@@ -159,20 +179,20 @@ def grid_picture(
         panels, notes = [picture], [f"logit {maps[0].logit:.2f} · p {maps[0].probability:.2f}"]
         for shown in maps:
             low, high = max(float(shown.map_hw.min()), 0.0), float(shown.map_hw.max())
-            heated, note = _heated(picture, shown.map_hw - low, high - low, colormap)
+            heated, note = heated_picture(picture, shown.map_hw - low, high - low, colormap)
             panels.append(heated)
             notes.append(note or f"{low:.3g} to {high:.3g}")
         for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
             x = MARGIN + i * step[0]
-            paper.paste(panel, (x, y))
+            sheet.paste(panel, (x, y))
             outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
             write_line(
                 draw, (x, y + height + 4), maps[0].name if i == 0 else note, width, MUTED if i else INK, bold=not i
             )
         write_line(draw, (MARGIN, y + height + 4 + LINE), notes[0], width, MUTED)
     bar = MARGIN + (1 + len(columns)) * step[0]
-    _colour_bar(paper, (bar, MARGIN + 2 * LINE), height, ("low", "high"), colormap)
-    return paper
+    colour_bar(sheet, (bar, MARGIN + 2 * LINE), height, ("low", "high"), colormap)
+    return sheet
 
 
 def strip_picture(
@@ -197,22 +217,22 @@ def strip_picture(
         title: line above the strip.
     """
     picture = scaled_picture(image, FRAME)
-    frames = [picture, *(_heated(picture, map_hw, scale, colormap)[0] for map_hw in maps)]
+    frames = [picture, *(heated_picture(picture, map_hw, scale, colormap)[0] for map_hw in maps)]
     column = max(picture.width, FRAME // 2)
     rows = -(-len(frames) // PER_ROW)
     columns = -(-len(frames) // rows)  # rows of about equal length
     step = (column + GAP, picture.height + LINE + GAP)
-    paper = _paper((columns * step[0], rows * step[1] + LINE))
-    draw = ImageDraw.Draw(paper)
-    write_line(draw, (MARGIN, MARGIN - 2), title, paper.width - 2 * MARGIN, INK)
+    sheet = paper((columns * step[0], rows * step[1] + LINE))
+    draw = ImageDraw.Draw(sheet)
+    write_line(draw, (MARGIN, MARGIN - 2), title, sheet.width - 2 * MARGIN, INK)
     for i, (frame, caption) in enumerate(zip(frames, ["image", *captions], strict=True)):
         x, y = MARGIN + i % columns * step[0], MARGIN + LINE + 4 + i // columns * step[1]
-        paper.paste(frame, (x, y))
+        sheet.paste(frame, (x, y))
         if i == 0:
             outline_boxes(draw, boxes, image, frame.size, (x, y), width=1)
         write_line(draw, (x, y + frame.height + 2), caption, column, MUTED, size=11)
-    _colour_bar(paper, (MARGIN + columns * step[0], MARGIN + LINE + 4), picture.height, scale, colormap)
-    return paper
+    colour_bar(sheet, (MARGIN + columns * step[0], MARGIN + LINE + 4), picture.height, scale, colormap)
+    return sheet
 
 
 def sheet_picture(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -225,137 +245,3 @@ def sheet_picture(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % columns * width, i // columns * height))
     return sheet
-
-
-def _paper(inner: tuple[int, int]) -> Image.Image:
-    """An empty sheet: ``inner`` pixels, a colour bar to their right, and margins."""
-    return Image.new("RGB", (MARGIN + inner[0] + BAR + TICK, inner[1] + 2 * MARGIN), PAPER)
-
-
-def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
-    """``image`` (3, H, W), 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
-    pixels = (image.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    height, width = pixels.shape[:2]
-    factor = long_side / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.BICUBIC)
-
-
-def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels, str]:
-    """Heat of a raw map at ``size`` (width, height) in steps 0..255, and a note where there is none."""
-    raw = map_hw.detach().float().cpu()
-    nothing = np.zeros(size[::-1], np.uint8)
-    if not bool(torch.isfinite(raw).all()):
-        return nothing, "map is not finite"
-    low, high = float(raw.min()), float(raw.max())
-    if not scale > 0 or high <= FLAT * scale:
-        return nothing, "no positive evidence"
-    if high - low <= FLAT * scale:
-        return nothing, "the same everywhere"
-    heat = (upsample(raw, size[::-1]) / scale).clamp(0, 1)
-    return (heat * 255).round().byte().numpy(), ""
-
-
-@lru_cache(maxsize=8)
-def _recipe(colormap: str) -> NDArray[np.float32]:
-    """For each level what a pixel is made of: image, its grey, and red, green, blue on top, (5, 256)."""
-    heat = np.linspace(0, 1, 256)[:, None]
-    alpha = 0.8 * heat**0.7  # strong early, yet without evidence the picture stays as it is
-    fade = np.minimum(1, 2 * heat)  # the picture turns to dim grey below the heat, so that colours read
-    colour = np.asarray(mpl.colormaps[colormap](heat[:, 0]))[:, :3] * 255
-    parts = [(1 - alpha) * (1 - fade), (1 - alpha) * fade * 0.8, alpha * colour + 0.5]  # rounded, not cut off
-    return np.ascontiguousarray(np.hstack(parts).T.astype(np.float32))
-
-
-def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
-    """The picture with heat over it; where the level is 0 it is left as it is."""
-    own, dimmed, *colours = (part.take(levels) for part in _recipe(colormap))
-    dimmed *= np.asarray(picture.convert("L"))
-    tinted = np.empty((*levels.shape, 3), np.uint8)
-    for channel, (pixels, colour) in enumerate(zip(picture.split(), colours, strict=True)):
-        tinted[..., channel] = own * np.asarray(pixels) + (dimmed + colour)
-    return Image.fromarray(tinted)
-
-
-def _heated(picture: Image.Image, map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
-    """The map over the picture, and a note where there is no heat to draw."""
-    levels, note = _levels(map_hw, scale, picture.size)
-    return tint(picture, levels, colormap), note
-
-
-def _cells(size: tuple[int, int], map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
-    """The map alone at ``size``, each of its cells one colour, and what to write above it."""
-    rows, columns = map_hw.shape
-    levels, _ = _levels(map_hw, scale, (columns, rows))
-    cells = tint(Image.new("RGB", (columns, rows), GROUND), levels, colormap)
-    return cells.resize(size, Image.Resampling.NEAREST), f"map, {rows} by {columns} cells"
-
-
-def outline_boxes(
-    draw: ImageDraw.ImageDraw,
-    boxes: Tensor | None,
-    image: Tensor,
-    size: tuple[int, int],
-    at: tuple[int, int],
-    *,
-    width: int,
-) -> None:
-    """Draws boxes, given in pixels of ``image``, into the panel of ``size`` that stands at ``at``.
-
-    The coloured line of ``width`` pixels lies just inside a box, a thin dark one just outside.
-    """
-    lines = [(-1, BOX_EDGE), *((i, BOX) for i in range(width))]
-    factors = np.divide((*size, *size), (image.shape[-1], image.shape[-2]) * 2)
-    limits = np.array([*size, *size])
-    for box in [] if boxes is None else boxes.detach().cpu().numpy():
-        left, top, right, bottom = np.clip(np.round(box * factors), 0, limits).astype(int)
-        x0, y0 = at[0] + left, at[1] + top
-        x1, y1 = max(x0, at[0] + right - 1), max(y0, at[1] + bottom - 1)  # PIL's corners are inclusive
-        for inset, colour in lines:
-            if x1 - x0 >= 2 * inset and y1 - y0 >= 2 * inset:
-                draw.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), outline=colour)
-
-
-def _colour_bar(
-    paper: Image.Image, at: tuple[int, int], height: int, ends: float | tuple[str, str], colormap: str
-) -> None:
-    """Draws the colours from 0 (bottom) to ``ends`` (top), or between two words, as they look over a grey picture."""
-    bottom, top = ("0", f"{ends:.3g}") if isinstance(ends, float | int) else ends
-    paper.paste(_bar(height, colormap), at)
-    draw, x = ImageDraw.Draw(paper), at[0] + BAR + 4
-    write_line(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
-    write_line(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
-
-
-@lru_cache(maxsize=32)
-def _bar(height: int, colormap: str) -> Image.Image:
-    levels = np.linspace(255, 0, height).round().astype(np.uint8)[:, None].repeat(BAR, axis=1)
-    return tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap)
-
-
-@lru_cache(maxsize=8)
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size)
-
-
-def write_line(
-    draw: ImageDraw.ImageDraw,
-    at: tuple[int, int],
-    text: str,
-    width: int,
-    fill: Colour,
-    *,
-    size: int = 13,
-    bold: bool = False,
-) -> None:
-    """Writes one line of at most ``width`` pixels; what is too long ends in an ellipsis."""
-    font = _font(size, bold)
-    # a line break, a control character or half a surrogate would stop the font engine
-    line = "".join(c if c.isprintable() else " " for c in text[:width])
-    if font.getlength(line) > width:
-        lengths = range(1, len(line))
-        fits = bisect.bisect_left(lengths, True, key=lambda n: font.getlength(line[:n] + "…") > width)
-        line = line[:fits].rstrip() + "…"
-    draw.text(at, line, fill=fill, font=font)

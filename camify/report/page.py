@@ -14,7 +14,12 @@ __all__ = ["ImageTrack", "RunReport", "render_page"]
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
-ACCURACIES = {"val/acc": "accuracy", "val/max_box_acc": "box accuracy"}
+KINDS = {
+    "watched": ("Watched images", "The same images in every epoch, one colour scale per image for all epochs."),
+    "mistakes": ("Confident mistakes", "Wrong, and most sure of it, in this epoch."),
+    "beside": ("Beside the object", "The least of the true class's evidence lies on the object, in this epoch."),
+    "changed": ("Changed most", "The true class's map moved most since the epoch before."),
+}
 WIDTH, HEIGHT = 520, 280  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 374, 14, 232  # of the area between its axes; labels stand to the right
 LABEL_STEP = 17  # least distance of two labels
@@ -29,12 +34,14 @@ class ImageTrack:
         true_class: its true class.
         frames: (epoch, encoded picture, caption) in the order of epochs; PNG or WebP.
         strip: one encoded picture of all epochs, or None.
+        kind: ``"watched"``, or why the image was shown in its one epoch: a key of ``KINDS``.
     """
 
     name: str
     true_class: str
     frames: Sequence[tuple[int, bytes, str]]
     strip: bytes | None
+    kind: str = "watched"
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,9 @@ class RunReport:
         certificate: ``rows``, each with ``part``, ``status`` (kept, dropped or new), ``layers`` and
             ``parameters``, and ``facts``, texts by label.
         results: rows of the before/after table, the legacy model first and, once finished, the new one
-            last: ``name``, ``accuracy`` and ``box_accuracy`` (0 to 1, or None) and ``note``.
-        centre_box_accuracy: box accuracy of the centre-box baseline on the same data, 0 to 1, or None.
+            last: ``name``, ``accuracy`` and ``quality`` (0 to 1, or None) and ``note``.
+        quality: key in the history, and name, of the figure of the maps.
+        baseline: name of what that figure must beat, and its value on the same data, 0 to 1, or None.
         history: one mapping of metrics per epoch, each with ``epoch``.
         images: the probe images.
         config: the run's configuration, YAML.
@@ -62,7 +70,8 @@ class RunReport:
     subtitle: str
     certificate: Mapping[str, Any]
     results: Sequence[Mapping[str, Any]]
-    centre_box_accuracy: float | None
+    quality: tuple[str, str]
+    baseline: tuple[str, float | None]
     history: Sequence[Mapping[str, float]]
     images: Sequence[ImageTrack]
     config: str
@@ -74,7 +83,8 @@ def render_page(report: RunReport) -> str:
     """The page of ``report`` as one HTML text; it loads nothing from anywhere."""
     latest = report.history[-1] if report.history else {}
     newest = report.results[-1] if report.finished and len(report.results) > 1 else {}
-    baseline = report.centre_box_accuracy
+    key, name = report.quality
+    shown = [(kind, *words) for kind, words in KINDS.items() if any(track.kind == kind for track in report.images)]
     return render(
         Path(__file__).with_name("page.html.j2"),
         {"percent": _percent, "number": _number},
@@ -82,12 +92,20 @@ def render_page(report: RunReport) -> str:
         newest=newest,
         before=report.results[0] if report.results else {},
         accuracy=newest.get("accuracy", latest.get("val/acc")),
-        box_accuracy=newest.get("box_accuracy", latest.get("val/max_box_acc")),
+        quality=newest.get("quality", latest.get(key)),
+        kinds=shown,
         epochs=sorted({epoch for track in report.images for epoch, _, _ in track.frames}),
         metrics=sorted({key for row in report.history for key in row} - {"epoch"}),
         charts=[
             _chart("Loss", report.history, LOSSES, _number),
-            _chart("Accuracy", report.history, ACCURACIES, _percent, top=1.0, baseline=baseline),
+            _chart(
+                "Accuracy",
+                report.history,
+                {"val/acc": "accuracy", key: name},
+                _percent,
+                top=1.0,
+                baseline=report.baseline,
+            ),
         ],
     )
 
@@ -99,7 +117,7 @@ def _chart(
     text: Callable[[float | None], str],
     *,
     top: float = 0.0,
-    baseline: float | None = None,
+    baseline: tuple[str, float | None] = ("", None),
 ) -> dict[str, Any]:
     """What the template needs to draw a chart: sizes, ticks, lines and labels, in the chart's units.
 
@@ -109,7 +127,7 @@ def _chart(
         names: the metrics to draw and what to call them.
         text: how a value is written.
         top: least upper end of the value axis.
-        baseline: value of the dashed line "centre box".
+        baseline: name and value of the dashed line.
     """
     lines = [
         (f"s{i}", name, [(row["epoch"], row[key]) for row in history if _known(row.get(key))])
@@ -128,8 +146,9 @@ def _chart(
         return BOTTOM - (BOTTOM - TOP) * (value / step - low) / (high - low)
 
     labels = [(y(p[-1][1]), style, f"{name} {text(p[-1][1])}") for style, name, p in lines if p]
-    if _known(baseline):
-        labels.append((y(baseline), "rule", f"centre box {text(baseline)}"))
+    rule, least = baseline
+    if _known(least):
+        labels.append((y(least), "rule", f"{rule} {text(least)}"))
     return {
         "title": title,
         "size": (WIDTH, HEIGHT),
@@ -138,7 +157,7 @@ def _chart(
             (style, [(x(e), y(v), f"epoch {e:g}, {name}: {text(v)}") for e, v in points])
             for style, name, points in lines
         ],
-        "rule": y(baseline) if _known(baseline) else None,
+        "rule": y(least) if _known(least) else None,
         "labels": _spread(labels),
         "x_ticks": [(x(e), f"{e:g}") for e in range(int(first), int(max(epochs)) + 1, math.ceil(_step(span, 8)))],
         "y_ticks": [(y(i * step), text(i * step).replace(".0 ", " ")) for i in range(low, high + 1)],

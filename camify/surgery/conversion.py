@@ -62,7 +62,7 @@ def convert(
         num_classes: None keeps the legacy's number.
         input_size: height and width at which the network is run and proven, pixels.
         example: images (N, C, H, W) to run instead of noise.
-        pool: ``"gap"``, ``"gmp"`` or ``"lse"``; a recipe's own where it has one. Only GAP has the identity.
+        pool: ``"gap"``, ``"gmp"``, ``"lse"`` or ``"tap"``; a recipe's own where it has one. Only GAP has the identity.
         map_stride: pixels per cell of the map, smaller than the legacy's: strides become dilations, the weights stay.
         recipe: a published network by name (``camify.surgery.RECIPES``): where the features end, strides, new layers,
             their first weights, pooling and dropout. Options that contradict it are refused.

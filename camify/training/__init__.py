@@ -1,7 +1,8 @@
 """Training: the fine-tuner, its schedule, its pictures and its record."""
 
+from .cam_quality import CAM_METRICS
 from .fine_tuner import CAMFineTuner
 from .overlays import CAMOverlayLogger
 from .record import RunRecord
 
-__all__ = ["CAMFineTuner", "CAMOverlayLogger", "RunRecord"]
+__all__ = ["CAM_METRICS", "CAMFineTuner", "CAMOverlayLogger", "RunRecord"]

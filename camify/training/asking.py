@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ["count_samples", "is_dry_run", "run_folder", "single_loader"]
+__all__ = ["count_samples", "is_dry_run", "labels_of", "run_folder", "single_loader", "whole_split"]
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -29,3 +31,17 @@ def count_samples(loaders: Any) -> int | None:
     """Number of samples behind a loader, or None where it is not known."""
     dataset: Any = getattr(single_loader(loaders), "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def labels_of(loaders: Any) -> Any:
+    """Labels of all samples behind a loader, as torchvision's and camify's data sets have them; None where not."""
+    dataset: Any = getattr(single_loader(loaders), "dataset", None)
+    return getattr(dataset, "labels", getattr(dataset, "targets", None))
+
+
+def whole_split(loaders: Any) -> Any:
+    """A loader's samples, all of them where several processes share them otherwise."""
+    loader = single_loader(loaders)
+    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        return loader
+    return DataLoader(loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)

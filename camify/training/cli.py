@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,12 +17,14 @@ from jsonargparse import set_parsing_settings
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..errors import CamifyError, ConfigError
 from ..surgery import find_recipe
-from .fine_tuner import CAMFineTuner, settle_options
+from .fine_tuner import CAMFineTuner
 from .overlays import CAMOverlayLogger
 from .predictions import PredictionTable
+from .preparing import settle_options
 from .record import RunRecord
 
 __all__ = ["FineTuningCLI", "main"]
@@ -71,9 +74,11 @@ class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's folder when training starts, and only then."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Not yet: a run that may not go on must not replace the configuration of the one that stopped."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save before fitting; validating and testing write nothing."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        super().setup(trainer, pl_module, "fit")
 
 
 class FineTuningCLI(LightningCLI):
@@ -125,6 +130,8 @@ class FineTuningCLI(LightningCLI):
         recipe = find_recipe(config.model.recipe)
         if recipe is not None and config.trainer.max_epochs is None:
             config.trainer.max_epochs = recipe.fine_tuning.epochs
+        if config.model.task == "multilabel" and config.checkpoint.monitor == "val/acc":
+            config.checkpoint.monitor = "val/map"
         folder = Path(config.trainer.default_root_dir)
         if self.subcommand == "fit" and not config.ckpt_path and not config.trainer.fast_dev_run:
             folder = _choose_folder(folder)
@@ -183,6 +190,8 @@ def main(args: ArgsType = None) -> None:
     set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
         FineTuningCLI(args)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # Lightning alone leaves with 0
     except Exception as error:
         found = _inner_error(error)
         if found is None:

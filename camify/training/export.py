@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from ..box_rule import BoxRule
 from ..data import Preprocessing
 from ..errors import CheckpointError
 from ..files import write_whole
@@ -43,10 +44,13 @@ def export_cam_net(
     folder: Path,
     results: Mapping[str, Any],
     images: Tensor,
+    *,
+    rule_of: Callable[[CAMNet], BoxRule | None] = lambda _: None,
 ) -> float:
     """Save a network with the given weights, load it again and compare the two on ``images``.
 
-    Returns the largest difference of logits and maps, relative to the largest logit or map value.
+    ``rule_of`` chooses its box rule. Returns the largest difference of logits and maps, relative to the largest logit
+    or map value.
 
     Raises:
         CheckpointError: the loaded network is not the saved one.
@@ -54,7 +58,7 @@ def export_cam_net(
     live = copy.deepcopy(network).cpu().float()
     if weights is not None:
         live.load_state_dict(weights, strict=True)
-    live.results = dict(results)
+    live.results, live.box_rule = dict(results), rule_of(live)
     live.save_pretrained(folder, overlays=_overlays(live, images[:4]))
     loaded = CAMNet.from_pretrained(folder)
     with evaluating(live):

@@ -4,29 +4,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
 
-from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
-from ..errors import ConfigError, ConversionError, DataError
-from ..maps import normalize, select, upsample
-from ..metrics import MaxBoxAccuracy
+from ..errors import ConfigError, DataError
+from ..maps import class_maps, select
 from ..model import CAMNet
 from ..modes import evaluating
-from ..surgery import FitReport, convert, find_recipe, fit_head, resolve, settle_fine_tuning, settle_head
-from .asking import single_loader
+from ..normalizers import Normalizer, normalize_maps
+from ..surgery import FitReport
+from .asking import labels_of, single_loader
+from .augmentation import hide_patches
+from .cam_quality import CAMQuality, ValidationBatch
+from .course import Course
+from .feature_cache import run_new_layers
+from .losses import Objective, classification_loss, object_masks
 from .optimization import build_optimizer, check_options
-from .schedule import lr_factor, set_frozen
+from .preparing import count_classes, prepare, record_of, settle_options
+from .resuming import StopSafely
+from .schedule import lr_factor, one_cycle_factor
+from .scores import class_score
 
-__all__ = ["CAMFineTuner", "settle_options"]
+__all__ = ["CAMFineTuner"]
 
 Batch = Mapping[str, Any] | tuple[Tensor, Tensor] | list[Tensor]
 
@@ -35,14 +41,16 @@ class CAMFineTuner(pl.LightningModule):
     """Fine-tunes a CAM-ready classifier and measures, beside its accuracy, whether its maps find the objects.
 
     A legacy network is converted first (see ``camify.convert``). Batches are dicts (``image``, ``label``,
-    optionally ``boxes``) as camify's data modules give them, or pairs (images, labels).
+    optionally ``boxes`` or ``mask``) as camify's data modules give them, or pairs (images, labels).
 
     Where an option is None, the recipe decides, else the default that is named here; ``hparams``, checkpoints and the
     run's ``config.yaml`` hold what was decided.
 
-    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and, where boxes are known, ``val/max_box_acc``
-    (version 1: IoU 0.5, largest component, best threshold, map of the true class) beside ``val/centre_box_acc``,
-    what the best fixed centred box reaches on the same images.
+    Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and the figures of ``cam_metrics``, of the true
+    classes' maps. By default these are, where boxes are known, ``val/max_box_acc`` (version 1: IoU 0.5, largest
+    component, best threshold) beside ``val/centre_box_acc``, what the best fixed centred box reaches on the same
+    images; where there are none, ``val/grid_pointing`` beside ``val/grid_chance``; and ``val/map_area`` and
+    ``val/map_entropy``, how much of the image the maps take. Each can be monitored.
 
     Args:
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
@@ -52,11 +60,12 @@ class CAMFineTuner(pl.LightningModule):
             network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
         head: ``"gap"`` (default), ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is,
             without maps.
-        pool: ``"gap"`` (default), ``"gmp"`` or ``"lse"``.
+        pool: ``"gap"`` (default), ``"gmp"``, ``"lse"`` or ``"tap"`` (thresholded average, Bae et al. 2020).
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
         dropout: between pooling and classifier; default 0.
-        init: how the new classifier starts: ``"random"``, or ``"ridge"``: fitted in closed form, before the first
-            step, to the legacy's logits where its classes are the data's, else to the labels (see ``camify.fit_head``).
+        init: how the classifier starts: ``"random"`` (default), as the conversion draws it; ``"ridge"``: fitted in
+            closed form, before the first step, to the legacy's logits where its classes are the data's, else to the
+            labels (see ``camify.fit_head``); ``"recast"``: the old head at every position (``head="recast"``).
         map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
         input_size: side of the input at which the conversion is proven, pixels.
         optimizer: ``"sgd"`` (default) or ``"adamw"``.
@@ -68,11 +77,36 @@ class CAMFineTuner(pl.LightningModule):
         nesterov: Nesterov's momentum; default true.
         weight_decay: of all weights; default 5e-4.
         decay_biases: whether biases decay as the weights do; default true.
-        schedule: ``"cosine"`` (default) or ``"step"``.
+        schedule: ``"cosine"`` (default), ``"step"`` or ``"one_cycle"`` (which has its own warm-up).
         lr_drops: with ``"step"``, the fractions of the training after which rates are tenfold less.
         warmup_epochs: linear rise of each group's learning rate after its start, before the schedule; default 0.5.
         freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed; default 1.
         label_smoothing: of the cross-entropy, in [0, 1).
+        task: ``"multiclass"``, or ``"multilabel"``: labels (N, K) of 0 and 1, binary cross-entropy, ``val/map``.
+        class_weights: of the classes in the loss, or ``"balanced"``: each class counts the same.
+        teacher: ``"legacy"``: the legacy network's logits are a second target (Hinton et al. 2015).
+        teacher_weight: of that target in the loss, in [0, 1]; the labels have the rest.
+        teacher_temperature: softens both distributions.
+        box_weight: of the guidance by boxes or masks, for the training images that have them: one minus the share of
+            the true class's positive evidence that lies on the object (Rao et al. 2023); 0 is off.
+        hide_and_seek: probability that a cell of an image is hidden (Singh & Lee 2017, there 0.5); 0 is off.
+        cutmix: both parameters of the Beta distribution of the pasted area (Yun et al. 2019, there 1); 0 is off.
+        adl_layers: layers of the features behind which the most attended cells are dropped (Choe & Shim 2019).
+        adl_drop_rate: how often they are dropped; else cells are weighed by their attention.
+        adl_gamma: share of the largest attention from which on a cell is dropped.
+        clamp_weights: maps from the positive weights of the classifier only (Bae et al. 2020); logits stay.
+        normalizer: of the maps whose boxes are measured: ``"minmax"``, ``"max"``, ``"pas"`` or ``"ivr"`` (see
+            ``camify.normalizers``).
+        percentile: of ``"pas"`` and ``"ivr"``; None takes the published 90 and 45.
+        layer_decay: the rate of each layer of the features is this factor of the next one's; 1 is off.
+        channels_last: weights in that memory format; what runs through them follows.
+        compile: let ``torch.compile`` compile the features.
+        feature_cache: compute the features of frozen epochs once: ``"memory"``, ``"disk"`` or ``"off"``.
+        feature_cache_gb: the most that they may take.
+        cached_views: draws of the augmentation that are kept of every image; None: the augmentation has no chance.
+        cam_metrics: CAM metrics of validation by name (``camify.training.CAM_METRICS``); None: those above. Those of
+            masked images cost a forward more, ``insertion_auc`` and ``deletion_auc`` 17.
+        grid_mosaics: mosaics that ``grid_pointing`` looks at, four forwards each.
 
     Raises:
         ConversionError, CheckpointError, ConfigError: before anything is trained.
@@ -84,11 +118,11 @@ class CAMFineTuner(pl.LightningModule):
         class_names: list[str] | None = None,
         recipe: str | None = None,
         head: Literal["gap", "direct", "recast", "none"] | None = None,
-        pool: Literal["gap", "gmp", "lse"] | None = None,
+        pool: Literal["gap", "gmp", "lse", "tap"] | None = None,
         head_channels: int | list[int] | None = None,
         dropout: float | None = None,
         map_stride: int | None = None,
-        init: Literal["random", "ridge"] = "random",
+        init: Literal["random", "ridge", "recast"] | None = None,
         input_size: int = 224,
         optimizer: Literal["sgd", "adamw"] | None = None,
         lr: float | None = None,
@@ -99,11 +133,33 @@ class CAMFineTuner(pl.LightningModule):
         nesterov: bool | None = None,
         weight_decay: float | None = None,
         decay_biases: bool | None = None,
-        schedule: Literal["cosine", "step"] | None = None,
+        schedule: Literal["cosine", "step", "one_cycle"] | None = None,
         lr_drops: list[float] | None = None,
         warmup_epochs: float | None = None,
         freeze_epochs: int | None = None,
         label_smoothing: float = 0.0,
+        task: Literal["multiclass", "multilabel"] = "multiclass",
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        teacher: Literal["legacy"] | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 2.0,
+        box_weight: float = 0.0,
+        hide_and_seek: float = 0.0,
+        cutmix: float = 0.0,
+        adl_layers: list[str] | None = None,
+        adl_drop_rate: float = 0.75,
+        adl_gamma: float = 0.9,
+        clamp_weights: bool = False,
+        normalizer: Literal["minmax", "max", "pas", "ivr"] = "minmax",
+        percentile: float | None = None,
+        layer_decay: float = 1.0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 - torch's word
+        feature_cache: Literal["off", "memory", "disk"] = "off",
+        feature_cache_gb: float = 4.0,
+        cached_views: int | None = None,
+        cam_metrics: list[str] | None = None,
+        grid_mosaics: int = 16,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
@@ -111,58 +167,56 @@ class CAMFineTuner(pl.LightningModule):
         check_options(self.hparams)
         if class_names is not None and len(class_names) < 2:
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
-        if init not in ("random", "ridge"):
-            raise ConfigError(f"init={init!r} is unknown. Choose random or ridge.")
+        prepared = prepare(model, class_names, self.hparams)
         self.fit_report: FitReport | None = None
-        self.legacy: nn.Module | None = None  # set below, outside the module tree: it is never trained or saved
-        self.source = ""
-        names = ("recipe", "pool", "head_channels", "dropout", "map_stride", "input_size")
-        options = {name: self.hparams[name] for name in names}
-        self.model = self._prepare(model, class_names, self.hparams["head"], options)
+        self.keep_aside(legacy=prepared.legacy, teacher=None)
+        self.model, self.source, self._layers = prepared.network, prepared.source, prepared.layers
         self.class_names = class_names
         if isinstance(self.model, CAMNet):
             self.model.class_names = class_names or self.model.class_names
             self.class_names = self.model.class_names
-        count = self._count_classes(input_size)
+        self.num_classes = count = count_classes(self.model, input_size)
         if class_names is not None and len(class_names) != count:
             raise ConfigError(
                 f"The data has {len(class_names)} classes, the network {count}. Convert it with num_classes."
             )
-        self.val_accuracy = MulticlassAccuracy(num_classes=count, average="micro")
-        self.box_accuracy = MaxBoxAccuracy(version=1)
+        if teacher is not None and self.legacy is None:
+            raise ConfigError(
+                "teacher='legacy': there is no legacy network with the data's classes. Leave teacher out."
+            )
+        weights = class_weights if isinstance(class_weights, list) else None
+        if weights is not None and (len(weights) != count or min(weights) < 0):
+            raise ConfigError(f"class_weights={weights}: {count} numbers of at least 0 are needed, one per class.")
+        if isinstance(class_weights, str) and class_weights != "balanced":
+            raise ConfigError(f"class_weights={class_weights!r}: give a list of numbers, or 'balanced'.")
+        self.multilabel, self.normalizer = task == "multilabel", _normalizer(normalizer, percentile)
+        self.objective = Objective(
+            multilabel=self.multilabel,
+            label_smoothing=label_smoothing,
+            distillation=teacher_weight if teacher else 0.0,
+            temperature=teacher_temperature,
+            energy=box_weight,
+        )
+        self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
+        self.score_name, self.val_accuracy = class_score(task, count)
+        self.quality = CAMQuality(cam_metrics, grid_mosaics)
+        self._grid_pointing: dict[str, float] = {}
 
-    def _prepare(
-        self, model: str | nn.Module, class_names: list[str] | None, head: str, options: dict[str, Any]
-    ) -> nn.Module:
-        """The network to train: converted where it is a legacy one, which is then kept for comparison."""
-        legacy_names: list[str] | None = None
-        notes: tuple[str, ...] = ()
-        licence: str | None = None
-        self.source = model if isinstance(model, str) else type(model).__name__
-        if isinstance(model, str):
-            source = resolve(model)
-            model, legacy_names, notes, licence = source.model, source.class_names, source.notes, source.licence
-        if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
-            return model.train()
-        if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
-            head, options = "direct", {**options, "recipe": None}
-        # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-        net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **options).train()
-        net.licence = net.licence or licence
-        if net.certificate is not None:
-            net.certificate = net.certificate.named(self.source, notes)
-            comparable = legacy_names is None or class_names is None or legacy_names == class_names
-            if comparable and net.certificate.legacy_classes == net.num_classes:
-                object.__setattr__(self, "legacy", model)
-        return net
+    # Outside the module tree: they are never trained, moved or saved with it.
 
-    def _count_classes(self, input_size: int) -> int:
-        if isinstance(self.model, CAMNet):
-            return self.model.num_classes
-        parameter = next(self.model.parameters())
-        with torch.no_grad(), evaluating(self.model):
-            logits = self.model(torch.zeros(1, 3, input_size, input_size).to(parameter))
-        return int(logits.shape[1])
+    @property
+    def legacy(self) -> nn.Module | None:
+        """The legacy network where its classes are the data's, until training starts."""
+        return self._aside["legacy"]
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network whose logits are a second target, while there is one."""
+        return self._aside["teacher"]
+
+    def keep_aside(self, *, legacy: nn.Module | None, teacher: nn.Module | None) -> None:
+        """Keep these networks; assigning them would make them parts of this one."""
+        self._aside = {"legacy": legacy, "teacher": teacher}
 
     # ------------------------------------------------------------ steps
 
@@ -172,19 +226,47 @@ class CAMFineTuner(pl.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
-        images, labels = _images_and_labels(batch)
-        loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.hparams["label_smoothing"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        return loss
+        """The loss of one batch, and its terms where there are several."""
+        inputs, labels = _images_and_labels(batch)
+        cached = isinstance(batch, Mapping) and "features" in batch
+        if self.hparams["hide_and_seek"]:
+            inputs = hide_patches(inputs, self.hparams["hide_and_seek"])
+        if self.cutmix is not None:
+            inputs, labels = self.cutmix(inputs, labels)
+        masks = None
+        if self.objective.energy and isinstance(batch, Mapping):
+            height, width = batch["size"][0].tolist() if cached else inputs.shape[-2:]
+            masks = object_masks(batch, height, width)
+        logits, maps = self._learn(inputs, cached=cached, maps=masks is not None)
+        taught = batch["teacher"] if cached and isinstance(batch, Mapping) and self.teacher else self._teach(inputs)
+        terms = self.objective(logits, labels, teacher_NK=taught, maps_NKHW=maps, masks_NHW=masks)
+        for name, value in terms.items():
+            self.log(
+                f"train/{name}", value, on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=len(labels)
+            )
+        return terms["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss, accuracy and box accuracy of one batch; the maps come from the same forward."""
-        self._evaluate(batch, "val")
+    def _learn(self, inputs: Tensor, *, cached: bool, maps: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits and, where they are needed, maps of images or of cached features."""
+        if not isinstance(self.model, CAMNet):
+            return self.model(inputs), None
+        found = run_new_layers(self.model, inputs) if cached else self.model.forward_features(inputs)
+        return self.model.forward_head(found), class_maps(found, self.model.classifier.weight) if maps else None
+
+    def _teach(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), evaluating(self.teacher):
+            logits: Tensor = self.teacher(images)
+        return logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:
+        """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them."""
+        return self._evaluate(batch, "val", batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
@@ -199,39 +281,62 @@ class CAMFineTuner(pl.LightningModule):
         return found
 
     def _logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if isinstance(self.model, CAMNet):
-            return self.model.forward_with_maps(images)
-        return self.model(images), None
+        if not isinstance(self.model, CAMNet):
+            return self.model(images), None
+        features, weight = self.model.forward_features(images), self.model.classifier.weight
+        maps = class_maps(features, weight.clamp(min=0) if self.hparams["clamp_weights"] else weight)
+        return self.model.forward_head(features), maps
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> dict[str, Tensor | None]:
         images, labels = _images_and_labels(batch)
         logits, maps = self._logits_and_maps(images)
         self.val_accuracy.update(logits, labels)
-        size = len(labels)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=True, batch_size=size)
-        self.log(f"{stage}/acc", self.val_accuracy, prog_bar=True, batch_size=size)
-        if maps is not None and isinstance(batch, Mapping) and "boxes" in batch:
-            height, width = images.shape[-2:]
-            heat = normalize(upsample(select(maps, labels).float(), (height, width)))
-            self.box_accuracy.update(heat, batch["boxes"])
+        size, loss = len(labels), classification_loss(logits, labels, multilabel=self.multilabel)
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log(f"{stage}/{self.score_name}", self.val_accuracy, prog_bar=True, batch_size=size)
+        if maps is not None and isinstance(self.model, CAMNet) and not self.multilabel:
+            known = batch if isinstance(batch, Mapping) else {}
+            masks = known["mask"] > 0 if "mask" in known else None
+            heat_of = partial(normalize_maps, **self.normalizer._asdict())
+            seen = ValidationBatch(self.model, images, labels, logits, maps, known.get("boxes"), masks, heat_of)
+            self.quality.update(seen)
+            if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
+                self._grid_pointing = (
+                    self._play_grid_pointing(self.model, stage) if self.quality.chosen or seen.boxes is None else {}
+                )
+        return {"logits": logits, "maps": maps}
+
+    def _play_grid_pointing(self, network: CAMNet, stage: str) -> dict[str, float]:
+        if self.trainer.sanity_checking:
+            return {}
+        loader = single_loader(self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders)
+
+        def read(numbers: Sequence[int]) -> Tensor:
+            return _images_and_labels(loader.collate_fn([loader.dataset[number] for number in numbers]))[0]
+
+        return self.quality.grid_pointing(
+            network,
+            labels_of(loader),
+            read,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
 
     def on_validation_epoch_end(self) -> None:
-        """Log the box accuracy beside that of the best centred box."""
-        self._log_boxes("val")
+        """Log the CAM metrics."""
+        self._log_quality("val")
 
     def on_test_epoch_end(self) -> None:
         """As in validation."""
-        self._log_boxes("test")
+        self._log_quality("test")
 
-    def _log_boxes(self, stage: str) -> None:
-        if not self.box_accuracy.update_called and self.trainer.world_size == 1:
-            return  # several processes compute together, whether each saw boxes or not
-        found = self.box_accuracy.compute()
-        self.box_accuracy.reset()
-        if not bool(found["count"] > 0):
+    def _log_quality(self, stage: str) -> None:
+        if not isinstance(self.model, CAMNet) or self.multilabel:
             return
-        for key in ("max_box_acc", "centre_box_acc", "best_threshold"):
-            self.log(f"{stage}/{key}", found[key].float(), prog_bar=key != "best_threshold", sync_dist=False)
+        figures = self.quality.compute() | self._grid_pointing
+        for key, value in figures.items():
+            shown = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
+            self.log(f"{stage}/{key}", value, prog_bar=shown, sync_dist=False)
 
     # ------------------------------------------------------------ schedule
 
@@ -253,40 +358,15 @@ class CAMFineTuner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
-        if isinstance(self.model, CAMNet):
-            try:
-                manifest = {"schema_version": SCHEMA_VERSION, **self.model.manifest()}
-            except ConversionError as error:  # a layer of the user's own; saving goes on
-                manifest = {"refused": str(error)}
-            checkpoint[CKPT_RECORD] = json.dumps(manifest)
+        checkpoint.update(record_of(self.model))
 
-    def on_train_start(self) -> None:
-        """Fit the classifier in closed form where that was asked for; let the legacy network go."""
-        if self.hparams["init"] == "ridge" and self.global_step == 0 and isinstance(self.model, CAMNet):
-            if self.trainer.world_size > 1:
-                raise ConfigError("init='ridge' fits in one process. Fit and save the model first, then train it.")
-            images = single_loader(self.trainer.train_dataloader)
-            if self.legacy is None:
-                self.fit_report = fit_head(self.model, images, labels=True)
-            else:
-                home = next(self.legacy.parameters()).device
-                self.fit_report = fit_head(self.model, images, teacher=self.legacy.to(self.device))
-                self.legacy.to(home)
-        self.legacy = None  # its memory is needed no more
-
-    def on_train_epoch_start(self) -> None:
-        """Freeze or free the features, by the number of the epoch alone."""
-        if isinstance(self.model, CAMNet):
-            set_frozen(self.model, self.current_epoch < self.hparams["freeze_epochs"])
-
-    def on_train_end(self) -> None:
-        """Leave nothing frozen behind."""
-        if isinstance(self.model, CAMNet):
-            set_frozen(self.model, False)
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What every run has."""
+        return [Course(), StopSafely()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
-        optimizer = build_optimizer(self.model, self.hparams)
+        optimizer = build_optimizer(self.model, self.hparams, self._layers)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [self._factor(g["name"]) for g in optimizer.param_groups]
         )
@@ -298,31 +378,22 @@ class CAMFineTuner(pl.LightningModule):
         warmup = round(self.hparams["warmup_epochs"] * per_epoch)
         late = group.startswith("features") and isinstance(self.model, CAMNet)
         start = round(self.hparams["freeze_epochs"] * per_epoch) if late else 0
+        if self.hparams["schedule"] == "one_cycle":
+            return lambda step: one_cycle_factor(step, total, start=start)
         drops = self.hparams["lr_drops"]
         return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=drops)
 
 
-def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the head and of fine-tuning that are None, settled by the recipe or the defaults.
-
-    Raises:
-        ConversionError: no recipe has that name, or an option contradicts it.
-    """
-    recipe = find_recipe(options["recipe"])
-    names = ("head", "pool", "dropout", "head_channels", "map_stride")
-    return {
-        **settle_head(recipe, {name: options[name] for name in names}),
-        **settle_fine_tuning(recipe, options),
-    }
-
-
-def _has_classes(net: CAMNet, names: list[str] | None) -> bool:
-    """Whether a network's classes are these, in this order, as far as it is known."""
-    return names is None or (len(names) == net.num_classes and net.class_names in (None, names))
+def _normalizer(name: str, percentile: float | None) -> Normalizer:
+    """The normaliser with its published percentile where none is given; what cannot work is refused."""
+    published = {"pas": 90.0, "ivr": 45.0}.get(name)
+    chosen = Normalizer(name, published if percentile is None else percentile)
+    normalize_maps(torch.zeros(1, 2, 2), *chosen)
+    return chosen
 
 
 def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, Mapping):
-        return batch["image"], batch["label"]
+    if isinstance(batch, Mapping):  # cached features stand in an image's place
+        return batch["features" if "features" in batch else "image"], batch["label"]
     images, labels = batch
     return images, labels

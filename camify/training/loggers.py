@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_warn
 
-__all__ = ["log_picture"]
+__all__ = ["PictureLog"]
 
 
-def _tensorboard(logger: TensorBoardLogger, key: str, picture: Image.Image, step: int) -> None:
+def _tensorboard(logger: Any, key: str, picture: Image.Image, step: int) -> None:
     logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
 
 
-def _nothing(logger: Logger, key: str, picture: Image.Image, step: int) -> None:
+def _wandb(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+    logger.log_image(key, [picture], step=step)
+
+
+def _mlflow(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+    logger.experiment.log_image(logger.run_id, picture, key=key, step=step)
+
+
+def _comet(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+    logger.experiment.log_image(picture, name=key, step=step)
+
+
+def _aim(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+    from aim import Image as AimImage  # type: ignore[import-not-found]  # who has such a logger has it
+
+    logger.experiment.track(AimImage(picture), name=key, step=step)
+
+
+def _nothing(logger: Any, key: str, picture: Image.Image, step: int) -> None:
     """CSV files hold no pictures; they lie on disk anyway."""
 
 
-_WRITERS: dict[type[Logger], Callable[..., None]] = {TensorBoardLogger: _tensorboard, CSVLogger: _nothing}
+_WRITERS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
+    "TensorBoardLogger": _tensorboard,
+    "WandbLogger": _wandb,
+    "MLFlowLogger": _mlflow,
+    "CometLogger": _comet,
+    "AimLogger": _aim,
+    "CSVLogger": _nothing,
+}
+"""By the name of the logger's type or one that it inherits from: no logger's package is imported to look."""
 
 
-def log_picture(loggers: Iterable[Logger], key: str, picture: Image.Image, step: int) -> list[str]:
-    """Offer a picture to every logger; returns the names of the types that take none."""
-    unknown = []
-    for logger in loggers:
-        writer = next((write for kind, write in _WRITERS.items() if isinstance(logger, kind)), None)
-        if writer is None:
-            unknown.append(type(logger).__name__)
-        else:
-            writer(logger, key, picture, step)
-    return unknown
+class PictureLog:
+    """Offers pictures to loggers. One that takes none, or fails, is named once and left alone; nothing is raised."""
+
+    def __init__(self) -> None:
+        self._given_up: set[int] = set()
+
+    def offer(self, loggers: Iterable[Logger], key: str, picture: Image.Image, step: int) -> None:
+        """Offer a picture under a key such as ``"overlays/00_cat"`` at a global step to every logger."""
+        for logger in loggers:
+            if id(logger) in self._given_up:
+                continue
+            kinds = [kind.__name__ for kind in type(logger).__mro__]
+            writer = next((_WRITERS[kind] for kind in kinds if kind in _WRITERS), None)
+            if writer is None:
+                self._give_up(logger, "takes no pictures from camify")
+                continue
+            try:
+                writer(logger, key, picture, step)
+            except Exception as error:  # noqa: BLE001 - a logger never stops training
+                self._give_up(logger, f"failed ({type(error).__name__}: {error})")
+
+    def _give_up(self, logger: Logger, why: str) -> None:
+        self._given_up.add(id(logger))
+        rank_zero_warn(f"{type(logger).__name__} {why}: its pictures are on disk only. Training goes on.")

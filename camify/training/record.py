@@ -7,24 +7,26 @@ import math
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
+from ..box_rule import BoxRule
 from ..files import write_whole
 from ..model import CAMNet
-from ..modes import evaluating
-from ..report.page import RunReport, render_page
+from ..report.page import render_page
+from ..report.run import MAP_FIGURES, RESULTS, read_run
 from .asking import count_samples, is_dry_run, run_folder, single_loader
+from .baselines import measure
+from .calibration import calibrate_boxes
 from .export import best_weights, export_cam_net, export_legacy
 from .fine_tuner import CAMFineTuner
-from .overlays import CAMOverlayLogger
 from .screens import closing_screen, epoch_line, opening_screen
+from .selection import decline, pareto_set
 
 __all__ = ["RunRecord"]
 
@@ -32,28 +34,35 @@ __all__ = ["RunRecord"]
 class RunRecord(pl.Callback):
     """Keeps the record of a fine-tuning run in its folder.
 
-    Before training one screen says what will happen, and the legacy network's accuracy is measured where its
-    classes are the data's. After every epoch ``results.json`` and ``report.html`` are written anew. At the end the
-    best epoch's weights are exported to ``export/``, loaded again and compared, and one screen says what came out.
+    Before training one screen says what will happen; the legacy network is measured where its classes are the data's,
+    and the converted one before its first step. After every epoch ``results.json`` and ``report.html`` are written
+    anew, with the epochs that no other beats in accuracy and map quality both (the Pareto set), and it is said when
+    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the normaliser and the
+    threshold that give the best boxes on the validation split, are exported to ``export/``, loaded again and
+    compared, and one screen says what came out.
 
     Args:
         report: write ``report.html``.
         quiet: print nothing.
+        quality: the logged figure of the maps that stands against accuracy; None takes ``"val/max_box_acc"``, or
+            ``"val/grid_pointing"`` where that is not logged.
     """
 
-    def __init__(self, report: bool = True, quiet: bool = False) -> None:
-        self.report, self.quiet = report, quiet
+    def __init__(self, report: bool = True, quiet: bool = False, quality: str | None = None) -> None:
+        self.report, self.quiet, self.wanted_quality = report, quiet, quality
         self.history: list[dict[str, float]] = []
-        self.legacy_accuracy: float | None = None
+        self.legacy: dict[str, float] = {}
+        self.start: dict[str, float] = {}
         self.exported: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Figures so far, plain values."""
-        return {"history": self.history, "legacy_accuracy": self.legacy_accuracy}
+        return {"history": self.history, "legacy": self.legacy, "start": self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the figures of an interrupted run."""
-        self.history, self.legacy_accuracy = list(state_dict["history"]), state_dict["legacy_accuracy"]
+        self.history = list(state_dict["history"])
+        self.legacy, self.start = dict(state_dict["legacy"]), dict(state_dict["start"])
 
     # ------------------------------------------------------------ hooks
 
@@ -63,16 +72,21 @@ class RunRecord(pl.Callback):
             return
         if not self.quiet:
             opening_screen(trainer, pl_module, run_folder(trainer))
-        if self.legacy_accuracy is None and pl_module.legacy is not None:
-            self.legacy_accuracy = _accuracy(pl_module.legacy, trainer, pl_module)
+        if not self.legacy and pl_module.legacy is not None:
+            self.legacy = measure(pl_module.legacy, trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what a closed-form start gave."""
-        if not isinstance(pl_module, CAMFineTuner) or self.quiet or not trainer.is_global_zero:
+        """Measure the converted network before its first step; say what a closed-form start gave."""
+        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
             return
-        if pl_module.fit_report is not None:
+        if pl_module.fit_report is not None and not self.quiet:
             print(f"{pl_module.fit_report}\n")  # noqa: T201 - the user's terminal
-            pl_module.fit_report = None
+        pl_module.fit_report = None
+        if trainer.global_step == 0 and isinstance(pl_module.model, CAMNet):
+            self.start = measure(pl_module.model, trainer, pl_module)
+            before = {f"{who}/{key}": value for who, row in self._before().items() for key, value in row.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(before, step=0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's figures, write results and page, print one line."""
@@ -83,10 +97,10 @@ class RunRecord(pl.Callback):
         self.history.append({"epoch": trainer.current_epoch, **figures})
         if isinstance(pl_module.model, CAMNet):  # they travel in the checkpoint of this epoch
             pl_module.model.results = self._results(self.history[-1], pl_module)
-            pl_module.model.calibration = _calibration(self.history[-1])
+            pl_module.model.box_rule = _box_rule(self.history[-1], pl_module)
         self._write(trainer, pl_module, finished=False)
         if not self.quiet:
-            epoch_line(self.history[-1], before, self.legacy_accuracy)
+            epoch_line(self.history[-1], before, self._before(), decline(self.history, "val/acc", self.quality))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the best epoch, write the final results and page, say what came out."""
@@ -101,15 +115,21 @@ class RunRecord(pl.Callback):
         weights = best[0] if best else None
         if isinstance(pl_module.model, CAMNet):
             images = _some_images(trainer)
-            pl_module.model.calibration = _calibration(epoch)
-            error = export_cam_net(pl_module.model, weights, folder / "export", self._results(epoch, pl_module), images)
+            error = export_cam_net(
+                pl_module.model,
+                weights,
+                folder / "export",
+                self._results(epoch, pl_module),
+                images,
+                rule_of=lambda network: calibrate_boxes(network, trainer, pl_module),
+            )
             self.exported |= {"folder": str(folder / "export"), "reload_error": error}
         else:
             export_legacy(pl_module.model, weights, folder / "legacy.safetensors", pl_module.class_names)
             self.exported["file"] = str(folder / "legacy.safetensors")
         self._write(trainer, pl_module, finished=True)
         if not self.quiet:
-            closing_screen(folder, self.exported, self.legacy_accuracy)
+            closing_screen(folder, self.exported, self._before())
 
     def on_exception(
         self,
@@ -117,15 +137,27 @@ class RunRecord(pl.Callback):
         pl_module: pl.LightningModule,  # noqa: ARG002 - Lightning's signature
         exception: BaseException,
     ) -> None:
-        """Say how to go on after Ctrl-C."""
+        """Say how to go on after Ctrl-C and SIGTERM."""
         last = run_folder(trainer) / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and last.is_file() and not self.quiet:
+        kept = last.is_file() or (isinstance(exception, SIGTERMException) and trainer.training)  # see StopSafely
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if stopped and kept and trainer.is_global_zero and not self.quiet:
             print(  # noqa: T201 - the user's terminal
-                f"\nStopped in epoch {trainer.current_epoch}; the epochs before are safe. Go on with:\n"
+                f"\nStopped in epoch {trainer.current_epoch}; what is in {last.name} is safe. Go on with:\n"
                 f"  python train.py fit --config {last.parent}/config.yaml --ckpt_path {last}"
             )
 
     # ------------------------------------------------------------ results and page
+
+    @property
+    def quality(self) -> str:
+        """The figure of the maps that stands against accuracy."""
+        logged = self.history[-1] if self.history else {}
+        return self.wanted_quality or next((key for key in MAP_FIGURES if key in logged), next(iter(MAP_FIGURES)))
+
+    def _before(self) -> dict[str, dict[str, float]]:
+        """What every later figure is compared with."""
+        return {"legacy": self.legacy, "start": self.start}
 
     def _results(self, epoch: dict[str, float], module: CAMFineTuner) -> dict[str, Any]:
         results: dict[str, Any] = {
@@ -135,8 +167,9 @@ class RunRecord(pl.Callback):
         results["validation_images"] = count_samples(module.trainer.val_dataloaders)
         if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdecimal():
             results["seed"] = int(seed)
-        if self.legacy_accuracy is not None:
-            results["legacy/acc"] = self.legacy_accuracy
+        results |= {
+            f"{who}/{key.removeprefix('val/')}": v for who, row in self._before().items() for key, v in row.items()
+        }
         return results
 
     def _write(self, trainer: pl.Trainer, module: CAMFineTuner, *, finished: bool) -> None:
@@ -145,78 +178,36 @@ class RunRecord(pl.Callback):
             "finished": finished,
             "source": module.source,
             "classes": module.class_names,
-            "legacy": {"val/acc": self.legacy_accuracy},
+            "legacy": {"val/acc": None, **self.legacy},
+            "start": self.start,
             "exported": self.exported,
             "history": self.history,
+            "pareto": {
+                "figures": ["val/acc", self.quality],
+                "epochs": [row["epoch"] for row in pareto_set(self.history, "val/acc", self.quality)],
+            },
+            "data": type(getattr(trainer, "datamodule", None)).__name__,
+            "certificate": _certificate(module.model),
             "environment": environment(trainer),
         }
         text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
-        write_whole(folder / "results.json", text + "\n")
+        write_whole(folder / RESULTS, text + "\n")
         if not self.report:
             return
         try:
-            write_whole(folder / "report.html", render_page(self._page(trainer, module, finished=finished)))
+            write_whole(folder / "report.html", render_page(read_run(folder)))
         except Exception as error:  # noqa: BLE001 - the page never stops training
             self.report = False
             rank_zero_warn(f"The report is off from here on: {type(error).__name__}: {error}. Training goes on.")
 
-    def _page(self, trainer: pl.Trainer, module: CAMFineTuner, *, finished: bool) -> RunReport:
-        folder, network = run_folder(trainer), module.model
-        certificate = network.certificate if isinstance(network, CAMNet) else None
-        record = certificate.to_dict() if certificate else {"parts": ()}
-        rows = [{**part, "part": part["name"]} for part in record["parts"]]
-        overlays = next((c for c in getattr(trainer, "callbacks", ()) if isinstance(c, CAMOverlayLogger)), None)
-        data = type(getattr(trainer, "datamodule", None)).__name__
-        config = folder / "config.yaml"
-        return RunReport(
-            title=folder.name,
-            finished=finished,
-            subtitle=f"{module.source}, {len(module.class_names or ())} classes, {data}",
-            certificate={"rows": rows, "facts": certificate.facts if certificate else {}},
-            results=self._rows(finished),
-            centre_box_accuracy=self.history[-1].get("val/centre_box_acc"),
-            history=self.history,
-            images=overlays.tracks() if overlays else [],
-            config=config.read_text(encoding="utf-8") if config.is_file() else "",
-            environment=environment(trainer),
-            commands=commands(folder),
-        )
 
-    def _rows(self, finished: bool) -> list[dict[str, Any]]:
-        known = self.legacy_accuracy is not None
-        rows = [
-            {
-                "name": "legacy network",
-                "accuracy": self.legacy_accuracy,
-                "box_accuracy": None,
-                "note": "as it came; it has no class maps" if known else "other classes: not comparable",
-            }
-        ]
-        if finished and self.exported:
-            rows.append(
-                {
-                    "name": "converted and fine-tuned",
-                    "accuracy": self.exported.get("val/acc"),
-                    "box_accuracy": self.exported.get("val/max_box_acc"),
-                    "note": f"best epoch ({self.exported['epoch']:.0f}), exported",
-                }
-            )
-        return rows
-
-
-def commands(folder: Path) -> list[tuple[str, str]]:
-    """What to do next, with the command."""
-    return [
-        (
-            "Explain your own pictures with the exported network",
-            f"camify explain PICTURE.jpg --model {folder}/export --out explained",
-        ),
-        (
-            "Go on training",
-            f"python train.py fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
-        ),
-        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),
-    ]
+def _certificate(network: nn.Module) -> dict[str, Any]:
+    """What the conversion did, as the page shows it."""
+    certificate = network.certificate if isinstance(network, CAMNet) else None
+    if certificate is None:
+        return {}
+    parts = certificate.to_dict()["parts"]
+    return {"rows": [{**part, "part": part["name"]} for part in parts], "facts": certificate.facts}
 
 
 def environment(trainer: pl.Trainer) -> dict[str, str]:
@@ -229,23 +220,6 @@ def environment(trainer: pl.Trainer) -> dict[str, str]:
         "device": f"{trainer.strategy.root_device.type} ({device})",
         "precision": str(trainer.precision),
     }
-
-
-@torch.no_grad()
-def _accuracy(network: nn.Module, trainer: pl.Trainer, module: CAMFineTuner) -> float:
-    """Accuracy of the legacy network on the validation data; it is left as and where it was."""
-    home = next(network.parameters()).device
-    metric: MulticlassAccuracy | None = None
-    with evaluating(network.to(module.device)):
-        for batch in single_loader(trainer.val_dataloaders):
-            moved = module.transfer_batch_to_device(batch, module.device, 0)
-            images, labels = (moved["image"], moved["label"]) if isinstance(moved, dict) else moved
-            logits = network(images)
-            if metric is None:
-                metric = MulticlassAccuracy(logits.shape[1], average="micro").to(module.device)
-            metric.update(logits, labels)
-    network.to(home)
-    return float(metric.compute()) if metric is not None else math.nan
 
 
 def _some_images(trainer: pl.Trainer) -> Tensor:
@@ -263,12 +237,18 @@ def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[st
     return next((row for row in history if row.get(monitor) == float(score)), history[-1])
 
 
-def _calibration(figures: dict[str, float]) -> dict[str, Any] | None:
-    """The threshold that this epoch's validation boxes ask for, with the scaling that ``val/max_box_acc`` has."""
+def _box_rule(figures: dict[str, float], module: CAMFineTuner) -> BoxRule | None:
+    """The rule with the threshold that this epoch's boxes ask for; a finished run chooses the normaliser too."""
     threshold = figures.get("val/best_threshold", math.nan)
     if not math.isfinite(threshold):
         return None
-    return {"normalizer": "minmax", "percentile": None, "threshold": threshold}
+    return BoxRule(
+        *module.normalizer,
+        threshold=threshold,
+        clamp_weights=bool(module.hparams["clamp_weights"]),
+        count=count_samples(module.trainer.val_dataloaders) or 0,
+        accuracy=figures.get("val/max_box_acc"),
+    )
 
 
 def _is_number(value: Any) -> bool:

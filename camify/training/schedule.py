@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from ..model import CAMNet
 
-__all__ = ["lr_factor", "set_frozen"]
+__all__ = ["lr_factor", "one_cycle_factor", "set_frozen"]
+
+_RISE, _FIRST, _LAST = 0.3, 1 / 25, 1 / 25 / 1e4  # as torch.optim.lr_scheduler.OneCycleLR
 
 
 def lr_factor(step: int, total: int, *, warmup: int = 0, start: int = 0, drops: Sequence[float] = ()) -> float:
@@ -22,6 +24,26 @@ def lr_factor(step: int, total: int, *, warmup: int = 0, start: int = 0, drops: 
     if drops:
         return float(rise * 0.1 ** sum(step >= round(drop * total) for drop in drops))
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+
+
+def one_cycle_factor(step: int, total: int, *, start: int = 0) -> float:
+    """Factor in [0, 1] on a learning rate: 0 before ``start``, then one cycle that ends with step ``total - 1``.
+
+    Smith & Topin 2018, "Super-Convergence"; the shape and the numbers are those of torch's ``OneCycleLR``: half a
+    cosine from 1/25 up to 1 in 0.3 of the steps, another down to 1/250,000. The momentum stays.
+    """
+    if step < start:
+        return 0.0
+    last = max(1, total - start - 1)
+    peak, now = _RISE * (last + 1) - 1, min(step - start, last)
+    if now <= peak:
+        return _between(_FIRST, 1.0, now / peak if peak > 0 else 1.0)
+    return _between(1.0, _LAST, (now - peak) / (last - peak))
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """Half a cosine from one value to another."""
+    return last + (first - last) / 2 * (1 + math.cos(math.pi * share))
 
 
 def set_frozen(model: CAMNet, frozen: bool) -> None:

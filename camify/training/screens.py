@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..model import CAMNet
+from ..report.run import MAP_FIGURES
 from ..surgery import find_recipe
 from .asking import count_samples
 from .fine_tuner import CAMFineTuner
@@ -55,30 +56,50 @@ def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
     return f"{epochs} epochs: {start}"
 
 
-def epoch_line(now: Mapping[str, float], before: Mapping[str, float] | None, legacy: float | None) -> None:
-    """Print one epoch's figures, with their change."""
+def epoch_line(
+    now: Mapping[str, float],
+    before: Mapping[str, float] | None,
+    baselines: Mapping[str, Mapping[str, float]],
+    better: Mapping[str, float] | None = None,
+) -> None:
+    """Print one epoch's figures, with their change and what the run began with; and which epoch had ``better`` maps."""
     parts = [f"epoch {now['epoch']:.0f}"]
     if "val/acc" in now:
-        beside = f", legacy {legacy:.3f}" if legacy is not None else ""
+        beside = "".join(f", {who} {row['val/acc']:.3f}" for who, row in baselines.items() if "val/acc" in row)
         parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
-    if "val/max_box_acc" in now:
-        beside = f", centre box {now['val/centre_box_acc']:.3f}"
-        parts.append(f"box accuracy {now['val/max_box_acc']:.3f}{_change('val/max_box_acc', now, before)}{beside}")
+    if "val/map" in now:
+        parts.append(f"mean average precision {now['val/map']:.3f}{_change('val/map', now, before)}")
+    for key, (name, baseline, beside) in MAP_FIGURES.items():
+        if key in now:
+            begun = baselines.get("start", {}).get(key)
+            first = f", start {begun:.3f}" if begun is not None else ""
+            parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}, {beside} {now[baseline]:.3f}{first}")
     if "train/loss" in now:
         parts.append(f"loss {now['train/loss']:.3f}")
-    Console(highlight=False, soft_wrap=True).print("  ·  ".join(parts))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("  ·  ".join(parts))
+    if better is not None:
+        console.print(f"  the accuracy rises, but the maps were better in epoch {better['epoch']:.0f}")
 
 
-def closing_screen(folder: Path, exported: Mapping[str, Any], legacy: float | None) -> None:
+def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> None:
     """Print what came out, where it is and the next command."""
     console = Console(highlight=False, soft_wrap=True)
+    shown = {key: names for key, names in MAP_FIGURES.items() if key in exported}
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("", "accuracy", "box accuracy (IoU 0.5)"):
+    for column in ("", "accuracy", *(name for name, *_ in shown.values())):
         table.add_column(column, justify="left" if column == "" else "right")
-    table.add_row("legacy network", _figure(legacy), "no maps")
-    table.add_row("now", _figure(exported.get("val/acc")), _figure(exported.get("val/max_box_acc")), style="bold")
-    if "val/centre_box_acc" in exported:
-        table.add_row("best fixed centre box", "", _figure(exported["val/centre_box_acc"]))
+    legacy, start = baselines.get("legacy", {}), baselines.get("start", {})
+    table.add_row("legacy network", _figure(legacy.get("val/acc")), *("no maps" for _ in shown))
+    if start:
+        table.add_row("converted, before training", *(_figure(start.get(key)) for key in ("val/acc", *shown)))
+    table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in shown), style="bold")
+    for key, (_, baseline, beside) in shown.items():
+        table.add_row(
+            f"best fixed {beside}" if beside == "centre box" else beside,
+            "",
+            *(_figure(exported[baseline]) if other == key else "" for other in shown),
+        )
     console.print(table)
     if "file" in exported:
         console.print(f"weights   {exported['file']}")

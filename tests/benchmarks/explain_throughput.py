@@ -1,9 +1,10 @@
 """camify explain over many photographs against the loop that a user would write, and its memory.
 
-``python tests/benchmarks/explain_throughput.py [--count 1000] [--network resnet18] [--picture png]``: images a second
-of a plain float32 forward loop over a DataLoader with one worker, and of ``explain_files`` (maps, pictures, boxes,
-figures) with one worker, in alternation on the same files (generated, 320 px). ``--memory`` prints the peak memory of
-runs over 100 and over ``--count`` images, each in its own process.
+``python tests/benchmarks/explain_throughput.py [--count 1000] [--network resnet18] [--picture png] [--photos FOLDER]``:
+images a second of a plain float32 forward loop over a DataLoader with one worker, and of ``explain_files`` (maps,
+pictures, boxes, figures) with one worker, in alternation on the same files: copies of those of a folder, or generated
+ones of 320 px with the noise of a camera, which PNG hardly compresses. ``--memory`` prints the peak memory of runs over
+100 and over ``--count`` images, each in its own process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -23,10 +25,16 @@ from torchvision.models import get_model
 
 from camify.data import Preprocessing
 from camify.explaining import ExplainOptions, explain_files
-from camify.explaining.images import image_batches
+from camify.explaining.images import image_batches, image_files
 
 
-def photographs(folder, count):
+def photographs(folder, count, photos=None):
+    if photos is not None:
+        found = image_files([photos])
+        files = [folder / f"{index:05d}{found[index % len(found)].suffix}" for index in range(count)]
+        for index, path in enumerate(files):
+            shutil.copyfile(found[index % len(found)], path)
+        return files
     rng = np.random.default_rng(0)
     files = []
     for index in range(count):
@@ -60,9 +68,9 @@ def build(network):
     return get_model(network, weights=None).eval()
 
 
-def speed(network, count, options):
+def speed(network, count, options, photos):
     with tempfile.TemporaryDirectory() as name:
-        files = photographs(Path(name), count)
+        files = photographs(Path(name), count, photos)
         model = build(network)
         ratios = []
         for index in range(3):
@@ -83,9 +91,9 @@ def peak(network, files, out, options):
     print(f"{len(files)} images: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB", flush=True)
 
 
-def memory(network, count, options):
+def memory(network, count, options, photos):
     with tempfile.TemporaryDirectory() as name:
-        files = photographs(Path(name), count)
+        files = photographs(Path(name), count, photos)
         for number in (100, count):
             arguments = (network, files[:number], Path(name, f"out{number}"), options)
             process = multiprocessing.get_context("spawn").Process(target=peak, args=arguments)
@@ -99,7 +107,8 @@ if __name__ == "__main__":
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--picture", default="png")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--photos", help="folder of photographs to use instead of generated ones")
     parser.add_argument("--memory", action="store_true")
     given = parser.parse_args()
     settings = {"picture": given.picture, "precision": given.precision}
-    (memory if given.memory else speed)(given.network, given.count, settings)
+    (memory if given.memory else speed)(given.network, given.count, settings, given.photos)

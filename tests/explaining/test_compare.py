@@ -154,7 +154,7 @@ def test_an_existing_folder_is_only_replaced_when_told_and_a_comparison(checkpoi
     assert written(out) == before
     compare_files(**arguments, out=str(out), overwrite=True)
     assert written(out) == [name for name in before if not name.endswith("mine.txt")]
-    with pytest.raises(ConfigError, match="is no comparison"):
+    with pytest.raises(ConfigError, match="it has no compare"):
         compare_files(**arguments, out=str(photos), overwrite=True)
     assert len(written(photos)) == 3
 

@@ -95,8 +95,14 @@ def test_boxes_are_in_pixels_of_the_file(net, photos, tmp_path):
     assert y >= 0
 
 
-def test_a_run_goes_on_where_it_stopped(net, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("camify.explaining.files.fastest_format", lambda model, images: "contiguous")  # bit for bit
+@pytest.fixture
+def one_format(monkeypatch):
+    """The memory format is found by time; without that, results are equal bit for bit."""
+    monkeypatch.setattr("camify.explaining.files.fastest_format", lambda model, images: "contiguous")
+
+
+@pytest.mark.usefixtures("one_format")
+def test_a_run_goes_on_where_it_stopped(net, photos, tmp_path):
     files, whole, broken = image_files([photos]), tmp_path / "whole", tmp_path / "broken"
     run(net, files, whole, batch_size=2)
 
@@ -149,6 +155,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_done(net, photos, tmp_path):
     assert "cannot be read" in done.unreadable[photos / "0_broken.jpg"]
 
 
+@pytest.mark.usefixtures("one_format")
 def test_workers_decode_the_same(net, photos, tmp_path):
     files = image_files([photos])
     run(net, files, tmp_path / "one", batch_size=2, workers=0)
@@ -163,10 +170,28 @@ def test_targets_are_explained_in_every_image(net, photos, tmp_path):
     )
 
 
+def differences(net, files):
+    """By hand: what autocast changes in the probabilities, and in the maps of the first class, of the network's own."""
+    images = torch.stack([PREPROCESSING.read(path) for path in files])
+    with torch.no_grad():
+        logits, maps = net.eval().forward_with_maps(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low_logits, features = net(images), net.features(images).float()
+        low_maps = torch.einsum("kc,nchw->nkhw", net.classifier.weight, features)  # a CAM is computed in float32
+    worst = 0.0
+    for index, k in enumerate(logits.argmax(1)):
+        full, low = maps[index, k], low_maps[index, k]
+        worst = max(worst, float((low - full).abs().max() / full.abs().max()))
+    return float((low_logits.float().softmax(1) - logits.softmax(1)).abs().max()), worst
+
+
 def test_reduced_precision_and_jpeg(net, photos, tmp_path):
     files = image_files([photos])
     run(net, files, tmp_path / "full")
-    run(net, files, tmp_path / "half", ExplainOptions(precision="bf16", picture="jpg"))
+    done = run(net, files, tmp_path / "half", ExplainOptions(precision="bf16", picture="jpg"))
+    assert done.precision_error == pytest.approx(differences(net, files[:4]), rel=1e-4)
+    assert 0 < done.precision_error[0] < 0.02
+    assert 0 < done.precision_error[1] < 0.1
     for full, half in zip(results(tmp_path / "full"), results(tmp_path / "half"), strict=True):
         assert half["classes"][0]["probability"] == pytest.approx(full["classes"][0]["probability"], abs=0.02)
         assert half["picture"].endswith(".jpg")

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import camify
+from camify.box_rule import BoxRule
 
 SIZE = 32
 
@@ -38,7 +39,7 @@ def network(legacy=None, **options):
     net.class_names = ["cat", "dog", "Zürich", "日本"]
     net.preprocessing = {"size": SIZE, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "aspect": "not kept",
                          "range": "0..1"}  # fmt: skip
-    net.calibration = {"normalizer": "minmax", "percentile": None, "threshold": 0.4}
+    net.box_rule = BoxRule(threshold=0.4)
     net.results = {"val/acc": 0.75, "validation_images": 20, "seed": 0}
     return net.eval()
 

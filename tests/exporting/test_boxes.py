@@ -9,8 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from camify.exporting.boxes import largest_boxes, percentile
-from camify.metrics.functional import NORMALIZERS, normalize_maps
-from camify.metrics.functional.calibration import scale_maps
+from camify.normalizers import NORMALIZERS, normalize_maps, scale_maps
 
 
 def expected(mask):

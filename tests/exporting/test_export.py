@@ -17,7 +17,7 @@ import camify
 from camify.errors import CheckpointError, ConfigError
 from camify.exporting import open_exported
 from camify.maps import component_boxes, select, upsample
-from camify.metrics.functional import normalize_maps
+from camify.normalizers import normalize_maps
 from tests.exporting.conftest import SIZE, network
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -181,7 +181,7 @@ def test_what_cannot_vary_stays_fixed_and_is_said(tmp_path):
 )
 def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path, name, options, words):
     net = network()
-    net.preprocessing = net.calibration = None
+    net.preprocessing = net.box_rule = None
     with pytest.raises(ConfigError, match=words):
         camify.export(net, tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []

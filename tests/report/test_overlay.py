@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from camify.report import overlay
-from camify.report.overlay import ClassMap, overlay_picture, sheet_picture, strip_picture
+from camify.report import drawing
+from camify.report.overlay import ClassMap, Region, overlay_picture, sheet_picture, strip_picture
 
-TOP = overlay.MARGIN + 2 * overlay.LINE  # of the panels of an overlay
-COLUMN = overlay.PANEL + overlay.GAP
+TOP = drawing.MARGIN + 2 * drawing.LINE  # of the panels of an overlay
+COLUMN = drawing.PANEL + drawing.GAP
 
 
 def ramp(size: int = 6) -> torch.Tensor:
@@ -27,8 +27,8 @@ def class_map(name: str = "cat", map_hw: torch.Tensor | None = None) -> ClassMap
     return ClassMap(name, ramp() if map_hw is None else map_hw, 1.234, 0.87)
 
 
-def panel(picture: Image.Image, index: int, size: tuple[int, int] = (overlay.PANEL, overlay.PANEL)) -> np.ndarray:
-    left = overlay.MARGIN + index * (max(size[0], overlay.COLUMN) + overlay.GAP)
+def panel(picture: Image.Image, index: int, size: tuple[int, int] = (drawing.PANEL, drawing.PANEL)) -> np.ndarray:
+    left = drawing.MARGIN + index * (max(size[0], drawing.COLUMN) + drawing.GAP)
     return np.asarray(picture.crop((left, TOP, left + size[0], TOP + size[1]))).astype(int)
 
 
@@ -65,7 +65,7 @@ def test_heat_has_the_colour_of_the_raw_value(at, colormap):
     x, y = at
     pixel, scale = np.array([51, 153, 102]), 3.0
     heat = min(
-        max(bilinear(ramp(), x, y, overlay.PANEL) / scale, 0.0), 1.0
+        max(bilinear(ramp(), x, y, drawing.PANEL) / scale, 0.0), 1.0
     )  # a float: matplotlib reads an int as an index
     alpha, fade = 0.8 * heat**0.7, min(1, 2 * heat)
     grey = pixel @ [0.299, 0.587, 0.114] * 0.8
@@ -82,9 +82,9 @@ def test_second_panel_shows_the_predicted_class_or_the_cells_of_the_map():
     right = overlay_picture(plain(), class_map("cat", map_hw), class_map("cat", map_hw), scale=1.0)
     cells = panel(right, 1)
     assert len(np.unique(cells[:112, :112].reshape(-1, 3), axis=0)) == 1
-    assert (cells[:112, 112:] == overlay.GROUND).all()
-    assert (cells[112:, :112] == overlay.GROUND).all()
-    assert not (cells[112:, 112:] == overlay.GROUND).any()
+    assert (cells[:112, 112:] == drawing.GROUND).all()
+    assert (cells[112:, :112] == drawing.GROUND).all()
+    assert not (cells[112:, 112:] == drawing.GROUND).any()
 
 
 def test_negative_evidence_leaves_the_picture_as_it_is():
@@ -136,7 +136,7 @@ def test_box_is_drawn_at_its_pixels(height, width, box):
     factor = 224 / max(height, width)
     size = (round(width * factor), round(height * factor))
     for index in range(3):
-        rows, columns = np.nonzero((panel(picture, index, size) == overlay.BOX).all(-1))
+        rows, columns = np.nonzero((panel(picture, index, size) == drawing.BOX).all(-1))
         found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         assert found == tuple(round(v * factor) for v in box)
 
@@ -175,17 +175,17 @@ NAMES = [
 def test_any_name_is_written_within_its_column(name, written):
     overlay_picture(plain(), class_map(name), class_map(name + "!"), scale=3.0, title=name)
     strip_picture(plain(), [ramp()], [name], scale=3.0, title=name)
-    assert max(length for _, length in written) <= 3 * COLUMN + overlay.TICK
+    assert max(length for _, length in written) <= 3 * COLUMN + drawing.TICK
     captions = [length for line, length in written if line.startswith(("true: ", "✗ predicted: "))]
     assert len(captions) == 2
-    assert max(captions) <= overlay.PANEL
+    assert max(captions) <= drawing.PANEL
 
 
 def test_long_names_end_in_an_ellipsis(written):
     overlay_picture(plain(), class_map("w" * 100), class_map("dog"), scale=3.0)
     line, length = next(line for line in written if line[0].startswith("true: "))
     assert line.endswith("w…")
-    assert overlay.PANEL - 15 < length <= overlay.PANEL
+    assert drawing.PANEL - 15 < length <= drawing.PANEL
 
 
 def test_captions_name_what_is_shown(written):
@@ -209,8 +209,8 @@ def test_right_and_wrong_differ_in_colour_too():
 
     right = colours(overlay_picture(plain(), class_map(), class_map(), scale=3.0))
     wrong = colours(overlay_picture(plain(), class_map(), class_map("dog"), scale=3.0))
-    assert overlay.RIGHT in right - wrong
-    assert overlay.WRONG in wrong - right
+    assert drawing.RIGHT in right - wrong
+    assert drawing.WRONG in wrong - right
 
 
 def test_inputs_of_other_types_are_read_and_left_alone():
@@ -230,8 +230,8 @@ def test_strip_wraps_into_rows(count, rows, written):
     )
     assert [line for line, _ in written][1 : count + 2] == ["image", *captions]
     assert picture.height < rows * (56 + 40) + 60
-    assert picture.width <= 11 * (overlay.FRAME + overlay.GAP) + 80
-    assert overlay.BOX in {rgb for _, rgb in picture.getcolors(1 << 24)}
+    assert picture.width <= 11 * (drawing.FRAME + drawing.GAP) + 80
+    assert drawing.BOX in {rgb for _, rgb in picture.getcolors(1 << 24)}
 
 
 def test_strip_needs_a_caption_for_each_map():
@@ -242,8 +242,39 @@ def test_strip_needs_a_caption_for_each_map():
 def test_sheet_is_a_grid_in_reading_order():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     sheet = sheet_picture([Image.new("RGB", (20, 10), c) for c in colours], columns=2)
-    gap = overlay.GAP
+    gap = drawing.GAP
     assert sheet.size == (40 + gap, 20 + gap)
     assert [sheet.getpixel(at) for at in ((0, 0), (20 + gap, 0), (0, 10 + gap))] == colours
-    assert sheet.getpixel((39 + gap, 19 + gap)) == overlay.PAPER
+    assert sheet.getpixel((39 + gap, 19 + gap)) == drawing.PAPER
     assert sheet_picture([Image.new("RGB", (20, 10))], columns=5).size == (20, 10)
+
+
+def test_the_region_above_the_threshold_and_its_box_are_in_the_third_panel(written):
+    mask = np.zeros((40, 40), bool)
+    mask[5:15, 20:35] = True
+    mask[30:33, 2:4] = True  # a smaller part
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    without = overlay_picture(plain(40, 40), class_map(), class_map(), scale=3.0, boxes=boxes)
+    picture = overlay_picture(
+        plain(40, 40), class_map(), class_map(), scale=3.0, boxes=boxes, region=Region(mask, 0.35)
+    )
+    assert np.array_equal(panel(picture, 1), panel(without, 1))
+    factor = drawing.PANEL / 40
+    white = (panel(picture, 2) == drawing.FOUND).all(-1)
+    x0, y0, x1, y1 = (round(factor * value) for value in (20, 5, 35, 15))
+    for line in (white[y0, x0:x1], white[y1 - 1, x0:x1], white[y0:y1, x0], white[y0:y1, x1 - 1]):
+        assert line.all(), "the box of the largest part, to the pixel"
+    around = (panel(picture, 2) != panel(without, 2)).any(-1)
+    small = around[round(29 * factor) : round(34 * factor), round(factor) : round(5 * factor)]
+    assert small.any(), "the smaller part has an outline"
+    assert not around[round(17 * factor) : round(28 * factor)].any(), "and nothing else"
+    lines = [line for line, _ in written]
+    assert "found, threshold 0.35" in lines
+    assert lines.count("ground truth") == 2
+
+
+def test_without_a_region_nothing_is_said_of_one(written):
+    empty = Region(np.zeros((40, 40), bool), 0.5)
+    plainly = overlay_picture(plain(40, 40), class_map(), class_map(), scale=3.0)
+    assert overlay_picture(plain(40, 40), class_map(), class_map(), scale=3.0, region=empty) == plainly
+    assert not any("found" in line or "ground truth" in line for line, _ in written)

@@ -57,10 +57,11 @@ def report(epochs: int = 3, *, name: str = "cat.jpg", finished: bool = True) -> 
             "facts": {"largest identity error": "2e-07", "map size": "12 by 12"},
         },
         results=[
-            {"name": "legacy", "accuracy": 0.951, "box_accuracy": None, "note": "no map"},
-            {"name": "camify", "accuracy": 0.972, "box_accuracy": 0.634, "note": ""},
+            {"name": "legacy", "accuracy": 0.951, "quality": None, "note": "no map"},
+            {"name": "camify", "accuracy": 0.972, "quality": 0.634, "note": ""},
         ],
-        centre_box_accuracy=0.412,
+        quality=("val/max_box_acc", "box accuracy"),
+        baseline=("centre box", 0.412),
         history=[
             {
                 "epoch": e,
@@ -105,7 +106,7 @@ def test_text_is_never_markup():
             "rows": [{"part": NASTY, "status": NASTY, "layers": NASTY, "parameters": 1}],
             "facts": {NASTY: NASTY},
         },
-        results=[{"name": NASTY, "accuracy": 0.5, "box_accuracy": 0.5, "note": NASTY}] * 2,
+        results=[{"name": NASTY, "accuracy": 0.5, "quality": 0.5, "note": NASTY}] * 2,
         history=[{"epoch": 0, NASTY: 1.0}],
         images=[replace(track, true_class=NASTY) for track in nasty.images],
         config=NASTY,
@@ -117,7 +118,7 @@ def test_text_is_never_markup():
     assert "<script>alert" not in html
     assert len(page.all("script")) == 1
     assert page.text.count(NASTY) >= 15
-    known = {"class", "src", "alt", "id", "type", "data-epoch", "data-epochs", "hidden"}
+    known = {"class", "src", "alt", "id", "type", "data-epoch", "data-epochs", "data-kind", "hidden"}
     strange = [a for tag, a in page.tags if tag in ("img", "div", "span", "button", "figure") and set(a) - known]
     assert not strange
 
@@ -154,12 +155,25 @@ def test_numbers_are_shown():
         assert expected in text
 
 
+def test_what_is_worth_a_look_has_a_place_of_its_own_and_a_filter():
+    whole = report()
+    find = ImageTrack("wrong.jpg", "dog", [(1, PNG + b"wrong", "predicted cat, p 0.99")], None, "mistakes")
+    page = Page(render_page(replace(whole, images=[*whole.images, find])))
+    assert [kind["data-kind"] for kind in page.all("div") if kind.get("class") == "kind"] == ["watched", "mistakes"]
+    buttons = [button["data-kind"] for button in page.all("button") if "data-kind" in button]
+    assert buttons == ["", "watched", "mistakes"]
+    assert len([figure for figure in page.all("figure") if "data-once" in figure]) == 1
+    assert "Confident mistakes" in page.text
+    plain = Page(render_page(whole))
+    assert not [button for button in plain.all("button") if "data-kind" in button], "nothing to filter"
+
+
 def test_missing_values_are_an_en_dash():
     broken = report()
     broken = replace(
         broken,
-        centre_box_accuracy=None,
-        results=[{"name": "legacy", "accuracy": None, "box_accuracy": math.nan, "note": None}],
+        baseline=("centre box", None),
+        results=[{"name": "legacy", "accuracy": None, "quality": math.nan, "note": None}],
         history=[
             {"epoch": 0, "train/loss": math.nan, "val/acc": math.inf},
             {"epoch": 1, "val/loss": 0.5},
@@ -183,7 +197,13 @@ def test_only_an_unfinished_page_reloads_itself():
 
 
 def test_a_run_that_has_just_begun_has_a_page():
-    page = Page(render_page(RunReport("new", False, "", {}, [], None, [], [], "", {}, [])))
+    page = Page(
+        render_page(
+            RunReport(
+                "new", False, "", {}, [], ("val/max_box_acc", "box accuracy"), ("centre box", None), [], [], "", {}, []
+            )
+        )
+    )
     assert "the first epoch has not ended yet" in page.text
     assert not page.all("input")
 

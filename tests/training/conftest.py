@@ -72,6 +72,15 @@ class SmallLegacy(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Networks this small lose more to threads than they win."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def data():
     return BlobData()

@@ -123,6 +123,37 @@ def test_steps_are_tenfold_drops_at_fractions_of_the_training():
     assert lr_factor(3, 10, start=4, drops=published) == 0.0
 
 
+def test_layer_decay_slows_every_twelve_parameters_as_timm_does(legacy, data, make_trainer):
+    deep = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(15)))
+    network = nn.Sequential(deep, nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 2))
+    module = tuner(network, head_channels=4, layer_decay=0.5, freeze_epochs=0, lr=0.01)
+    groups = groups_of(module, make_trainer, data)
+    names = {id(p): name for name, p in module.model.named_parameters()}
+    trunk = [name for name in names.values() if "cam_conv" not in name and not name.startswith("classifier")]
+    for index, name in enumerate(trunk):  # 30 parameters: layers of 12, 12 and 6
+        group = next(g for g in groups.values() if name in {names[id(p)] for p in g["params"]})
+        assert group["initial_lr"] == pytest.approx(0.01 * 0.5 ** (3 - index // 12))
+    assert groups["head"]["initial_lr"] == pytest.approx(0.1)
+
+
+def test_layer_decay_takes_timms_own_layers(data, make_trainer):
+    timm = pytest.importorskip("timm")
+    from timm.optim import param_groups_layer_decay
+
+    network = timm.create_model("resnet10t", num_classes=2)
+    options = {"head": "direct", "input_size": 64, "freeze_epochs": 0, "head_lr_factor": 1.0}
+    module = tuner(network, layer_decay=0.5, lr=0.01, **options)
+    groups = groups_of(module, make_trainer, data)
+    rate = {id(p): group["initial_lr"] for group in groups.values() for p in group["params"]}
+    found = {name.removeprefix("features."): rate[id(p)] for name, p in module.model.named_parameters()}
+    reference = param_groups_layer_decay(network, layer_decay=0.5)
+    names = {id(p): name for name, p in network.named_parameters()}
+    for group in reference:
+        for parameter in group["params"]:
+            name = names[id(parameter)].replace("fc.", "classifier.")
+            assert found[name] == pytest.approx(0.01 * group["lr_scale"]), name
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

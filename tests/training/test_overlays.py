@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import camify
-from camify.training.overlays import choose_probes
+from camify.training.finds import Finds
+from camify.training.probes import choose_probes, named_probes
 from tests.training.conftest import SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
@@ -28,7 +31,7 @@ def pictures(folder):
 
 
 def test_every_epoch_leaves_a_picture_per_image_and_a_strip(module, data, make_trainer, tmp_path):
-    make_trainer(camify.CAMOverlayLogger(num_images=3), max_epochs=2).fit(module, data)
+    make_trainer(camify.CAMOverlayLogger(num_images=3, num_finds=0), max_epochs=2).fit(module, data)
     names = pictures(tmp_path / "overlays")
     assert len([name for name in names if name.startswith("epoch_000/")]) == 3
     assert len([name for name in names if name.startswith("epoch_001/")]) == 3
@@ -75,7 +78,9 @@ def test_tensorboard_gets_every_picture(module, data, make_trainer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    trainer = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=2, logger=logger, log_every_n_steps=1)
+    trainer = make_trainer(
+        camify.CAMOverlayLogger(num_images=2, num_finds=0), max_epochs=2, logger=logger, log_every_n_steps=1
+    )
     trainer.fit(module, data)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
     events.Reload()
@@ -155,3 +160,73 @@ def test_probes_without_labels_are_spread_over_the_data():
     assert len(set(chosen)) == 4
     assert all(25 * index <= number < 25 * (index + 1) for index, number in enumerate(chosen))
     assert choose_probes(9, None, 3, seed=0) == [0, 1, 2]
+
+
+def test_the_user_names_images(module, data, make_trainer, tmp_path):
+    make_trainer(camify.CAMOverlayLogger(images=["3", "11"], num_finds=0), max_epochs=1).fit(module, data)
+    assert pictures(tmp_path / "overlays" / "epoch_000") == ["00_blob_3.png", "01_blob_11.png"]
+    paths = ["val/cat/a.jpg", "val/dog/a.jpg", "val/dog/b.jpg"]
+    dataset = type("Named", (list,), {"paths": paths})(paths)
+    assert named_probes(dataset, ["b.jpg", "cat/a.jpg", "val/dog/a.jpg"]) == [2, 0, 1]
+    for name, count in (("a.jpg", 2), ("c.jpg", 0)):
+        with pytest.raises(camify.ConfigError, match=f"names {count} validation images"):
+            named_probes(dataset, [name])
+    with pytest.raises(camify.ConfigError, match="'99' names 0"):
+        make_trainer(camify.CAMOverlayLogger(images=["99"]), max_epochs=1).fit(module, data)
+
+
+def test_the_end_leaves_animations_a_sheet_and_an_index(module, data, make_trainer, tmp_path):
+    make_trainer(camify.CAMOverlayLogger(num_images=2, num_finds=1), max_epochs=3).fit(module, data)
+    folder = tmp_path / "overlays"
+    films = sorted((folder / "animations").iterdir())
+    assert len(films) == 2
+    with Image.open(films[0]) as film:
+        assert film.n_frames == 3
+        assert film.size == size_of(folder / "epoch_000" / f"{films[0].stem}.png")
+    strips = [size_of(path) for path in (folder / "strips").iterdir()]
+    assert size_of(folder / "sheet.png")[1] >= sum(height for _, height in strips)
+    index = json.loads((folder / "index.json").read_text())
+    assert [[frame["epoch"] for frame in image["frames"]] for image in index["watched"]] == [[0, 1, 2]] * 2
+    named = [frame["file"] for image in index["watched"] for frame in image["frames"]]
+    named += [image["strip"] for image in index["watched"]] + [find["file"] for find in index["finds"]]
+    assert sorted([*named, "sheet.png"]) == pictures(folder)
+    assert {find["kind"] for find in index["finds"]} <= {"mistakes", "beside", "changed"}
+    assert {find["epoch"] for find in index["finds"] if find["kind"] == "changed"} == {1, 2}
+
+
+def batches(images, labels, logits, maps, boxes):
+    """Five images in batches of two, two and one."""
+    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        yield images[part], labels[part], logits[part], maps[part], {"boxes": boxes[part], "path": None}
+
+
+def test_what_is_worth_a_look_by_hand():
+    torch.manual_seed(0)
+    images, logits, maps = torch.rand(5, 3, 8, 8), 3 * torch.randn(5, 3), torch.randn(5, 3, 4, 4)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    boxes = [torch.tensor([[0.0, 0.0, 4.0, 8.0]])] * 4 + [torch.zeros(0, 4)]  # the left half; the last has none
+    finds, second = Finds(2), torch.randn(5, 3, 4, 4)
+    for epoch in (maps, second):
+        finds.begin()
+        for *parts, known in batches(images, labels, logits, epoch, boxes):
+            finds.update(*parts, {key: value for key, value in known.items() if value is not None})
+        found = finds.end()
+    p = logits.softmax(1)
+    wrong = sorted((float(-p[i].max()), i) for i in range(5) if int(p[i].argmax()) != int(labels[i]))
+    assert len(wrong) >= 2
+    assert [find.name for find in found["mistakes"]] == [str(i) for _, i in wrong[:2]]
+    assert found["mistakes"][0].classes == (int(p[wrong[0][1]].argmax()), int(labels[wrong[0][1]]))
+    beside, moved = [], []
+    for i in range(5):
+        big = torch.nn.functional.interpolate(second[i, labels[i]][None, None], size=(8, 8), mode="bilinear")[0, 0]
+        positive = big.clamp(min=0)
+        beside.append(float(positive[:, 4:].sum() / positive.sum()))
+        pair = torch.stack([maps[i, labels[i]].flatten(), second[i, labels[i]].flatten()])
+        moved.append(1 - float(torch.corrcoef(pair)[0, 1]))
+    order = sorted(range(4), key=lambda i: -beside[i])
+    assert [find.name for find in found["beside"]] == [str(i) for i in order[:2]], "the image without a box is left out"
+    assert found["beside"][0].score == pytest.approx(beside[order[0]], abs=1e-5)
+    order = sorted(range(5), key=lambda i: -moved[i])
+    assert [find.name for find in found["changed"]] == [str(i) for i in order[:2]]
+    assert [find.score for find in found["changed"]] == pytest.approx([moved[i] for i in order[:2]], abs=1e-5)
+    torch.testing.assert_close(found["changed"][0].maps[1], second[order[0], labels[order[0]]])

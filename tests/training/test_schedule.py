@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from camify.training.schedule import lr_factor
+from camify.training.schedule import lr_factor, one_cycle_factor
 
 
 def test_cosine_equals_torchs_scheduler():
@@ -23,3 +23,17 @@ def test_warm_up_is_linear_and_starts_where_the_group_starts():
 def test_the_end_is_zero_and_stays_there():
     assert lr_factor(100, 100) == pytest.approx(0.0)
     assert lr_factor(140, 100) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("total", [10, 57, 400])
+def test_one_cycle_equals_torchs_scheduler(total):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=total, cycle_momentum=False)
+    for step in range(total):
+        assert one_cycle_factor(step, total) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        assert one_cycle_factor(step + 30, total + 30, start=30) == pytest.approx(one_cycle_factor(step, total))
+        optimizer.step()
+        if step < total - 1:
+            scheduler.step()
+    assert one_cycle_factor(29, total + 30, start=30) == 0.0
+    assert one_cycle_factor(total + 5, total) == one_cycle_factor(total - 1, total)

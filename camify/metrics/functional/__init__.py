@@ -1,6 +1,14 @@
 """Pure functions behind the metrics."""
 
-from .baselines import bootstrap_interval, centre_gaussian, hard_subset, random_maps
+from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
+from .baselines import (
+    bootstrap_interval,
+    bootstrap_means,
+    centre_gaussian,
+    hard_subset,
+    percentiles,
+    random_maps,
+)
 from .box import (
     best_iou_at_threshold,
     best_iou_by_threshold,
@@ -9,7 +17,7 @@ from .box import (
     resize_boxes,
     thresholds,
 )
-from .calibration import NORMALIZERS, Calibration, Normalizer, calibrate, calibrated_accuracy, normalize_maps
+from .calibration import Calibration, calibrate, calibrated_accuracy
 from .faithfulness import (
     adcc,
     area_under_curve,
@@ -24,7 +32,7 @@ from .faithfulness import (
 )
 from .level_sets import LevelBoxes, level_set_boxes
 from .pixel import average_precision, pixel_histograms, precision_recall
-from .pointing import box_masks, cell_masks, energy_share, mosaics, peak, pointing_distance
+from .pointing import box_masks, cell_masks, energy_share, mosaic_plan, mosaics, peak, pointing_distance, tiled
 from .stability import area, correlation, drift, entropy, flip_equivariance, shift_equivariance
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "black",
     "blurred",
     "bootstrap_interval",
+    "bootstrap_means",
     "box_masks",
     "calibrate",
     "calibrated_accuracy",
@@ -61,9 +70,11 @@ __all__ = [
     "iou_with_best_box",
     "level_set_boxes",
     "masked_images",
+    "mosaic_plan",
     "mosaics",
     "normalize_maps",
     "peak",
+    "percentiles",
     "pixel_histograms",
     "pointing_distance",
     "precision_recall",
@@ -71,4 +82,5 @@ __all__ = [
     "resize_boxes",
     "shift_equivariance",
     "thresholds",
+    "tiled",
 ]

@@ -11,7 +11,10 @@ from ...errors import ConfigError
 from ...maps import normalize, upsample
 from .box import centre_boxes, iou_with_best_box
 
-__all__ = ["bootstrap_interval", "centre_gaussian", "hard_subset", "random_maps"]
+__all__ = ["bootstrap_interval", "bootstrap_means", "centre_gaussian", "hard_subset", "percentiles", "random_maps"]
+
+_MOST_WEIGHTS = 2**22  # drawn at a time
+_MOST_VALUES = 2**22  # multiplied at a time
 
 
 def centre_gaussian(height: int, width: int, std: float = 0.5) -> Tensor:
@@ -74,19 +77,56 @@ def bootstrap_interval(
         >>> 0.35 < low < 0.5 < high < 0.65
         True
     """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ConfigError(f"confidence={confidence} must lie in (0, 1), resamples={resamples} above 0.")
-    rows = values.detach().cpu().double()
-    rows = rows[~rows.flatten(1).isnan().any(dim=1)] if rows.dim() > 1 else rows[~rows.isnan()]
-    count = len(rows)
+    means = bootstrap_means(values, resamples=resamples, seed=seed)
+    figures = means if statistic is None else torch.tensor([float(statistic(row)) for row in means])
+    return percentiles(figures, confidence)
+
+
+def bootstrap_means(values: Tensor, *, resamples: int = 1000, seed: int = 0) -> Tensor:
+    """Mean rows (resamples, ...) float64 of images drawn anew, as many as there are; the same draw for equal counts.
+
+    Args:
+        values: one row per image, (N, ...), also bool; images whose value is NaN are left out first.
+        resamples: how many.
+        seed: of the draw.
+
+    Returns:
+        NaN without images.
+
+    Raises:
+        ConfigError: the number of resamples cannot be.
+    """
+    if resamples < 1:
+        raise ConfigError(f"resamples={resamples} must be above 0.")
+    rows = values.detach().cpu()
+    flat = rows.flatten(1) if rows.dim() > 1 else rows[:, None]
+    if flat.is_floating_point():
+        flat = flat[~flat.isnan().any(dim=1)]
+    count, generator = len(flat), torch.Generator().manual_seed(seed)
     if count == 0:
-        return float("nan"), float("nan")
-    generator, figures = torch.Generator().manual_seed(seed), []
-    for _ in range(resamples):
-        drawn = torch.randint(count, (count,), generator=generator)
-        mean = torch.bincount(drawn, minlength=count).double() @ rows.reshape(count, -1) / count
-        row = mean.reshape(rows.shape[1:])
-        figures.append(float(row if statistic is None else statistic(row)))
+        return torch.full((resamples, *rows.shape[1:]), torch.nan, dtype=torch.float64)
+    parts, at_once = [], max(1, _MOST_WEIGHTS // count)
+    for first in range(0, resamples, at_once):
+        drawn = torch.randint(count, (min(at_once, resamples - first), count), generator=generator)
+        times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones(1, 1, dtype=torch.float64).expand(drawn.shape)
+        )
+        step = max(1, _MOST_VALUES // flat.shape[1])
+        sums = torch.zeros(len(drawn), flat.shape[1], dtype=torch.float64)
+        for start in range(0, count, step):
+            sums += times[:, start : start + step] @ flat[start : start + step].double()
+        parts.append(sums / count)
+    return torch.cat(parts).reshape(resamples, *rows.shape[1:])
+
+
+def percentiles(figures: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """The bounds between which a share of the figures (resamples,) lies; NaN where one of them is NaN.
+
+    Raises:
+        ConfigError: the confidence cannot be.
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence} must lie in (0, 1).")
     edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = torch.tensor(figures, dtype=torch.float64).quantile(edges).tolist()
+    low, high = figures.double().quantile(edges).tolist()
     return low, high

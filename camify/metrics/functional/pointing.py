@@ -10,7 +10,16 @@ from torch import Tensor
 
 from ...errors import DataError
 
-__all__ = ["box_masks", "cell_masks", "energy_share", "mosaics", "peak", "pointing_distance"]
+__all__ = [
+    "box_masks",
+    "cell_masks",
+    "energy_share",
+    "mosaic_plan",
+    "mosaics",
+    "peak",
+    "pointing_distance",
+    "tiled",
+]
 
 
 def peak(map_HW: Tensor) -> tuple[int, int] | None:
@@ -88,9 +97,7 @@ def mosaics(images: Tensor, labels: Tensor, grid: int = 2, seed: int = 0) -> tup
     """Mosaics of images of different classes: (M, C, grid * H, grid * W), and the cells' classes (M, grid * grid).
 
     Boehle et al. 2021, "Convolutional Dynamic Alignment Networks for Interpretable Classifications", section 5.3.
-    Every image is used at most once, no class twice in one mosaic. The classes with the most images left are taken
-    first, so that as many mosaics as possible come out; which images, and where in the mosaic, is drawn. The paper
-    takes only images that the network is sure of: choose them before.
+    The paper takes only images that the network is sure of: choose them before. `mosaic_plan` says which come together.
 
     Args:
         images: (N, C, H, W).
@@ -103,6 +110,19 @@ def mosaics(images: Tensor, labels: Tensor, grid: int = 2, seed: int = 0) -> tup
     """
     if images.dim() != 4 or labels.shape != (len(images),):
         raise DataError(f"images {tuple(images.shape)} must be (N, C, H, W), labels {tuple(labels.shape)} (N,).")
+    picked = mosaic_plan(labels, grid, seed).to(images.device)
+    return tiled(images[picked.flatten()], grid), labels.to(picked.device)[picked]
+
+
+def mosaic_plan(labels: Tensor, grid: int = 2, seed: int = 0) -> Tensor:
+    """Which images (M, grid * grid) stand in which cell of which mosaic, in reading order.
+
+    Every image is used at most once, no class twice in one mosaic. The classes with the most images left are taken
+    first, so that as many mosaics as possible come out; which images, and where in the mosaic, is drawn.
+
+    Raises:
+        DataError: there are fewer than grid * grid classes.
+    """
     generator, cells = torch.Generator().manual_seed(seed), grid * grid
     drawn = torch.randperm(len(labels), generator=generator)
     left: dict[int, list[int]] = {}
@@ -117,7 +137,11 @@ def mosaics(images: Tensor, labels: Tensor, grid: int = 2, seed: int = 0) -> tup
             break
         order = torch.randperm(cells, generator=generator).tolist()
         chosen.append([left[fullest[place]].pop() for place in order])
-    picked = torch.tensor(chosen, device=images.device)
+    return torch.tensor(chosen)
+
+
+def tiled(images: Tensor, grid: int = 2) -> Tensor:
+    """Images (M * grid * grid, C, H, W) as mosaics (M, C, grid * H, grid * W), in reading order."""
     channels, height, width = images.shape[1:]
-    tiles = images[picked].view(-1, grid, grid, channels, height, width).permute(0, 3, 1, 4, 2, 5)
-    return tiles.reshape(-1, channels, grid * height, grid * width), labels.to(picked.device)[picked]
+    tiles = images.view(-1, grid, grid, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(-1, channels, grid * height, grid * width)

@@ -1,0 +1,204 @@
+"""What the pictures are drawn with: heat over an image, boxes, outlines, colour bars, lines of text."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..maps import upsample
+
+__all__ = [
+    "cells_picture",
+    "colour_bar",
+    "heated_picture",
+    "outline_boxes",
+    "outline_region",
+    "paper",
+    "scaled_picture",
+    "tint",
+    "write_legend",
+    "write_line",
+]
+
+PAPER, INK, MUTED = (252, 252, 250), (31, 35, 40), (106, 112, 119)
+GROUND = (224, 224, 224)  # below a colour bar and below a map that is drawn without its image
+RIGHT, WRONG = (26, 115, 72), (180, 52, 28)
+BOX, FOUND, BOX_EDGE = (64, 224, 208), (255, 255, 255), (16, 24, 28)  # ground truth, the map's, around both
+PANEL, FRAME = 224, 112  # long side of a picture in an overlay and in a strip, pixels
+MARGIN, GAP, BAR, LINE = 12, 8, 10, 19
+TICK = 44  # room for the numbers beside a colour bar
+COLUMN = 184  # least width of an overlay's column, so that captions fit below narrow pictures
+PER_ROW = 11  # pictures in a row of a strip
+FLAT = 1 / 256  # of the scale: what one step of the colours cannot show
+
+Levels = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+
+def paper(inner: tuple[int, int]) -> Image.Image:
+    """An empty sheet: ``inner`` pixels, a colour bar to their right, and margins."""
+    return Image.new("RGB", (MARGIN + inner[0] + BAR + TICK, inner[1] + 2 * MARGIN), PAPER)
+
+
+def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
+    """``image`` (3, H, W), 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
+    values = np.nan_to_num(image.detach().float().cpu().numpy())  # not torch: pictures are drawn beside forwards
+    pixels = np.ascontiguousarray(np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+    height, width = pixels.shape[:2]
+    factor = long_side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels, str]:
+    """Heat of a raw map at ``size`` (width, height) in steps 0..255, and a note where there is none."""
+    raw = map_hw.detach().float().cpu()
+    nothing = np.zeros(size[::-1], np.uint8)
+    if not bool(torch.isfinite(raw).all()):
+        return nothing, "map is not finite"
+    low, high = float(raw.min()), float(raw.max())
+    if not scale > 0 or high <= FLAT * scale:
+        return nothing, "no positive evidence"
+    if high - low <= FLAT * scale:
+        return nothing, "the same everywhere"
+    heat = (upsample(raw, size[::-1]) / scale).numpy().clip(0, 1)
+    return np.rint(heat * 255).astype(np.uint8), ""
+
+
+@lru_cache(maxsize=8)
+def _recipe(colormap: str) -> NDArray[np.float32]:
+    """For each level what a pixel is made of: image, its grey, and red, green, blue on top, (5, 256)."""
+    heat = np.linspace(0, 1, 256)[:, None]
+    alpha = 0.8 * heat**0.7  # strong early, yet without evidence the picture stays as it is
+    fade = np.minimum(1, 2 * heat)  # the picture turns to dim grey below the heat, so that colours read
+    colour = np.asarray(mpl.colormaps[colormap](heat[:, 0]))[:, :3] * 255
+    parts = [(1 - alpha) * (1 - fade), (1 - alpha) * fade * 0.8, alpha * colour + 0.5]  # rounded, not cut off
+    return np.ascontiguousarray(np.hstack(parts).T.astype(np.float32))
+
+
+def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
+    """The picture with heat over it; where the level is 0 it is left as it is."""
+    own, dimmed, *colours = (part.take(levels) for part in _recipe(colormap))
+    dimmed *= np.asarray(picture.convert("L"))
+    tinted = np.empty((*levels.shape, 3), np.uint8)
+    for channel, (pixels, colour) in enumerate(zip(picture.split(), colours, strict=True)):
+        tinted[..., channel] = own * np.asarray(pixels) + (dimmed + colour)
+    return Image.fromarray(tinted)
+
+
+def heated_picture(picture: Image.Image, map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
+    """The map over the picture, and a note where there is no heat to draw."""
+    levels, note = _levels(map_hw, scale, picture.size)
+    return tint(picture, levels, colormap), note
+
+
+def cells_picture(size: tuple[int, int], map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
+    """The map alone at ``size``, each of its cells one colour, and what to write above it."""
+    rows, columns = map_hw.shape
+    levels, _ = _levels(map_hw, scale, (columns, rows))
+    cells = tint(Image.new("RGB", (columns, rows), GROUND), levels, colormap)
+    return cells.resize(size, Image.Resampling.NEAREST), f"map, {rows} by {columns} cells"
+
+
+def outline_boxes(
+    draw: ImageDraw.ImageDraw,
+    boxes: Tensor | None,
+    image: Tensor,
+    size: tuple[int, int],
+    at: tuple[int, int],
+    *,
+    width: int,
+    colour: Colour = BOX,
+) -> None:
+    """Draws boxes, given in pixels of ``image``, into the panel of ``size`` that stands at ``at``.
+
+    The coloured line of ``width`` pixels lies just inside a box, a thin dark one just outside.
+    """
+    lines = [(-1, BOX_EDGE), *((i, colour) for i in range(width))]
+    factors = np.divide((*size, *size), (image.shape[-1], image.shape[-2]) * 2)
+    limits = np.array([*size, *size])
+    for box in [] if boxes is None else boxes.detach().cpu().numpy():
+        left, top, right, bottom = np.clip(np.round(box * factors), 0, limits).astype(int)
+        x0, y0 = at[0] + left, at[1] + top
+        x1, y1 = max(x0, at[0] + right - 1), max(y0, at[1] + bottom - 1)  # PIL's corners are inclusive
+        for inset, ink in lines:
+            if x1 - x0 >= 2 * inset and y1 - y0 >= 2 * inset:
+                draw.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), outline=ink)
+
+
+def outline_region(panel: Image.Image, region_HW: NDArray[np.bool_]) -> Image.Image:
+    """The panel with a thin line around the pixels of a mask of any size, which is stretched over it."""
+    mask = Image.fromarray(region_HW.astype(np.uint8) * 255).resize(panel.size, Image.Resampling.BILINEAR)
+    outlines, _ = cv2.findContours((np.asarray(mask) > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    pixels = np.array(panel)
+    cv2.drawContours(pixels, outlines, -1, FOUND, 1, cv2.LINE_AA)
+    return Image.fromarray(pixels)
+
+
+def write_legend(
+    draw: ImageDraw.ImageDraw, right: int, y: int, entries: Sequence[tuple[Colour, str]], width: int
+) -> int:
+    """Writes what the boxes' colours mean, up to the right edge, in at most ``width`` pixels; returns those left."""
+    for colour, text in reversed(entries):
+        long = int(_font(12, False).getlength(text)) + 30
+        if long > width:
+            continue
+        right, width = right - long, width - long
+        draw.rectangle((right, y + 3, right + 11, y + 12), fill=colour, outline=BOX_EDGE)
+        write_line(draw, (right + 17, y + 1), text, long, MUTED, size=12)
+    return width
+
+
+def colour_bar(
+    sheet: Image.Image, at: tuple[int, int], height: int, ends: float | tuple[str, str], colormap: str
+) -> None:
+    """Draws the colours from 0 (bottom) to ``ends`` (top), or between two words, as they look over a grey picture."""
+    bottom, top = ("0", f"{ends:.3g}") if isinstance(ends, float | int) else ends
+    sheet.paste(_bar(height, colormap), at)
+    draw, x = ImageDraw.Draw(sheet), at[0] + BAR + 4
+    write_line(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
+    write_line(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
+
+
+@lru_cache(maxsize=32)
+def _bar(height: int, colormap: str) -> Image.Image:
+    levels = np.linspace(255, 0, height).round().astype(np.uint8)[:, None].repeat(BAR, axis=1)
+    return tint(Image.new("RGB", (BAR, height), GROUND), levels, colormap)
+
+
+@lru_cache(maxsize=8)
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size)
+
+
+def write_line(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    width: int,
+    fill: Colour,
+    *,
+    size: int = 13,
+    bold: bool = False,
+) -> None:
+    """Writes one line of at most ``width`` pixels; what is too long ends in an ellipsis."""
+    font = _font(size, bold)
+    # a line break, a control character or half a surrogate would stop the font engine
+    line = "".join(c if c.isprintable() else " " for c in text[:width])
+    if font.getlength(line) > width:
+        lengths = range(1, len(line))
+        fits = bisect.bisect_left(lengths, True, key=lambda n: font.getlength(line[:n] + "…") > width)
+        line = line[:fits].rstrip() + "…"
+    draw.text(at, line, fill=fill, font=font)

@@ -1,0 +1,148 @@
+"""What a run left on disk, as the page of the run shows it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import DataError
+from .page import ImageTrack, RunReport
+
+__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
+
+RESULTS, INDEX = "results.json", "overlays/index.json"
+MAP_FIGURES = {
+    "val/max_box_acc": ("box accuracy", "val/centre_box_acc", "centre box"),
+    "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
+}
+"""What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
+
+_MOST_FRAMES = 640  # of the watched images in one page: some 10 MB
+_MOST_EPOCHS_OF_FINDS = 20
+
+
+def read_run(folder: str | Path) -> RunReport:
+    """The report of a run, from its ``results.json``, ``config.yaml`` and ``overlays/``.
+
+    Of long runs with many images not every epoch's pictures are taken, but the first, the last and as many evenly
+    between as keep the page below 20 MB; all of them stay in ``overlays/``.
+
+    Raises:
+        DataError: the folder holds no run, or a file of it cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).is_file() else {}
+        history = [{key: value for key, value in row.items() if value is not None} for row in results["history"]]
+        quality = next((key for key in MAP_FIGURES if any(key in row for row in history)), next(iter(MAP_FIGURES)))
+        name, baseline, beside = MAP_FIGURES[quality]
+        config = folder / "config.yaml"
+        return RunReport(
+            title=folder.resolve().name,
+            finished=bool(results["finished"]),
+            subtitle=f"{results['source']}, {len(results['classes'] or ())} classes, {results.get('data', 'data')}",
+            certificate=results.get("certificate") or {},
+            results=_rows(results, quality),
+            quality=(quality, name),
+            baseline=(beside, history[-1].get(baseline) if history else None),
+            history=history,
+            images=[*_watched(folder, index), *_finds(folder, index)],
+            config=config.read_text(encoding="utf-8") if config.is_file() else "",
+            environment=results.get("environment", {}),
+            commands=commands(folder),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder}: cannot be read as the folder of a run ({type(error).__name__}: {error}). It needs {RESULTS}, as"
+            " `python train.py fit` leaves it."
+        ) from error
+
+
+def commands(folder: Path) -> list[tuple[str, str]]:
+    """What to do next, with the command."""
+    return [
+        (
+            "Explain your own pictures with the exported network",
+            f"camify explain PICTURE.jpg --model {folder}/export --out explained",
+        ),
+        (
+            "Go on training",
+            f"python train.py fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
+        ),
+        ("Put it beside another run", f"camify report {folder} OTHER_RUN --out comparison.html"),
+        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),
+    ]
+
+
+def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
+    legacy, start, exported = (results.get(key) or {} for key in ("legacy", "start", "exported"))
+    known = legacy.get("val/acc") is not None
+    rows = [
+        {
+            "name": "legacy network",
+            "accuracy": legacy.get("val/acc"),
+            "quality": None,
+            "note": "as it came; it has no class maps" if known else "other classes: not comparable",
+        }
+    ]
+    later = [("converted", start, "before the first step")]
+    if results["finished"] and exported:
+        later.append(("converted and fine-tuned", exported, f"best epoch ({exported['epoch']:.0f}), exported"))
+    for name, figures, note in later:
+        if figures:
+            row = {"name": name, "accuracy": figures.get("val/acc"), "quality": figures.get(quality), "note": note}
+            rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _watched(folder: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+    images = index.get("watched", [])
+    epochs = sorted({frame["epoch"] for image in images for frame in image["frames"]})
+    most = max(2, _MOST_FRAMES // max(1, len(images)))
+    if len(epochs) > most:
+        epochs = [epochs[round(place * (len(epochs) - 1) / (most - 1))] for place in range(most)]
+    tracks = []
+    for image in images:
+        frames = [f for f in image["frames"] if f["epoch"] in epochs]
+        pictures = [(f["epoch"], _webp(folder / "overlays" / f["file"]), f["caption"]) for f in frames]
+        tracks.append(ImageTrack(image["name"], image["true"], pictures, _webp(folder / "overlays" / image["strip"])))
+    return tracks
+
+
+def _finds(folder: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+    finds = index.get("finds", [])
+    epochs = sorted({find["epoch"] for find in finds})[-_MOST_EPOCHS_OF_FINDS:]
+    return [
+        ImageTrack(
+            find["name"],
+            find["true"],
+            [(find["epoch"], _webp(folder / "overlays" / find["file"]), find["caption"])],
+            None,
+            find["kind"],
+        )
+        for find in finds
+        if find["epoch"] in epochs
+    ]
+
+
+def _webp(path: Path) -> bytes:
+    return _encoded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2048)
+def _encoded(path: Path, changed: int) -> bytes:  # noqa: ARG001 - a file that changed is read anew
+    """A picture as WebP, a fifth of its PNG."""
+    buffer = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.save(buffer, format="WEBP", quality=78, method=2)
+    return buffer.getvalue()

@@ -1,0 +1,112 @@
+"""Tables of texts, shown in a terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = [
+    "MISSING", "Table", "count", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
+    "number", "percent", "percents",
+]  # fmt: skip
+
+MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        section: heading that it stands under.
+        title: what it shows.
+        head: of the columns.
+        rows: as many texts as the head has.
+        note: how to read it, and its limits.
+        names: number of columns at the left that name a row; all others are numbers.
+    """
+
+    section: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+    names: int = 1
+
+
+def number(value: Tensor | float) -> str:
+    """A figure with two decimals."""
+    return f"{float(value):.2f}" if math.isfinite(float(value)) else MISSING
+
+
+def percent(value: Tensor | float) -> str:
+    """A share, 0 to 1, in percent."""
+    return f"{100 * float(value):.0f} %" if math.isfinite(float(value)) else MISSING
+
+
+def percents(values: Sequence[Tensor | float]) -> list[str]:
+    """Shares in percent."""
+    return [percent(value) for value in values]
+
+
+def count(value: Tensor | int) -> str:
+    """A whole number."""
+    return str(int(value))
+
+
+def _markdown_table(table: Table) -> list[str]:
+    rule = [*["---"] * table.names, *["---:"] * (len(table.head) - table.names)]
+    return [
+        f"**{markdown_text(table.title)}**",
+        "",
+        markdown_line(table.head),
+        markdown_line(rule, escape=False),
+        *(markdown_line(row) for row in table.rows),
+        "",
+        table.note,
+        "",
+    ]
+
+
+def markdown_sections(tables: Sequence[Table]) -> list[str]:
+    """Lines of Markdown: tables under the headings of their sections."""
+    lines = []
+    for section in dict.fromkeys(table.section for table in tables):
+        own = [table for table in tables if table.section == section]
+        lines += [f"## {section}", "", *(line for table in own for line in _markdown_table(table))]
+    return lines
+
+
+def markdown_facts(facts: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of Markdown: how something was made."""
+    listed = (f"- {markdown_text(label)}: {markdown_text(text)}" for label, text in facts)
+    return ["## How it was made", "", *listed]
+
+
+def json_values(value: Any) -> Any:
+    """JSON values: tensors as lists, floats of six digits, what is not finite as None."""
+    if isinstance(value, Tensor):
+        return json_values(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def markdown_line(cells: Sequence[str], *, escape: bool = True) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(markdown_text(cell) if escape else cell for cell in cells) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    one = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", one)

@@ -1,0 +1,147 @@
+"""The course of a run: what happens before the first step, at the start of every epoch, and when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import ConfigError
+from ..model import CAMNet
+from ..surgery import fit_head
+from .asking import labels_of, single_loader
+from .augmentation import drop_attention
+from .feature_cache import FeatureCache
+from .losses import balanced_weights
+from .resuming import check_finite, enter_epoch, go_on, refuse_changes, state_of_run
+from .schedule import set_frozen
+
+__all__ = ["Course"]
+
+
+class Course(pl.Callback):
+    """Does with a CAMFineTuner what its options say, epoch by epoch; ``CAMFineTuner`` brings it along.
+
+    Freezing, seeds and caches depend on the number of the epoch alone, so that a resumed run is right by construction.
+    """
+
+    def __init__(self) -> None:
+        self._cache: FeatureCache | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._seed = 0
+        self._resumed: Mapping[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """A run's chance begins with the seed that torch was given last."""
+        self._seed, self._resumed = torch.initial_seed(), None
+
+    # ------------------------------------------------------------ before the first step
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
+        options, network = pl_module.hparams, pl_module.model
+        processes = getattr(trainer.strategy, "_ddp_kwargs", {})
+        if options["freeze_epochs"] and trainer.world_size > 1 and not processes.get("find_unused_parameters", True):
+            raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")
+        if options["channels_last"]:
+            network.to(memory_format=torch.channels_last)
+        if isinstance(network, CAMNet):
+            layers = options["adl_layers"] or []
+            self._hooks = drop_attention(network.features, layers, options["adl_drop_rate"], options["adl_gamma"])
+            if options["compile"]:
+                network.features.compile()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Weigh the classes, fit the classifier in closed form, let the legacy network go or teach."""
+        options = pl_module.hparams
+        if options["class_weights"] is not None:
+            pl_module.objective.class_weights = _class_weights(options["class_weights"], trainer, pl_module)
+        if options["init"] == "ridge" and trainer.global_step == 0 and isinstance(pl_module.model, CAMNet):
+            _fit_classifier(trainer, pl_module)
+        taught = options["teacher"] == "legacy"  # where it does not teach, the legacy's memory is needed no more
+        pl_module.keep_aside(legacy=None, teacher=pl_module.legacy.to(pl_module.device) if taught else None)
+        if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
+            self._begin_epoch(trainer, pl_module)
+            go_on(trainer, self._seed, self._resumed)
+
+    # ------------------------------------------------------------ epoch by epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Freeze or free the features, seed and serve, by the number of the epoch alone."""
+        self._begin_epoch(trainer, pl_module)
+        enter_epoch(trainer, self._seed)
+
+    def _begin_epoch(self, trainer: pl.Trainer, module: Any) -> None:
+        if not isinstance(module.model, CAMNet):
+            return
+        frozen = trainer.current_epoch < module.hparams["freeze_epochs"]
+        set_frozen(module.model, frozen)
+        if frozen and module.hparams["feature_cache"] != "off":
+            self._cache = self._cache or FeatureCache.of(module, trainer)
+            self._cache.serve(trainer, trainer.current_epoch)
+        elif self._cache is not None:
+            self._drop_cache(trainer)
+
+    def on_before_optimizer_step(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,  # noqa: ARG002
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Stop where gradients are not finite."""
+        check_finite(trainer, optimizer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Leave nothing frozen, cached or hooked behind."""
+        self._drop_cache(trainer)
+        for handle in self._hooks:
+            handle.remove()
+        pl_module.keep_aside(legacy=None, teacher=None)
+        if isinstance(pl_module.model, CAMNet):
+            set_frozen(pl_module.model, False)
+
+    def _drop_cache(self, trainer: pl.Trainer) -> None:
+        if self._cache is not None:
+            self._cache.close(trainer)
+            self._cache = None
+
+    # ------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run must know."""
+        checkpoint.update(state_of_run(trainer, pl_module, self._seed))
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Refuse to train on with other options.
+
+        Raises:
+            CheckpointError: names them.
+        """
+        if trainer.state.fn == "fit":
+            self._resumed = refuse_changes(trainer, pl_module, checkpoint)
+            self._seed = self._resumed["seed"]
+
+
+def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -> Tensor:
+    if not isinstance(given, str):
+        return torch.tensor(given, dtype=torch.float32)
+    labels = labels_of(trainer.train_dataloader)
+    if labels is None:
+        raise ConfigError("class_weights='balanced': the training data tells no labels. Give a list of numbers.")
+    return balanced_weights(labels, module.num_classes, multilabel=module.multilabel)
+
+
+def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
+    if trainer.world_size > 1:
+        raise ConfigError("init='ridge' fits in one process. Fit and save the model first, then train it.")
+    images = single_loader(trainer.train_dataloader)
+    if module.legacy is None:
+        module.fit_report = fit_head(module.model, images, labels=True)
+        return
+    home = next(module.legacy.parameters()).device
+    module.fit_report = fit_head(module.model, images, teacher=module.legacy.to(module.device))
+    module.legacy.to(home)

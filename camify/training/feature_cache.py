@@ -1,0 +1,240 @@
+"""The features of frozen epochs, computed once: head epochs then cost little more than the head."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import ConfigError
+from ..model import CAMNet
+from ..modes import evaluating
+from .asking import run_folder, single_loader
+
+__all__ = ["FeatureCache", "FrozenPart", "run_new_layers"]
+
+_PROBED = 16  # training samples that are read twice to see whether chance is in them
+
+
+class FrozenPart(nn.Module):
+    """The features of a CAMNet up to its new layers: what stays the same while they are frozen."""
+
+    def __init__(self, network: CAMNet) -> None:
+        super().__init__()
+        self.features = network.features
+        self.first = network.head_layers[0] if network.head_layers else None
+        self._input: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the first new layer is given, else the last spatial map."""
+        if self.first is None:
+            found: Tensor = self.features(images)
+            return found
+        layer = self.features.get_submodule(self.first)
+        handle = layer.register_forward_pre_hook(self._stop)
+        try:
+            self.features._call_impl(images)  # type: ignore[no-untyped-call] # where it was compiled, not that: it stops half-way
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        kept, self._input = self._input, None
+        if kept is None:
+            raise ConfigError(f"feature_cache: the new layer {self.first!r} was not run. Leave feature_cache out.")
+        return kept
+
+    def _stop(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG002 - torch's signature
+        self._input = inputs[0]
+        raise _Reached
+
+
+class _Reached(Exception):  # noqa: N818 - no error: the rest of the network is not needed
+    pass
+
+
+def run_new_layers(network: CAMNet, features_NCHW: Tensor) -> Tensor:
+    """The last spatial map from what ``FrozenPart`` gave."""
+    for name in network.head_layers:
+        features_NCHW = network.features.get_submodule(name)(features_NCHW)
+    return features_NCHW
+
+
+def _check_chain(network: CAMNet) -> None:
+    names, features = network.head_layers, network.features
+    steps = (
+        [str(node.target) for node in features.graph.nodes if node.op == "call_module"]
+        if isinstance(features, fx.GraphModule)
+        else [name for name, _ in features.named_children()]
+    )
+    if names and tuple(steps[-len(names) :]) != tuple(names):
+        raise ConfigError("feature_cache: the new layers are not the last of the features. Leave feature_cache out.")
+
+
+class FeatureCache(Dataset[dict[str, Any]]):
+    """The frozen features of every training sample, with its label and all else that is known of it.
+
+    Args:
+        network: its features are frozen.
+        loader: the training loader; order and batches of the cached one are its own.
+        where: ``"memory"`` or ``"disk"``: a file in ``folder`` that goes with this object.
+        limit_gb: the most that features may take, 10^9 bytes.
+        views: draws of the augmentation that are kept of every image; epoch e has number e modulo ``views``. None: one,
+            and a ConfigError where the samples are not the same each time.
+        teacher: gives logits of the same images.
+        folder: of the run.
+
+    Raises:
+        ConfigError: features would take more than the limit, chance is in the samples, or new layers are not the last.
+    """
+
+    def __init__(
+        self,
+        network: CAMNet,
+        loader: DataLoader[Any],
+        *,
+        where: str,
+        limit_gb: float,
+        views: int | None,
+        teacher: nn.Module | None,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        _check_chain(network)
+        self.loader, self.view = loader, 0
+        self.views = views or 1
+        with isolate_rng():
+            if views is None:
+                _refuse_chance(loader.dataset)
+            self._features: list[Tensor] = []
+            self._rest: list[dict[str, Any]] = []
+            self._aside = tempfile.TemporaryDirectory(prefix=".features-", dir=folder) if where == "disk" else None
+            part = FrozenPart(network)
+            for view in range(self.views):
+                torch.manual_seed(view)
+                self._add_view(part, teacher, limit_gb, device)
+
+    @torch.no_grad()
+    def _add_view(self, part: FrozenPart, teacher: nn.Module | None, limit_gb: float, device: torch.device) -> None:
+        reader: DataLoader[Any] = DataLoader(
+            self.loader.dataset,
+            batch_size=self.loader.batch_size or 32,
+            num_workers=self.loader.num_workers,
+            collate_fn=self.loader.collate_fn,
+        )
+        count = len(self.loader.dataset)  # type: ignore[arg-type]
+        store: Tensor | None = None
+        rest: dict[str, list[Any]] = {}
+        start = 0
+        with evaluating(part), evaluating(teacher or part):
+            for batch in reader:
+                sample = dict(batch) if isinstance(batch, Mapping) else {"image": batch[0], "label": batch[1]}
+                images = sample.pop("image").to(device)
+                found = part(images).float().cpu()
+                if store is None:
+                    store = self._empty((count, *found.shape[1:]), limit_gb)
+                store[start : start + len(found)] = found
+                start += len(found)
+                if teacher is not None:
+                    sample["teacher"] = teacher(images).float().cpu()
+                sample["size"] = torch.tensor(images.shape[-2:]).expand(len(images), 2)
+                for key, value in sample.items():
+                    rest.setdefault(key, []).append(value)
+        if store is None:
+            raise ConfigError("feature_cache: there are no training samples.")
+        self._features.append(store)
+        self._rest.append({key: _join(parts) for key, parts in rest.items()})
+
+    def _empty(self, shape: tuple[int, ...], limit_gb: float) -> Tensor:
+        need = 4 * math.prod(shape) * self.views / 1e9
+        if need > limit_gb:
+            raise ConfigError(
+                f"feature_cache: features of {shape[0]} samples in {self.views} views take {need:.2f} GB, more than"
+                f" feature_cache_gb={limit_gb:g}. Raise it, use feature_cache=disk, or fewer cached_views."
+            )
+        if self._aside is None:
+            return torch.empty(shape)
+        path = Path(self._aside.name) / f"{len(self._features)}.npy"
+        return torch.from_numpy(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape))
+
+    def __len__(self) -> int:
+        return len(self._features[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A whole batch: ``features`` (N, C, h, w) instead of ``image``, ``size`` (N, 2) of the images."""
+        chosen, rest = torch.as_tensor(indices), self._rest[self.view]
+        found = {key: v[chosen] if isinstance(v, Tensor) else [v[i] for i in indices] for key, v in rest.items()}
+        return {"features": self._features[self.view][chosen], **found}
+
+    def serve(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Let the trainer read the cache instead of the images."""
+        self.view = epoch % self.views
+        _put_loader(trainer, DataLoader(self, batch_sampler=self.loader.batch_sampler, collate_fn=_as_it_is))
+
+    def close(self, trainer: pl.Trainer) -> None:
+        """Let the trainer read images again; what lay on disk is removed."""
+        _put_loader(trainer, self.loader)
+        self._features.clear()
+        if self._aside is not None:
+            self._aside.cleanup()
+
+    @classmethod
+    def of(cls, module: Any, trainer: pl.Trainer) -> FeatureCache:
+        """The cache that a fine-tuner's options ask for."""
+        loader, options = single_loader(trainer.train_dataloader), module.hparams
+        if trainer.world_size > 1:
+            raise ConfigError("feature_cache works in one process. Leave it out, or train with one device.")
+        if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+            raise ConfigError(
+                "feature_cache needs a DataLoader over a data set of known length. Leave feature_cache out."
+            )
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(
+            module.model,
+            loader,
+            where=options["feature_cache"],
+            limit_gb=options["feature_cache_gb"],
+            views=options["cached_views"],
+            teacher=module.teacher,
+            folder=folder,
+            device=module.device,
+        )
+
+
+def _put_loader(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
+    """Lightning has no public way to change the loader between epochs but to build it anew every time."""
+    trainer.fit_loop._combined_loader.flattened = [loader]  # type: ignore[union-attr]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _join(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
+
+
+def _refuse_chance(dataset: Any) -> None:
+    for index in range(min(_PROBED, len(dataset))):
+        twice = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            sample = dataset[index]
+            twice.append(sample["image"] if isinstance(sample, Mapping) else sample[0])
+        if not torch.equal(*twice):
+            raise ConfigError(
+                "feature_cache: training images change from one reading to the next (augmentation). Give cached_views=V"
+                " to keep V draws of each, or --data.init_args.augment none."
+            )

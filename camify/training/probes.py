@@ -1,0 +1,117 @@
+"""The images that are watched in every epoch, and how a network looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..data import Preprocessing
+from ..errors import ConfigError
+from ..files import slug
+from ..methods import Method, observe
+from ..model import CAMNet
+from .asking import labels_of, single_loader
+
+__all__ = ["Probes", "choose_probes", "look", "named_probes", "pictures_of", "read_probes"]
+
+
+@dataclass
+class Probes:
+    """The watched images, as pictures and as the network's input."""
+
+    batch: dict[str, Any]
+    pictures: Tensor  # (n, 3, H, W) in [0, 1]
+    names: list[str]
+
+
+def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: int) -> list[int]:
+    """Indices of ``count`` samples, the same for the same seed, as evenly over the classes as can be.
+
+    Without labels the samples are spread evenly over the data set, which in sorted folders comes to the same.
+    """
+    generator = np.random.default_rng(seed)
+    count = min(count, total)
+    if labels is None:
+        offset = generator.random()
+        return [int((index + offset) * total / count) for index in range(count)]
+    order = generator.permutation(total)
+    turns: dict[int, int] = {}
+    keys = []
+    for index in order.tolist():  # each class's first sample, then each class's second, ...
+        turn = turns[labels[index]] = turns.get(labels[index], -1) + 1
+        keys.append((turn, index))
+    chosen = [index for _, index in sorted(keys, key=lambda key: key[0])[:count]]
+    return sorted(chosen, key=lambda index: (labels[index], index))
+
+
+def named_probes(dataset: Any, names: Sequence[str]) -> list[int]:
+    """Indices of the samples whose path, or the end of it, or whose number is named.
+
+    Raises:
+        ConfigError: there is no such sample, or several.
+    """
+    paths = [str(path) for path in getattr(dataset, "paths", None) or map(str, range(len(dataset)))]
+    chosen = []
+    for name in names:
+        found = [index for index, path in enumerate(paths) if path == name or path.endswith(f"/{name}")]
+        if len(found) != 1:
+            raise ConfigError(
+                f"images: {name!r} names {len(found)} validation images. Give more of the path, as in {paths[0]!r}."
+            )
+        chosen += found
+    return chosen
+
+
+def read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int, images: Sequence[str] = ()) -> Probes:
+    """The named validation images, or ``count`` of them by the seed.
+
+    Raises:
+        ConfigError: a name is that of no image, or of several.
+    """
+    loader = single_loader(trainer.val_dataloaders)
+    dataset = loader.dataset
+    labels = labels_of(loader)
+    single = labels is not None and all(isinstance(label, int) for label in labels)
+    chosen = named_probes(dataset, images) if images else None
+    indices = chosen or choose_probes(count, labels if single else None, len(dataset), seed)
+    batch = loader.collate_fn([dataset[index] for index in indices])
+    batch = dict(batch) if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
+    if batch["label"].ndim == 2:  # several classes at once: the first of them is shown
+        batch["label"] = batch["label"].long().argmax(1)
+    pictures = pictures_of(batch["image"], network)
+    stems = [Path(path).stem for path in batch["path"]] if "path" in batch else [str(index) for index in indices]
+    names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
+    return Probes(batch, pictures, names)
+
+
+def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
+    """Inputs (N, C, H, W) as pictures (N, 3, H, W) in [0, 1]; of unknown normalisation, each by its own extremes."""
+    images = images.float()
+    if network.preprocessing is not None:
+        pictures = Preprocessing.from_dict(network.preprocessing).restore(images)
+    else:  # unknown normalisation: each image between its own extremes
+        low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+        pictures = (images - low) / (high - low).clamp_min(1e-6)
+    if pictures.shape[1] == 1:
+        pictures = pictures.expand(-1, 3, -1, -1)
+    return pictures
+
+
+def look(method: Method, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """Maps, logits and probabilities of the predicted (0) and the true class (1), on the CPU."""
+    with observe(method.model, batch["image"].to(device), gradients=method.uses_gradients) as forward:
+        classes = forward.logits.argmax(dim=1)
+        pair = torch.stack([classes, batch["label"].to(device)], dim=1)
+        return {
+            "classes": classes.cpu(),
+            "maps": method.look(forward, pair).float().cpu(),
+            "logits": forward.logits.gather(1, pair).float().cpu(),
+            "probabilities": forward.logits.softmax(dim=1).gather(1, pair).float().cpu(),
+        }

@@ -1,0 +1,63 @@
+"""A small CAM network, pictures of its classes with boxes, and one evaluation of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from camify.data import Preprocessing
+from camify.evaluating import evaluate
+from camify.model import CAMNet
+
+NAMES = ["ant", "bee", "c|at", "dog", "elk", "fox", "gnu"]
+SHOWN = ("fox", "c|at", "ant", "dog")
+METHODS = ("cam", "gradcam++")
+PREPROCESSING = Preprocessing(32)
+SAMPLE = 5
+
+
+@pytest.fixture(scope="session")
+def net():
+    torch.manual_seed(3)
+    features = nn.Sequential(nn.Conv2d(3, 12, 5, stride=4, padding=2), nn.ReLU())
+    made = CAMNet(features, nn.Linear(12, len(NAMES))).eval()
+    made.classifier.weight.data *= 20  # so that probabilities differ
+    made.class_names, made.preprocessing = NAMES, PREPROCESSING.to_dict()
+    return made
+
+
+def picture(rng, box):
+    """Noise, and something brighter within the box."""
+    pixels = rng.integers(0, 120, (40, 50, 3))
+    x0, y0, x1, y1 = box
+    pixels[y0:y1, x0:x1] += 120
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Four of the classes, three pictures each, one of them without a box of its class, one with two."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(5)
+    lines = ["image,x0,y0,x1,y1,label"]
+    for name in SHOWN:
+        (folder / "val" / name).mkdir(parents=True)
+        for index in range(3):
+            x, y = rng.integers(0, 30), rng.integers(0, 22)
+            box = (x, y, x + rng.integers(10, 20), y + rng.integers(8, 18))
+            picture(rng, box).save(folder / "val" / name / f"{index}.png")
+            if (name, index) != ("dog", 1):
+                lines.append(f"val/{name}/{index}.png,{','.join(map(str, box))},{name}")
+    lines += ["val/ant/0.png,0,0,9,9,ant", "val/dog/1.png,2,2,30,30,fox", "train/ant/0.png,1,1,5,5,ant"]
+    (folder / "boxes.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def found(net, root):
+    """One evaluation, for tests that only read it."""
+    torch.manual_seed(0)
+    return evaluate(net, root, methods=METHODS, batch_size=5, faithfulness=SAMPLE, seed=7)
