@@ -23,7 +23,11 @@ from .explaining.classes import class_index, count_classes, numbered, read_class
 from .explaining.compare import compare_files
 from .exporting import FORMATS, network_of
 from .exporting_commands import COMMANDS, add_commands
+from .files import write_whole
 from .methods import METHODS, PRECISIONS
+from .report.page import render_page
+from .report.run import read_run
+from .report.runs import render_runs
 from .report.tables import Table as TextTable
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, Source, convert, inspect, resolve
 
@@ -102,6 +106,17 @@ def _parser() -> ArgumentParser:
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
+
+    command = _Parser(description="Write the page of a run anew, or put several runs side by side.")
+    command.add_argument("runs", nargs="+", help="run folders, as `python train.py fit` leaves them")
+    command.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="page to write; default: RUN/report.html, or comparison.html for several",
+    )
+    command.add_argument("--overwrite", type=bool, default=False, help="replace a page that exists")
+    commands.add_subcommand("report", command)
 
     command = _Parser(description="Compare explanation methods and networks: figures, agreement, cost, scenarios.")
     command.add_argument("images", nargs="*", help="image files, or folders of them; boxes.csv beside them is read")
@@ -313,6 +328,16 @@ def _shown(table: TextTable) -> Table:
     return shown
 
 
+def _report(options: Namespace) -> None:
+    reports = [read_run(folder) for folder in options.runs]
+    alone = len(reports) == 1
+    out = Path(options.out or (Path(options.runs[0], "report.html") if alone else "comparison.html"))
+    if out.exists() and not options.overwrite and not (alone and options.out is None):
+        raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
+    Console(highlight=False).print(f"Report: {out}", soft_wrap=True)
+
+
 def _colormap(name: str) -> str:
     if name not in colormaps:
         raise ConfigError(f"--colormap {name!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
@@ -320,6 +345,11 @@ def _colormap(name: str) -> str:
 
 
 _COMMANDS = {
-    "inspect": _inspect, "convert": _convert, "explain": _explain, "compare": _compare, "evaluate": _evaluate,
+    "inspect": _inspect,
+    "convert": _convert,
+    "explain": _explain,
+    "compare": _compare,
+    "report": _report,
+    "evaluate": _evaluate,
     **COMMANDS,
-}  # fmt: skip
+}

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from .html import render
 
-__all__ = ["ImageTrack", "RunReport", "render_page"]
+__all__ = ["ImageTrack", "RunReport", "chart", "known", "line", "number", "percent", "render_page"]
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
@@ -23,6 +23,10 @@ KINDS = {
 WIDTH, HEIGHT = 520, 280  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 374, 14, 232  # of the area between its axes; labels stand to the right
 LABEL_STEP = 17  # least distance of two labels
+STYLES = 6  # colours of lines
+
+Line = tuple[str, list[tuple[float, float]]]
+"""A name and its points (epoch, value)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def render_page(report: RunReport) -> str:
     shown = [(kind, *words) for kind, words in KINDS.items() if any(track.kind == kind for track in report.images)]
     return render(
         Path(__file__).with_name("page.html.j2"),
-        {"percent": _percent, "number": _number},
+        {"percent": percent, "number": number},
         report=report,
         newest=newest,
         before=report.results[0] if report.results else {},
@@ -97,12 +101,11 @@ def render_page(report: RunReport) -> str:
         epochs=sorted({epoch for track in report.images for epoch, _, _ in track.frames}),
         metrics=sorted({key for row in report.history for key in row} - {"epoch"}),
         charts=[
-            _chart("Loss", report.history, LOSSES, _number),
-            _chart(
+            chart("Loss", [line(report.history, *item) for item in LOSSES.items()], number),
+            chart(
                 "Accuracy",
-                report.history,
-                {"val/acc": "accuracy", key: name},
-                _percent,
+                [line(report.history, "val/acc", "accuracy"), line(report.history, key, name)],
+                percent,
                 top=1.0,
                 baseline=report.baseline,
             ),
@@ -110,10 +113,14 @@ def render_page(report: RunReport) -> str:
     )
 
 
-def _chart(
+def line(history: Sequence[Mapping[str, float]], key: str, name: str) -> Line:
+    """A metric over the epochs; the line goes straight over epochs without a value."""
+    return name, [(row["epoch"], row[key]) for row in history if known(row.get(key))]
+
+
+def chart(
     title: str,
-    history: Sequence[Mapping[str, float]],
-    names: Mapping[str, str],
+    lines: Sequence[Line],
     text: Callable[[float | None], str],
     *,
     top: float = 0.0,
@@ -123,18 +130,14 @@ def _chart(
 
     Args:
         title: heading of the chart.
-        history: one mapping of metrics per epoch; a line goes straight over epochs without a value.
-        names: the metrics to draw and what to call them.
+        lines: what is drawn, each with its name.
         text: how a value is written.
         top: least upper end of the value axis.
         baseline: name and value of the dashed line.
     """
-    lines = [
-        (f"s{i}", name, [(row["epoch"], row[key]) for row in history if _known(row.get(key))])
-        for i, (key, name) in enumerate(names.items())
-    ]
-    epochs = [row["epoch"] for row in history] or [0]
-    values = [top, 0.0, *(value for _, _, points in lines for _, value in points)]
+    styled = [(f"s{i % STYLES}", name, points) for i, (name, points) in enumerate(lines)]
+    epochs = [epoch for _, points in lines for epoch, _ in points] or [0]
+    values = [top, 0.0, *(value for _, points in lines for _, value in points)]
     first, span = min(epochs), max(epochs) - min(epochs)
     step = _step(max(values) - min(values), 5)
     low, high = math.floor(min(values) / step), max(1, math.ceil(max(values) / step - 1e-9))
@@ -145,9 +148,9 @@ def _chart(
     def y(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (value / step - low) / (high - low)
 
-    labels = [(y(p[-1][1]), style, f"{name} {text(p[-1][1])}") for style, name, p in lines if p]
+    labels = [(y(p[-1][1]), style, f"{name} {text(p[-1][1])}") for style, name, p in styled if p]
     rule, least = baseline
-    if _known(least):
+    if known(least):
         labels.append((y(least), "rule", f"{rule} {text(least)}"))
     return {
         "title": title,
@@ -155,9 +158,9 @@ def _chart(
         "area": (LEFT, RIGHT, TOP, BOTTOM),
         "lines": [
             (style, [(x(e), y(v), f"epoch {e:g}, {name}: {text(v)}") for e, v in points])
-            for style, name, points in lines
+            for style, name, points in styled
         ],
-        "rule": y(least) if _known(least) else None,
+        "rule": y(least) if known(least) else None,
         "labels": _spread(labels),
         "x_ticks": [(x(e), f"{e:g}") for e in range(int(first), int(max(epochs)) + 1, math.ceil(_step(span, 8)))],
         "y_ticks": [(y(i * step), text(i * step).replace(".0 ", " ")) for i in range(low, high + 1)],
@@ -179,15 +182,16 @@ def _step(span: float, ticks: int) -> float:
     return next((m * power for m in (1, 2, 5) if m * power >= least * (1 - 1e-9)), 10 * power)
 
 
-def _known(value: float | None) -> TypeGuard[float]:
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is a value, and a finite one."""
     return value is not None and math.isfinite(value)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     """A share, 0 to 1, in percent."""
-    return f"{100 * value:.1f} %" if _known(value) else MISSING
+    return f"{100 * value:.1f} %" if known(value) else MISSING
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """A number with four digits."""
-    return f"{value:.4g}" if _known(value) else MISSING
+    return f"{value:.4g}" if known(value) else MISSING

@@ -1,0 +1,56 @@
+"""Several runs side by side: figures, curves, and the same watched images at the end of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .html import render
+from .page import STYLES, ImageTrack, RunReport, chart, line, number, percent
+
+__all__ = ["render_runs"]
+
+_CURVES = {
+    "val/acc": ("Accuracy", percent),
+    "val/max_box_acc": ("Box accuracy", percent),
+    "val/grid_pointing": ("Grid pointing", percent),
+    "val/loss": ("Validation loss", number),
+    "train/loss": ("Training loss", number),
+}
+
+
+def render_runs(reports: Sequence[RunReport]) -> str:
+    """The page of several runs as one HTML text; it loads nothing from anywhere.
+
+    Images are those that every run has watched, by name; of each run the last epoch's picture is shown.
+    """
+    names = [report.title for report in reports]
+    if len(set(names)) < len(names):
+        names = [f"{index}: {name}" for index, name in enumerate(names, 1)]
+    curves = [
+        chart(
+            title,
+            [line(report.history, key, name) for name, report in zip(names, reports, strict=True)],
+            text,
+            top=1.0 if text is percent else 0.0,
+            baseline=reports[0].baseline if key == reports[0].quality[0] else ("", None),
+        )
+        for key, (title, text) in _CURVES.items()
+        if any(key in row for report in reports for row in report.history)
+    ]
+    return render(
+        Path(__file__).with_name("runs.html.j2"),
+        {"percent": percent, "number": number},
+        runs=[
+            (f"s{index % STYLES}", name, report)
+            for index, (name, report) in enumerate(zip(names, reports, strict=True))
+        ],
+        charts=curves,
+        images=_common(reports),
+    )
+
+
+def _common(reports: Sequence[RunReport]) -> list[tuple[str, list[ImageTrack]]]:
+    """Watched images that all runs have, with each run's own."""
+    tracks = [{t.name: t for t in report.images if t.kind == "watched" and t.frames} for report in reports]
+    return [(name, [own[name] for own in tracks]) for name in tracks[0] if all(name in own for own in tracks)]

@@ -1,0 +1,176 @@
+"""The page of a run's folder, of several runs, and both in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+import camify
+from camify.cli import main
+from camify.report.page import render_page
+from camify.report.run import read_run
+from camify.report.runs import render_runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_run(folder, *, epochs=3, quality="val/max_box_acc", baseline="val/centre_box_acc", images=2):
+    """A run's folder as training leaves it, with one colour as the picture of an epoch."""
+    overlays = folder / "overlays"
+    watched = []
+    for image in range(images):
+        frames = [
+            {"epoch": e, "file": f"epoch_{e}/{image}.png", "caption": f"predicted cat, p 0.{e}"} for e in range(epochs)
+        ]
+        watched.append({"name": f"image {image}", "true": "cat", "strip": f"strips/{image}.png", "frames": frames})
+    find = {
+        "kind": "mistakes",
+        "epoch": epochs - 1,
+        "name": "<b>odd</b>",
+        "true": "dog",
+        "file": "find.png",
+        "caption": "x",
+    }
+    names = [frame["file"] for image in watched for frame in image["frames"]]
+    for place, name in enumerate([*names, *(image["strip"] for image in watched), "find.png"]):
+        (overlays / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 30), (40 * place % 256, 90, 20)).save(overlays / name)
+    (overlays / "index.json").write_text(json.dumps({"watched": watched, "finds": [{**find, "caption": "x"}]}))
+    history = [
+        {"epoch": e, "val/acc": 0.5 + e / 10, quality: 0.3 + e / 10, baseline: 0.25, "val/loss": None}
+        for e in range(epochs)
+    ]
+    results = {
+        "finished": True, "source": "camify/tiny_vgg", "classes": ["cat", "dog"], "history": history,
+        "legacy": {"val/acc": 0.9}, "start": {"val/acc": 0.4, quality: 0.1},
+        "exported": {"epoch": 1, "val/acc": 0.6, quality: 0.4}, "certificate": {"rows": [], "facts": {"map": "7 by 7"}},
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.yaml").write_text("head: gap\n")
+    return folder
+
+
+def test_the_folder_holds_all_that_the_page_needs(tmp_path):
+    report = read_run(write_run(tmp_path / "mine"))
+    assert (report.title, report.finished, report.quality) == ("mine", True, ("val/max_box_acc", "box accuracy"))
+    assert report.baseline == ("centre box", 0.25)
+    assert [row["accuracy"] for row in report.results] == [0.9, 0.4, 0.6]
+    assert [row["quality"] for row in report.results] == [None, 0.1, 0.4]
+    assert [(track.name, track.kind, len(track.frames)) for track in report.images] == [
+        ("image 0", "watched", 3), ("image 1", "watched", 3), ("<b>odd</b>", "mistakes", 1),
+    ]  # fmt: skip
+    assert all(picture.startswith(b"RIFF") for track in report.images for _, picture, _ in track.frames)
+    assert "7 by 7" in render_page(report)
+
+
+def test_without_boxes_the_figure_is_grid_pointing(tmp_path):
+    report = read_run(write_run(tmp_path, quality="val/grid_pointing", baseline="val/grid_chance"))
+    assert (report.quality, report.baseline) == (("val/grid_pointing", "grid pointing"), ("chance", 0.25))
+
+
+def test_long_runs_show_some_epochs_the_first_and_the_last_among_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("camify.report.run._MOST_FRAMES", 8)
+    report = read_run(write_run(tmp_path, epochs=10))
+    assert [epoch for epoch, *_ in report.images[0].frames] == [0, 3, 6, 9]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    for content in (None, "{", "[]", '{"history": []}'):
+        if content is not None:
+            (tmp_path / "results.json").write_text(content)
+        with pytest.raises(camify.DataError, match="cannot be read as the folder of a run"):
+            read_run(tmp_path)
+
+
+def test_runs_stand_side_by_side(tmp_path):
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", epochs=5, images=3)
+    html = render_runs([read_run(one), read_run(two)])
+    assert "2 runs side by side" in html
+    assert html.count("<h3>image ") == 2, "of the images, those that both have watched"
+    assert "image 2" not in html
+    assert "one, epoch 2" in html
+    assert "two, epoch 4" in html
+    assert html.count("<polyline") == 4, "accuracy and box accuracy of both"
+    same = render_runs([read_run(one)] * 2)
+    assert "1: one" in same
+    assert "2: one" in same
+
+
+def test_the_command_writes_pages_and_replaces_none_unasked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
+    for _ in range(2):  # a run's own page is written anew
+        main(["report", str(one)])
+        assert "Watched images" in (one / "report.html").read_text()
+    main(["report", str(one), str(two)])
+    assert "2 runs" in (tmp_path / "comparison.html").read_text()
+    with pytest.raises(SystemExit):
+        main(["report", str(one), str(two)])
+    assert "comparison.html: exists" in capsys.readouterr().err
+    main(["report", str(one), str(two), "--overwrite", "true"])
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path / "nowhere")])
+    assert "nowhere: cannot be read as the folder of a run" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, scheme):
+    page_file = tmp_path / "report.html"
+    page_file.write_text(render_page(read_run(write_run(tmp_path / "mine"))), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing sticks out"
+
+    def shown():
+        return [f.get_attribute("data-epoch") for f in page.query_selector_all(".frame") if f.is_visible()]
+
+    assert shown() == ["2", "2", "2"], "the last epoch of two watched images, and what it found"
+    page.focus("#epoch")
+    page.keyboard.press("ArrowLeft")
+    assert (shown(), page.inner_text("#shown")) == (["1", "1"], "1")
+    assert page.is_visible(".kind[data-kind=mistakes] .none")
+    page.keyboard.press("End")
+    page.click("button[data-kind=mistakes]")
+    assert shown() == ["2"]
+    assert page.inner_text(".kind:not([hidden]) h4").startswith("<b>odd</b>"), "text, not markup"
+    page.click("button[data-kind='']")
+    page.click(".frame:not([hidden]) .zoom >> nth=0")
+    assert page.is_visible("dialog img")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("dialog img")
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+def test_in_a_browser_runs_stand_side_by_side(browser, tmp_path):
+    page_file = tmp_path / "runs.html"
+    reports = [read_run(write_run(tmp_path / name)) for name in ("one", "two")]
+    page_file.write_text(render_runs(reports), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(page_file.as_uri())
+    left, right = (figure.bounding_box() for figure in page.query_selector_all(".beside >> nth=0 >> figure"))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    assert said == []
+    page.close()
