@@ -275,24 +275,21 @@ class CAMNet(nn.Module):
         if self.pool_name != "gap" or self.certificate is None:
             return
         channels, *sides = self.certificate.input_shape
-        for shape in ((channels, *(max(side // 4, min(side, 32)) for side in sides)), (channels, *sides)):
+        failure = ""
+        for size in ([max(side // 4, min(side, 32)) for side in sides], sides):
             try:
-                probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-                size = self.identity_error(probe)
-            except Exception as error:  # noqa: BLE001 - the network is the file's: it can fail in any way
-                failure: Exception | None = error
+                probe = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+                error = self.identity_error(probe)
+            except Exception as raised:  # noqa: BLE001 - the network is the file's: it can fail in any way
+                failure = f"the network does not run on images {(channels, *size)} ({raised})."
                 continue
-            failure = None
-            if size <= TOLERANCE:
+            if error <= TOLERANCE:
                 return
-        if failure is not None:
-            raise CheckpointError(
-                f"{path}: the network does not run on images {(channels, *sides)} ({failure})."
-            ) from failure
-        raise CheckpointError(
-            f"{path}: the maps do not add up to the logits (error {size:.1e}, allowed {TOLERANCE:.0e})."
-            " The weights are damaged or not those of a CAM network."
-        )
+            failure = (
+                f"the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
+                " The weights are damaged or not those of a CAM network."
+            )
+        raise CheckpointError(f"{path}: {failure}")
 
 
 def _finite(value: Any) -> Any:
