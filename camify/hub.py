@@ -15,8 +15,8 @@ _FILES = [WEIGHTS, MANIFEST, CARD, OVERLAYS]
 
 
 def is_repository(name: str | Path) -> bool:
-    """Whether a string can only be ``user/name`` on the hub: it has that form and no such path exists."""
-    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+    """Whether a string can only be ``user/name`` on the hub: it has that form, and no folder ``user`` exists here."""
+    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).parent.exists()
 
 
 def fetch_folder(name: str, revision: str | None = None) -> Path:

@@ -102,7 +102,7 @@ def _half(full: Path) -> Any:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(onnx.load(full), keep_io_types=True, op_block_list=["Resize", "ScatterElements"])
+    return convert_float_to_float16(onnx.load(full), keep_io_types=True, op_block_list=["Resize"])
 
 
 def _quantized(full: Path, images: Tensor) -> Any:

@@ -119,6 +119,7 @@ def test_names_are_read_strictly(tmp_path, monkeypatch):
         assert not is_repository(name)
     (tmp_path / "user" / "name").mkdir(parents=True)
     assert not is_repository("user/name")
+    assert not is_repository("user/nama")  # a slip of the pen asks no server
     with pytest.raises(ConfigError, match="USER/NAME"):
         push_folder(tmp_path, "name")
 
