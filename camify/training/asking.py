@@ -13,8 +13,13 @@ __all__ = ["count_samples", "is_dry_run", "labels_of", "run_folder", "single_loa
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """Where a run leaves its files: the logger's folder, else the trainer's."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Where a run leaves its files: the first logger's folder, else the trainer's.
+
+    ``trainer.log_dir`` says the same, but waits for all processes: one that writes alone would wait for ever.
+    """
+    logger = trainer.logger
+    own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
+    return Path(own or trainer.default_root_dir)
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:

@@ -15,6 +15,7 @@ from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import normalize_maps
 from .asking import whole_split
+from .scores import class_score
 
 __all__ = ["measure", "validation_batches"]
 
@@ -36,8 +37,9 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     The network is left as and where it was.
     """
     home = next(network.parameters()).device
-    score, boxes = module.val_accuracy.clone().to(module.device), MaxBoxAccuracy(version=1)
-    score.reset()
+    alone: dict[str, Any] = {"sync_on_compute": False}  # one process may measure: it would wait for the others
+    name, score = class_score("multilabel" if module.multilabel else "multiclass", module.num_classes, **alone)
+    score, boxes = score.to(module.device), MaxBoxAccuracy(version=1, **alone)
     with evaluating(network.to(module.device)), trainer.precision_plugin.forward_context():
         for images, labels, known in validation_batches(trainer, module):
             logits, maps = network.forward_with_maps(images) if isinstance(network, CAMNet) else (network(images), None)
@@ -46,7 +48,7 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
                 heat = upsample(select(maps, labels).float(), (images.shape[-2], images.shape[-1]))
                 boxes.update(normalize_maps(heat, *module.normalizer), known["boxes"])
     network.to(home)
-    found = {f"val/{module.score_name}": float(score.compute())}
+    found = {f"val/{name}": float(score.compute())}
     if boxes.update_called and bool((figures := boxes.compute())["count"] > 0):
         found["val/max_box_acc"] = float(figures["max_box_acc"])
     return found

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ConfigError
 from ..model import CAMNet
 from ..surgery import fit_head
-from .asking import labels_of, single_loader
+from .asking import labels_of, whole_split
 from .augmentation import drop_attention
 from .feature_cache import FeatureCache
 from .losses import balanced_weights
@@ -44,8 +44,8 @@ class Course(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
         options, network = pl_module.hparams, pl_module.model
-        processes = getattr(trainer.strategy, "_ddp_kwargs", {})
-        if options["freeze_epochs"] and trainer.world_size > 1 and not processes.get("find_unused_parameters", True):
+        given = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
+        if options["freeze_epochs"] and given is not None and not given.get("find_unused_parameters", False):
             raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")
         if options["channels_last"]:
             network.to(memory_format=torch.channels_last)
@@ -136,9 +136,8 @@ def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -
 
 
 def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
-    if trainer.world_size > 1:
-        raise ConfigError("init='ridge' fits in one process. Fit and save the model first, then train it.")
-    images = single_loader(trainer.train_dataloader)
+    """In every process the same: each reads the whole split."""
+    images = whole_split(trainer.train_dataloader)
     if module.legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True)
         return

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
 from ..errors import ConfigError, DataError
@@ -199,7 +200,7 @@ class CAMFineTuner(pl.LightningModule):
         )
         self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
         self.score_name, self.val_accuracy = class_score(task, count)
-        self.quality = CAMQuality(cam_metrics, grid_mosaics)
+        self.val_loss, self.quality = MeanMetric(), CAMQuality(cam_metrics, grid_mosaics)
         self._grid_pointing: dict[str, float] = {}
 
     # Outside the module tree: they are never trained, moved or saved with it.
@@ -292,7 +293,8 @@ class CAMFineTuner(pl.LightningModule):
         logits, maps = self._logits_and_maps(images)
         self.val_accuracy.update(logits, labels)
         size, loss = len(labels), classification_loss(logits, labels, multilabel=self.multilabel)
-        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
+        self.log(f"{stage}/loss", self.val_loss, prog_bar=True, batch_size=size)
         self.log(f"{stage}/{self.score_name}", self.val_accuracy, prog_bar=True, batch_size=size)
         if maps is not None and isinstance(self.model, CAMNet) and not self.multilabel:
             known = batch if isinstance(batch, Mapping) else {}

@@ -146,7 +146,7 @@ def test_kill_minus_9_in_the_frozen_epoch_then_resume(config, tmp_path, monkeypa
     whole, resumed = (camify.load(tmp_path / name / "export").state_dict() for name in ("whole", "killed"))
     assert equal(whole, resumed) == []
     found = pictures(tmp_path / "killed" / "overlays")
-    assert len(found) == 4
+    assert {"epoch_000", "epoch_001", "epoch_002", "strips"} <= {name.split("/")[0] for name in found}
     assert found == pictures(tmp_path / "whole" / "overlays")
 
 
