@@ -68,7 +68,7 @@ def test_the_commands_name_what_exists():
         assert (ROOT / path).is_file(), path
     options = "".join((ROOT / "camify" / name).read_text("utf-8") for name in ("cli.py", "exporting_commands.py"))
     used = {line[1] for line in lines if line and line[0] == "camify"}
-    assert used == {"inspect", "convert", "explain", "compare", "evaluate", "export", "check", "push"}
+    assert used == {"inspect", "convert", "explain", "compare", "evaluate", "report", "export", "check", "push"}
     assert all(f'add_subcommand("{command}"' in options for command in used)
     for option in {word.removeprefix("--") for line in lines if line and line[0] == "camify" for word in line}:
         assert f'"--{option}"' in options or not any(f"--{option}" in line for line in lines), option
