@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from . import data, methods, metrics
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .evaluating import evaluate
+    from .exporting import export
     from .methods import explain
     from .model import CAMNet
     from .surgery import convert, fit_head, inspect
@@ -29,6 +30,7 @@ __all__ = [
     "data",
     "evaluate",
     "explain",
+    "export",
     "fit_head",
     "inspect",
     "load",
@@ -46,6 +48,7 @@ _HOMES = {
     "CAMNet": "model",
     "evaluate": "evaluating",
     "explain": "methods",
+    "export": "exporting",
 }
 
 

@@ -76,6 +76,12 @@ class Certificate:
             facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
         return facts
 
+    @property
+    def map(self) -> dict[str, list[float]]:
+        """Stride of the map, input pixels per cell, and its size in cells at ``input_shape``, each (height, width)."""
+        sides = zip(self.input_shape[1:], self.map_size, strict=True)
+        return {"stride": [side / cells for side, cells in sides], "size": list(self.map_size)}
+
     def named(self, source: str, notes: tuple[str, ...] = ()) -> Certificate:
         """The same certificate with the source by another name, and what is to be said of it."""
         return replace(self, source=source, notes=(*notes, *self.notes))

@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +22,41 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import CheckpointError
-from .files import replace_folder
+from .files import interrupted_replacements, replace_folder
 
 __all__ = [
     "CARD",
+    "CKPT_RECORD",
     "MANIFEST",
+    "OVERLAYS",
     "SCHEMA_VERSION",
     "WEIGHTS",
+    "check_manifest",
     "file_sha256",
-    "read_folder",
+    "manifest_digest",
+    "open_folder",
     "read_tensors",
     "write_folder",
 ]
 
-WEIGHTS, MANIFEST, CARD = "model.safetensors", "camify.json", "README.md"
-SCHEMA_VERSION = 1
+WEIGHTS, MANIFEST, CARD, OVERLAYS = "model.safetensors", "camify.json", "README.md", "overlays.png"
+SCHEMA_VERSION = 2
+CKPT_RECORD = "camify"
+"""Where in a Lightning checkpoint the manifest stands, as JSON text."""
+_FROM_1: dict[str, Any] = dict.fromkeys(("licence", "recipe", "box_rule", "map", "versions"))
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
-def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], card: str) -> Path:
+def write_folder(
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    card: str,
+    overlays: bytes | None = None,
+) -> Path:
     """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
+
+    ``overlays`` is a picture (PNG) that the card shows.
 
     Raises:
         CheckpointError: the place holds something that is not a camify checkpoint, or cannot be written.
@@ -55,10 +72,13 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         aside.chmod(0o755)
-        # copies: safetensors refuses layers that share their weights
-        plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        safetensors.torch.save_file(plain, aside / WEIGHTS, metadata={"format": "pt"})
+        safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
         content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
+        content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
+        content["digest"] = manifest_digest(content)
+        if overlays is not None:
+            (aside / OVERLAYS).write_bytes(overlays)
         (aside / CARD).write_text(card, encoding="utf-8")
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -75,55 +95,112 @@ def write_folder(folder: str | Path, tensors: Mapping[str, Tensor], manifest: Ma
     return folder
 
 
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, each with memory of its own: safetensors refuses layers that share theirs."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if place in taken else plain
+        taken.add(place)
+    return found
+
+
 def _foreign(folder: Path) -> str | None:
     """What stands in the way of writing ``folder``: the first thing that is not camify's, or None."""
     if folder.is_symlink():
         return "is a symbolic link"
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
-        ours = {WEIGHTS, MANIFEST, CARD} if MANIFEST in names else set()  # each name alone is a common one
+        ours = {WEIGHTS, MANIFEST, CARD, OVERLAYS} if MANIFEST in names else set()  # each name alone is a common one
         other = min(names - ours, default=None)
         return other and f"holds {other}"
     return "is a file" if folder.exists() else None
 
 
-def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and manifest of a checkpoint folder, the weights checked against their hash.
+@contextmanager
+def open_folder(folder: str | Path) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Tensors and manifest of a checkpoint folder, while the weights are compared with their hash beside.
+
+    What is made of them is good when the context has ended.
 
     Raises:
         CheckpointError: a file is missing, damaged, from a newer camify, or not what the manifest says.
     """
     folder = Path(folder)
+    manifest = _read_manifest(folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(file_sha256, folder / WEIGHTS)
+        try:
+            yield tensors, manifest
+        finally:  # if both fail, the hash says why
+            if manifest.get("sha256") != found.result():
+                raise CheckpointError(
+                    f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
+                )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         what = "holds no" if folder.is_dir() else "does not exist; expected a folder with"
+        left = [] if folder.is_dir() else interrupted_replacements(folder)
+        if left:
+            raise CheckpointError(
+                f"{folder}: saving it was interrupted between two renames; the previous one is whole: {left[-1]}."
+                " Rename it back."
+            )
         raise CheckpointError(f"{folder}: {what} {MANIFEST}. Give a folder written by save_pretrained().")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        digest = manifest_digest(manifest) if isinstance(manifest, dict) else None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON ({error}). The file is damaged; save it again.") from error
+    checked: dict[str, Any] = check_manifest(manifest, path)
+    if (manifest["schema_version"] > 1 or "digest" in manifest) and manifest.get("digest") != digest:
+        raise CheckpointError(
+            f"{path}: does not match its field digest. It was damaged, or changed by hand; to change names or"
+            " preprocessing, load the model, set them, and save it again."
+        )
+    return checked
+
+
+def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
+    """A manifest of any known schema version as one of the newest.
+
+    Raises:
+        CheckpointError: it is from a newer camify, or a field is missing, wrong or at odds with another.
+    """
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema_version"), int):
         raise CheckpointError(f"{path}: field schema_version is missing. Is this a camify checkpoint?")
+    if isinstance(manifest["schema_version"], bool) or manifest["schema_version"] < 1:
+        raise CheckpointError(f"{path}: field schema_version is {manifest['schema_version']}. Is the file damaged?")
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
-    problem = _contradiction(manifest)
+    found: dict[str, Any] = _FROM_1 | manifest if manifest["schema_version"] == 1 else manifest
+    problem = _contradiction(found)
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
-    tensors = read_tensors(folder / WEIGHTS)
-    if manifest.get("sha256") != file_sha256(folder / WEIGHTS):
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
-        )
-    return tensors, manifest
+    return found
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of everything in a manifest but this."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     """The field of a manifest that is missing, of the wrong kind, or at odds with the architecture; or None."""
     kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
-    kinds |= {"preprocessing": dict | None, "results": dict}
+    kinds |= {"preprocessing": dict | None, "results": dict, "licence": str | None, "recipe": str | None}
+    kinds |= {"box_rule": dict | None, "map": dict | None, "versions": dict | None}
     for field, kind in kinds.items():
         if field not in manifest or not isinstance(manifest[field], kind):
             return f"{field} is missing or of the wrong kind"

@@ -1,4 +1,4 @@
-"""The camify command: inspect, convert, explain, compare and evaluate, for files and folders."""
+"""The camify command: networks inspected, converted, explained, compared, measured, exported and checked."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from .evaluating import all_tables, evaluate, free_output, save_evaluation
 from .explaining import ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
+from .exporting import FORMATS, network_of
+from .exporting_commands import COMMANDS, add_commands
 from .files import write_whole
 from .methods import METHODS, PRECISIONS
 from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
 from .report.tables import Table as TextTable
-from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
+from .surgery import HEADS, INPUT_FORMATS, RECIPES, Source, convert, inspect, resolve
 
 __all__ = ["main"]
 
 _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
-    " or a checkpoint folder"
+    ", a checkpoint folder, or a file of camify export"
 )
 _CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
 _MOST_ROWS = 20  # of the table of results; all are in the folder
@@ -145,6 +147,8 @@ def _parser() -> ArgumentParser:
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
     commands.add_subcommand("evaluate", command)
+
+    add_commands(commands, _Parser)
     return parser
 
 
@@ -200,7 +204,7 @@ def _assumed(input_format: str) -> dict[str, Any]:
 
 def _explain(options: Namespace) -> None:
     files = image_files(options.images)
-    source = resolve(options.model)
+    source = _explained(options)
     known = source.preprocessing
     preprocessing = Preprocessing() if known is None else Preprocessing.from_dict(known)
     console = Console(highlight=False)
@@ -277,6 +281,15 @@ def _explain(options: Namespace) -> None:
         console.print(escape(message), soft_wrap=True)
 
 
+def _explained(options: Namespace) -> Source:
+    """The network, or the file of camify export, whose maps are wanted."""
+    if Path(options.model).suffix not in FORMATS or "@" in options.model:
+        return resolve(options.model)
+    if list(options.method) != ["cam"]:
+        raise ConfigError("--method: an exported file holds class maps and no layers: cam is what it can show.")
+    return network_of(options.model)
+
+
 def _compare(options: Namespace) -> None:
     folder = compare_files(
         options.images, options.model or [], options.method, out=options.out, target=options.target,
@@ -338,4 +351,5 @@ _COMMANDS = {
     "compare": _compare,
     "report": _report,
     "evaluate": _evaluate,
+    **COMMANDS,
 }

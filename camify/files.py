@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-__all__ = ["free_folder", "replace_folder", "slug", "whole_folder", "write_whole"]
+__all__ = ["free_folder", "interrupted_replacements", "replace_folder", "slug", "whole_folder", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -69,6 +70,11 @@ def replace_folder(folder: Path, aside: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def interrupted_replacements(folder: Path) -> list[Path]:
+    """What ``replace_folder`` took out of the place of ``folder`` and, being killed, neither put back nor removed."""
+    return sorted(folder.parent.glob(f".{glob.escape(folder.name)}-*.old"))
 
 
 def slug(name: str) -> str:

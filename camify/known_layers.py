@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2, _patch_merging_pad
 
 __all__ = ["FUNCTIONS", "LAYERS", "LAYER_NAMES", "METHODS"]
 
@@ -55,6 +55,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = (
     {f"torch.nn.functional.{name}": getattr(F, name) for name in _F.split()}
     | {f"torch.{name}": getattr(torch, name) for name in _TORCH.split()}
     | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
+    | {"torchvision.models.swin_transformer._patch_merging_pad": _patch_merging_pad}
     | {"getattr": getattr}  # of a tensor's shape only, see _check_getattr
 )
 METHODS = frozenset(_TENSOR.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from . import architecture
 from .box_rule import BoxRule
 from .card import model_card
 from .certificate import TOLERANCE, Certificate
-from .checkpoint import MANIFEST, read_folder, write_folder
+from .checkpoint import MANIFEST, open_folder, write_folder
 from .errors import CheckpointError, ConfigError, ConversionError
+from .hub import fetch_folder, is_repository
 from .maps import class_maps, identity_error
 from .modes import evaluating, without_hooks
 from .pooling import POOLS
@@ -40,8 +42,10 @@ class CAMNet(nn.Module):
         certificate: the record of the conversion that made this network, or None.
         class_names: names of the K classes in order, or None.
         preprocessing: how an image becomes the input (see ``camify.data.Preprocessing``), or None.
-        results: figures measured with these weights, JSON values.
+        results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
         box_rule: how its maps become boxes, or None where that was never calibrated.
+        licence: of the legacy weights, as far as their source says, or None.
+        recipe: the published network by name, or None.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class CAMNet(nn.Module):
         self.preprocessing: dict[str, Any] | None = None
         self.results: dict[str, Any] = {}
         self.box_rule: BoxRule | None = None
+        self.licence: str | None = None
+        self.recipe: str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W)."""
@@ -170,10 +176,16 @@ class CAMNet(nn.Module):
         return {
             "class_names": self.class_names,
             "preprocessing": self.preprocessing,
-            "results": {name: _finite(value) for name, value in self.results.items()},
+            "licence": self.licence,
+            "recipe": self.recipe,
+            "map": self.certificate.map if self.certificate else None,
+            "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
+            "results": self.finite_results(),
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "box_rule": self.box_rule.to_dict() if self.box_rule else None,
             "architecture": {
+                "form": "layers and graph",  # known ones by name: needs no class, torchvision's or the user's
+                "modules": {"features": "features", "classifier": "classifier"},  # as other tools ask for them
                 "pool": self.pool_name,
                 "dropout": self.dropout.p,
                 "num_features": self.num_features,
@@ -184,27 +196,50 @@ class CAMNet(nn.Module):
             },
         }
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def finite_results(self) -> dict[str, Any]:
+        """The results as JSON has them: what was not measured (NaN, infinity) is None."""
+        return {name: _finite(value) for name, value in self.results.items()}
+
+    def save_pretrained(self, folder: str | Path, *, overlays: bytes | None = None) -> Path:
         """Write the CAM-ready checkpoint: ``model.safetensors``, ``camify.json``, ``README.md``.
+
+        Args:
+            folder: new, or one that camify wrote before, which is replaced as a whole.
+            overlays: a picture (PNG) of maps over images for the model card; kept as ``overlays.png``.
 
         Raises:
             CheckpointError: the folder holds something else, or cannot be written.
             ConversionError: the features hold a layer that cannot be stored without code.
         """
         manifest = self.manifest()
-        return write_folder(folder, self.state_dict(), manifest, model_card(manifest))
+        card = model_card(manifest, overlays=overlays is not None)
+        return write_folder(folder, self.state_dict(), manifest, card, overlays)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> CAMNet:
+    def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> CAMNet:
         """The network of a checkpoint folder, in eval mode, on the CPU; its identity is checked again.
 
-        Needs neither the legacy network's code nor a network connection, and runs no foreign code.
+        Needs neither the legacy network's code nor a network connection, and runs no foreign code. ``user/name``, where
+        no such folder exists, is a repository of the Hugging Face Hub (extra ``hub``), fetched into its cache.
+
+        Args:
+            folder: written by ``save_pretrained``, or ``user/name``.
+            revision: of the repository: branch, tag or commit.
 
         Raises:
             CheckpointError: a file is missing, damaged, contradicts the others, or the identity fails.
         """
-        tensors, manifest = read_folder(folder)
-        path = Path(folder) / MANIFEST
+        found = fetch_folder(str(folder), revision) if is_repository(folder) else Path(folder)
+        with open_folder(found) as (tensors, manifest):
+            return cls.from_parts(tensors, manifest, found / MANIFEST)
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: Path) -> CAMNet:
+        """The network of tensors and a manifest that ``path`` holds, in eval mode; its identity is checked.
+
+        Raises:
+            CheckpointError: they contradict each other, or the identity fails.
+        """
         try:
             model = cls._from_manifest(manifest, tensors)
         except CheckpointError as error:
@@ -231,24 +266,30 @@ class CAMNet(nn.Module):
             model.certificate = Certificate.from_dict(manifest["certificate"])
         model.class_names = manifest["class_names"]
         model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
-        rule = manifest.get("box_rule")  # checkpoints of the first days have none
+        model.licence, model.recipe, rule = (manifest[key] for key in ("licence", "recipe", "box_rule"))
         model.box_rule = None if rule is None else BoxRule.from_dict(rule)
         return model.eval()
 
     def _check_identity(self, path: Path) -> None:
+        """The identity on noise of a quarter of the size, where the network runs on it; else of its own size."""
         if self.pool_name != "gap" or self.certificate is None:
             return
-        shape = self.certificate.input_shape
-        try:
-            probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-            size = self.identity_error(probe)
-        except Exception as error:  # the network is the file's: it can fail in any way
-            raise CheckpointError(f"{path}: the network does not run on images {shape} ({error}).") from error
-        if not size <= TOLERANCE:
-            raise CheckpointError(
-                f"{path}: the maps do not add up to the logits (error {size:.1e}, allowed {TOLERANCE:.0e})."
+        channels, *sides = self.certificate.input_shape
+        failure = ""
+        for size in ([max(side // 4, min(side, 32)) for side in sides], sides):
+            try:
+                probe = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+                error = self.identity_error(probe)
+            except Exception as raised:  # noqa: BLE001 - the network is the file's: it can fail in any way
+                failure = f"the network does not run on images {(channels, *size)} ({raised})."
+                continue
+            if error <= TOLERANCE:
+                return
+            failure = (
+                f"the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
                 " The weights are damaged or not those of a CAM network."
             )
+        raise CheckpointError(f"{path}: {failure}")
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from .errors import ConfigError, DataError
 from .maps import normalize
 
-__all__ = ["NORMALIZERS", "Normalizer", "normalize_maps"]
+__all__ = ["NORMALIZERS", "Normalizer", "normalize_maps", "scale_maps"]
 
 
 class Normalizer(NamedTuple):
@@ -47,16 +48,22 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
     if not bool(torch.isfinite(maps).all()):
         raise DataError("maps hold NaN or infinity. Find the image that causes it.")
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+    return scale_maps(maps, name, percentile)
+
+
+def scale_maps(maps: Tensor, name: str, percentile: float | None, find: Callable[..., Tensor] | None = None) -> Tensor:
+    """``normalize_maps`` without its checks: tensor steps alone, where ``find(maps, percentile)`` is so (N, 1, 1)."""
     if name == "minmax":
         return normalize(maps)
+    find = find or _percentile
     varies = normalize(maps).amax((-2, -1), keepdim=True) > 0
     if name == "max":
         low, high = torch.zeros_like(maps), maps.amax((-2, -1), keepdim=True)
     elif name == "pas":
         low = maps.amin((-2, -1), keepdim=True)
-        high = _percentile(maps, percentile or 0)
+        high = find(maps, percentile or 0)
     else:
-        low, high = _percentile(maps, percentile or 0), maps.amax((-2, -1), keepdim=True)
+        low, high = find(maps, percentile or 0), maps.amax((-2, -1), keepdim=True)
     usable = varies & (high > low)
     return torch.where(usable, ((maps - low) / torch.where(usable, high - low, 1)).clamp(0, 1), 0)
 

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core of its own
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
 

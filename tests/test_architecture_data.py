@@ -519,7 +519,10 @@ def test_every_name_in_the_lists_is_what_it_says():
         assert issubclass(layer, nn.Module)
     for name, function in architecture.FUNCTIONS.items():
         assert callable(function)
-        assert name == "getattr" or name.startswith(("torch.", "operator."))
+        assert name == "getattr" or name.startswith(("torch.", "operator.", "torchvision."))
+        if name.startswith("torchvision."):
+            home, _, last = name.rpartition(".")
+            assert function is getattr(importlib.import_module(home), last)
 
 
 def test_the_module_itself_executes_nothing():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from camify.card import model_card
 from camify.certificate import Certificate, Part
+from camify.checkpoint import manifest_digest
 from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
 from camify.surgery import convert
@@ -70,7 +71,7 @@ def manifest(folder: Path) -> dict:
 
 
 def change(folder: Path, *path, value=None, delete=False):
-    """Write the manifest anew with one field changed."""
+    """Write the manifest anew with one field changed, and signed anew: as somebody would who means it."""
     data = manifest(folder)
     *parents, last = path
     place = data
@@ -80,6 +81,8 @@ def change(folder: Path, *path, value=None, delete=False):
         del place[last]
     else:
         place[last] = value
+    if path != ("digest",):
+        data["digest"] = manifest_digest(data)
     (folder / "camify.json").write_text(json.dumps(data), encoding="utf-8")
 
 
@@ -226,6 +229,39 @@ def test_a_killed_save_never_leaves_a_folder_that_looks_finished(fresh):
     assert killed[99] == [False, True]
     for was_killed, exists in killed.values():
         assert exists is not was_killed
+
+
+KILLED_WHILE_REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from camify.model import CAMNet
+net = CAMNet.from_pretrained(sys.argv[1])
+rename, calls = Path.rename, []
+
+def dying(self, target):
+    calls.append(target)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.rename = dying
+net.save_pretrained(sys.argv[1])
+"""
+
+
+def test_a_kill_between_the_two_renames_leaves_the_previous_folder_whole(folder):
+    """The one moment at which nothing stands under the name."""
+    before = contents(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_REPLACING, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -9
+    refuses(folder, "interrupted", "Rename it back")
+    (left,) = folder.parent.glob(".export-*.old")
+    assert contents(left) == before
+    left.rename(folder)
+    CAMNet.from_pretrained(folder)
 
 
 def test_figures_that_were_not_measured_are_null(tmp_path):
@@ -426,7 +462,7 @@ def test_a_damaged_manifest_is_named(folder, text):
     refuses(folder, "camify.json", "not valid JSON")
 
 
-@pytest.mark.parametrize("version", [2, 99, "1", None, 1.5, [1]])
+@pytest.mark.parametrize("version", [3, 99, "1", None, 1.5, [1]])
 def test_a_newer_or_unknown_schema_is_refused(folder, version):
     change(folder, "schema_version", value=version)
     words = ["newer", "Update camify"] if isinstance(version, int) else ["schema_version"]
@@ -575,7 +611,7 @@ def test_the_card_has_the_facts(folder):
     net = CAMNet.from_pretrained(folder)
     for part in net.certificate.parts:
         assert f"{part.parameters:,}" in text
-    for fact in ("5 classes", "32 x 32 px", "GAP", "val/acc | 0.75", "cat, dog", "日本", "camify.load("):
+    for fact in ("5 classes", "32 x 32 px", "GAP", "accuracy |  | 0.75 |", "cat, dog", "日本", "camify.load("):
         assert fact in text
 
 

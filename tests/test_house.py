@@ -14,13 +14,13 @@ PACKAGE = ROOT / "camify"
 # ``__main__`` is the door of the command.
 FLOORS = {
     "errors": 0, "files": 0, "maps": 0, "modes": 0, "architecture": 0, "certificate": 0, "checkpoint": 0, "card": 0,
-    "box_rule": 0, "graphs": 0, "known_layers": 0, "normalizers": 0, "pooling": 0,
+    "box_rule": 0, "graphs": 0, "hub": 0, "known_layers": 0, "normalizers": 0, "pooling": 0,
     "model": 1,
     "anatomy": 2, "metrics": 2, "data": 2, "report": 2,
     "methods": 3, "surgery": 3,
-    "explaining": 4, "export": 4, "training": 4,
+    "exporting": 3.5, "explaining": 4, "training": 4,
     "evaluating": 4.5,
-    "cli": 5, "__main__": 5.5,
+    "exporting_commands": 4.8, "cli": 5, "__main__": 5.5,
 }  # fmt: skip
 GROUND = {  # floor 0 stands on itself only where it must
     "architecture": {"errors", "graphs", "known_layers"},
@@ -28,6 +28,7 @@ GROUND = {  # floor 0 stands on itself only where it must
     "certificate": {"errors"},
     "files": {"errors"},
     "checkpoint": {"errors", "files"},
+    "hub": {"checkpoint", "errors"},
     "normalizers": {"errors", "maps"},
     "box_rule": {"errors", "maps", "normalizers"},
 }

@@ -42,7 +42,7 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.models, "vgg16", narrow_vgg)
     names = {"images": torch.randn(2, 3, 224, 224)}
-    first, second, explaining, own = blocks("python")
+    first, second, explaining, own, _ = blocks("python")
     exec(first, names)
     assert names["maps"].shape == (2, 37, 14, 14)
     assert names["heat"].shape == (2, 224, 224)
@@ -66,10 +66,30 @@ def test_the_commands_name_what_exists():
     words = [word for line in lines for word in line]
     for path in (word for word in words if word.startswith("configs/")):
         assert (ROOT / path).is_file(), path
-    options = (ROOT / "camify/cli.py").read_text(encoding="utf-8")
+    options = "".join((ROOT / "camify" / name).read_text("utf-8") for name in ("cli.py", "exporting_commands.py"))
     used = {line[1] for line in lines if line and line[0] == "camify"}
-    assert used == {"inspect", "convert", "explain", "compare", "evaluate"}
+    assert used == {"inspect", "convert", "explain", "compare", "evaluate", "report", "export", "check", "push"}
     assert all(f'add_subcommand("{command}"' in options for command in used)
+    for option in {word.removeprefix("--") for line in lines if line and line[0] == "camify" for word in line}:
+        assert f'"--{option}"' in options or not any(f"--{option}" in line for line in lines), option
+
+
+def test_plain_torch_loads_the_bare_weights(tmp_path, monkeypatch):
+    """The README's code without camify, at a sixteenth of the widths: the names of the layers are the same."""
+    code = blocks("python")[-1]
+    assert len(code.splitlines()) <= 35
+    assert "camify" not in code
+    narrow = re.sub(r"\b(64|128|256|512)\b", lambda found: str(int(found[0]) // 16), code)
+    legacy = VGG(make_layers([4, 4, "M", 8, 8, "M", 16, 16, 16, "M", 32, 32, 32, "M", 32, 32, 32, "M"]))
+    legacy.classifier = torch.nn.Sequential(torch.nn.Linear(32 * 49, 10))
+    net = camify.convert(legacy.eval(), input_size=64, head_channels=24, num_classes=5, seed=0)
+    net.save_pretrained(tmp_path / "my-vgg")
+    monkeypatch.chdir(tmp_path)
+    names = {"images": torch.randn(2, 3, 80, 64)}
+    exec(narrow, names)
+    logits, maps = net.forward_with_maps(names["images"])
+    torch.testing.assert_close(names["logits"], logits)
+    torch.testing.assert_close(names["maps"], maps)
 
 
 def test_the_picture_and_the_house_are_there():

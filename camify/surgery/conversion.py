@@ -121,6 +121,7 @@ def convert(
     known = class_names if class_names is not None else names if num_classes is None else None
     net.class_names = None if known is None else list(known)
     net.preprocessing = None if source.preprocessing is None else dict(source.preprocessing)
+    net.licence, net.recipe = source.licence, recipe
     return net
 
 
@@ -178,7 +179,8 @@ def _source_of(model: nn.Module | str | Source) -> Source:
     if isinstance(model, str):
         return resolve(model)
     if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
-        return Source(model, type(model).__name__, model.class_names, preprocessing=model.preprocessing)
+        name, names = type(model).__name__, model.class_names
+        return Source(model, name, names, preprocessing=model.preprocessing, licence=model.licence)
     return Source(model, type(model).__name__)
 
 

@@ -44,6 +44,7 @@ class Source:
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()  # what was done to weights that did not fit as they were
     preprocessing: dict[str, Any] | None = None  # what the weights expect (see camify.data.Preprocessing)
+    licence: str | None = None  # of the weights, as far as their library says
 
 
 def resolve(source: str, *, weights: bool = True) -> Source:
@@ -64,7 +65,7 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """
     if source and Path(source).is_dir():
         model = CAMNet.from_pretrained(source)
-        return Source(model, str(source), model.class_names, preprocessing=model.preprocessing)
+        return Source(model, str(source), model.class_names, preprocessing=model.preprocessing, licence=model.licence)
     if source.endswith(_SUFFIXES) and (Path(source).is_file() or "@" not in source):
         return _bare_file(source)
     library, _, rest = source.partition("/")
@@ -106,7 +107,8 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
     network = architecture(**options)
     source, notes = f"torchvision/{name}@{member.name}", list[str]()
     _load(network, dict(state), source, notes)
-    return Source(network.eval(), source, list(member.meta["categories"]), tuple(notes), _expected(member))
+    names, licence = list(member.meta["categories"]), member.meta.get("license")
+    return Source(network.eval(), source, names, tuple(notes), _expected(member), licence)
 
 
 def _expected(member: Any) -> dict[str, Any]:
@@ -126,7 +128,8 @@ def _as_published(source: Source, name: str, file: str) -> Source:
             if not file_sha256(Path(file)).startswith(digest[1]):
                 raise CheckpointError(f"{file}: is not torchvision's file of that name, or damaged. Fetch it again.")
             categories = list(member.meta["categories"])
-            return replace(source, class_names=source.class_names or categories, preprocessing=_expected(member))
+            names, licence = source.class_names or categories, member.meta.get("license")
+            return replace(source, class_names=names, preprocessing=_expected(member), licence=licence)
     return source
 
 
@@ -136,7 +139,8 @@ def _timm(name: str, which: str, load: bool) -> Source:
         return Source(found.build(), f"timm/{name}")
     if not which:
         source = f"timm/{found.name}"
-        return Source(found.load().eval(), source, found.class_names, preprocessing=found.preprocessing)
+        network = found.load().eval()
+        return Source(network, source, found.class_names, preprocessing=found.preprocessing, licence=found.licence)
     if not ("." in which or "/" in which):
         raise ConversionError(f"source timm/{name}@{which}: tags are written timm/NAME.TAG; after @ none or a file.")
     tagged = "." in name  # the file is said to be that of these weights, or trained from them

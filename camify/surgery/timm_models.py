@@ -31,6 +31,7 @@ class TimmModel:
     pretrained: bool
     preprocessing: dict[str, Any] | None
     class_names: list[str] | None
+    licence: str | None = None
 
     def build(self, **options: Any) -> nn.Module:
         """The architecture with random weights; ``num_classes`` as in timm."""
@@ -88,7 +89,7 @@ def timm_model(name: str) -> TimmModel:
         raise ConversionError(f"source timm/{name}: these weights have no classifier. Try timm/{others}.")
     named = name if tag or not config.tag else f"{name}.{config.tag}"
     preprocessing = preprocessing_of(config.input_size[-1], config.mean, config.std)
-    return TimmModel(named, True, preprocessing, _class_names(config))
+    return TimmModel(named, True, preprocessing, _class_names(config), config.license)
 
 
 def _class_names(config: Any) -> list[str] | None:

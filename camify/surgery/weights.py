@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 from ..checkpoint import read_tensors
 from ..errors import CheckpointError
 
-__all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_state"]
+__all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_plain", "read_state"]
 
 State = dict[str, Tensor]
 
@@ -36,12 +38,7 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_tensors(path), _class_names(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
-        raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
+    content = read_plain(path)
     found = _unnest(content)
     if found is None:
         items = content.items() if isinstance(content, Mapping) else ()
@@ -52,6 +49,36 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     if notes is not None and (others or "ema" in where):
         notes.append(f"weights taken from {where}{'; the file also holds ' if others else ''}{', '.join(others)}")
     return state, None
+
+
+def read_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, as far as it is plain: tensors, containers, numbers, text.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or needs code to be read; names what it asks for.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    damaged = _damaged_entry(path)
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path}: is damaged: {damaged} does not match its checksum. Copy or save the file again."
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
+        raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
+
+
+def _damaged_entry(path: Path) -> str | None:
+    """The first entry of a zip archive whose CRC is another one, which ``torch.load`` does not look at; or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except zipfile.BadZipFile:  # torch's older format, or no archive at all: torch.load says which
+        return None
+    except (OSError, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return f"the archive ({type(error).__name__}: {error})"
 
 
 def _class_names(path: Path) -> list[str] | None:

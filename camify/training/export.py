@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ..box_rule import BoxRule
+from ..data import Preprocessing
 from ..errors import CheckpointError
 from ..files import write_whole
 from ..model import CAMNet
 from ..modes import evaluating
+from ..report.overlay import ClassMap, overlay_picture, sheet_picture
 
 __all__ = ["best_weights", "export_cam_net", "export_legacy"]
 
@@ -55,7 +59,7 @@ def export_cam_net(
     if weights is not None:
         live.load_state_dict(weights, strict=True)
     live.results, live.box_rule = dict(results), rule_of(live)
-    live.save_pretrained(folder)
+    live.save_pretrained(folder, overlays=_overlays(live, images[:4]))
     loaded = CAMNet.from_pretrained(folder)
     with evaluating(live):
         pairs = zip(live.forward_with_maps(images), loaded.forward_with_maps(images), strict=True)
@@ -63,6 +67,32 @@ def export_cam_net(
     if not error <= _SAME:
         raise CheckpointError(f"{folder}: the loaded network differs from the saved one by {error:.1e}.")
     return error
+
+
+def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
+    """Pictures with the map of the predicted class for the model card, PNG; None where they cannot be drawn."""
+    if network.preprocessing is None:
+        return None
+    try:
+        pictures = Preprocessing.from_dict(network.preprocessing).restore(images)
+        with evaluating(network):
+            logits, maps = network.forward_with_maps(images)
+        top, names = logits.argmax(1), network.class_names or [str(k) for k in range(network.num_classes)]
+        found = [
+            ClassMap(names[k], own[k], float(one[k]), float(one.softmax(0)[k]))
+            for k, own, one in zip(top.tolist(), maps, logits, strict=True)
+        ]
+        scales = [float(one.map_hw.max()) for one in found]
+        drawn = [
+            overlay_picture(picture, None, one, scale=scale)
+            for picture, one, scale in zip(pictures, found, scales, strict=True)
+        ]
+        content = io.BytesIO()
+        sheet_picture(drawn, 2).save(content, "PNG", optimize=True)
+    except Exception as error:  # noqa: BLE001 - a picture never stops what a run leaves
+        rank_zero_warn(f"The model card has no overlays: {type(error).__name__}: {error}.")
+        return None
+    return content.getvalue()
 
 
 def export_legacy(

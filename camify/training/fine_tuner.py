@@ -28,7 +28,7 @@ from .course import Course
 from .feature_cache import run_new_layers
 from .losses import Objective, classification_loss, object_masks
 from .optimization import build_optimizer, check_options
-from .preparing import count_classes, prepare, settle_options
+from .preparing import count_classes, prepare, record_of, settle_options
 from .resuming import StopSafely
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score
@@ -357,6 +357,10 @@ class CAMFineTuner(pl.LightningModule):
                 self.model.preprocessing = preprocessing.to_dict()
             if self.model.class_names is None and names is not None and len(names) == self.model.num_classes:
                 self.class_names = self.model.class_names = list(names)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
+        checkpoint.update(record_of(self.model))
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
+from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
 from ..modes import evaluating
 from ..surgery import convert, find_recipe, resolve, settle_fine_tuning, settle_head
 
-__all__ = ["Prepared", "count_classes", "prepare", "settle_options"]
+__all__ = ["Prepared", "count_classes", "prepare", "record_of", "settle_options"]
 
 _CONVERSION = ("recipe", "pool", "head_channels", "dropout", "map_stride", "input_size")
 _INITS = ("random", "ridge", "recast")
@@ -56,10 +58,11 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapp
     """The network to train: converted where it is a legacy one, which is then kept for comparison."""
     legacy_names: list[str] | None = None
     notes: tuple[str, ...] = ()
+    licence: str | None = None
     found = model if isinstance(model, str) else type(model).__name__
     if isinstance(model, str):
         source = resolve(model)
-        model, legacy_names, notes = source.model, source.class_names, source.notes
+        model, legacy_names, notes, licence = source.model, source.class_names, source.notes, source.licence
     head, conversion = options["head"], {name: options[name] for name in _CONVERSION}
     if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
         return Prepared(model.train(), found)
@@ -67,6 +70,7 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapp
         head, conversion = "direct", {**conversion, "recipe": None}
     # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
     net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **conversion).train()
+    net.licence = net.licence or licence
     prepared = Prepared(net, found, layers=_timm_layers(model))
     if net.certificate is not None:
         net.certificate = net.certificate.named(found, notes)
@@ -74,6 +78,17 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapp
         if comparable and net.certificate.legacy_classes == net.num_classes:
             prepared.legacy = model
     return prepared
+
+
+def record_of(network: nn.Module) -> dict[str, str]:
+    """What a Lightning checkpoint says of a CAMNet beside its weights, as JSON; nothing of another network."""
+    if not isinstance(network, CAMNet):
+        return {}
+    try:
+        manifest = {"schema_version": SCHEMA_VERSION, **network.manifest()}
+    except ConversionError as error:  # a layer of the user's own; saving goes on
+        manifest = {"refused": str(error)}
+    return {CKPT_RECORD: json.dumps(manifest)}
 
 
 def count_classes(network: nn.Module, input_size: int) -> int:

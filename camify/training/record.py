@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from ..box_rule import BoxRule
 from ..files import write_whole
 from ..model import CAMNet
 from ..report.page import render_page
@@ -93,6 +95,9 @@ class RunRecord(pl.Callback):
         figures = {key: float(value) for key, value in trainer.callback_metrics.items() if _is_number(value)}
         before = self.history[-1] if self.history else None
         self.history.append({"epoch": trainer.current_epoch, **figures})
+        if isinstance(pl_module.model, CAMNet):  # they travel in the checkpoint of this epoch
+            pl_module.model.results = self._results(self.history[-1], pl_module)
+            pl_module.model.box_rule = _box_rule(self.history[-1], pl_module)
         self._write(trainer, pl_module, finished=False)
         if not self.quiet:
             epoch_line(self.history[-1], before, self._before(), decline(self.history, "val/acc", self.quality))
@@ -160,6 +165,8 @@ class RunRecord(pl.Callback):
         }
         results["epochs_trained"] = len(self.history)
         results["validation_images"] = count_samples(module.trainer.val_dataloaders)
+        if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdecimal():
+            results["seed"] = int(seed)
         results |= {
             f"{who}/{key.removeprefix('val/')}": v for who, row in self._before().items() for key, v in row.items()
         }
@@ -228,6 +235,20 @@ def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[st
     if monitor is None or score is None:
         return history[-1]
     return next((row for row in history if row.get(monitor) == float(score)), history[-1])
+
+
+def _box_rule(figures: dict[str, float], module: CAMFineTuner) -> BoxRule | None:
+    """The rule with the threshold that this epoch's boxes ask for; a finished run chooses the normaliser too."""
+    threshold = figures.get("val/best_threshold", math.nan)
+    if not math.isfinite(threshold):
+        return None
+    return BoxRule(
+        *module.normalizer,
+        threshold=threshold,
+        clamp_weights=bool(module.hparams["clamp_weights"]),
+        count=count_samples(module.trainer.val_dataloaders) or 0,
+        accuracy=figures.get("val/max_box_acc"),
+    )
 
 
 def _is_number(value: Any) -> bool:

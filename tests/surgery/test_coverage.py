@@ -23,7 +23,7 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from camify import ConversionError, convert, inspect
+from camify import ConversionError, convert, export, inspect
 
 ROOT = Path(__file__).parents[2]
 NAMES = list_models(module=torchvision.models)
@@ -76,6 +76,16 @@ SMALL_TIMM = {
     "starnet_s050": 64, "mambaout_femto": 64, "legacy_seresnet18": 64, "ghostnet_050": 64,
 }  # fmt: skip
 
+EXPORTED = {  # of each family a small published network, written in both formats
+    "AlexNet": "alexnet", "VGG": "vgg11", "ResNet, ResNeXt, Wide ResNet": "resnet18", "SqueezeNet": "squeezenet1_1",
+    "DenseNet": "densenet121", "GoogLeNet, Inception v3": "googlenet", "MobileNet v2": "mobilenet_v2",
+    "MobileNet v3": "mobilenet_v3_small", "MNASNet": "mnasnet0_5", "ShuffleNet v2": "shufflenet_v2_x0_5",
+    "EfficientNet v1, v2": "efficientnet_b0", "RegNet": "regnet_y_400mf", "ConvNeXt": "convnext_tiny",
+    "ViT": "vit_b_16", "Swin v1, v2": "swin_t", "MaxViT": "maxvit_t",
+}  # fmt: skip
+FORMATS = {".onnx": "ONNX", ".pt2": "pt2"}
+
+EXPORTS: dict[tuple[str, str], str] = {}
 FOUND: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
 
 
@@ -122,7 +132,7 @@ def check(legacy, head, size):
 def test_the_lists_are_complete():
     assert len(NAMES) >= 80
     assert {family_of(name) for name in NAMES} == set(FAMILIES)
-    assert set(SMALL) == set(FAMILIES)
+    assert set(SMALL) == set(EXPORTED) == set(FAMILIES)
     assert len(TIMM) >= 60
 
 
@@ -181,22 +191,39 @@ def test_every_family_of_timm(name):
     FOUND["timm"].append((name, row))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("family", EXPORTED)
+def test_every_family_exports(family, suffix, tmp_path):
+    """With ``head="direct"``; at 128 px but for transformers. The export itself compares file and network."""
+    name = EXPORTED[family]
+    size = native_size(name) if family in ("ViT", "Swin v1, v2", "MaxViT") else 128
+    net = convert(legacy_of(name), head="direct", input_size=size, seed=0).eval()
+    exported = export(net, tmp_path / f"model{suffix}", input_size=size)
+    assert exported.error <= 1e-4
+    EXPORTS[family, suffix] = ", ".join({"batch": "N", "height": "H", "width": "W"}[axis] for axis in exported.dynamic)
+
+
 def table():
     """The README's table, in Markdown."""
-    lines = ["| family | networks | verdict | gap | direct | recast |", "|---|---:|---|---:|---:|---:|"]
+    lines = [
+        f"| family | networks | verdict | gap | direct | recast | {' | '.join(FORMATS.values())} |",
+        f"|---|---:|---|---:|---:|---:|{'---|' * len(FORMATS)}",
+    ]
     for family in [*FAMILIES, "timm"]:
         rows = [row for _, row in FOUND[family]]
         verdicts = [v for v in ("native", "foldable", "convertible") if any(row["verdict"] == v for row in rows)]
         counts = [sum(row[head] == "yes" for row in rows) for head in HEADS]
         label = f"timm, one CNN of each of {len(rows)} families" if family == "timm" else family
         cells = [label, str(len(rows)), ", ".join(verdicts), *(f"{count}" for count in counts)]
+        cells += [EXPORTS.get((family, suffix), "") for suffix in FORMATS]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 @pytest.mark.slow
 def test_the_readme_shows_what_was_found():
-    if sum(map(len, FOUND.values())) < len(NAMES) + len(TIMM):
+    if sum(map(len, FOUND.values())) < len(NAMES) + len(TIMM) or len(EXPORTS) < len(EXPORTED) * len(FORMATS):
         pytest.skip("runs after all the others")
     print(table())
     converted = [all(row[head] == "yes" for head in ("gap", "direct")) for _, row in FOUND["timm"]]

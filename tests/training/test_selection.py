@@ -15,6 +15,7 @@ from scipy import ndimage
 
 import camify
 from camify.box_rule import BoxRule
+from camify.checkpoint import manifest_digest
 from camify.training import RunRecord
 from camify.training.selection import decline, pareto_set
 from tests.training.conftest import SIZE, BlobData, Blobs, SmallLegacy
@@ -100,11 +101,12 @@ def test_the_rule_travels_in_the_checkpoint_and_is_checked(tmp_path):
     path = tmp_path / "net" / "camify.json"
     manifest = json.loads(path.read_text())
     for change in ({"threshold": 2.0}, {"normalizer": "best"}, {"percentile": None}):
-        path.write_text(json.dumps({**manifest, "box_rule": {**manifest["box_rule"], **change}}))
+        changed = {**manifest, "box_rule": {**manifest["box_rule"], **change}}
+        path.write_text(json.dumps({**changed, "digest": manifest_digest(changed)}))
         with pytest.raises(camify.CheckpointError, match="box_rule"):
             camify.load(tmp_path / "net")
-    del manifest["box_rule"]
-    path.write_text(json.dumps(manifest))
+    first = {key: value for key, value in manifest.items() if key not in ("box_rule", "digest")}
+    path.write_text(json.dumps({**first, "schema_version": 1}))
     assert camify.load(tmp_path / "net").box_rule is None
 
 

@@ -1,0 +1,204 @@
+"""The graph of a pt2 file as a list of tensor operations, each of them known; run one by one, never as code."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+__all__ = ["DTYPES", "Steps"]
+
+DTYPES = {  # torch/_export/serde/schema.py, ScalarType
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
+    7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
+}  # fmt: skip
+_MEMORY = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
+_STRINGS = frozenset({"none", "tanh", "floor", "trunc", "amax", "sum", "constant", "reflect", "replicate", "circular"})
+_EQUATION = re.compile(r"[A-Za-z ,.]{1,100}->[A-Za-z .]{0,30}", re.ASCII)  # of einsum
+_TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
+# What the layers and functions of camify.known_layers become, and what the outputs and the preprocessing need.
+_ATEN_NAMES = """
+conv1d conv2d conv_transpose2d linear matmul bmm mm addmm einsum scaled_dot_product_attention
+batch_norm layer_norm group_norm instance_norm linalg_vector_norm
+relu relu_ relu6 relu6_ hardtanh hardtanh_ leaky_relu leaky_relu_ prelu elu elu_ celu celu_ selu selu_ gelu silu silu_
+mish mish_ sigmoid sigmoid_ tanh tanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ softplus softmax _softmax
+max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d adaptive_avg_pool1d logsumexp
+dropout dropout_ feature_dropout alpha_dropout feature_alpha_dropout
+pad constant_pad_nd reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+_upsample_bilinear2d_aa channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle
+add add_ sub sub_ rsub mul mul_ div div_ neg abs pow exp log log10 sqrt rsqrt clamp clamp_ clamp_min clamp_max floor
+round sign maximum minimum eq ne lt le gt ge logical_and logical_or logical_not bitwise_and __and__
+mean sum amax amin var std max min any all argmax sort topk gather scatter_reduce scatter_add
+cat concat stack flatten unflatten reshape view permute transpose swapaxes t squeeze unsqueeze split split_with_sizes
+chunk unbind slice select narrow flip roll where masked_fill expand expand_as repeat index
+contiguous clone to _to_copy type_as half float detach detach_ alias lift_fresh_copy
+arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full fill fill_ scalar_tensor
+sym_size sym_numel _assert_scalar _assert_tensor_metadata
+"""
+_OPERATOR_NAMES = "add sub mul floordiv mod neg getitem eq ne lt le gt ge and_ or_"
+_SYMBOLIC_NAMES = "sym_max sym_min sym_float sym_int sym_not sym_sum"
+_ATEN, _OPERATOR, _SYMBOLIC = (frozenset(names.split()) for names in (_ATEN_NAMES, _OPERATOR_NAMES, _SYMBOLIC_NAMES))
+
+
+class Steps:
+    """The steps of a graph over its tensors.
+
+    Args:
+        graph_module: of the file's ``model.json``.
+        tensors: by name: parameters, buffers and constants.
+
+    Raises:
+        CheckpointError: a step is no known tensor operation; names it.
+    """
+
+    def __init__(self, graph_module: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._known: dict[str, Tensor] = {}
+        images = []
+        for spec in graph_module["signature"]["input_specs"]:
+            ((kind, value),) = spec.items()
+            if kind == "user_input":
+                images.append(str(value["arg"]["as_tensor"]["name"]))
+            elif kind in ("parameter", "buffer", "tensor_constant"):
+                self._known[value["arg"]["name"]] = tensors[value[f"{kind}_name"]]
+            else:
+                raise CheckpointError(f"the graph takes a {kind!r}; known are tensors.")
+        if len(images) != 1:
+            raise CheckpointError(f"the graph takes {len(images)} inputs instead of an image.")
+        self._image = images[0]
+        self._outputs = []
+        for spec in graph_module["signature"]["output_specs"]:
+            ((kind, value),) = spec.items()
+            if kind != "user_output":
+                raise CheckpointError(f"the graph gives a {kind!r}; known are tensors.")
+            self._outputs.append(str(value["arg"]["as_tensor"]["name"]))
+        self._steps = [_Step(node) for node in graph_module["graph"]["nodes"]]
+        self._dead = self._last_uses()
+
+    @property
+    def count(self) -> int:
+        """How many tensors come out."""
+        return len(self._outputs)
+
+    def _last_uses(self) -> list[list[str]]:
+        """Which values no later step needs, step by step: their memory is given back."""
+        alive = set(self._outputs) | self._known.keys()
+        dead: list[list[str]] = []
+        for step in reversed(self._steps):
+            names = {*step.inputs, *(name for name in step.names if name)}
+            dead.append([name for name in names if name not in alive])
+            alive |= names
+        return dead[::-1]
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """The tensors that come out for an image batch."""
+        values: dict[str, Any] = {**self._known, self._image: image}
+        for step, dead in zip(self._steps, self._dead, strict=True):
+            step(values)
+            for name in dead:
+                values.pop(name, None)
+        return [values[name] for name in self._outputs]
+
+
+class _Step:
+    def __init__(self, node: Mapping[str, Any]) -> None:
+        self._function = _function(node["target"])
+        self.inputs: list[str] = []
+        self._args, self._kwargs = [], {}
+        for entry in node["inputs"]:
+            value = self._argument(entry["arg"])
+            if entry.get("kind", 1) == 1:
+                self._args.append(value)
+            else:
+                self._kwargs[str(entry["name"])] = value
+        outputs = node["outputs"]
+        self.several = len(outputs) > 1 or any("as_tensors" in output for output in outputs)
+        self.names = [name for output in outputs for name in _names(output)]
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        """Run the step on the values so far and add what it gives."""
+        args = [argument(values) for argument in self._args]
+        kwargs = {name: argument(values) for name, argument in self._kwargs.items()}
+        found = self._function(*args, **kwargs)
+        if self.names:
+            given = zip(self.names, found if self.several else [found], strict=True)
+            values.update((name, value) for name, value in given if name)
+
+    def _argument(self, data: Any) -> Callable[[dict[str, Any]], Any]:  # noqa: C901 - one line per kind
+        """How an argument follows from the values so far."""
+        ((kind, content),) = data.items()
+        if kind == "as_tensor":
+            return self._value(content["name"])
+        if kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
+            ((how, inner),) = content.items()
+            return self._value(inner) if how == "as_name" else _constant(inner)
+        if kind in ("as_tensors", "as_sym_ints", "as_optional_tensors", "as_sym_floats", "as_sym_bools"):
+            single = {"as_tensors": "as_tensor", "as_sym_ints": "as_sym_int", "as_sym_floats": "as_sym_float"}
+            wrapped = ({single[kind]: item} if kind in single else item for item in content)
+            parts = [self._argument(item) for item in wrapped]
+            return lambda values: [part(values) for part in parts]
+        if kind == "as_none":
+            return _constant(None)
+        if kind in ("as_int", "as_float", "as_bool", "as_ints", "as_floats", "as_bools"):
+            return _constant(_numbers(content))
+        if kind == "as_string" and (content in _STRINGS or _EQUATION.fullmatch(content)):
+            return _constant(content)
+        if kind == "as_scalar_type":
+            return _constant(DTYPES[content])
+        if kind == "as_memory_format":
+            return _constant(_MEMORY[content])
+        if kind == "as_layout" and content == 7:
+            return _constant(torch.strided)
+        if kind == "as_device" and content["type"] == "cpu":
+            return _constant(torch.device("cpu"))
+        raise CheckpointError(
+            f"the graph has an argument {kind} = {content!r:.80}, which is not one that camify reads."
+        )
+
+    def _value(self, name: str) -> Callable[[dict[str, Any]], Any]:
+        self.inputs.append(name)
+        return lambda values: values[name]
+
+
+def _numbers(content: Any) -> Any:
+    items = content if isinstance(content, list) else [content]
+    if not all(isinstance(item, bool | int | float) for item in items):
+        raise CheckpointError(f"the graph has {content!r:.80} where numbers stand.")
+    return content
+
+
+def _constant(value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda _: value
+
+
+def _names(output: Mapping[str, Any]) -> Iterator[str]:
+    ((kind, content),) = output.items()
+    if kind == "as_tensor":
+        yield content["name"]
+    elif kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
+        yield content["as_name"]
+    elif kind == "as_tensors":
+        yield from (item["name"] for item in content)
+    elif kind == "as_none":
+        yield ""
+    else:
+        raise CheckpointError(f"a step of the graph gives {kind}, which is not one that camify reads.")
+
+
+def _function(target: str) -> Callable[..., Any]:
+    """The function of a name in the lists above."""
+    found = _TARGET.fullmatch(target)
+    if found and found[1] in _ATEN:
+        operation: Callable[..., Any] = getattr(getattr(torch.ops.aten, found[1]), found[2])
+        return operation
+    library, _, name = target.rpartition(".")
+    if library == "_operator" and name in _OPERATOR:
+        return getattr(operator, name)  # type: ignore[no-any-return]
+    if library == "torch" and name in _SYMBOLIC:
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    raise CheckpointError(f"the graph has a step {target[:100]!r}, which is no tensor operation that camify runs.")

@@ -1,0 +1,94 @@
+"""The network that an exported file holds: image in, named outputs out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..box_rule import BoxRule
+from ..errors import ConfigError
+from ..maps import class_maps, upsample
+from ..model import CAMNet
+from ..modes import without_hooks
+from ..normalizers import scale_maps
+from .boxes import largest_boxes, percentile
+
+__all__ = ["ExportedNetwork", "prepared"]
+
+
+class ExportedNetwork(nn.Module):
+    """Logits (N, K), raw maps (N, K, h, w) and, where wanted, boxes (N, 4) of an image batch.
+
+    Boxes are the calibrated ones of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is
+    upsampled, scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes``
+    does. Zeros where there is none.
+
+    Args:
+        model: the network, in eval mode.
+        preprocessing: as in ``model.preprocessing``: then the input is uint8 RGB (N, H, W, 3), as image readers give
+            it, and is resized (antialiased, aspect not kept), scaled and normalised inside. None: the input is
+            (N, C, H, W), prepared.
+        rule: how the maps become boxes; None gives no boxes.
+    """
+
+    def __init__(self, model: CAMNet, preprocessing: Mapping[str, Any] | None, rule: BoxRule | None) -> None:
+        super().__init__()
+        self.model, self.rule = model, rule
+        self.size = None if preprocessing is None else int(preprocessing["size"])
+        if preprocessing is not None:
+            for name in ("mean", "std"):
+                value = torch.tensor(preprocessing[name], dtype=torch.float32).reshape(1, -1, 1, 1) * 255
+                self.register_buffer(name, value)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what comes out, in order."""
+        return ("logits", "maps") if self.rule is None else ("logits", "maps", "boxes")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of a batch."""
+        prepared = image if self.size is None else self._prepare(image, self.size)
+        features, weight = self.model.forward_features(prepared), self.model.classifier.weight
+        logits, maps = self.model.forward_head(features), class_maps(features, weight)
+        if self.rule is None:
+            return logits, maps
+        height, width = prepared.shape[-2:]
+        shown = class_maps(features, weight.clamp(min=0)) if self.rule.clamp_weights else maps
+        top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])  # camify.maps.select fixes the batch
+        heat = upsample(shown.gather(1, top)[:, 0], (height, width))
+        heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
+        boxes = largest_boxes((heat >= self.rule.threshold) & (heat.amax((1, 2), keepdim=True) > 0))
+        if self.size is not None:
+            sides = torch.ones_like(image[:1, :, :, 0], dtype=torch.float32)
+            across, down = sides[:, 0].sum() / width, sides[:, :, 0].sum() / height
+            boxes = boxes * torch.stack([across, down, across, down])
+        return logits, maps, boxes
+
+    def _prepare(self, image: Tensor, size: int) -> Tensor:
+        pixels = F.interpolate(image.permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True)
+        if self.get_buffer("mean").shape[1] == 1:  # ITU-R 601, as torchvision's and Pillow's
+            pixels = (pixels * torch.tensor([0.2989, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+        return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
+
+
+def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork:
+    """The network to export, a float32 copy on the CPU in eval mode; the model stays as it is.
+
+    Raises:
+        ConfigError: what is wanted needs something that the model does not say.
+    """
+    if preprocess and model.preprocessing is None:
+        raise ConfigError("preprocess=True: the model does not say how. Set model.preprocessing (see Preprocessing).")
+    if boxes and model.box_rule is None:
+        raise ConfigError(
+            "boxes=True: the model has no calibrated threshold. Set model.box_rule = BoxRule(threshold=...)."
+        )
+    with without_hooks(model):
+        plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    network = ExportedNetwork(plain, model.preprocessing if preprocess else None, model.box_rule if boxes else None)
+    return network.eval()

@@ -1,0 +1,117 @@
+"""ONNX: written by torch's exporter, run by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError, ConversionError
+from .record import RECORD, as_properties, read_record
+from .tracing import quietly
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["OnnxFile", "write_onnx"]
+
+_LARGEST = 2**31 - 1  # of a protobuf message; weights beyond it would need a second file
+
+
+def require(*modules: str) -> None:
+    """Raises ConfigError, with the command that installs it, where a module of the extra is missing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"ONNX needs {', '.join(missing)}. Install it: pip install 'camify[onnx]'")
+
+
+def write_onnx(program: ExportedProgram, path: Path, record: Mapping[str, Any], opset: int | None = None) -> None:
+    """Write a traced network as one ONNX file with the record in its metadata.
+
+    Raises:
+        ConfigError: the extra ``onnx`` is not installed.
+        ConversionError: a step has no counterpart in ONNX, or the file would exceed 2 GiB.
+    """
+    require("onnx", "onnxscript", "onnxruntime")
+    import onnx
+
+    try:
+        with quietly():
+            exported = torch.onnx.export(
+                program, dynamo=True, input_names=["image"], output_names=list(record["outputs"]),
+                opset_version=opset, verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # the exporter raises whatever its translations raise
+        reason = " ".join(str(error).split())[:300]
+        raise ConversionError(f"ONNX: the network cannot be translated ({type(error).__name__}: {reason}).") from error
+    if exported is None:
+        raise ConversionError("ONNX: torch's exporter gave nothing.")
+    model = exported.model_proto
+    _name_axes(model, record["dynamic"])
+    model.producer_name, model.producer_version = "camify", record["camify_version"]
+    onnx.helper.set_model_props(model, as_properties(record))
+    for node in model.graph.node:  # paths and stack traces of this machine
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    if model.ByteSize() > _LARGEST:
+        raise ConversionError("ONNX: the weights exceed 2 GiB, which one file cannot hold.")
+    path.write_bytes(model.SerializeToString())
+
+
+def _name_axes(model: Any, dynamic: list[str]) -> None:
+    """Call torch's symbols what they are: batch, height, width."""
+    (image,) = model.graph.input
+    dims = image.type.tensor_type.shape.dim
+    channels_last = dims[-1].dim_value == 3 and not dims[-1].dim_param
+    order = ("batch", "height", "width", "") if channels_last else ("batch", "", "height", "width")
+    symbols = {dim.dim_param: name for dim, name in zip(dims, order, strict=True) if dim.dim_param and name in dynamic}
+    for value in (image, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            for symbol, name in symbols.items():
+                if dim.dim_param:
+                    dim.dim_param = dim.dim_param.replace(symbol, name)
+
+
+class OnnxFile:
+    """An ONNX file of camify: its record, and what it gives for images.
+
+    Args:
+        path: the file.
+        threads: of onnxruntime; None takes torch's number.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        CheckpointError: the file is missing, damaged or not written by camify.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        require("onnxruntime")
+        import onnxruntime
+
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such file.")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what it logs as errors, it raises
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            properties = self.session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # onnxruntime's own kinds, or a decoding error of the metadata
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path}: onnxruntime cannot read it ({type(error).__name__}: {reason}).") from error
+        self.record = read_record(properties.get(RECORD), path)
+        found = tuple(output.name for output in self.session.get_outputs())
+        if found != tuple(self.record["outputs"]):
+            raise CheckpointError(f"{path}: has the outputs {', '.join(found)}, its {RECORD} says others.")
+
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, float32."""
+        found = self.session.run(None, {"image": image.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(self.record["outputs"], found, strict=True)}

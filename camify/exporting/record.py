@@ -1,0 +1,92 @@
+"""What an exported file says of itself: one JSON record, and for other tools the usual fields beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from ..certificate import TOLERANCE
+from ..errors import CheckpointError
+from ..model import CAMNet
+
+__all__ = ["RECORD", "as_properties", "read_record", "record_of"]
+
+RECORD = "camify.json"
+FORMAT_VERSION = 1
+_KINDS: dict[str, Any] = {
+    "format_version": int, "camify_version": str, "source": str, "licence": str | None, "num_classes": int,
+    "class_names": list | None, "preprocessing": dict | None, "input": dict, "outputs": list, "dynamic": list,
+    "precision": str, "pool": str, "map": dict | None, "box_rule": dict | None, "results": dict,
+}  # fmt: skip
+
+
+def record_of(
+    model: CAMNet, *, preprocess: bool, outputs: tuple[str, ...], size: tuple[int, int], channels: int
+) -> dict[str, Any]:
+    """The record of a network, before it is known which axes are dynamic and how exact the file is."""
+    certificate = model.certificate
+    prepared = {"kind": "float32 NCHW, prepared as in preprocessing", "channels": channels}
+    raw = {"kind": "uint8 NHWC, RGB as read", "channels": 3}
+    return {
+        "format_version": FORMAT_VERSION,
+        "camify_version": version("camify"),
+        "source": certificate.source if certificate else type(model).__name__,
+        "licence": model.licence,
+        "num_classes": model.num_classes,
+        "class_names": model.class_names,
+        "preprocessing": model.preprocessing,
+        "input": {"name": "image", "size": list(size), **(raw if preprocess else prepared)},
+        "outputs": list(outputs),
+        "dynamic": [],
+        "precision": "fp32",
+        "pool": model.pool_name,
+        "identity": f"mean(maps) + bias == logits within {TOLERANCE:g}" if model.pool_name == "gap" else None,
+        "map": certificate.map if certificate else None,
+        "box_rule": model.box_rule.to_dict() if model.box_rule else None,
+        "results": model.finite_results(),
+    }
+
+
+def as_properties(record: Mapping[str, Any]) -> dict[str, str]:
+    """The record as text fields: all of it as JSON, and what other tools look for by name."""
+    rule = record["box_rule"] or {}
+    fields = {
+        "class_names": record["class_names"],
+        "preprocessing": record["preprocessing"],
+        "normalizer": rule.get("normalizer"),
+        "threshold": rule.get("threshold"),
+        "map_stride": (record["map"] or {}).get("stride"),
+    }
+    known = {key: _json(value) for key, value in fields.items() if value is not None}
+    return {RECORD: _json(record), **known}
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def read_record(text: str | None, path: object) -> dict[str, Any]:
+    """The record of an exported file.
+
+    Raises:
+        CheckpointError: there is none, or a field is missing or of the wrong kind.
+    """
+    if text is None:
+        raise CheckpointError(f"{path}: holds no {RECORD}. Was it written by camify.export?")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {RECORD} is not valid JSON ({error}). Export it again.") from error
+    for field, kind in _KINDS.items():
+        if not isinstance(record, dict) or field not in record or not isinstance(record[field], kind):
+            raise CheckpointError(f"{path}: field {field} of its {RECORD} is missing or of the wrong kind.")
+    if record["format_version"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version {record['format_version']} is newer than this camify. Update it."
+        )
+    names = record["class_names"]
+    if names is not None and (len(names) != record["num_classes"] or not all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{path}: field class_names of its {RECORD} does not fit num_classes.")
+    return dict(record)

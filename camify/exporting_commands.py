@@ -1,0 +1,111 @@
+"""The commands export, check and push."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from .checkpoint import MANIFEST
+from .data import Preprocessing
+from .errors import ConfigError
+from .explaining import image_files
+from .exporting import EXPORT_PRECISIONS, cam_ready, check, export
+from .hub import push_folder
+from .model import CAMNet
+
+__all__ = ["COMMANDS", "add_commands"]
+
+_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "folder": ""}
+
+
+def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
+    """Add the commands to a parser's subcommands."""
+    command = parser(description="Write a CAM-ready network as one file for people without camify, or as a folder.")
+    command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or user/name")
+    command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
+    command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
+    command.add_argument("--input_size", type=int | None, default=None, help="pixels; default: the network's")
+    command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
+    command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
+    command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")
+    command.add_argument("--opset", type=int | None, default=None, help="of ONNX")
+    command.add_argument("--precision", choices=EXPORT_PRECISIONS, default="fp32", help="of ONNX; others need --images")
+    command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
+    commands.add_subcommand("export", command)
+
+    command = parser(description="Say whether something is CAM-ready, point by point; exit code 0 if it is, else 1.")
+    command.add_argument(
+        "source", type=str, help="folder, .onnx, .pt2, .ckpt, or a legacy network as in camify inspect"
+    )
+    commands.add_subcommand("check", command)
+
+    command = parser(description="Upload a checkpoint folder to the Hugging Face Hub.")
+    command.add_argument("folder", type=str)
+    command.add_argument("name", type=str, help="USER/NAME")
+    command.add_argument("--private", type=bool, default=False)
+    commands.add_subcommand("push", command)
+
+
+def _export(options: Namespace) -> None:
+    source = Path(options.source)
+    out = Path(options.out) if options.out else _beside(source, options.to)
+    if out.exists() and not options.overwrite:
+        raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    console = Console(highlight=False)
+    model = cam_ready(options.source)
+    if options.to == "folder":
+        console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
+        return
+    names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "precision", "overwrite")
+    images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
+    exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
+    console.print(escape(str(exported)), soft_wrap=True)
+
+
+def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]:
+    """Images for fp16 and int8 as the file takes them, and their classes where their folders are named so."""
+    if not options.images:
+        raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
+    files, known = image_files(options.images), Preprocessing.from_dict(model.preprocessing or {})
+    images = torch.stack([known.read(file) for file in files])
+    names = [file.parent.name for file in files]
+    labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]
+    if options.preprocess:
+        images = (known.restore(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return images, torch.tensor(labels) if len(labels) == len(files) else None
+
+
+def _beside(source: Path, to: str) -> Path:
+    """The default place: in a run's folder, beside a checkpoint folder or file."""
+    name = "export" if to == "folder" else f"model{_SUFFIXES[to]}"
+    if source.is_dir() and not (source / MANIFEST).is_file():
+        return source / name
+    if source.is_file():
+        return source.with_name(name)
+    return source.with_name(source.name + (_SUFFIXES[to] or "-copy"))
+
+
+def _check(options: Namespace) -> None:
+    findings = check(options.source)
+    console = Console(highlight=False)
+    for finding in findings:
+        mark = "ok  " if finding.holds else "FAIL"
+        console.print(escape(f"{mark} {finding.point}: {finding.found}"), soft_wrap=True)
+    if not all(finding.holds for finding in findings):
+        sys.exit(1)
+
+
+def _push(options: Namespace) -> None:
+    CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
+    Console(highlight=False).print(push_folder(options.folder, options.name, private=options.private), soft_wrap=True)
+
+
+COMMANDS = {"export": _export, "check": _check, "push": _push}

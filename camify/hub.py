@@ -1,0 +1,68 @@
+"""The Hugging Face Hub: a checkpoint folder as a model repository, there and back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .checkpoint import CARD, MANIFEST, OVERLAYS, WEIGHTS
+from .errors import CheckpointError, ConfigError
+
+__all__ = ["fetch_folder", "is_repository", "push_folder"]
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_FILES = [WEIGHTS, MANIFEST, CARD, OVERLAYS]
+
+
+def is_repository(name: str | Path) -> bool:
+    """Whether a string can only be ``user/name`` on the hub: it has that form, and no folder ``user`` exists here."""
+    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).parent.exists()
+
+
+def fetch_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a repository in the hub's cache, fetched where it is not there; camify's files only.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository of that name can be had.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(
+            f"{name}: does not exist as a folder. To fetch it from the hub: pip install 'camify[hub]'"
+        ) from error
+    try:
+        found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES)
+    except Exception as error:  # the client raises its own kinds, those of its HTTP library and OSError
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"{name}: is no folder here, and cannot be had from the hub ({type(error).__name__}: {first})."
+        ) from error
+    return Path(found)
+
+
+def push_folder(folder: str | Path, name: str, *, private: bool = False) -> str:
+    """Upload a checkpoint folder as the repository ``user/name``; returns its address.
+
+    The folder must be whole (see ``camify check``). Logging in is the hub's: ``hf auth login`` or HF_TOKEN.
+
+    Raises:
+        ConfigError: the name is none, or the extra ``hub`` is not installed.
+        CheckpointError: the hub refuses.
+    """
+    if not _REPOSITORY.fullmatch(name):
+        raise ConfigError(f"{name!r}: give the repository as USER/NAME.")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError("The hub needs huggingface_hub. Install it: pip install 'camify[hub]'") from error
+    try:
+        hub = huggingface_hub.HfApi()
+        hub.create_repo(name, private=private, exist_ok=True)
+        done = hub.upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=_FILES, commit_message="CAM-ready checkpoint"
+        )
+    except Exception as error:  # the client raises its own kinds, those of its HTTP library and OSError
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        raise CheckpointError(f"{name}: the hub did not take {folder} ({type(error).__name__}: {first}).") from error
+    return str(done.repo_url)
