@@ -20,6 +20,17 @@ class Normalizer(NamedTuple):
     name: str
     percentile: float | None = None
 
+    @classmethod
+    def published(cls, name: str, percentile: float | None = None) -> Normalizer:
+        """The normaliser with its published percentile where none is given.
+
+        Raises:
+            ConfigError: the name is unknown, or the percentile does not fit.
+        """
+        chosen = cls(name, {"pas": 90.0, "ivr": 45.0}.get(name) if percentile is None else percentile)
+        normalize_maps(torch.zeros(1, 2, 2), *chosen)
+        return chosen
+
 
 NORMALIZERS = (
     Normalizer("minmax"),

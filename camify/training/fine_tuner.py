@@ -190,7 +190,7 @@ class CAMFineTuner(pl.LightningModule):
             raise ConfigError(f"class_weights={weights}: {count} numbers of at least 0 are needed, one per class.")
         if isinstance(class_weights, str) and class_weights != "balanced":
             raise ConfigError(f"class_weights={class_weights!r}: give a list of numbers, or 'balanced'.")
-        self.multilabel, self.normalizer = task == "multilabel", _normalizer(normalizer, percentile)
+        self.multilabel, self.normalizer = task == "multilabel", Normalizer.published(normalizer, percentile)
         self.objective = Objective(
             multilabel=self.multilabel,
             label_smoothing=label_smoothing,
@@ -384,14 +384,6 @@ class CAMFineTuner(pl.LightningModule):
             return lambda step: one_cycle_factor(step, total, start=start)
         drops = self.hparams["lr_drops"]
         return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=drops)
-
-
-def _normalizer(name: str, percentile: float | None) -> Normalizer:
-    """The normaliser with its published percentile where none is given; what cannot work is refused."""
-    published = {"pas": 90.0, "ivr": 45.0}.get(name)
-    chosen = Normalizer(name, published if percentile is None else percentile)
-    normalize_maps(torch.zeros(1, 2, 2), *chosen)
-    return chosen
 
 
 def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
