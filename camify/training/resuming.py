@@ -19,6 +19,7 @@ __all__ = ["StopSafely", "check_finite", "enter_epoch", "go_on", "refuse_changes
 
 _FREE = {  # options that say where a run is and how it is watched, not what it is
     "root", "num_workers", "check_images", "feature_cache", "feature_cache_gb", "compile",
+    "cam_metrics", "grid_mosaics",
 }  # fmt: skip
 _KEY = "camify_run"  # the network's record has another: see CKPT_RECORD
 
