@@ -25,12 +25,13 @@ from ..methods import PRECISIONS, Method, make_methods
 from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
 from .batch_maps import batch_maps, precision_error
 from .images import Batch, image_batches
-from .pace import fastest_format
+from .pace import fastest_format, folded
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
 
 SETTINGS, RESULTS = "explain.json", "results.jsonl"
 _FORMATS = ("png", "jpg")
+_FEW = 64  # images, for which preparing the network for speed does not pay
 # Five times faster than what is usual, and hardly larger. One filter instead of all: OpenCV since 4.12.
 _QUICK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 if hasattr(cv2, "IMWRITE_PNG_FILTER"):
@@ -135,13 +136,15 @@ def explain_files(
     names = _names(files, out, done, options.picture, overwrite)
     pending = [path for path in files if str(path) not in done]
     summary = Summary(before=len(files) - len(pending))
+    if options.layer is None and len(pending) > _FEW:
+        model = folded(model)
     methods = make_methods(model, options.methods, options.layer, options.options)
     batches = image_batches(pending, preprocessing, batch_size=batch_size, workers=workers)
 
     def forwards() -> Iterator[list[Callable[[], dict[str, Any]]]]:
         for index, batch in enumerate(progress(batches, len(batches))):
             summary.unreadable |= batch.unreadable
-            if index == 0 and batch.paths and len(batches) > 2:
+            if index == 0 and batch.paths and len(pending) > _FEW:
                 summary.memory_format = fastest_format(model, batch.images)
             if summary.precision_error is None and batch.paths and options.precision != "fp32":
                 summary.precision_error = precision_error(
@@ -339,7 +342,7 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=92, subsampling=0)
         return content.getvalue()
-    pixels = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+    pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(".png", pixels, _QUICK_PNG)[1])
 
 

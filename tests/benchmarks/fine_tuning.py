@@ -161,7 +161,7 @@ def table(rows: dict[str, list[dict[str, float]]]) -> None:
 def options(seeds: int, count: int, epochs: int) -> None:
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
-        data = ShapesDataModule(train_count=count, val_count=240, seed=seed)
+        data = ShapesDataModule(train_count=count, val_count=240, seed=seed, augment="none")
         data.setup("fit")
         module, points = plain(data, epochs, seed)
         target, cost = points[-1][1], points[-1][0]
@@ -228,9 +228,15 @@ def shortcut(seeds: int, count: int, epochs: int) -> None:
             ("watermarked, 5 % boxes, box_weight=1", True, {"box_weight": 1.0}),
             ("watermarked, 5 % boxes, box_weight=5", True, {"box_weight": 5.0}),
         ):
-            data = (Marked if mark else ShapesDataModule)(train_count=count, val_count=240, seed=seed)
+            data = (Marked if mark else ShapesDataModule)(train_count=count, val_count=240, seed=seed, augment="none")
             pl.seed_everything(seed, verbose=False)
-            start = {"optimizer": "adamw", "lr": 1e-3, "head_lr_factor": 1.0, "freeze_epochs": 0}
+            start = {
+                "model": "camify/tiny_vgg",
+                "optimizer": "adamw",
+                "lr": 1e-3,
+                "head_lr_factor": 1.0,
+                "freeze_epochs": 0,
+            }
             module, watch = camify.CAMFineTuner(class_names=data.class_names, **COMMON | start | given), MarkedShare()
             make_trainer(epochs, watch).fit(module, data)
             found = quality(module, data.val_dataloader()) | {"on the mark": watch.share if mark else float("nan")}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import camify
 from camify.data import Preprocessing
 from camify.explaining import ExplainOptions, explain_files, image_files
+from camify.explaining.pace import folded
 from camify.surgery.tiny_vgg import TinyVGG
 
 PREPROCESSING = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -208,6 +211,7 @@ def test_the_memory_format_changes_no_result(net, photos, tmp_path, monkeypatch)
         return "channels_last"
 
     monkeypatch.setattr("camify.explaining.files.fastest_format", to_channels_last)
+    monkeypatch.setattr("camify.explaining.files._FEW", 0)
     done = run(net, files, tmp_path / "last", batch_size=1)
     assert done.memory_format == "channels_last"
     for plain, last in zip(results(tmp_path / "plain"), results(tmp_path / "last"), strict=True):
@@ -219,3 +223,24 @@ def test_the_memory_format_changes_no_result(net, photos, tmp_path, monkeypatch)
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(camify.ConfigError, match=next(iter(wrong))):
         ExplainOptions(**wrong)
+
+
+def test_folding_batch_norms_changes_no_result_and_not_the_network(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("camify.explaining.files._FEW", 0)
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4).eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    before = copy.deepcopy(model.state_dict())
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in folded(model).modules())
+    run(model, image_files([photos]), tmp_path / "out", ExplainOptions(methods=("gradcam",)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for result in results(tmp_path / "out"):
+        image = PREPROCESSING.read(result["image"])[None]
+        raw = camify.explain(model, image, method="gradcam", normalize=None, size=None)[0].numpy()
+        found = np.load(tmp_path / "out" / result["raw_maps"])[0, 0]
+        np.testing.assert_allclose(found, raw, rtol=1e-3, atol=1e-3 * float(np.abs(raw).max()))
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    assert folded(plain) is plain
