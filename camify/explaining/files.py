@@ -11,7 +11,6 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,6 +21,7 @@ from ..errors import ConfigError
 from ..files import slug, write_whole
 from ..maps import component_boxes
 from ..methods import PRECISIONS, Method, make_methods
+from ..report.encoding import encoded
 from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
 from .batch_maps import batch_maps, precision_error
 from .images import Batch, image_batches
@@ -32,10 +32,6 @@ __all__ = ["ExplainOptions", "Summary", "explain_files"]
 SETTINGS, RESULTS = "explain.json", "results.jsonl"
 _FORMATS = ("png", "jpg")
 _FEW = 64  # images, for which preparing the network for speed does not pay
-# Five times faster than what is usual, and hardly larger. One filter instead of all: OpenCV since 4.12.
-_QUICK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-if hasattr(cv2, "IMWRITE_PNG_FILTER"):
-    _QUICK_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
 @dataclass(frozen=True)
@@ -287,7 +283,7 @@ def _jobs(
                 }
             picture = _picture(pictures[index], list(methods), classes, raw[index], hot[index], options, path.name)
             files = {"picture": f"{name}_cam.{options.picture}", "raw_maps": f"{name}.npy"}
-            write_whole(out / files["picture"], _encoded(picture, options.picture))
+            write_whole(out / files["picture"], encoded(picture, options.picture))
             write_whole(out / files["raw_maps"], _array(raw[index]))
             return {"image": str(path), "name": name, "size": list(batch.sizes[index]), **files, "classes": classes}
 
@@ -335,15 +331,6 @@ def _picture(
             image, None, rows[0][0], scale=scale, region=region, colormap=options.colormap, title=title
         )
     return grid_picture(image, methods, rows, colormap=options.colormap, title=title)
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    if kind == "jpg":
-        content = io.BytesIO()
-        picture.save(content, "JPEG", quality=92, subsampling=0)
-        return content.getvalue()
-    pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
-    return bytes(cv2.imencode(".png", pixels, _QUICK_PNG)[1])
 
 
 def _array(maps: Tensor) -> bytes:

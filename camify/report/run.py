@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
+from .encoding import encoded
 from .page import ImageTrack, RunReport
 
 __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
@@ -142,7 +142,5 @@ def _webp(path: Path) -> bytes:
 @lru_cache(maxsize=2048)
 def _encoded(path: Path, changed: int) -> bytes:  # noqa: ARG001 - a file that changed is read anew
     """A picture as WebP, a fifth of its PNG."""
-    buffer = io.BytesIO()
     with Image.open(path) as picture:
-        picture.save(buffer, format="WEBP", quality=78, method=2)
-    return buffer.getvalue()
+        return encoded(picture.convert("RGB"), "webp")

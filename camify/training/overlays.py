@@ -21,6 +21,7 @@ from ..files import slug, write_whole
 from ..methods import find_method
 from ..model import CAMNet
 from ..normalizers import Normalizer
+from ..report.encoding import encoded
 from ..report.overlay import ClassMap, Region, overlay_picture, sheet_picture, strip_picture
 from ..report.run import INDEX
 from .asking import is_dry_run, run_folder, single_loader
@@ -285,9 +286,7 @@ class CAMOverlayLogger(pl.Callback):
 
     def _write(self, picture: Image.Image, name: str) -> None:
         if self.folder is not None:
-            buffer = io.BytesIO()
-            picture.save(buffer, format="PNG", compress_level=3)
-            write_whole(self.folder / name, buffer.getvalue())
+            write_whole(self.folder / name, encoded(picture, "png"))
 
 
 def _frame(epoch: int, name: str) -> str:
