@@ -10,6 +10,7 @@ import inspect
 import keyword
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,15 +88,16 @@ def _describe_layer(path: str, layer: nn.Module) -> dict[str, Any]:
     if name is None:
         raise ConversionError(_cannot_store(f"layer {path}: {kind.__module__}.{kind.__qualname__}"))
     options = {}
-    for option, default in _options(kind).items():
+    for option, default in _options(name).items():
         value = _READ[option](layer) if option in _READ else getattr(layer, option, default)
         options[option] = _to_data(value)
     return {"type": name, "options": options}
 
 
-def _options(layer: type[nn.Module]) -> dict[str, Any]:
+@cache
+def _options(name: str) -> dict[str, Any]:
     """The options of a layer that are stored, with their defaults."""
-    parameters = inspect.signature(layer).parameters.values()
+    parameters = inspect.signature(LAYERS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in _NOT_STORED and p.kind not in _VARIADIC}
 
 
@@ -160,7 +162,7 @@ def _build(data: Any) -> nn.Module:
         for path, entry in data["layers"].items():
             layer = _known(LAYERS, entry["type"], "layer")
             for option in entry["options"]:
-                _known(_options(layer), option, f"option of layer {path}")
+                _known(_options(entry["type"]), option, f"option of layer {path}")
             options = {name: _from_data(value, {}) for name, value in entry["options"].items()}
             _place(root, path, layer(**options))
         for path, entry in data["tensors"].items():

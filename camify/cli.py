@@ -21,7 +21,7 @@ from .evaluating import all_tables, evaluate, free_output, save_evaluation
 from .explaining import ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
-from .exporting import FORMATS, network_of
+from .exporting import resolve_any
 from .exporting_commands import COMMANDS, add_commands
 from .files import write_whole
 from .methods import METHODS, PRECISIONS
@@ -29,7 +29,7 @@ from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
 from .report.tables import Table as TextTable
-from .surgery import HEADS, INPUT_FORMATS, RECIPES, Source, convert, inspect, resolve
+from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]
 
@@ -204,7 +204,7 @@ def _assumed(input_format: str) -> dict[str, Any]:
 
 def _explain(options: Namespace) -> None:
     files = image_files(options.images)
-    source = _explained(options)
+    source = resolve_any(options.model, options.method)
     known = source.preprocessing
     preprocessing = Preprocessing() if known is None else Preprocessing.from_dict(known)
     console = Console(highlight=False)
@@ -279,15 +279,6 @@ def _explain(options: Namespace) -> None:
         if not done.results and not done.before:
             raise DataError(message)
         console.print(escape(message), soft_wrap=True)
-
-
-def _explained(options: Namespace) -> Source:
-    """The network, or the file of camify export, whose maps are wanted."""
-    if Path(options.model).suffix not in FORMATS or "@" in options.model:
-        return resolve(options.model)
-    if list(options.method) != ["cam"]:
-        raise ConfigError("--method: an exported file holds class maps and no layers: cam is what it can show.")
-    return network_of(options.model)
 
 
 def _compare(options: Namespace) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..explaining.classes import count_classes
 from ..explaining.contenders import Contender, contender, short_names
+from ..exporting import resolve_any
 from ..metrics.functional import mosaic_plan
-from ..surgery import Source, resolve
+from ..surgery import Source
 from .figures import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
 from .labelled import Labelled, find_labelled
 from .localising import CENTRE_BOX, IOUS, Values
@@ -53,7 +54,7 @@ def evaluate(
     seen once; mosaics and the sample need further forwards. No map is kept, only some kilobytes an image.
 
     Args:
-        model: a source string (see ``camify.surgery.resolve``) or a network, which is left as it was.
+        model: a source string (see ``camify.surgery.resolve``), an exported file or a network, which is left as it was.
         data: folder of ``SPLIT/CLASS/*`` or ``CLASS/*``, optionally with ``boxes.csv``; classes go by name.
         methods: names of explanation methods; all share one forward.
         class_names: of the network's classes, in order; None takes its own.
@@ -117,7 +118,7 @@ def _contender(
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
     if isinstance(model, str):
-        source, name = resolve(model), short_names([model])[0]
+        source, name = resolve_any(model, methods), short_names([model])[0]
     else:
         name = type(model).__name__
         names, known = (getattr(model, key, None) for key in ("class_names", "preprocessing"))

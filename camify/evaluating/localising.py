@@ -11,7 +11,7 @@ from torch import Tensor
 from ..metrics.functional import (
     area,
     best_iou_at_threshold,
-    best_iou_by_threshold,
+    best_ious_by_threshold,
     box_masks,
     centre_boxes,
     centre_gaussian,
@@ -72,9 +72,10 @@ def map_values(
     if boxes is None:
         return found
     masks = box_masks(boxes, heats.shape[1], heats.shape[2])
-    largest = _ious(boxes, [partial(best_iou_by_threshold, heat, largest=True) for heat in heats])
+    both = _ious(boxes, [partial(_every_and_largest, heat) for heat in heats], 2 * THRESHOLDS)
+    largest = both[:, THRESHOLDS:]
     found |= {
-        "all": _levels(_ious(boxes, [partial(best_iou_by_threshold, heat) for heat in heats])),
+        "all": _levels(both[:, :THRESHOLDS]),
         "largest": _levels(largest),
         "iou": largest.half(),
         "pointing": torch.stack([_pointed(peak(heat), mask) for heat, mask in zip(heats, masks, strict=True)]),
@@ -127,6 +128,10 @@ def hard_images(centre: Values) -> Tensor:
 def _fixed(candidates: Tensor, boxes: Sequence[Tensor]) -> Values:
     ious = _ious(boxes, [partial(iou_with_best_box, candidates)] * len(boxes), len(candidates))
     return {"all": _levels(ious), "largest": _levels(ious)}
+
+
+def _every_and_largest(heat: Tensor, truth: Tensor) -> Tensor:
+    return torch.cat(best_ious_by_threshold(heat, truth, THRESHOLDS))
 
 
 def _iou_at(heat: Tensor, threshold: float, truth: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..errors import ConversionError
 from ..explaining.contenders import Contender
 from ..explaining.cost import method_costs
 from ..explaining.looking import raw_maps
-from ..explaining.scenarios import mirrored, shifted, step_of
+from ..explaining.scenarios import mirrored
 from ..maps import upsample
 from ..methods import observe
 from ..metrics.functional import (
@@ -34,6 +34,8 @@ from ..metrics.functional import (
     insertion_curves,
     masked_images,
     shift_equivariance,
+    shifted,
+    step_of,
     tiled,
 )
 from ..metrics.localization import label_ranks

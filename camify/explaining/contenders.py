@@ -11,8 +11,9 @@ from torch import nn
 
 from ..data import Preprocessing
 from ..errors import ConfigError
+from ..exporting import resolve_any
 from ..methods import Method, make_methods
-from ..surgery import Source, resolve
+from ..surgery import Source
 from .classes import numbered
 
 __all__ = ["Contender", "class_names_of", "find_contenders", "short_names"]
@@ -61,7 +62,10 @@ def find_contenders(sources: Sequence[str], methods: Sequence[str]) -> list[Cont
     """
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
-    return [contender(resolve(text), name, methods) for text, name in zip(sources, short_names(sources), strict=True)]
+    return [
+        contender(resolve_any(text, methods), name, methods)
+        for text, name in zip(sources, short_names(sources), strict=True)
+    ]
 
 
 def contender(source: Source, name: str, methods: Sequence[str], options: Mapping[str, Any] | None = None) -> Contender:

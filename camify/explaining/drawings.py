@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from ..files import slug
+from ..metrics.functional import shifted
+from ..report.encoding import encoded
 from .contenders import Contender
 from .figures import Cell, Row, grid_figure
 from .findings import Finding
 from .looking import Looks
 from .results import refusal
-from .scenarios import ABSENT, MIRRORED, SHIFTED, UNCHANGED, shifted
+from .scenarios import ABSENT, MIRRORED, SHIFTED, UNCHANGED
 
 __all__ = ["AT_A_GLANCE", "Drawing", "drawings", "overview", "overview_row"]
 
@@ -101,7 +102,4 @@ def _drawing(kind: str, name: str, title: str, heads: Sequence[tuple[str, str]],
 
 
 def _encoded(kind: str, name: str, title: str, figure: Image.Image) -> Drawing:
-    png, webp = io.BytesIO(), io.BytesIO()
-    figure.save(png, "PNG", compress_level=4)
-    figure.save(webp, "WEBP", quality=85, method=2)
-    return Drawing(kind, name, title, png.getvalue(), webp.getvalue())
+    return Drawing(kind, name, title, encoded(figure, "png"), encoded(figure, "webp"))

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..errors import ConversionError
 from ..maps import upsample
 from ..methods import ForwardPass, check_targets, observe
-from ..metrics.functional import centre_gaussian, masked_images
+from ..metrics.functional import centre_gaussian, masked_images, shifted
 from .contenders import Contender
-from .scenarios import ABSENT, MIRRORED, SHIFTED, UNCHANGED, mirrored, shifted
+from .scenarios import ABSENT, MIRRORED, SHIFTED, UNCHANGED, mirrored
 from .subjects import Subject
 
 __all__ = ["Choose", "Column", "Looks", "look", "raw_maps"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..metrics.functional import step_of
 
 __all__ = [
     "ABSENT",
@@ -20,8 +20,6 @@ __all__ = [
     "mirrored",
     "overlap",
     "scenario_of",
-    "shifted",
-    "step_of",
 ]
 
 SMALL = 0.05
@@ -67,18 +65,6 @@ def absent_classes(logits_NK: Tensor, compared: list[int], present: list[set[int
 def mirrored(images: Tensor) -> Tensor:
     """Images or maps (..., H, W) flipped left to right; twice gives the same again."""
     return images.flip(-1)
-
-
-def step_of(height: int, width: int) -> tuple[int, int]:
-    """How far a picture is shifted: an eighth of its height down and of its width to the right, pixels."""
-    return max(1, round(height / 8)), max(1, round(width / 8))
-
-
-def shifted(images_NCHW: Tensor) -> Tensor:
-    """Images moved right and down by ``step_of``; what is uncovered repeats the edge."""
-    height, width = images_NCHW.shape[-2:]
-    down, right = step_of(height, width)
-    return F.pad(images_NCHW, (right, 0, down, 0), mode="replicate")[..., :height, :width]
 
 
 def overlap(maps: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Exported files: ONNX and pt2 that give logits and maps to people without camify."""
 
-from .as_network import network_of
+from .as_network import network_of, resolve_any
 from .check import Finding, check
 from .exporting import FORMATS, Exported, export, open_exported
 from .reduced import PRECISIONS as EXPORT_PRECISIONS
@@ -19,4 +19,5 @@ __all__ = [
     "from_lightning",
     "network_of",
     "open_exported",
+    "resolve_any",
 ]

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConversionError
+from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
-from ..surgery import Source
-from .exporting import open_exported
+from ..surgery import Source, resolve
+from .exporting import FORMATS, open_exported
 from .onnx_file import OnnxFile
 from .pt2_file import Pt2File
 
-__all__ = ["network_of"]
+__all__ = ["network_of", "resolve_any"]
+
+
+def resolve_any(source: str, methods: Sequence[str]) -> Source:
+    """The network that a source string names (see ``camify.surgery.resolve``), or an exported file as one.
+
+    Raises:
+        ConfigError: of an exported file another method than ``"cam"`` is wanted.
+        CamifyError: as ``resolve`` and ``network_of``.
+    """
+    if Path(source).suffix not in FORMATS or "@" in source:
+        return resolve(source)
+    if list(methods) != ["cam"]:
+        raise ConfigError(f"{source}: an exported file holds class maps and no layers: cam is what it can show.")
+    return network_of(source)
 
 
 class _Maps(nn.Module):

@@ -15,10 +15,10 @@ ROUNDS = 10
 def largest_boxes(mask_NHW: Tensor) -> Tensor:
     """Boxes (N, 4), xyxy pixels, exclusive, of each mask's largest 8-connected component; zeros if it is empty.
 
-    The largest has most pixels (holes are not counted, as ``camify.maps.component_boxes`` does); the first in reading
-    order wins a tie. Components are joined as by Zhang, Azad & Buluc 2020, "FastSV: a distributed-memory connected
-    component algorithm with fast convergence": every pixel points to one of higher index, trees are hooked onto
-    neighbours' trees and halved in height.
+    The largest has most pixels; those of holes do not count, unlike in ``camify.maps.component_boxes``, so that of
+    two about equally large ones another may be chosen. The first in reading order wins a tie. Components are joined as
+    by Zhang, Azad & Buluc 2020, "FastSV: a distributed-memory connected component algorithm with fast convergence":
+    every pixel points to one of higher index, trees are hooked onto neighbours' trees and halved in height.
     """
     count, height, width = mask_NHW.shape
     mask = mask_NHW.reshape(count, height * width)

@@ -3,52 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..maps import select, upsample
-from ..metrics import MaxBoxAccuracy
 from ..model import CAMNet
 from ..modes import evaluating
-from ..normalizers import normalize_maps
-from .asking import whole_split
+from .asking import labels_of, read_images, whole_split
+from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
 from .scores import class_score
 
 __all__ = ["measure", "validation_batches"]
 
 
-def validation_batches(
-    trainer: pl.Trainer, module: pl.LightningModule
-) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Images, labels and all else of every validation batch, on the module's device; whole in every process."""
+def validation_batches(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[dict[str, Any]]:
+    """Every validation batch on the module's device, ``image``, ``label`` and all else; whole in every process."""
     for batch in whole_split(trainer.val_dataloaders):
         known = dict(batch) if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
-        moved = module.transfer_batch_to_device(known, module.device, 0)
-        yield moved.pop("image"), moved.pop("label"), moved
+        yield module.transfer_batch_to_device(known, module.device, 0)
 
 
 @torch.no_grad()
 def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, float]:
-    """``val/acc`` (multi-label ``val/map``) and, of a CAMNet where boxes are known, ``val/max_box_acc``.
+    """``val/acc`` (multi-label ``val/map``) and, of a CAMNet, the CAM metrics of the run, as an epoch logs them.
 
-    The network is left as and where it was.
+    The network is left as and where it was. One process may measure: it waits for no other.
     """
     home = next(network.parameters()).device
-    alone: dict[str, Any] = {"sync_on_compute": False}  # one process may measure: it would wait for the others
-    name, score = class_score("multilabel" if module.multilabel else "multiclass", module.num_classes, **alone)
-    score, boxes = score.to(module.device), MaxBoxAccuracy(version=1, **alone)
+    task = "multilabel" if module.multilabel else "multiclass"
+    name, score = class_score(task, module.num_classes, sync_on_compute=False)
+    score, figures = score.to(module.device), dict[str, float]()
+    clamp = bool(module.hparams["clamp_weights"])
+    quality = CAMQuality(module.hparams["cam_metrics"], module.hparams["grid_mosaics"], alone=True).to(module.device)
+    shown = network if isinstance(network, CAMNet) and not module.multilabel else None
     with evaluating(network.to(module.device)), trainer.precision_plugin.forward_context():
-        for images, labels, known in validation_batches(trainer, module):
-            logits, maps = network.forward_with_maps(images) if isinstance(network, CAMNet) else (network(images), None)
-            score.update(logits, labels)
-            if maps is not None and "boxes" in known and not module.multilabel:
-                heat = upsample(select(maps, labels).float(), (images.shape[-2], images.shape[-1]))
-                boxes.update(normalize_maps(heat, *module.normalizer), known["boxes"])
+        for batch in validation_batches(trainer, module):
+            if shown is not None:
+                logits, maps = logits_and_maps(shown, batch["image"], clamp_weights=clamp)
+                quality.update(ValidationBatch.of(shown, batch, logits, maps, module.normalizer, clamp))
+            else:
+                logits = network(batch["image"])
+            score.update(logits, batch["label"])
+        if shown is not None:
+            figures = quality.compute()
+            if quality.chosen or "max_box_acc" not in figures:
+                loader = whole_split(trainer.val_dataloaders)
+                figures |= quality.grid_pointing(shown, labels_of(loader), partial(read_images, loader))
     network.to(home)
-    found = {f"val/{name}": float(score.compute())}
-    if boxes.update_called and bool((figures := boxes.compute())["count"] > 0):
-        found["val/max_box_acc"] = float(figures["max_box_acc"])
-    return found
+    return {f"val/{key}": value for key, value in {name: float(score.compute()), **figures}.items()}

@@ -61,9 +61,9 @@ def _examples(trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor, list[Te
     """Validation images, as many as are needed, evenly over the split: in folders one class follows the other."""
     step = max(1, (count_samples(trainer.val_dataloaders) or 0) // _MOST)
     images, labels, boxes, number = [], [], [], 0
-    for some, classes, known in validation_batches(trainer, module):
-        found = known.get("boxes", [torch.zeros(0, 4)] * len(classes))
-        for image, label, own in zip(some.cpu(), classes.cpu(), found, strict=True):
+    for batch in validation_batches(trainer, module):
+        found = batch.get("boxes", [torch.zeros(0, 4)] * len(batch["label"]))
+        for image, label, own in zip(batch["image"].cpu(), batch["label"].cpu(), found, strict=True):
             if number % step == 0:
                 images.append(image)
                 labels.append(label)

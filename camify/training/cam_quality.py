@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ..errors import ConfigError
-from ..maps import normalize, select, upsample
+from ..maps import class_maps, normalize, select, upsample
 from ..metrics import (
     ADCC,
     AverageDrop,
@@ -37,16 +37,30 @@ from ..metrics.functional import (
     insertion_curves,
     masked_images,
     mosaic_plan,
+    shift_equivariance,
+    shifted,
+    step_of,
     tiled,
 )
 from ..metrics.shares import MeanShare
 from ..model import CAMNet
 from ..modes import evaluating
+from ..normalizers import Normalizer, normalize_maps
+from .asking import Batch, images_and_labels
 
-__all__ = ["CAM_METRICS", "CAMQuality", "ValidationBatch"]
+__all__ = ["CAM_METRICS", "CAMQuality", "ValidationBatch", "logits_and_maps"]
 
 _CURVE_STEPS = 16
 _GRID = 2
+
+
+def logits_and_maps(network: CAMNet, images: Tensor, *, clamp_weights: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and raw maps (N, K, h, w); of the classifier's positive weights only with ``clamp_weights``.
+
+    Bae et al. 2020, "Rethinking Class Activation Mapping for Weakly Supervised Object Localization", section 3.2.
+    """
+    features, weight = network.forward_features(images), network.classifier.weight
+    return network.forward_head(features), class_maps(features, weight.clamp(min=0) if clamp_weights else weight)
 
 
 @dataclass
@@ -62,6 +76,8 @@ class ValidationBatch:
         boxes: N tensors (n, 4), xyxy pixels, exclusive; None where the data have none.
         masks: (N, H, W) bool of the objects; None where the data have none.
         heat_of: from raw maps at image size to heat in [0, 1].
+        clamp_weights: whether the maps are those of the positive weights only (see ``logits_and_maps``).
+        drift: (N,), see ``EarlierMaps``; None where the maps of the epoch before are not known.
     """
 
     network: CAMNet
@@ -72,11 +88,29 @@ class ValidationBatch:
     boxes: Sequence[Tensor] | None = None
     masks: Tensor | None = None
     heat_of: Callable[[Tensor], Tensor] = normalize
+    clamp_weights: bool = False
+    drift: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, network: CAMNet, batch: Batch, logits: Tensor, maps: Tensor, normalizer: Normalizer, clamp_weights: bool
+    ) -> ValidationBatch:
+        """A batch with what a network said of it."""
+        images, labels = images_and_labels(batch)
+        known = batch if isinstance(batch, Mapping) else {}
+        masks = known["mask"] > 0 if "mask" in known else None
+        heat_of = partial(normalize_maps, **normalizer._asdict())
+        return cls(network, images, labels, logits, maps, known.get("boxes"), masks, heat_of, clamp_weights)
+
+    @cached_property
+    def own(self) -> Tensor:
+        """The true class's raw map (N, h, w)."""
+        return select(self.maps, self.labels).float()
 
     @cached_property
     def evidence(self) -> Tensor:
         """The true class's raw map at image size, (N, H, W)."""
-        return self._evidence(self.maps)
+        return self._at_image_size(self.own)
 
     @cached_property
     def heat(self) -> Tensor:
@@ -98,17 +132,26 @@ class ValidationBatch:
     @cached_property
     def masked(self) -> tuple[Tensor, Tensor]:
         """Its probability and heat where only what the map shows is left of the image."""
-        logits, maps = self.network.forward_with_maps(masked_images(self.images, self.heat))
-        return self._scores(logits), self.heat_of(self._evidence(maps))
+        logits, own = self._look_again(masked_images(self.images, self.heat))
+        return self._scores(logits), self.heat_of(self._at_image_size(own))
 
     @cached_property
     def flipped(self) -> Tensor:
         """Its raw map (N, h, w) of the image flipped left to right."""
-        return select(self.network.forward_with_maps(self.images.flip(-1))[1], self.labels).float()
+        return self._look_again(self.images.flip(-1))[1]
 
-    def _evidence(self, maps: Tensor) -> Tensor:
+    @cached_property
+    def moved(self) -> Tensor:
+        """Its raw map at image size of the image moved by an eighth, (N, H, W)."""
+        return self._at_image_size(self._look_again(shifted(self.images))[1])
+
+    def _look_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, maps = logits_and_maps(self.network, images, clamp_weights=self.clamp_weights)
+        return logits, select(maps, self.labels).float()
+
+    def _at_image_size(self, maps_NHW: Tensor) -> Tensor:
         height, width = self.images.shape[-2:]
-        return upsample(select(maps, self.labels).float(), (height, width))
+        return upsample(maps_NHW, (height, width))
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(1).gather(1, self.labels[:, None])[:, 0]
@@ -121,18 +164,14 @@ class _Mean(MeanShare):
         self._add(values[~values.isnan()])
 
 
-def _mean_of(number: Callable[[ValidationBatch], Tensor]) -> Callable[[Metric, ValidationBatch], None]:
-    return lambda metric, batch: metric.update(number(batch))
-
-
 @dataclass(frozen=True)
 class _Readout:
     """How a metric is made, fed and logged: ``figures`` are keys of ``compute()`` and the names they are logged by."""
 
-    make: Callable[[], Metric]
+    make: Callable[..., Metric]
     update: Callable[[Any, ValidationBatch], None]
     figures: Mapping[str, str]
-    needs: str = ""  # "boxes", "masks", "boxes or masks", or nothing but labels
+    needs: str = ""  # "boxes", "masks", "boxes or masks", "earlier maps", or nothing but labels
 
 
 def _boxes(metric: Any, batch: ValidationBatch) -> None:
@@ -180,15 +219,21 @@ CAM_METRICS: Mapping[str, _Readout] = {
     "energy": _Readout(
         EnergyPointingGame, _objects, {"energy": "energy", "uniform_energy": "uniform_energy"}, "boxes or masks"
     ),
-    "area": _Readout(_Mean, _mean_of(lambda batch: area(batch.heat)), {"": "map_area"}),
-    "entropy": _Readout(
-        _Mean, _mean_of(lambda batch: entropy(select(batch.maps, batch.labels).float())), {"": "map_entropy"}
-    ),
+    "area": _Readout(_Mean, lambda metric, batch: metric.update(area(batch.heat)), {"": "map_area"}),
+    "entropy": _Readout(_Mean, lambda metric, batch: metric.update(entropy(batch.own)), {"": "map_entropy"}),
     "flip_equivariance": _Readout(
         _Mean,
-        _mean_of(lambda batch: flip_equivariance(select(batch.maps, batch.labels).float(), batch.flipped).clamp_min(0)),
+        lambda metric, batch: metric.update(flip_equivariance(batch.own, batch.flipped).clamp_min(0)),
         {"": "flip_equivariance"},
     ),
+    "shift_equivariance": _Readout(
+        _Mean,
+        lambda metric, batch: metric.update(
+            shift_equivariance(batch.evidence, batch.moved, step_of(*batch.evidence.shape[1:])).clamp_min(0)
+        ),
+        {"": "shift_equivariance"},
+    ),
+    "drift": _Readout(_Mean, lambda metric, batch: metric.update(batch.drift), {"": "map_drift"}, "earlier maps"),
     "average_drop": _Readout(
         AverageDrop, lambda metric, batch: metric.update(batch.scores, batch.masked[0]), {"": "average_drop"}
     ),
@@ -218,12 +263,13 @@ class CAMQuality(nn.Module):
             ``area`` and ``entropy``, and ``grid_pointing`` where no boxes are known.
         grid_mosaics: how many mosaics of 2 x 2 images ``grid_pointing`` looks at, four forwards each; the same ones in
             every epoch.
+        alone: one process measures, and waits for no other.
 
     Raises:
         ConfigError: a name is unknown.
     """
 
-    def __init__(self, names: Sequence[str] | None = None, grid_mosaics: int = 16) -> None:
+    def __init__(self, names: Sequence[str] | None = None, grid_mosaics: int = 16, *, alone: bool = False) -> None:
         super().__init__()
         known = [*CAM_METRICS, "grid_pointing"]
         unknown = [name for name in names or () if name not in known]
@@ -233,9 +279,11 @@ class CAMQuality(nn.Module):
             raise ConfigError(f"grid_mosaics={grid_mosaics} must be at least 1.")
         wanted = ("max_box_acc", "area", "entropy", "grid_pointing") if names is None else tuple(dict.fromkeys(names))
         self.chosen, self.grid_mosaics = names is not None, grid_mosaics
-        made = {name: CAM_METRICS[name].make() for name in wanted if name in CAM_METRICS}
+        options = {"sync_on_compute": not alone}
+        made = {name: CAM_METRICS[name].make(**options) for name in wanted if name in CAM_METRICS}
         self.metrics: Mapping[str, Metric] = nn.ModuleDict(made)  # type: ignore[assignment]  # a mapping in all but name
-        self.grid = GridPointingGame(_GRID) if "grid_pointing" in wanted else None
+        self.grid = GridPointingGame(_GRID, **options) if "grid_pointing" in wanted else None
+        self.alone = alone
 
     def update(self, batch: ValidationBatch) -> None:
         """Add a batch to every metric whose data it has.
@@ -245,11 +293,12 @@ class CAMQuality(nn.Module):
         """
         boxes, masks = batch.boxes is not None, batch.masks is not None
         given = {"": True, "boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
+        given["earlier maps"] = batch.drift is not None
         for name, metric in self.metrics.items():
             readout = CAM_METRICS[name]
             if given[readout.needs]:
                 readout.update(metric, batch)
-            elif self.chosen:
+            elif self.chosen and readout.needs != "earlier maps":  # the first epoch has none
                 raise ConfigError(
                     f"cam_metrics: {name} needs {readout.needs}, and the validation data have none. Leave it out, or"
                     " take grid_pointing, which needs none."
@@ -261,7 +310,7 @@ class CAMQuality(nn.Module):
         The metrics begin anew.
         """
         figures: dict[str, float] = {}
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        several = not self.alone and torch.distributed.is_available() and torch.distributed.is_initialized()
         for name, metric in self.metrics.items():
             if not metric.update_called and not several:
                 continue  # several processes compute together, whether each has seen what the metric needs or not

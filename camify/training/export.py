@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..errors import CheckpointError
 from ..files import write_whole
 from ..model import CAMNet
 from ..modes import evaluating
+from ..report.encoding import encoded
 from ..report.overlay import ClassMap, overlay_picture, sheet_picture
 
 __all__ = ["best_weights", "export_cam_net", "export_legacy"]
@@ -87,12 +87,10 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
             overlay_picture(picture, None, one, scale=scale)
             for picture, one, scale in zip(pictures, found, scales, strict=True)
         ]
-        content = io.BytesIO()
-        sheet_picture(drawn, 2).save(content, "PNG", optimize=True)
+        return encoded(sheet_picture(drawn, 2), "png")
     except Exception as error:  # noqa: BLE001 - a picture never stops what a run leaves
         rank_zero_warn(f"The model card has no overlays: {type(error).__name__}: {error}.")
         return None
-    return content.getvalue()
 
 
 def export_legacy(

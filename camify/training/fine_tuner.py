@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ from ..errors import ConfigError, DataError
 from ..maps import class_maps, select
 from ..model import CAMNet
 from ..modes import evaluating
-from ..normalizers import Normalizer, normalize_maps
+from ..normalizers import Normalizer
 from ..surgery import FitReport
-from .asking import labels_of, single_loader
+from .asking import Batch, images_and_labels, labels_of, read_images, single_loader
 from .augmentation import hide_patches
-from .cam_quality import CAMQuality, ValidationBatch
+from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
 from .course import Course
+from .earlier_maps import EarlierMaps
 from .feature_cache import run_new_layers
 from .losses import Objective, classification_loss, object_masks
 from .optimization import build_optimizer, check_options
@@ -35,7 +36,7 @@ from .scores import class_score
 
 __all__ = ["CAMFineTuner"]
 
-Batch = Mapping[str, Any] | tuple[Tensor, Tensor] | list[Tensor]
+_EARLIER = "camify_earlier_maps"  # in a checkpoint
 
 
 class CAMFineTuner(pl.LightningModule):
@@ -201,6 +202,7 @@ class CAMFineTuner(pl.LightningModule):
         self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
         self.score_name, self.val_accuracy = class_score(task, count)
         self.val_loss, self.quality = MeanMetric(), CAMQuality(cam_metrics, grid_mosaics)
+        self.earlier_maps = EarlierMaps()
         self._grid_pointing: dict[str, float] = {}
 
     # Outside the module tree: they are never trained, moved or saved with it.
@@ -228,7 +230,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch, and its terms where there are several."""
-        inputs, labels = _images_and_labels(batch)
+        inputs, labels = images_and_labels(batch)
         cached = isinstance(batch, Mapping) and "features" in batch
         if self.hparams["hide_and_seek"]:
             inputs = hide_patches(inputs, self.hparams["hide_and_seek"])
@@ -261,7 +263,7 @@ class CAMFineTuner(pl.LightningModule):
             logits: Tensor = self.teacher(images)
         return logits
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ValidationBatch]:
         """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them."""
         return self._evaluate(batch, "val", batch_idx)
 
@@ -271,7 +273,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
-        images, _ = _images_and_labels(batch)
+        images, _ = images_and_labels(batch)
         logits, maps = self._logits_and_maps(images)
         classes = logits.argmax(dim=1)
         found: dict[str, Any] = {"logits": logits, "classes": classes}
@@ -284,49 +286,43 @@ class CAMFineTuner(pl.LightningModule):
     def _logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if not isinstance(self.model, CAMNet):
             return self.model(images), None
-        features, weight = self.model.forward_features(images), self.model.classifier.weight
-        maps = class_maps(features, weight.clamp(min=0) if self.hparams["clamp_weights"] else weight)
-        return self.model.forward_head(features), maps
+        return logits_and_maps(self.model, images, clamp_weights=self.hparams["clamp_weights"])
 
-    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> dict[str, Tensor | None]:
-        images, labels = _images_and_labels(batch)
+    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
+        images, labels = images_and_labels(batch)
         logits, maps = self._logits_and_maps(images)
         self.val_accuracy.update(logits, labels)
         size, loss = len(labels), classification_loss(logits, labels, multilabel=self.multilabel)
         self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True, batch_size=size)
         self.log(f"{stage}/{self.score_name}", self.val_accuracy, prog_bar=True, batch_size=size)
-        if maps is not None and isinstance(self.model, CAMNet) and not self.multilabel:
-            known = batch if isinstance(batch, Mapping) else {}
-            masks = known["mask"] > 0 if "mask" in known else None
-            heat_of = partial(normalize_maps, **self.normalizer._asdict())
-            seen = ValidationBatch(self.model, images, labels, logits, maps, known.get("boxes"), masks, heat_of)
-            self.quality.update(seen)
-            if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
-                self._grid_pointing = (
-                    self._play_grid_pointing(self.model, stage) if self.quality.chosen or seen.boxes is None else {}
-                )
-        return {"logits": logits, "maps": maps}
+        if maps is None or not isinstance(self.model, CAMNet) or self.multilabel:
+            return {}
+        seen = ValidationBatch.of(self.model, batch, logits, maps, self.normalizer, self.hparams["clamp_weights"])
+        if stage == "val" and not self.trainer.sanity_checking:
+            seen.drift = self.earlier_maps.drift(seen.own)
+        self.quality.update(seen)
+        if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
+            self._grid_pointing = self._play_grid_pointing(self.model, stage, boxes=seen.boxes is not None)
+        return {"seen": seen}
 
-    def _play_grid_pointing(self, network: CAMNet, stage: str) -> dict[str, float]:
-        if self.trainer.sanity_checking:
+    def _play_grid_pointing(self, network: CAMNet, stage: str, *, boxes: bool) -> dict[str, float]:
+        if self.trainer.sanity_checking or (boxes and not self.quality.chosen):
             return {}
         loader = single_loader(self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders)
+        rank, count = self.global_rank, self.trainer.world_size
+        read = partial(read_images, loader)
+        return self.quality.grid_pointing(network, labels_of(loader), read, rank=rank, world_size=count)
 
-        def read(numbers: Sequence[int]) -> Tensor:
-            return _images_and_labels(loader.collate_fn([loader.dataset[number] for number in numbers]))[0]
-
-        return self.quality.grid_pointing(
-            network,
-            labels_of(loader),
-            read,
-            rank=self.global_rank,
-            world_size=self.trainer.world_size,
-        )
+    def on_validation_epoch_start(self) -> None:
+        """Maps are compared with those of the epoch before."""
+        self.earlier_maps.begin()
 
     def on_validation_epoch_end(self) -> None:
         """Log the CAM metrics."""
         self._log_quality("val")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.earlier_maps.end()
 
     def on_test_epoch_end(self) -> None:
         """As in validation."""
@@ -361,6 +357,12 @@ class CAMFineTuner(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
         checkpoint.update(record_of(self.model))
+        if self.earlier_maps.before is not None and self.trainer.world_size == 1:
+            checkpoint[_EARLIER] = self.earlier_maps.before
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the maps of the epoch before; of several processes they are not kept."""
+        self.earlier_maps.before = checkpoint.get(_EARLIER)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run has."""
@@ -384,10 +386,3 @@ class CAMFineTuner(pl.LightningModule):
             return lambda step: one_cycle_factor(step, total, start=start)
         drops = self.hparams["lr_drops"]
         return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=drops)
-
-
-def _images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, Mapping):  # cached features stand in an image's place
-        return batch["features" if "features" in batch else "image"], batch["label"]
-    images, labels = batch
-    return images, labels

@@ -88,12 +88,11 @@ class CAMOverlayLogger(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The maps so far: after resuming, strips go on where they stopped."""
-        return {"history": self.history, "found": self._found, "before": self.finds.before}
+        return {"history": self.history, "found": self._found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the maps of an interrupted run."""
-        self.history = dict(state_dict["history"])
-        self._found, self.finds.before = list(state_dict.get("found", [])), state_dict.get("before")
+        self.history, self._found = dict(state_dict["history"]), list(state_dict["found"])
 
     # ------------------------------------------------------------ hooks
 
@@ -116,11 +115,9 @@ class CAMOverlayLogger(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Look for images that are worth a look among those of the batch."""
-        if self.finds.count and dataloader_idx == 0 and isinstance(outputs, Mapping) and self._has_turn(trainer):
-            known = batch if isinstance(batch, Mapping) else {"image": batch[0], "label": batch[1]}
-            if outputs.get("maps") is not None and known["label"].ndim == 1:
-                found = (known["image"], known["label"], outputs["logits"], outputs["maps"], known)
-                self._attempt(self.finds.update, *found)
+        seen = outputs.get("seen") if isinstance(outputs, Mapping) else None
+        if self.finds.count and dataloader_idx == 0 and seen is not None and self._has_turn(trainer):
+            self._attempt(self.finds.update, seen, batch.get("path") if isinstance(batch, Mapping) else None)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""
@@ -172,7 +169,7 @@ class CAMOverlayLogger(pl.Callback):
     def _draw_finds(self, trainer: pl.Trainer, network: CAMNet) -> None:
         epoch = trainer.current_epoch
         self._found = [found for found in self._found if found["epoch"] != epoch]  # of an epoch that is done again
-        for kind, finds in self.finds.end().items():
+        for kind, finds in self.finds.found().items():
             for place, find in enumerate(finds):
                 file = f"epoch_{epoch:03d}/{kind}/{place}_{slug(find.name)}.png"
                 picture = self._overlay(

@@ -274,3 +274,20 @@ def test_the_network_is_left_as_it_was(net, root):
         assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     finally:
         net.eval()
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_an_exported_file_gives_the_figures_of_its_network(net, root, tmp_path, suffix):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    file = tmp_path / f"model{suffix}"
+    camify.export(net, file, input_size=32)
+    options = {"faithfulness": 2, "mosaics": 2, "seed": 7}
+    ours, theirs = evaluate(net, root, **options), evaluate(str(file), root, **options)
+    assert theirs.accuracy == ours.accuracy
+    for key, figure in ours.localisation["cam"].items():
+        assert theirs.localisation["cam"][key].value == pytest.approx(figure.value, abs=1e-6)
+    for key, figure in ours.faithfulness["cam"].items():
+        assert theirs.faithfulness["cam"][key].value == pytest.approx(figure.value, abs=1e-4)
+    with pytest.raises(camify.ConfigError, match="cam is what it can show"):
+        evaluate(str(file), root, methods=["gradcam"])

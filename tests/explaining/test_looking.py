@@ -14,10 +14,10 @@ from camify.explaining.comparison import correlations
 from camify.explaining.cost import interleaved_medians, method_costs
 from camify.explaining.findings import findings
 from camify.explaining.looking import look
-from camify.explaining.scenarios import overlap, shifted
+from camify.explaining.scenarios import overlap
 from camify.explaining.summary import Localisation, compared_pairs, groups, mean_agreement, nan_mean
 from camify.metrics import MaxBoxAccuracy
-from camify.metrics.functional import centre_gaussian
+from camify.metrics.functional import centre_gaussian, shifted
 
 
 def choose(logits, subjects):

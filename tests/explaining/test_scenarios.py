@@ -11,9 +11,8 @@ from camify.explaining.scenarios import (
     mirrored,
     overlap,
     scenario_of,
-    shifted,
-    step_of,
 )
+from camify.metrics.functional import shifted, step_of
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,15 @@ from PIL import Image
 from torch import nn
 
 from camify.errors import ConfigError, DataError
+from camify.maps import normalize, upsample
 from camify.metrics import MaxBoxAccuracy
-from camify.metrics.functional import best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+from camify.metrics.functional import (
+    best_iou_by_threshold,
+    best_ious_by_threshold,
+    centre_boxes,
+    iou_with_best_box,
+    thresholds,
+)
 
 from .two_processes import in_two_processes, needs_fork
 
@@ -528,3 +535,14 @@ def test_whole_image_and_centred_box_on_real_boxes(photos):
     assert 0.534 - 0.001 <= float(found["centre_box_acc"]) <= 0.55
     expected = reference_centre(224, 224, truths, [0.5])
     assert float(found["centre_box_acc"]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("cells", [3, 7, 30])
+def test_both_kinds_of_boxes_at_once_are_those_of_each(cells):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        heat = normalize(upsample(torch.rand(cells, cells, generator=generator), (30, 40)))
+        truth = torch.tensor([[5.0, 4, 30, 20], [0.0, 0, 9, 9]])
+        every, largest = best_ious_by_threshold(heat, truth)
+        assert torch.equal(every, best_iou_by_threshold(heat, truth))
+        assert torch.equal(largest, best_iou_by_threshold(heat, truth, largest=True))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.nn import functional as F
@@ -43,7 +46,8 @@ def looked_at(net, samples):
 
 
 def test_figures_by_hand(converted, data, make_trainer):
-    names = ["max_box_acc", "energy", "area", "entropy", "average_drop", "complexity", "coherency", "flip_equivariance"]
+    names = ["max_box_acc", "energy", "area", "entropy", "average_drop", "complexity", "coherency"]
+    names += ["flip_equivariance", "shift_equivariance"]
     found = validated(camify.CAMFineTuner(converted, cam_metrics=names), make_trainer(), data)
     samples = Blobs(20, 1).samples
     images, labels, p, own, raw, heat = looked_at(converted, samples)
@@ -71,6 +75,11 @@ def test_figures_by_hand(converted, data, make_trainer):
     pairs = [torch.stack([a.flatten(), b.flip(-1).flatten()]) for a, b in zip(own, own_turned, strict=True)]
     same = [max(float(torch.corrcoef(pair)[0, 1]), 0) for pair in pairs]
     assert found["flip_equivariance"] == pytest.approx(sum(same) / len(same), abs=1e-5)
+    moved = [{**s, "image": F.pad(s["image"][None], (4, 0, 4, 0), mode="replicate")[0, :, :32, :32]} for s in samples]
+    raw_moved = looked_at(converted, moved)[4]
+    pairs = [torch.stack([a[:28, :28].flatten(), b[4:, 4:].flatten()]) for a, b in zip(raw, raw_moved, strict=True)]
+    same = [max(float(torch.corrcoef(pair)[0, 1]), 0) for pair in pairs]
+    assert found["shift_equivariance"] == pytest.approx(sum(same) / len(same), abs=1e-5)
     assert 0 <= found["centre_box_acc"] <= 1
     assert labels.tolist() == [0, 1] * 10
 
@@ -78,11 +87,36 @@ def test_figures_by_hand(converted, data, make_trainer):
 def test_every_metric_has_a_name_and_can_be_monitored(converted, data, make_trainer, tmp_path):
     names = [name for name in CAM_METRICS if name != "px_ap"]
     keep = ModelCheckpoint(tmp_path / "kept", monitor="val/insertion_auc", mode="max")
-    trainer = make_trainer(keep, max_epochs=1, enable_checkpointing=True, limit_train_batches=2)
+    trainer = make_trainer(keep, max_epochs=2, enable_checkpointing=True, limit_train_batches=2)
     trainer.fit(camify.CAMFineTuner(converted, cam_metrics=names), data)
     logged = {label for name in names for label in CAM_METRICS[name].figures.values()}
     assert logged <= {key.removeprefix("val/") for key in trainer.callback_metrics}
     assert float(keep.best_model_score) == pytest.approx(float(trainer.callback_metrics["val/insertion_auc"]))
+
+
+def test_drift_by_hand_and_after_resuming(legacy, data, make_trainer, tmp_path):
+    class Maps(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_validation_start(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                self.seen.append(looked_at(copy.deepcopy(pl_module.model), Blobs(20, 1).samples)[3])
+
+    def tuner():
+        net = camify.convert(legacy, head="direct", input_size=32, seed=0)
+        return camify.CAMFineTuner(net, cam_metrics=["drift"], lr=0.01)
+
+    maps, module = Maps(), tuner()
+    trainer = make_trainer(maps, max_epochs=2)
+    trainer.fit(module, data)
+    pairs = [torch.stack([a.flatten(), b.flatten()]) for a, b in zip(*maps.seen, strict=True)]
+    moved = [1 - float(torch.corrcoef(pair)[0, 1]) for pair in pairs]
+    assert float(trainer.callback_metrics["val/map_drift"]) == pytest.approx(sum(moved) / len(moved), abs=1e-4)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    again = make_trainer(max_epochs=3)
+    again.fit(tuner(), data, ckpt_path=tmp_path / "stopped.ckpt")
+    assert "val/map_drift" in again.callback_metrics, "the maps of the epoch before came along"
 
 
 class Quarters(Blobs):

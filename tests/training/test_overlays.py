@@ -9,6 +9,8 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import camify
+from camify.training.cam_quality import ValidationBatch
+from camify.training.earlier_maps import EarlierMaps
 from camify.training.finds import Finds
 from camify.training.probes import choose_probes, named_probes
 from tests.training.conftest import SIZE
@@ -194,23 +196,22 @@ def test_the_end_leaves_animations_a_sheet_and_an_index(module, data, make_train
     assert {find["epoch"] for find in index["finds"] if find["kind"] == "changed"} == {1, 2}
 
 
-def batches(images, labels, logits, maps, boxes):
-    """Five images in batches of two, two and one."""
-    for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
-        yield images[part], labels[part], logits[part], maps[part], {"boxes": boxes[part], "path": None}
-
-
 def test_what_is_worth_a_look_by_hand():
     torch.manual_seed(0)
     images, logits, maps = torch.rand(5, 3, 8, 8), 3 * torch.randn(5, 3), torch.randn(5, 3, 4, 4)
     labels = torch.tensor([0, 1, 2, 0, 1])
     boxes = [torch.tensor([[0.0, 0.0, 4.0, 8.0]])] * 4 + [torch.zeros(0, 4)]  # the left half; the last has none
-    finds, second = Finds(2), torch.randn(5, 3, 4, 4)
+    finds, earlier, second = Finds(2), EarlierMaps(), torch.randn(5, 3, 4, 4)
     for epoch in (maps, second):
         finds.begin()
-        for *parts, known in batches(images, labels, logits, epoch, boxes):
-            finds.update(*parts, {key: value for key, value in known.items() if value is not None})
-        found = finds.end()
+        earlier.begin()
+        for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+            seen = ValidationBatch(None, images[part], labels[part], logits[part], epoch[part], boxes[part])
+            seen.drift = earlier.drift(seen.own)
+            finds.update(seen, None)
+        found = finds.found()
+        earlier.end()
+        assert ("changed" in found) == (epoch is second), "nothing is known of an epoch before the first"
     p = logits.softmax(1)
     wrong = sorted((float(-p[i].max()), i) for i in range(5) if int(p[i].argmax()) != int(labels[i]))
     assert len(wrong) >= 2

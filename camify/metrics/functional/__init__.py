@@ -12,6 +12,7 @@ from .baselines import (
 from .box import (
     best_iou_at_threshold,
     best_iou_by_threshold,
+    best_ious_by_threshold,
     centre_boxes,
     iou_with_best_box,
     resize_boxes,
@@ -33,7 +34,16 @@ from .faithfulness import (
 from .level_sets import LevelBoxes, level_set_boxes
 from .pixel import average_precision, pixel_histograms, precision_recall
 from .pointing import box_masks, cell_masks, energy_share, mosaic_plan, mosaics, peak, pointing_distance, tiled
-from .stability import area, correlation, drift, entropy, flip_equivariance, shift_equivariance
+from .stability import (
+    area,
+    correlation,
+    drift,
+    entropy,
+    flip_equivariance,
+    shift_equivariance,
+    shifted,
+    step_of,
+)
 
 __all__ = [
     "NORMALIZERS",
@@ -47,6 +57,7 @@ __all__ = [
     "average_precision",
     "best_iou_at_threshold",
     "best_iou_by_threshold",
+    "best_ious_by_threshold",
     "black",
     "blurred",
     "bootstrap_interval",
@@ -81,6 +92,8 @@ __all__ = [
     "random_maps",
     "resize_boxes",
     "shift_equivariance",
+    "shifted",
+    "step_of",
     "thresholds",
     "tiled",
 ]

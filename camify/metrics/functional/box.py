@@ -18,6 +18,7 @@ from .level_sets import LevelBoxes, level_set_boxes
 __all__ = [
     "best_iou_at_threshold",
     "best_iou_by_threshold",
+    "best_ious_by_threshold",
     "centre_boxes",
     "iou_with_best_box",
     "resize_boxes",
@@ -70,6 +71,15 @@ def best_iou_by_threshold(
     return torch.from_numpy(_best_iou_wsolevaluation(heat.double().numpy(), truth, count, largest))
 
 
+def best_ious_by_threshold(map_HW: Tensor, boxes: Tensor, count: int = 100) -> tuple[Tensor, Tensor]:
+    """`best_iou_by_threshold` of all components, and of the largest, for little more than one of them costs."""
+    heat, truth = map_HW.detach().cpu().float().numpy(), _numpy(boxes)
+    found, largest = _level_boxes(heat, count, largest=True)
+    ious = (_best_per_level(part, _iou_with_best(part.boxes, truth), count) for part in (found, largest))
+    every, one = (torch.from_numpy(part) for part in ious)
+    return every, one
+
+
 def best_iou_at_threshold(
     map_HW: Tensor, boxes: Tensor, threshold: float, *, largest: bool = False, parity: str | None = None
 ) -> float:
@@ -105,13 +115,19 @@ def _cut(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _best_iou(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:
+    found = _level_boxes(heat, count, largest=largest)[int(largest)]
+    return _best_per_level(found, _iou_with_best(found.boxes, truth), count)
+
+
+def _level_boxes(heat: np.ndarray, count: int, *, largest: bool) -> tuple[LevelBoxes, LevelBoxes]:
+    """Boxes of all components at every threshold, and those of the largest, where they are asked for."""
     level = last_reached(heat, np.append(thresholds(count).numpy(), (np.float32(2), np.float32(3))))
     found = level_set_boxes(heat, level, count, units_HW=level if largest else None)
-    if largest:
-        found = _largest_per_level(
-            found, level, np.arange(count), 0, lambda mask: component_boxes(mask, largest=True)[0]
-        )
-    return _best_per_level(found, _iou_with_best(found.boxes, truth), count)
+    if not largest:
+        return found, found
+    return found, _largest_per_level(
+        found, level, np.arange(count), 0, lambda mask: component_boxes(mask, largest=True)[0]
+    )
 
 
 def _best_iou_wsolevaluation(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...errors import DataError
 
-__all__ = ["area", "correlation", "drift", "entropy", "flip_equivariance", "shift_equivariance"]
+__all__ = [
+    "area",
+    "correlation",
+    "drift",
+    "entropy",
+    "flip_equivariance",
+    "shift_equivariance",
+    "shifted",
+    "step_of",
+]
 
 
 def correlation(maps: Tensor, others: Tensor) -> Tensor:
@@ -84,3 +94,15 @@ def entropy(maps: Tensor) -> Tensor:
 def area(maps: Tensor, threshold: float = 0.5) -> Tensor:
     """Share (N,) float64 of pixels of maps (N, H, W) in [0, 1] that reach the threshold."""
     return (maps >= threshold).double().mean((-2, -1))
+
+
+def step_of(height: int, width: int) -> tuple[int, int]:
+    """How far a picture is shifted: an eighth of its height down and of its width to the right, pixels."""
+    return max(1, round(height / 8)), max(1, round(width / 8))
+
+
+def shifted(images_NCHW: Tensor) -> Tensor:
+    """Images moved right and down by ``step_of``; what is uncovered repeats the edge."""
+    height, width = images_NCHW.shape[-2:]
+    down, right = step_of(height, width)
+    return F.pad(images_NCHW, (right, 0, down, 0), mode="replicate")[..., :height, :width]
