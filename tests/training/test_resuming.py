@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -16,8 +18,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 import camify
 from camify.training.cli import main
-from tests.metrics.two_processes import needs_fork
 from tests.training.conftest import SIZE, BlobData, SmallLegacy
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:.*exists and is not empty.*",
@@ -120,20 +123,21 @@ def config(tmp_path):
 
 def killed_when(condition, path):
     """A run in a process of its own, killed by kill -9 when the condition holds."""
-    process = multiprocessing.get_context("fork").Process(target=main, args=(["fit", "--config", str(path)],))
-    process.start()
-    while not condition() and process.is_alive():
-        time.sleep(0.02)
-    process.kill()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as here
+    command = [sys.executable, "train.py", "fit", "--config", str(path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        while not condition() and run.poll() is None:
+            time.sleep(0.02)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL
 
 
 def pictures(folder):
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.png")}
 
 
-@needs_fork
 @pytest.mark.filterwarnings("ignore")
 def test_kill_minus_9_in_the_frozen_epoch_then_resume(config, tmp_path, monkeypatch):
     """The child dies right after its first epoch, whose features were frozen; the resumed run frees them."""

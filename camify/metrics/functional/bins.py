@@ -15,18 +15,15 @@ def last_reached(values: NDArray[np.floating], edges: NDArray[np.floating]) -> N
         values: any shape, float32 or float64.
         edges: sorted, beginning with 0 and one step apart but for rounding; all else above 1.
     """
+    flat = values.ravel()
     scale = 1 / float(edges[1])
-    exact = values * values.dtype.type(scale)
-    place = exact.astype(np.intp)
-    # Only next to an edge may rounding have put a value on its wrong side.
-    rounding = max(np.finfo(values.dtype).eps, np.finfo(edges.dtype).eps)
-    apart = np.rint(exact)
-    apart -= exact
-    np.abs(apart, out=apart)
-    unsure = np.nonzero(apart <= (scale + 1) * rounding)
-    value, found = values[unsure], place[unsure]
-    found = np.minimum(found, len(edges) - 2)
-    found += edges[found + 1] <= value
-    found -= edges[found] > value
-    place[unsure] = found
-    return place
+    exact = flat * flat.dtype.type(scale)
+    # Only next to an edge may rounding have put a value on its wrong side: there the two places differ.
+    rounding = max(np.finfo(flat.dtype).eps, np.finfo(edges.dtype).eps)
+    slack = flat.dtype.type((scale + 1) * rounding)
+    place: NDArray[np.int32] = (exact + slack).astype(np.int32)
+    exact -= slack
+    unsure = np.flatnonzero(place != exact.astype(np.int32))
+    found = np.minimum(place[unsure], len(edges) - 2)
+    place[unsure] = found - (edges[found] > flat[unsure])
+    return place.astype(np.intp).reshape(values.shape)

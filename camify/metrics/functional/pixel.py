@@ -41,12 +41,12 @@ def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
 
 def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
     """Histograms of the bins of `pixel_bins`, as in `pixel_histograms`."""
-    on = masks.cpu().numpy().astype(bool, copy=False)
-    row = on.view(np.uint8)  # beside, on; what is ignored comes third
+    bins, on = bins.ravel(), masks.cpu().numpy().astype(bool, copy=False).ravel()
+    on_object = np.bincount(bins[on], minlength=count + 1)
     if ignore is not None:
-        row = np.where(ignore.cpu().numpy().astype(bool, copy=False) & ~on, np.uint8(2), row)
-    found = np.bincount((bins + row * np.intp(count + 1)).ravel(), minlength=3 * (count + 1))
-    return torch.from_numpy(found.reshape(3, count + 1)[:2].copy())
+        bins = bins[on | ~ignore.cpu().numpy().astype(bool, copy=False).ravel()]
+    everywhere = np.bincount(bins, minlength=count + 1)
+    return torch.from_numpy(np.stack([everywhere - on_object, on_object]))
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
