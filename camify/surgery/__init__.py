@@ -1,5 +1,6 @@
 """Surgery: what a classifier is made of, and how it becomes CAM-ready."""
 
+from .balance import balance_head
 from .conversion import HEADS, convert
 from .fitting import FitReport, fit_head
 from .input_format import INPUT_FORMATS, adapt_input
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "Source",
     "adapt_input",
+    "balance_head",
     "convert",
     "find_recipe",
     "fit_head",

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError
 from ..model import CAMNet
-from ..surgery import fit_head
+from ..surgery import balance_head, fit_head
 from .asking import labels_of, whole_split
 from .augmentation import drop_attention
 from .feature_cache import FeatureCache
@@ -140,7 +140,8 @@ def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
     images = whole_split(trainer.train_dataloader)
     if module.legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True)
-        return
-    home = next(module.legacy.parameters()).device
-    module.fit_report = fit_head(module.model, images, teacher=module.legacy.to(module.device))
-    module.legacy.to(home)
+    else:
+        home = next(module.legacy.parameters()).device
+        module.fit_report = fit_head(module.model, images, teacher=module.legacy.to(module.device))
+        module.legacy.to(home)
+    balance_head(module.model)
