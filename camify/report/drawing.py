@@ -39,6 +39,7 @@ MARGIN, GAP, BAR, LINE = 12, 8, 10, 19
 TICK = 44  # room for the numbers beside a colour bar
 COLUMN = 184  # least width of an overlay's column, so that captions fit below narrow pictures
 PER_ROW = 11  # pictures in a row of a strip
+_BEARING = 4  # pixels that a letter may reach to the left of its place
 FLAT = 1 / 256  # of the scale: what one step of the colours cannot show
 
 Levels = NDArray[np.uint8]
@@ -52,8 +53,9 @@ def paper(inner: tuple[int, int]) -> Image.Image:
 
 def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
     """``image`` (3, H, W), 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
-    values = np.nan_to_num(image.detach().float().cpu().numpy())  # not torch: pictures are drawn beside forwards
-    pixels = np.ascontiguousarray(np.rint(values.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+    values = cv2.merge(list(image.detach().float().cpu().numpy()))  # not torch: pictures are drawn beside forwards
+    cv2.patchNaNs(values, 0)
+    pixels = cv2.convertScaleAbs(values.clip(0, 1), alpha=255)
     height, width = pixels.shape[:2]
     factor = long_side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -194,6 +196,13 @@ def write_line(
     bold: bool = False,
 ) -> None:
     """Writes one line of at most ``width`` pixels; what is too long ends in an ellipsis."""
+    mask = _line(text, width, size, bold)
+    draw.bitmap((at[0] - _BEARING, at[1]), mask, fill=fill)
+
+
+@lru_cache(maxsize=1024)
+def _line(text: str, width: int, size: int, bold: bool) -> Image.Image:
+    """One line as a mask: setting text takes longer than all else of a picture but its encoding, and much recurs."""
     font = _font(size, bold)
     # a line break, a control character or half a surrogate would stop the font engine
     line = "".join(c if c.isprintable() else " " for c in text[:width])
@@ -201,4 +210,7 @@ def write_line(
         lengths = range(1, len(line))
         fits = bisect.bisect_left(lengths, True, key=lambda n: font.getlength(line[:n] + "…") > width)
         line = line[:fits].rstrip() + "…"
-    draw.text(at, line, fill=fill, font=font)
+    _, _, right, bottom = font.getbbox(line)
+    mask = Image.new("L", (int(right) + 2 * _BEARING + 1, int(bottom) + 2))
+    ImageDraw.Draw(mask).text((_BEARING, 0), line, fill=255, font=font)
+    return mask

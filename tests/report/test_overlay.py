@@ -36,6 +36,7 @@ def panel(picture: Image.Image, index: int, size: tuple[int, int] = (drawing.PAN
 def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     """Every line that is drawn, with its length in pixels."""
     lines: list[tuple[str, float]] = []
+    monkeypatch.setattr(drawing, "_line", drawing._line.__wrapped__)  # else what recurs is not set again
     draw = ImageDraw.ImageDraw.text
 
     def text(self, xy, text, *args, font, **kwargs):
