@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 
 __all__ = ["render"]
 
 
-def render(template: Path, filters: dict[str, Callable[..., str]] | None = None, **values: Any) -> str:
+def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """The text of a Jinja template with values; ``picture | data_uri`` puts an encoded picture in."""
+    text = _compiled(template, tuple((filters or {}).items())).render(**values)
+    return text.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: Path, filters: tuple[tuple[str, Callable[..., str]], ...]) -> Template:
+    """A page is written after every epoch: compiling its template anew would take as long as filling it."""
     environment = Environment(
         loader=FileSystemLoader(template.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(data_uri=_data_uri, **(filters or {}))
-    text = environment.get_template(template.name).render(**values)
-    return text.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
+    environment.filters.update(data_uri=_data_uri, **dict(filters))
+    return environment.get_template(template.name)
 
 
 def _data_uri(picture: bytes) -> str:

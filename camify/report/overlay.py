@@ -85,12 +85,13 @@ def overlay_picture(
     region: Region | None = None,
     colormap: str = "inferno",
     title: str = "",
+    of_predicted: bool = False,
 ) -> Image.Image:
     """The image, the map of the predicted class and the map of the true class, side by side.
 
     All pictures of equally large images have the same size. Where the prediction is right the second
     panel shows the one map as the network computes it, cell by cell, so that the third always is the true
-    class over the image.
+    class over the image; with ``of_predicted`` both panels show the predicted class so.
 
     Args:
         image: (3, H, W), 0 to 1, not normalised.
@@ -101,6 +102,7 @@ def overlay_picture(
         region: of the map in the third panel; drawn there with the box around its largest part.
         colormap: name in ``matplotlib.colormaps``.
         title: line above the picture.
+        of_predicted: show the predicted class alone, where the prediction is wrong.
     """
     right = true is None or true.name == predicted.name
     picture = scaled_picture(image, PANEL)
@@ -108,14 +110,14 @@ def overlay_picture(
     sheet = paper((3 * (width + GAP), height + 4 * LINE))
     draw = ImageDraw.Draw(sheet)
 
-    shown = true or predicted
+    shown = predicted if of_predicted else true or predicted
     last, note = heated_picture(picture, shown.map_hw, scale, colormap)
     found = None
     if region is not None and region.mask.any():
         last, found = outline_region(last, region.mask), component_boxes(region.mask, largest=True)
-    if right:
+    if right or of_predicted:
         middle, label = cells_picture(picture.size, shown.map_hw, scale, colormap)
-        labels = ["image", label, note or "map over the image"]
+        labels = ["image", label, note or ("map over the image" if right else "map of the predicted class")]
     else:
         middle, other = heated_picture(picture, predicted.map_hw, scale, colormap)
         labels = ["image", other or "map of the predicted class", note or "map of the true class"]

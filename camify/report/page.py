@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from .html import render
 
-__all__ = ["ImageTrack", "RunReport", "chart", "known", "line", "number", "percent", "render_page"]
+__all__ = ["Frame", "ImageTrack", "RunReport", "chart", "known", "line", "number", "percent", "render_page"]
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
@@ -29,6 +29,24 @@ Line = tuple[str, list[tuple[float, float]]]
 """A name and its points (epoch, value)."""
 
 
+class Frame(NamedTuple):
+    """One image in one epoch by one explanation method.
+
+    Attributes:
+        epoch: from 0.
+        picture: encoded, PNG or WebP; of the true class.
+        caption: what the network said.
+        method: name of the explanation method; ``""`` where it is not known.
+        predicted: the same of the predicted class, where that is another one.
+    """
+
+    epoch: int
+    picture: bytes
+    caption: str
+    method: str = ""
+    predicted: bytes | None = None
+
+
 @dataclass(frozen=True)
 class ImageTrack:
     """One probe image over the epochs.
@@ -36,16 +54,21 @@ class ImageTrack:
     Attributes:
         name: name of the image.
         true_class: its true class.
-        frames: (epoch, encoded picture, caption) in the order of epochs; PNG or WebP.
-        strip: one encoded picture of all epochs, or None.
+        frames: of each method, in the order of epochs.
+        strips: one encoded picture of all epochs by method; empty where there is none.
         kind: ``"watched"``, or why the image was shown in its one epoch: a key of ``KINDS``.
     """
 
     name: str
     true_class: str
-    frames: Sequence[tuple[int, bytes, str]]
-    strip: bytes | None
+    frames: Sequence[Frame]
+    strips: Mapping[str, bytes]
     kind: str = "watched"
+
+    @property
+    def latest(self) -> Frame:
+        """The last epoch's, by the first method."""
+        return [frame for frame in self.frames if frame.method == self.frames[0].method][-1]
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,9 @@ def render_page(report: RunReport) -> str:
     latest = report.history[-1] if report.history else {}
     newest = report.results[-1] if report.finished and len(report.results) > 1 else {}
     key, name = report.quality
+    watched = [track for track in report.images if track.kind == "watched"]
+    methods = list(dict.fromkeys(frame.method for track in watched for frame in track.frames))
+    frames = [frame for track in report.images for frame in track.frames]
     shown = [(kind, *words) for kind, words in KINDS.items() if any(track.kind == kind for track in report.images)]
     return render(
         Path(__file__).with_name("page.html.j2"),
@@ -98,7 +124,10 @@ def render_page(report: RunReport) -> str:
         accuracy=newest.get("accuracy", latest.get("val/acc")),
         quality=newest.get("quality", latest.get(key)),
         kinds=shown,
-        epochs=sorted({epoch for track in report.images for epoch, _, _ in track.frames}),
+        epochs=sorted({frame.epoch for frame in frames}),
+        methods=methods,
+        method_choices=[(name, name) for name in methods],
+        has_predicted=any(frame.predicted is not None for frame in frames),
         metrics=sorted({key for row in report.history for key in row} - {"epoch"}),
         charts=[
             chart("Loss", [line(report.history, *item) for item in LOSSES.items()], number),

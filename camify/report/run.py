@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import DataError
 from .encoding import encoded
-from .page import ImageTrack, RunReport
+from .page import Frame, ImageTrack, RunReport
 
 __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
 
@@ -23,7 +23,7 @@ MAP_FIGURES = {
 }
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
 
-_MOST_FRAMES = 640  # of the watched images in one page: some 10 MB
+_MOST_PICTURES = 640  # of the watched images in one page: some 10 MB
 _MOST_EPOCHS_OF_FINDS = 20
 
 
@@ -53,7 +53,7 @@ def read_run(folder: str | Path) -> RunReport:
             quality=(quality, name),
             baseline=(beside, history[-1].get(baseline) if history else None),
             history=history,
-            images=[*_watched(folder, index), *_finds(folder, index)],
+            images=[*_watched(folder / "overlays", index), *_finds(folder / "overlays", index)],
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
             environment=results.get("environment", {}),
             commands=commands(folder),
@@ -105,34 +105,39 @@ def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- pictures
 
 
-def _watched(folder: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+def _watched(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
     images = index.get("watched", [])
-    epochs = sorted({frame["epoch"] for image in images for frame in image["frames"]})
-    most = max(2, _MOST_FRAMES // max(1, len(images)))
+    frames = [frame for image in images for frame in image["frames"]]
+    epochs = sorted({frame["epoch"] for frame in frames})
+    pictures = len(frames) + sum("predicted" in frame for frame in frames)
+    most = max(2, _MOST_PICTURES * len(epochs) // max(1, pictures))
     if len(epochs) > most:
         epochs = [epochs[round(place * (len(epochs) - 1) / (most - 1))] for place in range(most)]
-    tracks = []
-    for image in images:
-        frames = [f for f in image["frames"] if f["epoch"] in epochs]
-        pictures = [(f["epoch"], _webp(folder / "overlays" / f["file"]), f["caption"]) for f in frames]
-        tracks.append(ImageTrack(image["name"], image["true"], pictures, _webp(folder / "overlays" / image["strip"])))
-    return tracks
+    return [
+        ImageTrack(
+            image["name"],
+            image["true"],
+            [_frame(overlays, frame) for frame in image["frames"] if frame["epoch"] in epochs],
+            # before there were several methods: one strip
+            {name: _webp(overlays / file) for name, file in (image.get("strips") or {"": image["strip"]}).items()},
+        )
+        for image in images
+    ]
 
 
-def _finds(folder: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+def _finds(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
     finds = index.get("finds", [])
     epochs = sorted({find["epoch"] for find in finds})[-_MOST_EPOCHS_OF_FINDS:]
     return [
-        ImageTrack(
-            find["name"],
-            find["true"],
-            [(find["epoch"], _webp(folder / "overlays" / find["file"]), find["caption"])],
-            None,
-            find["kind"],
-        )
+        ImageTrack(find["name"], find["true"], [_frame(overlays, find)], {}, find["kind"])
         for find in finds
         if find["epoch"] in epochs
     ]
+
+
+def _frame(overlays: Path, entry: Mapping[str, Any]) -> Frame:
+    predicted = _webp(overlays / entry["predicted"]) if "predicted" in entry else None
+    return Frame(entry["epoch"], _webp(overlays / entry["file"]), entry["caption"], entry.get("method", ""), predicted)
 
 
 def _webp(path: Path) -> bytes:

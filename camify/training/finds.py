@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ..metrics.functional import box_masks, energy_share
+from ..model import CAMNet
 from .cam_quality import ValidationBatch
+from .probes import pictures_of
 
-__all__ = ["FIND_KINDS", "Find", "Finds"]
+__all__ = ["FIND_KINDS", "Find", "Finds", "FoundImage"]
 
 FIND_KINDS = ("mistakes", "beside", "changed")
 
@@ -42,6 +44,33 @@ class Find:
     boxes: Tensor | None
 
 
+@dataclass(frozen=True)
+class FoundImage:
+    """A find with all that is drawn of it, on the CPU; as a dict it can be kept in a checkpoint.
+
+    Attributes:
+        kind: one of ``FIND_KINDS``.
+        place: among those of its kind, 0 is the most telling.
+        picture: (3, H, W), uint8.
+        name, classes, maps, logits, probabilities, boxes: as in ``Find``.
+    """
+
+    kind: str
+    place: int
+    picture: Tensor
+    name: str
+    classes: tuple[int, int]
+    maps: Tensor
+    logits: Tensor
+    probabilities: Tensor
+    boxes: Tensor | None
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether another class than the true one was predicted."""
+        return self.classes[0] != self.classes[1]
+
+
 class Finds:
     """Collects, batch by batch, the most telling images of each kind; what is kept does not grow.
 
@@ -61,6 +90,24 @@ class Finds:
     def found(self) -> dict[str, list[Find]]:
         """By kind what was found, the most telling first."""
         return {kind: finds for kind, finds in self.kept.items() if finds}
+
+    def pictures(self, network: CAMNet) -> list[FoundImage]:
+        """All that were found, as they are drawn."""
+        return [
+            FoundImage(
+                kind,
+                place,
+                (pictures_of(find.image[None], network)[0].nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8),
+                find.name,
+                find.classes,
+                find.maps,
+                find.logits,
+                find.probabilities,
+                find.boxes,
+            )
+            for kind, finds in self.found().items()
+            for place, find in enumerate(finds)
+        ]
 
     @torch.no_grad()
     def update(self, seen: ValidationBatch, paths: Sequence[str] | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
@@ -13,33 +13,42 @@ from pytorch_lightning.utilities import rank_zero_warn
 __all__ = ["PictureLog"]
 
 
-def _tensorboard(logger: Any, key: str, picture: Image.Image, step: int) -> None:
-    logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
+def _tensorboard(logger: Any, key: str, png: bytes, step: int) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]  # slow to import
+
+    size = _picture(png)  # reads the header only
+    image = Summary.Image(encoded_image_string=png, width=size.width, height=size.height, colorspace=3)
+    # Not `add_image`, which would encode the picture again, for longer than it takes to draw it.
+    logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), step)
 
 
-def _wandb(logger: Any, key: str, picture: Image.Image, step: int) -> None:
-    logger.log_image(key, [picture], step=step)
+def _wandb(logger: Any, key: str, png: bytes, step: int) -> None:
+    logger.log_image(key, [_picture(png)], step=step)
 
 
-def _mlflow(logger: Any, key: str, picture: Image.Image, step: int) -> None:
-    logger.experiment.log_image(logger.run_id, picture, key=key, step=step)
+def _mlflow(logger: Any, key: str, png: bytes, step: int) -> None:
+    logger.experiment.log_image(logger.run_id, _picture(png), key=key, step=step)
 
 
-def _comet(logger: Any, key: str, picture: Image.Image, step: int) -> None:
-    logger.experiment.log_image(picture, name=key, step=step)
+def _comet(logger: Any, key: str, png: bytes, step: int) -> None:
+    logger.experiment.log_image(_picture(png), name=key, step=step)
 
 
-def _aim(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+def _aim(logger: Any, key: str, png: bytes, step: int) -> None:
     from aim import Image as AimImage  # type: ignore[import-not-found]  # who has such a logger has it
 
-    logger.experiment.track(AimImage(picture), name=key, step=step)
+    logger.experiment.track(AimImage(_picture(png)), name=key, step=step)
 
 
-def _nothing(logger: Any, key: str, picture: Image.Image, step: int) -> None:
+def _picture(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
+
+
+def _nothing(logger: Any, key: str, png: bytes, step: int) -> None:
     """CSV files hold no pictures; they lie on disk anyway."""
 
 
-_WRITERS: dict[str, Callable[[Any, str, Image.Image, int], None]] = {
+_WRITERS: dict[str, Callable[[Any, str, bytes, int], None]] = {
     "TensorBoardLogger": _tensorboard,
     "WandbLogger": _wandb,
     "MLFlowLogger": _mlflow,
@@ -56,8 +65,8 @@ class PictureLog:
     def __init__(self) -> None:
         self._given_up: set[int] = set()
 
-    def offer(self, loggers: Iterable[Logger], key: str, picture: Image.Image, step: int) -> None:
-        """Offer a picture under a key such as ``"overlays/00_cat"`` at a global step to every logger."""
+    def offer(self, loggers: Iterable[Logger], key: str, png: bytes, step: int) -> None:
+        """Offer a picture as PNG under a key such as ``"overlays/00_cat"`` at a global step to every logger."""
         for logger in loggers:
             if id(logger) in self._given_up:
                 continue
@@ -67,7 +76,7 @@ class PictureLog:
                 self._give_up(logger, "takes no pictures from camify")
                 continue
             try:
-                writer(logger, key, picture, step)
+                writer(logger, key, png, step)
             except Exception as error:  # noqa: BLE001 - a logger never stops training
                 self._give_up(logger, f"failed ({type(error).__name__}: {error})")
 

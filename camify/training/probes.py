@@ -5,21 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ..box_rule import BoxRule
 from ..data import Preprocessing
 from ..errors import ConfigError
 from ..files import slug
-from ..methods import Method, observe
+from ..methods import make_methods, observe
 from ..model import CAMNet
 from .asking import labels_of, single_loader
 
-__all__ = ["Probes", "choose_probes", "look", "named_probes", "pictures_of", "read_probes"]
+__all__ = ["Look", "Probes", "choose_probes", "look", "named_probes", "pictures_of", "read_probes"]
+
+
+class Look(TypedDict):
+    """What a network said of n images, on the CPU; of the predicted (0) and the true class (1).
+
+    Attributes:
+        classes: predicted, (n,).
+        logits: (n, 2).
+        probabilities: (n, 2).
+        maps: by method, raw, (n, 2, h, w).
+        threshold: of the normalised map, from which on it makes boxes, a number.
+    """
+
+    classes: Tensor
+    logits: Tensor
+    probabilities: Tensor
+    maps: dict[str, Tensor]
+    threshold: Tensor
 
 
 @dataclass
@@ -104,14 +123,17 @@ def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
     return pictures
 
 
-def look(method: Method, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """Maps, logits and probabilities of the predicted (0) and the true class (1), on the CPU."""
-    with observe(method.model, batch["image"].to(device), gradients=method.uses_gradients) as forward:
+def look(network: CAMNet, methods: Sequence[str], batch: dict[str, Any], device: torch.device) -> Look:
+    """What a network says of the watched images; all methods share one forward."""
+    chosen = make_methods(network, methods)
+    gradients = any(method.uses_gradients for method in chosen.values())
+    with observe(network, batch["image"].to(device), gradients=gradients) as forward:
         classes = forward.logits.argmax(dim=1)
         pair = torch.stack([classes, batch["label"].to(device)], dim=1)
         return {
             "classes": classes.cpu(),
-            "maps": method.look(forward, pair).float().cpu(),
             "logits": forward.logits.gather(1, pair).float().cpu(),
             "probabilities": forward.logits.softmax(dim=1).gather(1, pair).float().cpu(),
+            "maps": {name: method.look(forward, pair).float().cpu() for name, method in chosen.items()},
+            "threshold": torch.tensor(BoxRule.threshold),
         }

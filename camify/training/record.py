@@ -6,7 +6,10 @@ import json
 import math
 import os
 import platform
+from concurrent.futures import Future
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,6 +24,7 @@ from ..model import CAMNet
 from ..report.page import render_page
 from ..report.run import MAP_FIGURES, RESULTS, read_run
 from .asking import count_samples, is_dry_run, run_folder, single_loader
+from .background import Background
 from .baselines import measure
 from .calibration import calibrate_boxes
 from .export import best_weights, export_cam_net, export_legacy
@@ -54,6 +58,7 @@ class RunRecord(pl.Callback):
         self.legacy: dict[str, float] = {}
         self.start: dict[str, float] = {}
         self.exported: dict[str, Any] = {}
+        self._page: Future[None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Figures so far, plain values."""
@@ -137,7 +142,9 @@ class RunRecord(pl.Callback):
         pl_module: pl.LightningModule,  # noqa: ARG002 - Lightning's signature
         exception: BaseException,
     ) -> None:
-        """Say how to go on after Ctrl-C and SIGTERM."""
+        """Wait for the page, and say how to go on after Ctrl-C and SIGTERM."""
+        self._await_page()
+        Background.of(trainer).finish()
         last = run_folder(trainer) / "last.ckpt"
         kept = last.is_file() or (isinstance(exception, SIGTERMException) and trainer.training)  # see StopSafely
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
@@ -192,13 +199,26 @@ class RunRecord(pl.Callback):
         }
         text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(folder / RESULTS, text + "\n")
+        self._await_page()
         if not self.report:
             return
+        self._page = Background.of(trainer).start(partial(_write_page, folder))  # after its pictures
+        if finished:
+            self._await_page()
+            Background.of(trainer).finish()
+
+    def _await_page(self) -> None:
+        page, self._page = self._page, None
         try:
-            write_whole(folder / "report.html", render_page(read_run(folder)))
+            if page is not None:
+                page.result()
         except Exception as error:  # noqa: BLE001 - the page never stops training
             self.report = False
             rank_zero_warn(f"The report is off from here on: {type(error).__name__}: {error}. Training goes on.")
+
+
+def _write_page(folder: Path) -> None:
+    write_whole(folder / "report.html", render_page(read_run(folder)))
 
 
 def _certificate(network: nn.Module) -> dict[str, Any]:

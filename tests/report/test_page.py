@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from camify.report.page import ImageTrack, RunReport, render_page
+from camify.report.page import Frame, ImageTrack, RunReport, render_page
 
 PNG, WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"
 NASTY = """<script>alert("1")</script>'"&"""
@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
 def report(epochs: int = 3, *, name: str = "cat.jpg", finished: bool = True) -> RunReport:
     frames = [
-        (e, (PNG if e % 2 else WEBP) + f"{name} {e}".encode("utf-8", "replace"), f"epoch {e}: {name}")
+        Frame(e, (PNG if e % 2 else WEBP) + f"{name} {e}".encode("utf-8", "replace"), f"epoch {e}: {name}", "cam")
         for e in range(epochs)
     ]
     return RunReport(
@@ -73,8 +73,8 @@ def report(epochs: int = 3, *, name: str = "cat.jpg", finished: bool = True) -> 
             for e in range(epochs)
         ],
         images=[
-            ImageTrack(name, "cat", frames, PNG + b"strip"),
-            ImageTrack("b.jpg", "dog", frames[-1:], None),
+            ImageTrack(name, "cat", frames, {"cam": PNG + b"strip"}),
+            ImageTrack("b.jpg", "dog", frames[-1:], {}),
         ],
         config="head: gap\n",
         environment={"torch": "2.6"},
@@ -118,7 +118,19 @@ def test_text_is_never_markup():
     assert "<script>alert" not in html
     assert len(page.all("script")) == 1
     assert page.text.count(NASTY) >= 15
-    known = {"class", "src", "alt", "id", "type", "data-epoch", "data-epochs", "data-kind", "hidden"}
+    known = {
+        "class",
+        "src",
+        "alt",
+        "id",
+        "type",
+        "data-epoch",
+        "data-epochs",
+        "data-kind",
+        "hidden",
+        "data-method",
+        "data-of",
+    }
     strange = [a for tag, a in page.tags if tag in ("img", "div", "span", "button", "figure") and set(a) - known]
     assert not strange
 
@@ -137,7 +149,8 @@ def test_one_slider_moves_through_all_epochs(epochs):
 def test_every_picture_is_embedded():
     shown = report(5)
     sources = [image["src"] for image in Page(render_page(shown)).all("img") if image.get("src")]
-    expected = [p for track in shown.images for _, p, _ in track.frames] + [t.strip for t in shown.images if t.strip]
+    expected = [frame.picture for track in shown.images for frame in track.frames]
+    expected += [strip for track in shown.images for strip in track.strips.values()]
     assert [base64.b64decode(s.split(",")[1]) for s in sources] == expected
     assert [s.split(";")[0] for s in sources[:2]] == ["data:image/webp", "data:image/png"]
 
@@ -157,7 +170,7 @@ def test_numbers_are_shown():
 
 def test_what_is_worth_a_look_has_a_place_of_its_own_and_a_filter():
     whole = report()
-    find = ImageTrack("wrong.jpg", "dog", [(1, PNG + b"wrong", "predicted cat, p 0.99")], None, "mistakes")
+    find = ImageTrack("wrong.jpg", "dog", [Frame(1, PNG + b"wrong", "predicted cat, p 0.99")], {}, "mistakes")
     page = Page(render_page(replace(whole, images=[*whole.images, find])))
     assert [kind["data-kind"] for kind in page.all("div") if kind.get("class") == "kind"] == ["watched", "mistakes"]
     buttons = [button["data-kind"] for button in page.all("button") if "data-kind" in button]

@@ -62,7 +62,7 @@ def test_the_folder_holds_all_that_the_page_needs(tmp_path):
     assert [(track.name, track.kind, len(track.frames)) for track in report.images] == [
         ("image 0", "watched", 3), ("image 1", "watched", 3), ("<b>odd</b>", "mistakes", 1),
     ]  # fmt: skip
-    assert all(picture.startswith(b"RIFF") for track in report.images for _, picture, _ in track.frames)
+    assert all(frame.picture.startswith(b"RIFF") for track in report.images for frame in track.frames)
     assert "7 by 7" in render_page(report)
 
 
@@ -72,9 +72,9 @@ def test_without_boxes_the_figure_is_grid_pointing(tmp_path):
 
 
 def test_long_runs_show_some_epochs_the_first_and_the_last_among_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("camify.report.run._MOST_FRAMES", 8)
+    monkeypatch.setattr("camify.report.run._MOST_PICTURES", 8)
     report = read_run(write_run(tmp_path, epochs=10))
-    assert [epoch for epoch, *_ in report.images[0].frames] == [0, 3, 6, 9]
+    assert [frame.epoch for frame in report.images[0].frames] == [0, 3, 6, 9]
 
 
 def test_what_is_no_run_is_refused(tmp_path):

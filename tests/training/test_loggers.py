@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pytorch_lightning.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from camify.report.encoding import encoded
 from camify.training.loggers import PictureLog
 
 # Other people's packages warn of their own future.
@@ -31,7 +32,7 @@ def same(found, picture):
 def offered(logger, picture):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("camify.training.loggers.rank_zero_warn", pytest.fail)  # it takes pictures
-        PictureLog().offer([logger], "overlays/00_cat", picture, 7)
+        PictureLog().offer([logger], "overlays/00_cat", encoded(picture, "png"), 7)
 
 
 def test_tensorboard(picture, tmp_path):
@@ -113,7 +114,7 @@ def test_who_takes_none_or_fails_is_named_once(picture, tmp_path, monkeypatch):
     broken = type("TensorBoardLogger", (Unknown,), {"experiment": property(lambda _: 1 / 0)})()
     log = PictureLog()
     for step in range(3):
-        log.offer([Unknown(), broken][step > 0 :], "overlays/00_cat", picture, step)
+        log.offer([Unknown(), broken][step > 0 :], "overlays/00_cat", encoded(picture, "png"), step)
     assert len(said) == 2
     assert said[0].startswith("Unknown takes no pictures from camify: its pictures are on disk only.")
     assert said[1].startswith("TensorBoardLogger failed (ZeroDivisionError: division by zero)")

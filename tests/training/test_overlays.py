@@ -28,8 +28,10 @@ def size_of(path):
         return picture.size
 
 
-def pictures(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+def pictures(folder, *, of_predicted=False):
+    """Of true classes; with ``of_predicted`` also those of predicted ones, where they differ."""
+    found = (path.relative_to(folder) for path in folder.rglob("*.png"))
+    return sorted(path.as_posix() for path in found if of_predicted or "predicted" not in path.parts)
 
 
 def test_every_epoch_leaves_a_picture_per_image_and_a_strip(module, data, make_trainer, tmp_path):
@@ -51,8 +53,8 @@ def test_the_drawn_maps_are_those_of_the_network(module, data, make_trainer):
         logits, maps = module.model.eval().forward_with_maps(overlays._probes.batch["image"])
     for index in range(4):
         predicted, true = int(logits[index].argmax()), int(labels[index])
-        torch.testing.assert_close(looks["maps"][index, 0], maps[index, predicted])
-        torch.testing.assert_close(looks["maps"][index, 1], maps[index, true])
+        torch.testing.assert_close(looks["maps"]["cam"][index, 0], maps[index, predicted])
+        torch.testing.assert_close(looks["maps"]["cam"][index, 1], maps[index, true])
         torch.testing.assert_close(looks["probabilities"][index, 1], logits.softmax(1)[index, true])
 
 
@@ -64,7 +66,7 @@ def test_any_method_can_be_watched(module, data, make_trainer, method):
     expected = camify.explain(
         module.model, batch["image"], method=method, targets=batch["label"], normalize=None, size=None
     )
-    torch.testing.assert_close(looks["maps"][:, 1], expected)
+    torch.testing.assert_close(looks["maps"][method][:, 1], expected)
     with pytest.raises(camify.ConfigError, match="magic"):
         camify.CAMOverlayLogger(method="magic")
 
@@ -72,8 +74,8 @@ def test_any_method_can_be_watched(module, data, make_trainer, method):
 def test_the_scale_of_an_image_is_its_largest_value_in_any_epoch(module, data, make_trainer):
     overlays = camify.CAMOverlayLogger(num_images=2)
     make_trainer(overlays, max_epochs=3).fit(module, data)
-    values = [float(looks["maps"][1].max()) for looks in overlays.history.values()]
-    assert overlays.scale(1) == max(0.0, *values)
+    values = [float(looks["maps"]["cam"][1].max()) for looks in overlays.history.values()]
+    assert overlays._pictures().scale(1, "cam") == max(0.0, *values)
 
 
 def test_tensorboard_gets_every_picture(module, data, make_trainer, tmp_path):
@@ -106,7 +108,7 @@ def test_a_failing_picture_is_reported_once_and_training_goes_on(module, data, m
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr("camify.training.overlays.write_whole", fail)
+    monkeypatch.setattr("camify.training.probe_pictures.write_whole", fail)
     trainer = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=3)
     with pytest.warns(UserWarning, match="no space left") as caught:
         trainer.fit(module, data)
@@ -190,7 +192,7 @@ def test_the_end_leaves_animations_a_sheet_and_an_index(module, data, make_train
     index = json.loads((folder / "index.json").read_text())
     assert [[frame["epoch"] for frame in image["frames"]] for image in index["watched"]] == [[0, 1, 2]] * 2
     named = [frame["file"] for image in index["watched"] for frame in image["frames"]]
-    named += [image["strip"] for image in index["watched"]] + [find["file"] for find in index["finds"]]
+    named += [image["strips"]["cam"] for image in index["watched"]] + [find["file"] for find in index["finds"]]
     assert sorted([*named, "sheet.png"]) == pictures(folder)
     assert {find["kind"] for find in index["finds"]} <= {"mistakes", "beside", "changed"}
     assert {find["epoch"] for find in index["finds"] if find["kind"] == "changed"} == {1, 2}

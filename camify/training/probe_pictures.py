@@ -1,0 +1,257 @@
+"""The pictures of a run's watched images, and of those worth a look: drawn and written, with what the page needs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..box_rule import BoxRule
+from ..files import slug, write_whole
+from ..normalizers import Normalizer
+from ..report.encoding import encoded
+from ..report.overlay import ClassMap, Region, overlay_picture, sheet_picture, strip_picture
+from ..report.run import INDEX
+from .finds import FIND_KINDS, FoundImage
+from .probes import Look, Probes
+
+__all__ = ["ProbePictures", "find_entry", "method_folders"]
+
+_DURATION = 700  # of one epoch in an animation, ms
+
+
+@dataclass(frozen=True)
+class ProbePictures:
+    """What the pictures are drawn from. Nothing in it changes any more, so another thread may draw.
+
+    Attributes:
+        folder: ``overlays/`` of the run.
+        probes: the watched images.
+        class_names: all of them.
+        methods: names of the explanation methods; the first one's pictures lie where those of a single one do.
+        looks: what the network said of the watched images, by epoch.
+        colormap: name in ``matplotlib.colormaps``.
+        normalizer: of the box rule.
+    """
+
+    folder: Path
+    probes: Probes
+    class_names: Sequence[str]
+    methods: Sequence[str]
+    looks: Mapping[int, Look]
+    colormap: str
+    normalizer: Normalizer
+
+    # ------------------------------------------------------------ what is written
+
+    def write_epoch(self, epoch: int, finds: Sequence[FoundImage]) -> list[tuple[str, bytes]]:
+        """Pictures of an epoch, and strips of all so far; gives keys for loggers, and the pictures as PNG."""
+        offers = []
+        for method, under in self._drawn():
+            for index, name in enumerate(self.probes.names):
+                if method in self.looks[epoch]["maps"]:
+                    offers.append((f"overlays/{under}{name}", self._write_frame(epoch, index, method, under)[1]))
+                self._write(self._strip(index, method), f"strips/{under}{name}.png")
+        for find in finds:
+            file = _find_file(epoch, find)
+            offers.append((f"{find.kind}/{find.place}", self._write(self._find(epoch, find), file)))
+            if find.is_wrong:
+                self._write(self._find(epoch, find, of_predicted=True), _predicted(file))
+        return offers
+
+    def write_all(self) -> None:
+        """All epochs once more, on the scale that is final, as animations, and all strips on a sheet."""
+        for method, under in self._drawn():
+            for index, name in enumerate(self.probes.names):
+                first, *rest = (self._write_frame(e, index, method, under)[0] for e in self._epochs(method))
+                film = io.BytesIO()
+                first.save(film, "WEBP", save_all=True, append_images=rest, duration=_DURATION, loop=0, quality=80)
+                write_whole(self.folder / f"animations/{under}{name}.webp", film.getvalue())
+            strips = [self._strip(index, method) for index in range(len(self.probes.names))]
+            self._write(sheet_picture(strips, 1), f"{under}sheet.png")
+
+    def write_index(self, finds: Sequence[Mapping[str, Any]]) -> None:
+        """What is drawn, for the run's page: ``overlays/index.json``."""
+        folders = self._drawn()
+        watched = [
+            {
+                "name": name,
+                "true": self.class_names[self._true(index)],
+                "strips": {method: f"strips/{under}{name}.png" for method, under in folders},
+                "frames": [
+                    self._entry(epoch, index, method, under)
+                    for method, under in folders
+                    for epoch in self._epochs(method)
+                ],
+            }
+            for index, name in enumerate(self.probes.names)
+        ]
+        content = {"methods": list(self.methods), "watched": watched, "finds": finds}
+        write_whole(self.folder / Path(INDEX).name, json.dumps(content, ensure_ascii=False, indent=1))
+
+    def missing(self) -> list[int]:
+        """Epochs of which a watched image's picture is not on disk."""
+        return [
+            epoch
+            for epoch in sorted(self.looks)
+            if not all(
+                (self.folder / _frame_file(epoch, under, name)).is_file()
+                for method, under in self._drawn()
+                if method in self.looks[epoch]["maps"]
+                for name in self.probes.names
+            )
+        ]
+
+    def scale(self, index: int, method: str) -> float:
+        """Largest raw map value of an image so far: what is drawn as full heat."""
+        return max(0.0, *(float(self.looks[e]["maps"][method][index].max()) for e in self._epochs(method)))
+
+    # ------------------------------------------------------------ pictures
+
+    def _drawn(self) -> list[tuple[str, str]]:
+        """The methods that were asked in any epoch, and their folders."""
+        return [(name, under) for name, under in method_folders(self.methods).items() if self._epochs(name)]
+
+    def _epochs(self, method: str) -> list[int]:
+        """Those in which the method was asked."""
+        return [epoch for epoch in sorted(self.looks) if method in self.looks[epoch]["maps"]]
+
+    def _true(self, index: int) -> int:
+        return int(self.probes.batch["label"][index])
+
+    def _is_wrong(self, epoch: int, index: int) -> bool:
+        return int(self.looks[epoch]["classes"][index]) != self._true(index)
+
+    def _boxes(self, index: int) -> Tensor | None:
+        return self.probes.batch["boxes"][index] if "boxes" in self.probes.batch else None
+
+    def _entry(self, epoch: int, index: int, method: str, under: str) -> dict[str, Any]:
+        look, name = self.looks[epoch], self.probes.names[index]
+        caption = _caption(self.class_names[int(look["classes"][index])], look["probabilities"][index])
+        entry = {"epoch": epoch, "method": method, "file": _frame_file(epoch, under, name), "caption": caption}
+        if self._is_wrong(epoch, index):
+            entry["predicted"] = _predicted(_frame_file(epoch, under, name))
+        return entry
+
+    def _write_frame(self, epoch: int, index: int, method: str, under: str) -> tuple[Image.Image, bytes]:
+        file, picture = _frame_file(epoch, under, self.probes.names[index]), self._frame(epoch, index, method)
+        if self._is_wrong(epoch, index):
+            self._write(self._frame(epoch, index, method, of_predicted=True), _predicted(file))
+        return picture, self._write(picture, file)
+
+    def _frame(self, epoch: int, index: int, method: str, *, of_predicted: bool = False) -> Image.Image:
+        look = self.looks[epoch]
+        return self._overlay(
+            self.probes.pictures[index],
+            (int(look["classes"][index]), self._true(index)),
+            (look["maps"][method][index], look["logits"][index], look["probabilities"][index]),
+            self._boxes(index),
+            f"{self.probes.names[index]} · epoch {epoch}{self._note(method)}",
+            threshold=float(look["threshold"]),
+            scale=self.scale(index, method),
+            of_predicted=of_predicted,
+        )
+
+    def _find(self, epoch: int, find: FoundImage, *, of_predicted: bool = False) -> Image.Image:
+        return self._overlay(
+            find.picture.float() / 255,
+            find.classes,
+            (find.maps, find.logits, find.probabilities),
+            find.boxes,
+            f"{find.name} · epoch {epoch}",
+            threshold=float(self.looks[epoch]["threshold"]),
+            scale=max(0.0, float(find.maps.max())),
+            of_predicted=of_predicted,
+        )
+
+    def _overlay(
+        self, image: Tensor, classes: tuple[int, int], looks: tuple[Tensor, Tensor, Tensor], boxes: Tensor | None,
+        title: str, *, threshold: float, scale: float, of_predicted: bool,
+    ) -> Image.Image:  # fmt: skip
+        """A picture of the predicted and the true class: their maps (2, h, w), logits and probabilities (2,)."""
+        predicted, true = (
+            ClassMap(self.class_names[k], one, float(logit), float(p))
+            for k, one, logit, p in zip(classes, *looks, strict=True)
+        )
+        rule = BoxRule(self.normalizer.name, self.normalizer.percentile, threshold)
+        shown = (predicted if of_predicted else true).map_hw
+        region = rule.regions(shown[None], (image.shape[-2], image.shape[-1]))[0].numpy()
+        return overlay_picture(
+            image,
+            true,
+            predicted,
+            scale=scale,
+            boxes=boxes,
+            region=Region(region, threshold),
+            colormap=self.colormap,
+            title=title,
+            of_predicted=of_predicted,
+        )
+
+    def _strip(self, index: int, method: str) -> Image.Image:
+        looks = {epoch: self.looks[epoch] for epoch in self._epochs(method)}
+        return strip_picture(
+            self.probes.pictures[index],
+            [look["maps"][method][index, 1] for look in looks.values()],
+            [f"{epoch} · p {look['probabilities'][index, 1]:.2f}" for epoch, look in looks.items()],
+            scale=self.scale(index, method),
+            boxes=self._boxes(index),
+            colormap=self.colormap,
+            title=(
+                f"{self.probes.names[index]} · map of {self.class_names[self._true(index)]} by epoch"
+                f"{self._note(method)}"
+            ),
+        )
+
+    def _note(self, method: str) -> str:
+        return "" if method == self.methods[0] else f" · {method}"
+
+    def _write(self, picture: Image.Image, file: str) -> bytes:
+        png = encoded(picture, "png")
+        write_whole(self.folder / file, png)
+        return png
+
+
+def find_entry(epoch: int, find: FoundImage, class_names: Sequence[str]) -> dict[str, Any]:
+    """An image that is worth a look, as the index has it."""
+    predicted, true = (class_names[number] for number in find.classes)
+    file = _find_file(epoch, find)
+    entry = {"kind": find.kind, "epoch": epoch, "name": find.name, "true": true, "method": "cam", "file": file}
+    if find.is_wrong:
+        entry["predicted"] = _predicted(file)
+    return {**entry, "caption": _caption(predicted, find.probabilities)}
+
+
+def method_folders(methods: Sequence[str]) -> dict[str, str]:
+    """Where below ``epoch_000/``, ``strips/`` and ``animations/`` a method's pictures lie: ``""`` for the first one."""
+    folders: dict[str, str] = {}
+    for method in methods:
+        folder = slug(method.replace("+", "_plus"))  # as a file name gradcam++ would be gradcam
+        while f"{folder}/" in folders.values() or folder in ("predicted", *FIND_KINDS):
+            folder += "_"
+        folders[method] = f"{folder}/" if folders else ""
+    return folders
+
+
+def _caption(predicted: str, probabilities: Tensor) -> str:
+    return f"predicted {predicted}, p {float(probabilities[0]):.2f}"
+
+
+def _frame_file(epoch: int, under: str, name: str) -> str:
+    return f"epoch_{epoch:03d}/{under}{name}.png"
+
+
+def _find_file(epoch: int, find: FoundImage) -> str:
+    return f"epoch_{epoch:03d}/{find.kind}/{find.place}_{slug(find.name)}.png"
+
+
+def _predicted(file: str) -> str:
+    """Where the picture of the predicted class lies, beside one of the true class."""
+    folder, _, name = file.rpartition("/")
+    return f"{folder}/predicted/{name}"
