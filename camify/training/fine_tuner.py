@@ -90,7 +90,8 @@ class CAMFineTuner(pl.LightningModule):
         teacher_weight: of that target in the loss, in [0, 1]; the labels have the rest.
         teacher_temperature: softens both distributions.
         box_weight: of the guidance by boxes or masks, for the training images that have them: one minus the share of
-            the true class's positive evidence that lies on the object (Rao et al. 2023); 0 is off.
+            the true class's positive evidence that lies on the object (Rao et al. 2023), evidence relative to the
+            mean of all classes; 0 is off.
         hide_and_seek: probability that a cell of an image is hidden (Singh & Lee 2017, there 0.5); 0 is off.
         cutmix: both parameters of the Beta distribution of the pasted area (Yun et al. 2019, there 1); 0 is off.
         adl_layers: layers of the features behind which the most attended cells are dropped (Choe & Shim 2019).

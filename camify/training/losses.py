@@ -94,7 +94,12 @@ def balanced_weights(labels: Sequence[int] | Tensor, count: int, *, multilabel: 
 
 @dataclass
 class Objective:
-    """The loss of a step as a weighted sum: ``(1 - d) classification + d distillation + b energy``."""
+    """The loss of a step as a weighted sum: ``(1 - d) classification + d distillation + b energy``.
+
+    The energy is that of a class's map relative to the mean map of all classes. Softmax does not see what all classes
+    share, so a network could else push every map below zero, where no evidence is left to guide, at no cost in
+    cross-entropy; relative evidence cannot vanish where a class wins. Of multi-label maps, each has its own zero.
+    """
 
     multilabel: bool = False
     label_smoothing: float = 0.0
@@ -137,8 +142,8 @@ class Objective:
 
 
 def _maps_of_labels(maps_NKHW: Tensor, labels: Tensor, masks_NHW: Tensor, multilabel: bool) -> tuple[Tensor, Tensor]:
-    """The maps (M, h, w) of the classes that an image has, and the masks that belong to them."""
+    """The maps (M, h, w) of the classes that an image has (see ``Objective``), and the masks that belong to them."""
     if not multilabel:
-        return select(maps_NKHW, labels), masks_NHW
+        return select(maps_NKHW, labels) - maps_NKHW.mean(1), masks_NHW
     images, classes = torch.nonzero(labels, as_tuple=True)
     return maps_NKHW[images, classes], masks_NHW[images]

@@ -1,8 +1,9 @@
 """What options of fine-tuning give and cost: ``python tests/benchmarks/fine_tuning.py WHAT``.
 
-``options``: the demo's legacy network on shapes, a bare loop with Zhou's plain recipe beside camify's defaults and each
-option alone. ``shortcut``: a watermark gives the class away in training only. ``cache``: frozen epochs with and without
-cached features. ``throughput``: ``trainer.fit`` beside a bare loop, precision and memory format. Medians of the seeds.
+``options``: a bare loop with Zhou's plain recipe beside camify's defaults and each option alone, on shapes with the
+demo's legacy network, or with ``--photos FOLDER --network SOURCE`` on photographs of 112 px with a pretrained one.
+``cache``: frozen epochs with and without cached features. ``throughput``: ``trainer.fit`` beside a bare loop, precision
+and memory format. Medians of the seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,16 +26,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import camify
-from camify.data import ShapesDataModule, collate
+from camify.data import ImageFolderDataModule, ShapesDataModule
 from camify.maps import select, upsample
 from camify.metrics.functional import mosaics
+from camify.normalizers import Normalizer
+from camify.training.cam_quality import logits_and_maps
 
 LEGACY = "camify/tiny_vgg@checkpoints/demo_legacy.safetensors"
-COMMON = {"model": LEGACY, "head_channels": 128, "input_size": 96}
 OPTIONS: dict[str, dict[str, Any]] = {
     "camify, defaults": {},
     "init=ridge": {"init": "ridge"},
-    "init=ridge, head_lr_factor=1": {"init": "ridge", "head_lr_factor": 1.0},
     "init=recast": {"init": "recast", "head_channels": None},
     "freeze_epochs=0": {"freeze_epochs": 0},
     "one_cycle": {"schedule": "one_cycle"},
@@ -41,36 +44,76 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "teacher=legacy": {"teacher": "legacy"},
     "hide_and_seek=0.5": {"hide_and_seek": 0.5},
     "cutmix=1": {"cutmix": 1.0},
-    "adl_layers": {"adl_layers": ["cam_relu"]},
-    "clamp_weights": {"clamp_weights": True},
+    "adl_layers": {"adl_layers": True},  # the last of the features
     "pool=gmp": {"pool": "gmp"},
     "pool=lse": {"pool": "lse"},
     "pool=tap": {"pool": "tap"},
-    "normalizer=max": {"normalizer": "max"},
-    "normalizer=ivr": {"normalizer": "ivr"},
     "box_weight=1": {"box_weight": 1.0},
 }
+ON_PHOTOS = {"init=recast", "teacher=legacy"}  # need the legacy's classes: not there
+AFTERWARDS = {  # change how maps are read, not the training
+    "clamp_weights": {"clamp_weights": True},
+    "normalizer=max": {"normalizer": "max"},
+    "normalizer=ivr": {"normalizer": "ivr"},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A legacy network, and data for it."""
+
+    model: str
+    given: dict[str, Any]
+    make_data: Callable[[int], pl.LightningDataModule]
+    rows: dict[str, dict[str, Any]]
+
+    def tuner(self, data: Any, **options: Any) -> camify.CAMFineTuner:
+        """The network, to be tuned with these options."""
+        wanted = {"model": self.model, "class_names": data.class_names, **self.given, **options}
+        if wanted.get("adl_layers"):
+            plain = self.tuner(data, **{**options, "adl_layers": None}).model
+            leaves = [name for name, layer in plain.features.named_modules() if not list(layer.children())]
+            wanted["adl_layers"] = [name for name in leaves if name not in plain.head_layers][-1:]
+        return camify.CAMFineTuner(**wanted)
+
+
+def shapes(count: int) -> Setting:
+    return Setting(
+        LEGACY, {"head_channels": 128, "input_size": 96},
+        lambda seed: ShapesDataModule(train_count=count, val_count=240, seed=seed, augment="none"), OPTIONS,
+    )  # fmt: skip
+
+
+def photographs(folder: str, network: str) -> Setting:
+    rows = {name: given for name, given in OPTIONS.items() if name not in ON_PHOTOS}
+    side = 112
+
+    def make_data(seed: int) -> pl.LightningDataModule:
+        return ImageFolderDataModule(folder, image_size=side, num_workers=0, augment="flip", check_images=False)
+
+    return Setting(network, {"head": "direct", "input_size": side}, make_data, rows)
 
 
 def quality(module: Any, loader: DataLoader[Any]) -> dict[str, float]:
     """Accuracy, box accuracy at IoU 0.5 and 0.7, share of evidence on the object, grid pointing; 0 to 1."""
     net = module.model.eval()
+    maps_of = partial(logits_and_maps, net, clamp_weights=module.hparams["clamp_weights"])
     boxes = {iou: camify.metrics.MaxBoxAccuracy(version=1, iou_thresholds=[iou]) for iou in (0.5, 0.7)}
     energy, grid, right, count = camify.metrics.EnergyPointingGame(), camify.metrics.GridPointingGame(), 0, 0
     images, labels = [], []
     with torch.no_grad():
         for batch in loader:
-            logits, maps = module._logits_and_maps(batch["image"])
+            logits, maps = maps_of(batch["image"])
             raw = upsample(select(maps, batch["label"]), batch["image"].shape[-2:])
             for metric in boxes.values():
                 metric.update(camify.normalizers.normalize_maps(raw, *module.normalizer), batch["boxes"])
-            energy.update(raw, batch["mask"])
+            energy.update(raw, batch["mask"] if "mask" in batch else batch["boxes"])
             right, count = right + int((logits.argmax(1) == batch["label"]).sum()), count + len(logits)
             images.append(batch["image"])
             labels.append(batch["label"])
         tiled, classes = mosaics(torch.cat(images), torch.cat(labels))
         for chunk, some in zip(tiled.split(16), classes.split(16), strict=True):
-            maps = module._logits_and_maps(chunk)[1]
+            maps = maps_of(chunk)[1]
             cells = torch.arange(4).expand(len(chunk), 4)
             big = torch.stack([upsample(select(maps, some[:, i]), chunk.shape[-2:]) for i in range(4)], 1)
             grid.update(big.flatten(0, 1), cells.flatten())
@@ -111,19 +154,19 @@ def make_trainer(epochs: int, *callbacks: pl.Callback, **options: Any) -> pl.Tra
     )  # fmt: skip
 
 
-def tuned(data: pl.LightningDataModule, epochs: int, seed: int, **options: Any) -> tuple[Any, Clock]:
+def tuned(setting: Setting, data: Any, epochs: int, seed: int, **options: Any) -> tuple[Any, Clock]:
     """A fine-tuned module and its clock."""
     pl.seed_everything(seed, verbose=False)
     precision = options.pop("precision", "32-true")
-    module, clock = camify.CAMFineTuner(class_names=data.class_names, **COMMON | options), Clock()
+    module, clock = setting.tuner(data, **options), Clock()
     make_trainer(epochs, clock, precision=precision).fit(module, data)
     return module, clock
 
 
-def plain(data: ShapesDataModule, epochs: int, seed: int) -> tuple[Any, list[tuple[float, float]]]:
+def plain(setting: Setting, data: Any, epochs: int, seed: int) -> tuple[Any, list[tuple[float, float]]]:
     """Zhou et al. 2016: random head, one learning rate, momentum, step decay; a bare loop."""
     pl.seed_everything(seed, verbose=False)
-    module = camify.CAMFineTuner(class_names=data.class_names, **COMMON)
+    module = setting.tuner(data)
     net, start, points = module.model.train(), time.perf_counter(), []
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epochs // 4, epochs // 2, 3 * epochs // 4])
@@ -158,127 +201,64 @@ def table(rows: dict[str, list[dict[str, float]]]) -> None:
         print(f"| {name} | {' | '.join(f'{statistics.median(run[key] for run in runs):.3f}' for key in names)} |")
 
 
-def options(seeds: int, count: int, epochs: int) -> None:
+def options(setting: Setting, seeds: int, epochs: int) -> None:
     rows: dict[str, list[dict[str, float]]] = {}
+
+    def note(name: str, found: dict[str, float]) -> None:
+        rows.setdefault(name, []).append(found)
+        print(name, {key: round(value, 3) for key, value in found.items()}, flush=True)
+
     for seed in range(seeds):
-        data = ShapesDataModule(train_count=count, val_count=240, seed=seed, augment="none")
+        data = setting.make_data(seed)
         data.setup("fit")
-        module, points = plain(data, epochs, seed)
-        target, cost = points[-1][1], points[-1][0]
-        rows.setdefault("plain recipe, bare loop", []).append(
-            quality(module, data.val_dataloader()) | {"time": 1.0, "to plain": 1.0}
-        )
-        for name, given in OPTIONS.items():
-            module, clock = tuned(data, epochs, seed, **given)
+        module, points = plain(setting, data, epochs, seed)
+        cost, target = points[-1]
+        note("plain recipe, bare loop", quality(module, data.val_dataloader()) | {"time": 1.0, "to plain": 1.0})
+        for name, given in setting.rows.items():
+            module, clock = tuned(setting, data, epochs, seed, **given)
             reached = next((seconds for seconds, found in clock.points if found >= target), float("nan"))
             times = {"time": clock.points[-1][0] / cost, "to plain": reached / cost}
-            rows.setdefault(name, []).append(quality(module, data.val_dataloader()) | times)
-            print(name, {key: round(value, 3) for key, value in rows[name][-1].items()}, flush=True)
+            note(name, quality(module, data.val_dataloader()) | times)
+            if not given:
+                for other, change in AFTERWARDS.items():
+                    module.hparams.update(change)
+                    module.normalizer = Normalizer.published(change.get("normalizer", "minmax"))
+                    note(other, quality(module, data.val_dataloader()) | times)
+                    module.hparams.update(dict.fromkeys(change))
     table(rows)
 
 
-class Marked(ShapesDataModule):
-    """In training a small square in a corner gives the class away by its grey; few images have boxes."""
-
-    share = 0.05
-
-    def setup(self, stage: str | None = None) -> None:
-        super().setup(stage)
-        train = self.splits["train"]
-        if not hasattr(train, "marked"):
-            train.marked = True
-            for index, label in enumerate(train.labels):
-                train.images[index, :, :12, :12] = 40 * label + 20
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        kept = round(self.share * self.counts["train"])
-
-        def few(samples: list[dict[str, Any]]) -> dict[str, Any]:
-            batch = collate(samples)
-            known = torch.tensor([int(s["path"][-5:]) < kept for s in samples])
-            batch["mask"] &= known[:, None, None]
-            return batch
-
-        return DataLoader(self.splits["train"], batch_size=self.batch_size, shuffle=True, collate_fn=few)
-
-
-class MarkedShare(pl.Callback):
-    """Share of the evidence of marked training images that lies on the mark."""
-
-    @torch.no_grad()
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        data = trainer.datamodule
-        images = data.preprocessing.evaluation()
-        samples = [images({"image": image})["image"] for image in data.splits["train"].images[:96]]
-        labels = torch.tensor(data.splits["train"].labels[:96])
-        pl_module.model.eval()
-        maps = upsample(
-            select(pl_module.model.forward_with_maps(torch.stack(samples) / 1.0)[1], labels), (96, 96)
-        ).clamp(min=0)
-        pl_module.model.train()
-        self.share = float((maps[:, :12, :12].sum((1, 2)) / maps.sum((1, 2)).clamp_min(1e-9)).mean())
-
-
-def shortcut(seeds: int, count: int, epochs: int) -> None:
-    rows: dict[str, list[dict[str, float]]] = {}
-    for seed in range(seeds):
-        for name, mark, given in (
-            ("clean training data", False, {}),
-            ("watermarked", True, {}),
-            ("watermarked, 5 % boxes, box_weight=1", True, {"box_weight": 1.0}),
-            ("watermarked, 5 % boxes, box_weight=5", True, {"box_weight": 5.0}),
-        ):
-            data = (Marked if mark else ShapesDataModule)(train_count=count, val_count=240, seed=seed, augment="none")
-            pl.seed_everything(seed, verbose=False)
-            start = {
-                "model": "camify/tiny_vgg",
-                "optimizer": "adamw",
-                "lr": 1e-3,
-                "head_lr_factor": 1.0,
-                "freeze_epochs": 0,
-            }
-            module, watch = camify.CAMFineTuner(class_names=data.class_names, **COMMON | start | given), MarkedShare()
-            make_trainer(epochs, watch).fit(module, data)
-            found = quality(module, data.val_dataloader()) | {"on the mark": watch.share if mark else float("nan")}
-            rows.setdefault(name, []).append(found)
-            print(name, {key: round(value, 3) for key, value in found.items()}, flush=True)
-    table(rows)
-
-
-def seconds_per_epoch(data: pl.LightningDataModule, epochs: int, **given: Any) -> float:
+def seconds_per_epoch(setting: Setting, epochs: int, **given: Any) -> float:
     """Median of all epochs but the first."""
-    clock = tuned(data, epochs, 0, **given)[1]
+    clock = tuned(setting, setting.make_data(0), epochs, 0, **given)[1]
     ends = [seconds for seconds, _ in clock.points]
     return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
-class Unvalidated(ShapesDataModule):
+def unvalidated(count: int) -> Setting:
     """Nearly no validation, so that epochs are training."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(train_count=count, val_count=6, augment="none")
+    return replace(shapes(count), make_data=lambda _: ShapesDataModule(train_count=count, val_count=6, augment="none"))
 
 
-def cache(seeds: int, count: int, epochs: int) -> None:
-    data = Unvalidated(count)
+def cache(setting: Setting, seeds: int, epochs: int) -> None:
     for head in ("direct", "gap"):
         given = {"head": head, "freeze_epochs": epochs}
         ratios = []
         for _ in range(seeds):
-            without = seconds_per_epoch(data, epochs, **given)
+            without = seconds_per_epoch(setting, epochs, **given)
             ratios.append(
-                [without / seconds_per_epoch(data, epochs, feature_cache=w, **given) for w in ("memory", "disk")]
+                [without / seconds_per_epoch(setting, epochs, feature_cache=w, **given) for w in ("memory", "disk")]
             )
         medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
         print(f"head={head}: an epoch without takes {medians[0]:.1f} times one with memory, {medians[1]:.1f} with disk")
 
 
-def throughput(seeds: int, count: int, epochs: int) -> None:
-    data = Unvalidated(count)
+def throughput(setting: Setting, seeds: int, epochs: int) -> None:
+    data = setting.make_data(0)
     data.setup("fit")
     ratios: dict[str, list[float]] = {}
     for _ in range(seeds):
-        module = camify.CAMFineTuner(class_names=data.class_names, **COMMON)
+        module = setting.tuner(data)
         optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
         spent = []
         for _ in range(epochs):
@@ -292,22 +272,24 @@ def throughput(seeds: int, count: int, epochs: int) -> None:
             ("bf16-mixed", {"precision": "bf16-mixed"}),
             ("bf16-mixed, channels_last", {"precision": "bf16-mixed", "channels_last": True}),
         ):
-            ratios.setdefault(name, []).append(bare / seconds_per_epoch(data, epochs, freeze_epochs=0, **given))
+            ratios.setdefault(name, []).append(bare / seconds_per_epoch(setting, epochs, freeze_epochs=0, **given))
     for name, found in ratios.items():
         print(f"{name}: {statistics.median(found):.2f} of the bare loop's images per second")
 
 
-WHAT: dict[str, Callable[[int, int, int], None]] = {
-    "options": options, "shortcut": shortcut, "cache": cache, "throughput": throughput,
-}  # fmt: skip
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=WHAT)
+    parser.add_argument("what", choices=["options", "cache", "throughput"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=600, help="training images")
+    parser.add_argument("--count", type=int, default=600, help="training images, where they are shapes")
     parser.add_argument("--epochs", type=int, default=6)
-    given = parser.parse_args()
+    parser.add_argument("--photos", help="folder for ImageFolderDataModule, instead of shapes")
+    parser.add_argument("--network", default="torchvision/mobilenet_v2", help="source, for photographs")
+    wanted = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    WHAT[given.what](given.seeds, given.count, given.epochs)
+    if wanted.what == "options":
+        chosen = photographs(wanted.photos, wanted.network) if wanted.photos else shapes(wanted.count)
+        options(chosen, wanted.seeds, wanted.epochs)
+    else:
+        {"cache": cache, "throughput": throughput}[wanted.what](unvalidated(wanted.count), wanted.seeds, wanted.epochs)

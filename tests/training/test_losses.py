@@ -113,7 +113,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms():
     terms = Objective(distillation=0.3, temperature=2.0, energy=0.7)(
         logits, labels, teacher_NK=teacher, maps_NKHW=maps, masks_NHW=masks
     )
-    own = maps[torch.arange(3), labels]
+    own = maps[torch.arange(3), labels] - maps.sum(1) / 2
     expected = {
         "classification": classification_loss(logits, labels),
         "distillation": distillation_loss(logits, teacher, 2.0),
@@ -123,6 +123,17 @@ def test_the_objective_is_the_weighted_sum_of_its_terms():
         torch.testing.assert_close(terms[name], value)
     total = 0.7 * expected["classification"] + 0.3 * expected["distillation"] + 0.7 * expected["energy"]
     torch.testing.assert_close(terms["loss"], total)
+
+
+def test_guidance_sees_evidence_relative_to_the_other_classes_as_softmax_does():
+    maps, masks, labels = torch.randn(2, 3, 4, 4), torch.rand(2, 4, 4) > 0.5, torch.tensor([2, 0])
+    lower = (maps - 100).requires_grad_()  # all of it negative
+    objective = Objective(energy=1.0)
+    expected = objective(maps.mean((2, 3)), labels, maps_NKHW=maps, masks_NHW=masks)
+    found = objective(lower.mean((2, 3)), labels, maps_NKHW=lower, masks_NHW=masks)
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-4, atol=1e-4)
+    found["energy"].backward()
+    assert lower.grad.abs().amax((1, 2, 3)).min() > 0
 
 
 # ------------------------------------------------------------ in training
