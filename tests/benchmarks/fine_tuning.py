@@ -2,8 +2,8 @@
 
 ``options``: a bare loop with Zhou's plain recipe beside camify's defaults and each option alone, on shapes with the
 demo's legacy network, or with ``--photos FOLDER --network SOURCE`` on photographs of 112 px with a pretrained one.
-``cache``: frozen epochs with and without cached features. ``throughput``: ``trainer.fit`` beside a bare loop, precision
-and memory format. Medians of the seeds.
+``cache``: frozen epochs with and without cached features, of either. ``throughput``: ``trainer.fit`` beside a bare
+loop, precision and memory format. Medians of the seeds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -135,7 +135,7 @@ def first_share(metric: Any) -> float:
 
 
 class Clock(pl.Callback):
-    """Seconds of training, without the validation, when every epoch ends, and its accuracy."""
+    """Seconds of training until every epoch ends, and its accuracy."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
@@ -144,7 +144,8 @@ class Clock(pl.Callback):
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.points.append((time.perf_counter() - self.start, float(trainer.callback_metrics["val/acc"])))
+        accuracy = float(trainer.callback_metrics.get("val/acc", float("nan")))
+        self.points.append((time.perf_counter() - self.start, accuracy))
 
 
 def make_trainer(epochs: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -157,9 +158,9 @@ def make_trainer(epochs: int, *callbacks: pl.Callback, **options: Any) -> pl.Tra
 def tuned(setting: Setting, data: Any, epochs: int, seed: int, **options: Any) -> tuple[Any, Clock]:
     """A fine-tuned module and its clock."""
     pl.seed_everything(seed, verbose=False)
-    precision = options.pop("precision", "32-true")
+    of_trainer = {name: options.pop(name) for name in ("precision", "limit_val_batches") if name in options}
     module, clock = setting.tuner(data, **options), Clock()
-    make_trainer(epochs, clock, precision=precision).fit(module, data)
+    make_trainer(epochs, clock, **of_trainer).fit(module, data)
     return module, clock
 
 
@@ -229,25 +230,21 @@ def options(setting: Setting, seeds: int, epochs: int) -> None:
 
 
 def seconds_per_epoch(setting: Setting, epochs: int, **given: Any) -> float:
-    """Median of all epochs but the first."""
-    clock = tuned(setting, setting.make_data(0), epochs, 0, **given)[1]
+    """Median of all epochs but the first, of training alone."""
+    clock = tuned(setting, setting.make_data(0), epochs, 0, limit_val_batches=0, **given)[1]
     ends = [seconds for seconds, _ in clock.points]
     return statistics.median(b - a for a, b in itertools.pairwise(ends))
-
-
-def unvalidated(count: int) -> Setting:
-    """Nearly no validation, so that epochs are training."""
-    return replace(shapes(count), make_data=lambda _: ShapesDataModule(train_count=count, val_count=6, augment="none"))
 
 
 def cache(setting: Setting, seeds: int, epochs: int) -> None:
     for head in ("direct", "gap"):
         given = {"head": head, "freeze_epochs": epochs}
+        cached = {**given, "cached_views": 1}
         ratios = []
         for _ in range(seeds):
             without = seconds_per_epoch(setting, epochs, **given)
             ratios.append(
-                [without / seconds_per_epoch(setting, epochs, feature_cache=w, **given) for w in ("memory", "disk")]
+                [without / seconds_per_epoch(setting, epochs, feature_cache=w, **cached) for w in ("memory", "disk")]
             )
         medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
         print(f"head={head}: an epoch without takes {medians[0]:.1f} times one with memory, {medians[1]:.1f} with disk")
@@ -288,8 +285,5 @@ if __name__ == "__main__":
     wanted = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    if wanted.what == "options":
-        chosen = photographs(wanted.photos, wanted.network) if wanted.photos else shapes(wanted.count)
-        options(chosen, wanted.seeds, wanted.epochs)
-    else:
-        {"cache": cache, "throughput": throughput}[wanted.what](unvalidated(wanted.count), wanted.seeds, wanted.epochs)
+    chosen = photographs(wanted.photos, wanted.network) if wanted.photos else shapes(wanted.count)
+    {"options": options, "cache": cache, "throughput": throughput}[wanted.what](chosen, wanted.seeds, wanted.epochs)
