@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def fit_head(
     *,
     teacher: nn.Module | None = None,
     labels: Tensor | bool | None = None,
-    ridge: float | None = None,
+    ridge: float | Literal["one_se"] | None = None,
 ) -> FitReport:
     """Least squares for ``model.classifier`` on the pooled features, in place, from one pass over the images.
 
@@ -85,15 +85,21 @@ def fit_head(
     are a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of Z'Z, scanned at one per decade and then
     fully about the best: 20 products of rows x C x min(C, K) multiplications.
 
+    ``ridge="one_se"`` goes on from there to the largest lambda of the grid whose held-out top-1 is within one standard
+    error of that one's (Breiman et al. 1984; Hastie, Tibshirani, Friedman 2009, section 7.10): among fits that are
+    equally right the one of smallest weights. The logits follow the teacher's less closely, the class maps, which are
+    sums of these weights, become much cleaner.
+
     Args:
         model: the network; its features stay as they are.
         images_or_loader: images (N, 3, H, W), or batches: dicts with ``image`` (and ``label``), pairs or images.
         teacher: gives logits (N, K) of the same images, for instance the legacy network.
         labels: class indices (N,) of an image tensor, or True: the loader's. Either these or a teacher.
-        ridge: lambda of ``sum |y - W x - b|^2 + lambda |W|^2``, so it grows with N; 0 is the least-norm solution.
+        ridge: lambda of ``sum |y - W x - b|^2 + lambda |W|^2``, so it grows with N; 0 is the least-norm solution. None
+            and ``"one_se"`` choose it.
 
     Raises:
-        ConfigError: neither or both of teacher and labels, or a ridge that is not a finite number >= 0.
+        ConfigError: neither or both of teacher and labels, or a ridge that is neither of these.
         ConversionError: the model has no plain weight and bias, or the teacher's logits are not (N, K).
         DataError: images or labels do not fit, are fewer than 2, or give features or targets nothing can be fitted to.
     """
@@ -115,10 +121,13 @@ def fit_head(
     sums.centre()
     r2_before = sums.r2(head.weight.to(sums.mean_x), head.bias.to(sums.mean_x))
     solutions = _Ridge(sums)
-    lam = solutions.choose() if ridge is None else float(ridge)
+    rows, targets = sums.rows[: sums.n], sums.targets[: sums.n]
+    lam = solutions.choose() if ridge is None or ridge == "one_se" else float(ridge)
+    if ridge == "one_se":
+        lam = solutions.smoothest(lam, targets)
     weight = solutions.weight(lam)
     bias = sums.mean_y - weight @ sums.mean_x
-    rows, targets, residuals = sums.rows[: sums.n], sums.targets[: sums.n], solutions.held_out(lam)
+    residuals = solutions.held_out(lam)
     r2_after, r2_loo = sums.r2(weight, bias), 1 - float(residuals.square().sum(1).mean()) * sums.n / sums.tss
     scale = _scale(targets - residuals, targets, solutions.spread(lam)) if teacher is None else 1.0
     weight, bias = (scale * weight).to(head.weight), (scale * bias).to(head.bias)
@@ -250,10 +259,25 @@ class _Ridge:
             squares = (outside + factor * (self.rows @ (inverse * loads))).square().sum(1) + beyond
             return float((squares / self._slack(lam)[:, 0].square()).sum())
 
-        grid = (_GRID * (float(self.values[-1]) if len(self.values) else 1.0)).tolist()
+        grid = self._grid()
         coarse = min(range(0, len(grid), _STRIDE), key=lambda index: error(grid[index]))
         best: float = min(grid[max(coarse - _STRIDE + 1, 0) : coarse + _STRIDE], key=error)
         return best
+
+    def smoothest(self, lam: float, targets: Tensor) -> float:
+        """The largest lambda of the grid at which held-out top-1 stays within one standard error of that at ``lam``."""
+        count = len(targets)
+
+        def right(value: float) -> float:
+            return float(_agreement(targets - self.held_out(value), targets))
+
+        known = right(lam)
+        share = (known * count + 1) / (count + 2)  # Laplace's: where all are right the error is not 0
+        least = known - math.sqrt(share * (1 - share) / count)
+        return next((value for value in reversed(self._grid()) if value > lam and right(value) >= least), lam)
+
+    def _grid(self) -> list[float]:
+        return (_GRID * (float(self.values[-1]) if len(self.values) else 1.0)).tolist()
 
     def _shrinkage(self, lam: float) -> tuple[Tensor, Tensor]:
         """Factors (kept, 1) and (C, 1) whose product is a_j, or a_j / lambda for rows that are met at lambda = 0."""
@@ -328,7 +352,7 @@ def _batches(source: Tensor | Iterable[Any], labels: Tensor | bool | None) -> It
             yield images, found
 
 
-def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | None, ridge: float | None) -> None:
+def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | None, ridge: float | str | None) -> None:
     wanted = labels is not None and labels is not False
     if wanted == (teacher is not None):
         raise ConfigError("Give either teacher= (its logits are the target) or labels=, not both.")
@@ -336,9 +360,11 @@ def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | Non
         raise ConfigError("labels= is a tensor (N,) for a tensor of images, and True for a loader, which has its own.")
     if isinstance(labels, Tensor) and labels.shape != (len(source),):
         raise DataError(f"labels have the shape {tuple(labels.shape)}; there are {len(source)} images.")
-    if ridge is not None and not (math.isfinite(ridge) and ridge >= 0):
+    known = ridge is None or ridge == "one_se" or (not isinstance(ridge, str) and math.isfinite(ridge) and ridge >= 0)
+    if not known:
         raise ConfigError(
-            f"ridge={ridge}: must be a finite number >= 0, or None for the one of least leave-one-out error."
+            f"ridge={ridge!r}: must be a finite number >= 0, None for the one of least leave-one-out error, or 'one_se'"
+            " for the largest that is as right."
         )
     head = getattr(model, "classifier", None)
     if not isinstance(model, CAMNet) or not isinstance(head, nn.Linear):

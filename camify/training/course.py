@@ -139,9 +139,9 @@ def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
     """In every process the same: each reads the whole split."""
     images = whole_split(trainer.train_dataloader)
     if module.legacy is None:
-        module.fit_report = fit_head(module.model, images, labels=True)
+        module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se")
     else:
         home = next(module.legacy.parameters()).device
-        module.fit_report = fit_head(module.model, images, teacher=module.legacy.to(module.device))
+        module.fit_report = fit_head(module.model, images, teacher=module.legacy.to(module.device), ridge="one_se")
         module.legacy.to(home)
     balance_head(module.model)

@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -280,10 +280,13 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=600, help="training images, where they are shapes")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--only", help="of options, this one alone")
     parser.add_argument("--photos", help="folder for ImageFolderDataModule, instead of shapes")
     parser.add_argument("--network", default="torchvision/mobilenet_v2", help="source, for photographs")
     wanted = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     chosen = photographs(wanted.photos, wanted.network) if wanted.photos else shapes(wanted.count)
+    if wanted.only:
+        chosen = replace(chosen, rows={wanted.only: chosen.rows[wanted.only]})
     {"options": options, "cache": cache, "throughput": throughput}[wanted.what](chosen, wanted.seeds, wanted.epochs)
