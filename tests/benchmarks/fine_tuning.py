@@ -2,8 +2,8 @@
 
 ``options``: a bare loop with Zhou's plain recipe beside camify's defaults and each option alone, on shapes with the
 demo's legacy network, or with ``--photos FOLDER --network SOURCE`` on photographs of 112 px with a pretrained one.
-``cache``: frozen epochs with and without cached features, of either. ``throughput``: ``trainer.fit`` beside a bare
-loop, precision and memory format. Medians of the seeds.
+``fits``: heads fitted in closed form, without a step. ``cache``: frozen epochs with and without cached features.
+``throughput``: ``trainer.fit`` beside a bare loop, precision and memory format. Medians of the seeds.
 """
 
 from __future__ import annotations
@@ -229,6 +229,22 @@ def options(setting: Setting, seeds: int, epochs: int) -> None:
     table(rows)
 
 
+def fits(setting: Setting, seeds: int, epochs: int) -> None:
+    """Lambda of least leave-one-out error, and the largest that is as right."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for seed in range(seeds):
+        data = setting.make_data(seed)
+        data.setup("fit")
+        for ridge in (None, "one_se"):
+            pl.seed_everything(seed, verbose=False)
+            module = setting.tuner(data)
+            target = {"labels": True} if module.legacy is None else {"teacher": module.legacy}
+            report = camify.fit_head(module.model, data.train_dataloader(), ridge=ridge, **target)
+            found = quality(module, data.val_dataloader()) | {"KL": report.kl_after}
+            rows.setdefault(f"ridge={ridge}", []).append(found)
+    table(rows)
+
+
 def seconds_per_epoch(setting: Setting, epochs: int, **given: Any) -> float:
     """Median of all epochs but the first, of training alone."""
     clock = tuned(setting, setting.make_data(0), epochs, 0, limit_val_batches=0, **given)[1]
@@ -276,7 +292,7 @@ def throughput(setting: Setting, seeds: int, epochs: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["options", "cache", "throughput"])
+    parser.add_argument("what", choices=["options", "fits", "cache", "throughput"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=600, help="training images, where they are shapes")
     parser.add_argument("--epochs", type=int, default=6)
@@ -289,4 +305,5 @@ if __name__ == "__main__":
     chosen = photographs(wanted.photos, wanted.network) if wanted.photos else shapes(wanted.count)
     if wanted.only:
         chosen = replace(chosen, rows={wanted.only: chosen.rows[wanted.only]})
-    {"options": options, "cache": cache, "throughput": throughput}[wanted.what](chosen, wanted.seeds, wanted.epochs)
+    run = {"options": options, "fits": fits, "cache": cache, "throughput": throughput}[wanted.what]
+    run(chosen, wanted.seeds, wanted.epochs)
