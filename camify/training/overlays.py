@@ -226,8 +226,8 @@ class CAMOverlayLogger(pl.Callback):
     def _offer(self, trainer: pl.Trainer, count: int) -> None:
         for _ in range(min(count, len(self._drawn))):
             self._log.offer(trainer.loggers, *self._drawn.popleft(), self._undrawn.get("step", trainer.global_step))
-        if self._drawing is None and not self._drawn:
-            self._undrawn = {}
+            if not self._drawn:
+                self._undrawn = {}
 
     def _pictures(self) -> ProbePictures:
         if self._probes is None:
