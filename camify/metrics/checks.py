@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,9 +22,11 @@ def check_maps(name: str, maps: Tensor, count: int | None = None, *, unit: bool 
     if maps.dim() != 3 or 0 in maps.shape[1:] or (count is not None and len(maps) != count):
         wanted = "N" if count is None else count
         raise DataError(f"{name}: maps {tuple(maps.shape)} must be (N, H, W), N = {wanted}, H and W above 0.")
-    if unit and not bool(((maps >= 0) & (maps <= 1)).all()):
+    # NaN carries over to the extremes, and makes every comparison false.
+    low, high = (float(maps.amin()), float(maps.amax())) if len(maps) else (0.0, 0.0)
+    if unit and not (low >= 0 and high <= 1):
         raise DataError(f"{name}: maps must lie in [0, 1], without NaN. Use camify.maps.normalize.")
-    if not unit and not bool(torch.isfinite(maps).all()):
+    if not unit and not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"{name}: maps hold NaN or infinity. Find the image that causes it before measuring.")
 
 
@@ -33,6 +36,11 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
     Raises:
         DataError: they are not; the message says the number of the image within the batch.
     """
+    given = [found for found in boxes if len(found)]
+    if all(found.shape[1:] == (4,) for found in given) and _touch(
+        torch.cat([*given, torch.zeros(0, 4)]), height, width
+    ):
+        return
     for index, found in enumerate(boxes):
         if len(found) == 0:
             continue
@@ -40,12 +48,17 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
             raise DataError(f"{name}: boxes of image {index} are {tuple(found.shape)}, not (n, 4).")
         if not bool((found[:, 2:] > found[:, :2]).all()):
             raise DataError(f"{name}: boxes of image {index} need x0 < x1 and y0 < y1: {found.tolist()}")
-        inside = (found[:, 0] < width) & (found[:, 1] < height) & (found[:, 2:] > 0).all(dim=1)
-        if not bool(inside.all()):
+        if not _touch(found, height, width):
             raise DataError(
                 f"{name}: a box of image {index} lies outside its {width} x {height} px: {found.tolist()}. "
                 "Give boxes in the pixels of the maps."
             )
+
+
+def _touch(boxes: Tensor, height: int, width: int) -> bool:
+    """Whether each of the boxes (n, 4) is one, and touches the image."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return bool(((high > low) & (high > 0) & (low < low.new_tensor((width, height)))).all())
 
 
 def check_labels(name: str, labels: Tensor, count: int, num_classes: int, what: str = "labels") -> None:

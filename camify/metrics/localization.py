@@ -98,13 +98,17 @@ class MaxBoxAccuracy(ShareMetric):
         check_boxes("MaxBoxAccuracy", truths, height, width)
         wanted = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
         centred = centre_boxes(height, width)
-        for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
-            if len(truth) == 0:
-                continue
-            ious = best_iou_by_threshold(heat, truth, self.count, largest=self.version == 1, parity=self.parity)
-            self.hits += (ious >= wanted).to(self.hits)
-            self.centre_hits += (iou_with_best_box(centred, truth) >= wanted).to(self.centre_hits)
-            self.total += 1
+        pairs = [(heat, truth) for heat, truth in zip(maps.detach().cpu(), truths, strict=True) if len(truth)]
+        if not pairs:
+            return
+        largest = self.version == 1
+        found = [
+            best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity) for heat, truth in pairs
+        ]
+        fixed = [iou_with_best_box(centred, truth) for _, truth in pairs]
+        self.hits += (torch.stack(found)[:, None] >= wanted).sum(0).to(self.hits)
+        self.centre_hits += (torch.stack(fixed)[:, None] >= wanted).sum(0).to(self.centre_hits)
+        self.total += len(pairs)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""

@@ -46,6 +46,11 @@ class Frame(NamedTuple):
     method: str = ""
     predicted: bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of its pictures."""
+        return len(self.picture) + len(self.predicted or b"")
+
 
 @dataclass(frozen=True)
 class ImageTrack:

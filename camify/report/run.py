@@ -23,7 +23,7 @@ MAP_FIGURES = {
 }
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
 
-_MOST_PICTURES = 640  # of the watched images in one page: some 10 MB
+_MOST_BYTES = 13_500_000  # of the pictures in one page: a third more as text
 _MOST_EPOCHS_OF_FINDS = 20
 
 
@@ -53,7 +53,7 @@ def read_run(folder: str | Path) -> RunReport:
             quality=(quality, name),
             baseline=(beside, history[-1].get(baseline) if history else None),
             history=history,
-            images=[*_watched(folder / "overlays", index), *_finds(folder / "overlays", index)],
+            images=_images(folder / "overlays", index),
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
             environment=results.get("environment", {}),
             commands=commands(folder),
@@ -105,23 +105,36 @@ def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- pictures
 
 
-def _watched(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+def _images(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+    finds = _finds(overlays, index)
+    room = _MOST_BYTES - sum(frame.size for track in finds for frame in track.frames)
+    return [*_watched(overlays, index, room), *finds]
+
+
+def _watched(overlays: Path, index: Mapping[str, Any], room: int) -> list[ImageTrack]:
+    """The watched images, in as many epochs as have room (bytes), going by how large the last one's pictures are."""
     images = index.get("watched", [])
-    frames = [frame for image in images for frame in image["frames"]]
-    epochs = sorted({frame["epoch"] for frame in frames})
-    pictures = len(frames) + sum("predicted" in frame for frame in frames)
-    most = max(2, _MOST_PICTURES * len(epochs) // max(1, pictures))
-    if len(epochs) > most:
-        epochs = [epochs[round(place * (len(epochs) - 1) / (most - 1))] for place in range(most)]
+    strips = [  # before there were several methods: one
+        {name: _webp(overlays / file) for name, file in (image.get("strips") or {"": image["strip"]}).items()}
+        for image in images
+    ]
+    epochs = sorted({frame["epoch"] for image in images for frame in image["frames"]})
+    if len(epochs) > 2:
+        last = [
+            _frame(overlays, frame) for image in images for frame in image["frames"] if frame["epoch"] == epochs[-1]
+        ]
+        room -= sum(len(strip) for by_method in strips for strip in by_method.values())
+        most = max(2, room // max(1, sum(frame.size for frame in last)))
+        if len(epochs) > most:
+            epochs = [epochs[round(place * (len(epochs) - 1) / (most - 1))] for place in range(most)]
     return [
         ImageTrack(
             image["name"],
             image["true"],
             [_frame(overlays, frame) for frame in image["frames"] if frame["epoch"] in epochs],
-            # before there were several methods: one strip
-            {name: _webp(overlays / file) for name, file in (image.get("strips") or {"": image["strip"]}).items()},
+            by_method,
         )
-        for image in images
+        for image, by_method in zip(images, strips, strict=True)
     ]
 
 

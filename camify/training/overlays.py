@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -29,6 +30,8 @@ from .probe_pictures import ProbePictures, find_entry
 from .probes import Look, Probes, look, named_probes, read_probes
 
 __all__ = ["CAMOverlayLogger"]
+
+_OFFERS = 4  # pictures for the loggers after a batch: TensorBoard lets who has more than 10 wait
 
 
 class CAMOverlayLogger(pl.Callback):
@@ -87,7 +90,8 @@ class CAMOverlayLogger(pl.Callback):
         self._probes: Probes | None = None
         self._found: list[dict[str, Any]] = []  # of all epochs, as the index has them
         self._drawing: Future[list[tuple[str, bytes]]] | None = None
-        self._undrawn: dict[str, Any] = {}  # what that is: epoch, step and finds
+        self._drawn: deque[tuple[str, bytes]] = deque()  # and is not offered to the loggers yet
+        self._undrawn: dict[str, Any] = {}  # what these two are: epoch, step and finds
         self._methods_before = self.methods
         self._failed = False
         self._log = PictureLog()
@@ -148,7 +152,8 @@ class CAMOverlayLogger(pl.Callback):
     ) -> None:
         """Offer what was drawn meanwhile to the loggers: few of them can be called from several threads."""
         if self._drawing is not None and self._drawing.done():
-            self._attempt(self._collect, trainer)
+            self._attempt(self._take_drawn)
+        self._attempt(self._offer, trainer, _OFFERS)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw all epochs again on the final colour scale."""
@@ -209,12 +214,20 @@ class CAMOverlayLogger(pl.Callback):
         )
 
     def _collect(self, trainer: pl.Trainer) -> None:
-        """Wait for what is being drawn, and offer it to the loggers."""
-        if self._drawing is None:
-            return
-        for key, png in self._drawing.result():
-            self._log.offer(trainer.loggers, key, png, self._undrawn.get("step", trainer.global_step))
-        self._drawing, self._undrawn = None, {}
+        """Wait for what is being drawn, and offer all of it to the loggers."""
+        self._take_drawn()
+        self._offer(trainer, len(self._drawn))
+
+    def _take_drawn(self) -> None:
+        if self._drawing is not None:
+            self._drawn.extend(self._drawing.result())
+            self._drawing = None
+
+    def _offer(self, trainer: pl.Trainer, count: int) -> None:
+        for _ in range(min(count, len(self._drawn))):
+            self._log.offer(trainer.loggers, *self._drawn.popleft(), self._undrawn.get("step", trainer.global_step))
+            if not self._drawn:
+                self._undrawn = {}
 
     def _pictures(self) -> ProbePictures:
         if self._probes is None:

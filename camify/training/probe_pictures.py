@@ -51,13 +51,18 @@ class ProbePictures:
     # ------------------------------------------------------------ what is written
 
     def write_epoch(self, epoch: int, finds: Sequence[FoundImage]) -> list[tuple[str, bytes]]:
-        """Pictures of an epoch, and strips of all so far; gives keys for loggers, and the pictures as PNG."""
+        """Pictures of an epoch, and strips of all so far; gives keys for loggers, and the pictures as PNG.
+
+        Long strips are drawn anew when they have grown by a tenth, so that an epoch's cost does not grow with them.
+        """
         offers = []
         for method, under in self._drawn():
             for index, name in enumerate(self.probes.names):
                 if method in self.looks[epoch]["maps"]:
                     offers.append((f"overlays/{under}{name}", self._write_frame(epoch, index, method, under)[1]))
-                self._write(self._strip(index, method), f"strips/{under}{name}.png")
+                strip, length = f"strips/{under}{name}.png", len(self._epochs(method))
+                if length % max(1, length // 10) == 0 or not (self.folder / strip).is_file():
+                    self._write(self._strip(index, method), strip)
         for find in finds:
             file = _find_file(epoch, find)
             offers.append((f"{find.kind}/{find.place}", self._write(self._find(epoch, find), file)))
@@ -74,6 +79,8 @@ class ProbePictures:
                 first.save(film, "WEBP", save_all=True, append_images=rest, duration=_DURATION, loop=0, quality=80)
                 write_whole(self.folder / f"animations/{under}{name}.webp", film.getvalue())
             strips = [self._strip(index, method) for index in range(len(self.probes.names))]
+            for name, strip in zip(self.probes.names, strips, strict=True):
+                self._write(strip, f"strips/{under}{name}.png")
             self._write(sheet_picture(strips, 1), f"{under}sheet.png")
 
     def write_index(self, finds: Sequence[Mapping[str, Any]]) -> None:

@@ -88,6 +88,17 @@ def test_second_panel_shows_the_predicted_class_or_the_cells_of_the_map():
     assert not (cells[112:, 112:] == drawing.GROUND).any()
 
 
+def test_the_predicted_class_alone_is_drawn_as_if_it_were_the_only_one(written):
+    dog = class_map("dog", ramp().flip(0, 1))
+    both = overlay_picture(plain(), class_map(), dog, scale=3.0, of_predicted=True)
+    assert {"true: cat", "✗ predicted: dog", "map of the predicted class"} <= {line for line, _ in written}
+    alone = overlay_picture(plain(), None, dog, scale=3.0)
+    for index in range(3):
+        assert np.array_equal(panel(both, index), panel(alone, index))
+    right = [overlay_picture(plain(), class_map(), class_map(), scale=3.0, of_predicted=of) for of in (False, True)]
+    assert right[0] == right[1]
+
+
 def test_negative_evidence_leaves_the_picture_as_it_is():
     map_hw = torch.full((4, 4), -5.0)
     map_hw[:, 3] = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 
@@ -17,15 +18,28 @@ from camify.report.runs import render_runs
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def write_run(folder, *, epochs=3, quality="val/max_box_acc", baseline="val/centre_box_acc", images=2):
-    """A run's folder as training leaves it, with one colour as the picture of an epoch."""
+def write_run(
+    folder, *, epochs=3, quality="val/max_box_acc", baseline="val/centre_box_acc", images=2, methods=("cam",)
+):
+    """A run's folder as training leaves it, with one colour as each picture.
+
+    Without ``methods`` the index is as it was before there were several. In epoch 1 image 0 is taken for a dog.
+    """
     overlays = folder / "overlays"
     watched = []
     for image in range(images):
-        frames = [
-            {"epoch": e, "file": f"epoch_{e}/{image}.png", "caption": f"predicted cat, p 0.{e}"} for e in range(epochs)
-        ]
-        watched.append({"name": f"image {image}", "true": "cat", "strip": f"strips/{image}.png", "frames": frames})
+        frames, strips = [], {}
+        for method in methods or ("",):
+            strips[method] = f"strips/{method}{image}.png"
+            for e in range(epochs):
+                frame = {"epoch": e, "file": f"epoch_{e}/{method}{image}.png", "caption": f"predicted cat, p 0.{e}"}
+                if methods:
+                    frame["method"] = method
+                if methods and e == 1 and image == 0:
+                    frame["predicted"] = f"epoch_{e}/predicted/{method}{image}.png"
+                frames.append(frame)
+        known = {"strips": strips} if methods else {"strip": strips[""]}
+        watched.append({"name": f"image {image}", "true": "cat", "frames": frames, **known})
     find = {
         "kind": "mistakes",
         "epoch": epochs - 1,
@@ -35,9 +49,11 @@ def write_run(folder, *, epochs=3, quality="val/max_box_acc", baseline="val/cent
         "caption": "x",
     }
     names = [frame["file"] for image in watched for frame in image["frames"]]
-    for place, name in enumerate([*names, *(image["strip"] for image in watched), "find.png"]):
+    names += [frame["predicted"] for image in watched for frame in image["frames"] if "predicted" in frame]
+    names += [strip for image in watched for strip in image.get("strips", {"": image.get("strip")}).values()]
+    for place, name in enumerate([*names, "find.png"]):
         (overlays / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60, 30), (40 * place % 256, 90, 20)).save(overlays / name)
+        Image.new("RGB", (60, 30), (40 * place % 256, 90, 20 * place % 256)).save(overlays / name)
     (overlays / "index.json").write_text(json.dumps({"watched": watched, "finds": [{**find, "caption": "x"}]}))
     history = [
         {"epoch": e, "val/acc": 0.5 + e / 10, quality: 0.3 + e / 10, baseline: 0.25, "val/loss": None}
@@ -72,9 +88,23 @@ def test_without_boxes_the_figure_is_grid_pointing(tmp_path):
 
 
 def test_long_runs_show_some_epochs_the_first_and_the_last_among_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("camify.report.run._MOST_PICTURES", 8)
-    report = read_run(write_run(tmp_path, epochs=10))
-    assert [frame.epoch for frame in report.images[0].frames] == [0, 3, 6, 9]
+    folder = write_run(tmp_path, epochs=10)
+    whole = read_run(folder).images
+    assert [frame.epoch for frame in whole[0].frames] == list(range(10))
+    last = sum(track.frames[-1].size for track in whole if track.kind == "watched")
+    others = sum(len(strip) for track in whole for strip in track.strips.values()) + whole[-1].frames[0].size
+    monkeypatch.setattr("camify.report.run._MOST_BYTES", others + 4 * last)
+    assert [frame.epoch for frame in read_run(folder).images[0].frames] == [0, 3, 6, 9]
+    monkeypatch.setattr("camify.report.run._MOST_BYTES", 0)
+    assert [frame.epoch for frame in read_run(folder).images[0].frames] == [0, 9]
+
+
+def test_the_index_of_a_run_of_one_method_without_a_name_is_read(tmp_path):
+    folder = write_run(tmp_path, methods=())
+    track = read_run(folder).images[0]
+    assert {frame.method for frame in track.frames} == {""}
+    assert len(track.strips) == 1
+    assert 'aria-label="Explanation method"' not in render_page(read_run(folder))
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -159,6 +189,67 @@ def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, s
     assert said == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (390, "light")])
+def test_in_a_browser_methods_and_classes_are_switched_by_keys(browser, tmp_path, width, scheme):
+    page_file = tmp_path / "report.html"
+    run = read_run(write_run(tmp_path / "mine", methods=("cam", "gradcam++")))
+    page_file.write_text(render_page(run), encoding="utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing sticks out"
+    watched = run.images[0]
+
+    def shown():
+        """Epoch, method and picture of what is seen of the first image."""
+        (frame,) = [f for f in page.query_selector_all(".track:first-child >> nth=0 >> .frame") if f.is_visible()]
+        (picture,) = [i for i in frame.query_selector_all("img") if i.is_visible()]
+        source = base64.b64decode(picture.get_attribute("src").split(",")[1])
+        return int(frame.get_attribute("data-epoch")), frame.get_attribute("data-method"), source
+
+    def expected(epoch, method, *, of_predicted=False):
+        (frame,) = [frame for frame in watched.frames if (frame.epoch, frame.method) == (epoch, method)]
+        return epoch, method, frame.predicted if of_predicted else frame.picture
+
+    def press(selector, key):
+        page.focus(selector)
+        page.keyboard.press(key)
+
+    assert shown() == expected(2, "cam")
+    press("button[data-method='gradcam++']", "Enter")
+    assert shown() == expected(2, "gradcam++")
+    assert page.get_attribute("button[data-method='gradcam++']", "aria-pressed") == "true"
+    assert page.get_attribute("button[data-method=cam]", "aria-pressed") == "false"
+    press("#epoch", "ArrowLeft")
+    assert shown() == expected(1, "gradcam++"), "the slider moves within the method"
+    press(".switch button[data-of=predicted]", "Space")
+    assert shown() == expected(1, "gradcam++", of_predicted=True)
+    press("#epoch", "ArrowLeft")
+    assert shown() == expected(0, "gradcam++"), "where the prediction is right there is one picture"
+    press("#epoch", "ArrowRight")
+    press("button[data-method=cam]", "Space")
+    assert shown() == expected(1, "cam", of_predicted=True)
+    page.click("summary:has-text('All epochs')")
+    strips = [f.get_attribute("data-method") for f in page.query_selector_all(".strip") if f.is_visible()]
+    assert strips == ["cam", "cam"]
+    press("#epoch", "End")
+    page.click("button[data-kind=mistakes]")
+    page.click("button[data-method='gradcam++']")
+    finds = [f for f in page.query_selector_all(".kind[data-kind=mistakes] .frame") if f.is_visible()]
+    assert len(finds) == 1, "what one method alone has drawn stays"
+    page.reload()
+    assert page.is_hidden(".kind[data-kind=watched]"), "a page that reloads itself keeps what was chosen"
+    page.click("button[data-kind='']")
+    assert shown() == expected(2, "gradcam++")
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    context.close()
 
 
 def test_in_a_browser_runs_stand_side_by_side(browser, tmp_path):

@@ -67,11 +67,12 @@ def test_the_written_configuration_resumes_the_run(config, tmp_path):
     run("fit", "--config", config)
     folder = tmp_path / "run"
     resume = ("--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "last.ckpt"))
-    run("fit", *resume, "--trainer.max_epochs", "2")
+    run("fit", *resume, "--trainer.max_epochs", "2", "--overlays.method", "[cam, gradcam++]")
     assert not (tmp_path / "run-2").exists()
     assert [row["epoch"] for row in json.loads((folder / "results.json").read_text())["history"]] == [0, 1]
     assert (folder / "overlays" / "epoch_000").is_dir()
-    assert (folder / "overlays" / "epoch_001").is_dir()
+    assert (folder / "overlays" / "epoch_001" / "gradcam_plus_plus").is_dir()
+    assert 'data-method="gradcam++"' in (folder / "report.html").read_text()
     assert (folder / "metrics-1.csv").is_file(), "the figures of the first part are kept"
 
 

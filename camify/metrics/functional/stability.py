@@ -93,7 +93,7 @@ def entropy(maps: Tensor) -> Tensor:
 
 def area(maps: Tensor, threshold: float = 0.5) -> Tensor:
     """Share (N,) float64 of pixels of maps (N, H, W) in [0, 1] that reach the threshold."""
-    return (maps >= threshold).double().mean((-2, -1))
+    return (maps >= threshold).sum((-2, -1)).double() / maps.shape[-2:].numel()
 
 
 def step_of(height: int, width: int) -> tuple[int, int]:
