@@ -25,6 +25,7 @@ __all__ = [
     "outline_region",
     "paper",
     "scaled_picture",
+    "scaled_size",
     "tint",
     "write_legend",
     "write_line",
@@ -56,10 +57,14 @@ def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
     values = cv2.merge(list(image.detach().float().cpu().numpy()))  # not torch: pictures are drawn beside forwards
     cv2.patchNaNs(values, 0)
     pixels = cv2.convertScaleAbs(values.clip(0, 1), alpha=255)
-    height, width = pixels.shape[:2]
-    factor = long_side / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    size = scaled_size(pixels.shape[0], pixels.shape[1], long_side)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def scaled_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Width and height of such a picture."""
+    factor = long_side / max(height, width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +39,20 @@ from .drawing import (
     outline_region,
     paper,
     scaled_picture,
+    scaled_size,
     write_legend,
     write_line,
 )
 
-__all__ = ["ClassMap", "Region", "grid_picture", "overlay_picture", "sheet_picture", "strip_picture"]
+__all__ = [
+    "ClassMap",
+    "Region",
+    "boxes_in_overlay",
+    "grid_picture",
+    "overlay_picture",
+    "sheet_picture",
+    "strip_picture",
+]
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def overlay_picture(
         captions = [(f"true: {true.name}", f"{mark} predicted: {predicted.name}")]
     captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown)]
 
-    x, y = MARGIN, MARGIN + 2 * LINE
+    x, y = _place(0, width)
     keys = [(BOX, "ground truth")] if boxes is not None and len(boxes) else []
     keys += [(FOUND, f"found, threshold {region.threshold:.2f}")] if region is not None and found is not None else []
     room = write_legend(draw, x + 3 * (width + GAP) - GAP, MARGIN - 2, keys, 2 * (width + GAP))
@@ -141,9 +151,22 @@ def overlay_picture(
         write_line(draw, (x, y - LINE), labels[i], width, MUTED)
         write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
         write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else colour, bold=not i)
-        x += width + GAP
+        x, y = _place(i + 1, width)
     colour_bar(sheet, (x, y), height, scale, colormap)
     return sheet
+
+
+def _place(panel: int, width: int) -> tuple[int, int]:
+    """Where the corner of a panel lies in an overlay whose columns are so wide."""
+    return MARGIN + panel * (width + GAP), MARGIN + 2 * LINE
+
+
+def boxes_in_overlay(boxes: NDArray[Any], size: tuple[int, int], panel: int) -> list[list[float]]:
+    """Boxes (n, 4), xyxy pixels of an image of ``size`` (height, width), as pixels of its overlay's panel 0, 1 or 2."""
+    width, height = scaled_size(*size, PANEL)
+    x, y = _place(panel, max(width, COLUMN))
+    corners = boxes.reshape(-1, 4) * ([width / size[1], height / size[0]] * 2) + ([x, y] * 2)
+    return [[float(value) for value in box] for box in corners]
 
 
 def grid_picture(

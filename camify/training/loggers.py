@@ -3,52 +3,80 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 
-__all__ = ["PictureLog"]
+__all__ = ["Offer", "PictureLog"]
 
 
-def _tensorboard(logger: Any, key: str, png: bytes, step: int) -> None:
+class Offer(NamedTuple):
+    """A picture for loggers.
+
+    Attributes:
+        key: such as ``"overlays/00_cat"``.
+        png: the encoded picture.
+        boxes: by what they show, xyxy in pixels of the picture; drawn into it already, and offered to loggers that can
+            show and hide them.
+    """
+
+    key: str
+    png: bytes
+    boxes: Mapping[str, Sequence[Sequence[float]]] = {}
+
+
+def _tensorboard(logger: Any, offer: Offer, step: int) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]  # slow to import
 
-    size = _picture(png)  # reads the header only
-    image = Summary.Image(encoded_image_string=png, width=size.width, height=size.height, colorspace=3)
+    size = _picture(offer)  # reads the header only
+    image = Summary.Image(encoded_image_string=offer.png, width=size.width, height=size.height, colorspace=3)
     # Not `add_image`, which would encode the picture again, for longer than it takes to draw it.
-    logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=key, image=image)]), step)
+    logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=offer.key, image=image)]), step)
 
 
-def _wandb(logger: Any, key: str, png: bytes, step: int) -> None:
-    logger.log_image(key, [_picture(png)], step=step)
+def _wandb(logger: Any, offer: Offer, step: int) -> None:
+    boxes = {
+        name.replace(" ", "_"): {
+            "box_data": [
+                {"position": dict(zip(_CORNERS, map(float, box), strict=True)), "domain": "pixel", "class_id": kind}
+                for box in found
+            ],
+            "class_labels": {kind: name},
+        }
+        for kind, (name, found) in enumerate(offer.boxes.items())
+    }
+    logger.log_image(offer.key, [_picture(offer)], step=step, **({"boxes": [boxes]} if boxes else {}))
 
 
-def _mlflow(logger: Any, key: str, png: bytes, step: int) -> None:
-    logger.experiment.log_image(logger.run_id, _picture(png), key=key, step=step)
+_CORNERS = ("minX", "minY", "maxX", "maxY")
 
 
-def _comet(logger: Any, key: str, png: bytes, step: int) -> None:
-    logger.experiment.log_image(_picture(png), name=key, step=step)
+def _mlflow(logger: Any, offer: Offer, step: int) -> None:
+    logger.experiment.log_image(logger.run_id, _picture(offer), key=offer.key, step=step)
 
 
-def _aim(logger: Any, key: str, png: bytes, step: int) -> None:
+def _comet(logger: Any, offer: Offer, step: int) -> None:
+    logger.experiment.log_image(_picture(offer), name=offer.key, step=step)
+
+
+def _aim(logger: Any, offer: Offer, step: int) -> None:
     from aim import Image as AimImage  # type: ignore[import-not-found]  # who has such a logger has it
 
-    logger.experiment.track(AimImage(_picture(png)), name=key, step=step)
+    logger.experiment.track(AimImage(_picture(offer)), name=offer.key, step=step)
 
 
-def _picture(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png))
+def _picture(offer: Offer) -> Image.Image:
+    return Image.open(io.BytesIO(offer.png))
 
 
-def _nothing(logger: Any, key: str, png: bytes, step: int) -> None:
+def _nothing(logger: Any, offer: Offer, step: int) -> None:
     """CSV files hold no pictures; they lie on disk anyway."""
 
 
-_WRITERS: dict[str, Callable[[Any, str, bytes, int], None]] = {
+_WRITERS: dict[str, Callable[[Any, Offer, int], None]] = {
     "TensorBoardLogger": _tensorboard,
     "WandbLogger": _wandb,
     "MLFlowLogger": _mlflow,
@@ -65,8 +93,8 @@ class PictureLog:
     def __init__(self) -> None:
         self._given_up: set[int] = set()
 
-    def offer(self, loggers: Iterable[Logger], key: str, png: bytes, step: int) -> None:
-        """Offer a picture as PNG under a key such as ``"overlays/00_cat"`` at a global step to every logger."""
+    def offer(self, loggers: Iterable[Logger], offer: Offer, step: int) -> None:
+        """Offer a picture at a global step to every logger."""
         for logger in loggers:
             if id(logger) in self._given_up:
                 continue
@@ -76,7 +104,7 @@ class PictureLog:
                 self._give_up(logger, "takes no pictures from camify")
                 continue
             try:
-                writer(logger, key, png, step)
+                writer(logger, offer, step)
             except Exception as error:  # noqa: BLE001 - a logger never stops training
                 self._give_up(logger, f"failed ({type(error).__name__}: {error})")
 

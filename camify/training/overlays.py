@@ -25,7 +25,7 @@ from ..normalizers import Normalizer
 from .asking import is_dry_run, run_folder, single_loader
 from .background import Background
 from .finds import Finds, FoundImage
-from .loggers import PictureLog
+from .loggers import Offer, PictureLog
 from .probe_pictures import ProbePictures, find_entry
 from .probes import Look, Probes, look, named_probes, read_probes
 
@@ -89,8 +89,8 @@ class CAMOverlayLogger(pl.Callback):
         self.folder = Path()
         self._probes: Probes | None = None
         self._found: list[dict[str, Any]] = []  # of all epochs, as the index has them
-        self._drawing: Future[list[tuple[str, bytes]]] | None = None
-        self._drawn: deque[tuple[str, bytes]] = deque()  # and is not offered to the loggers yet
+        self._drawing: Future[list[Offer]] | None = None
+        self._drawn: deque[Offer] = deque()  # and is not offered to the loggers yet
         self._undrawn: dict[str, Any] = {}  # what these two are: epoch, step and finds
         self._methods_before = self.methods
         self._failed = False
@@ -225,7 +225,7 @@ class CAMOverlayLogger(pl.Callback):
 
     def _offer(self, trainer: pl.Trainer, count: int) -> None:
         for _ in range(min(count, len(self._drawn))):
-            self._log.offer(trainer.loggers, *self._drawn.popleft(), self._undrawn.get("step", trainer.global_step))
+            self._log.offer(trainer.loggers, self._drawn.popleft(), self._undrawn.get("step", trainer.global_step))
             if not self._drawn:
                 self._undrawn = {}
 
@@ -240,9 +240,9 @@ class CAMOverlayLogger(pl.Callback):
 
 def _draw(
     pictures: ProbePictures, finds_by_epoch: Mapping[int, Sequence[FoundImage]], found: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, bytes]]:
+) -> list[Offer]:
     """Write the pictures of some epochs, then the index; those of the last one are for the loggers."""
-    offers: list[tuple[str, bytes]] = []
+    offers: list[Offer] = []
     for epoch, finds in sorted(finds_by_epoch.items()):
         offers = pictures.write_epoch(epoch, finds)
     pictures.write_index(found)

@@ -7,23 +7,32 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from ..box_rule import BoxRule
 from ..files import slug, write_whole
+from ..maps import component_boxes
 from ..normalizers import Normalizer
 from ..report.encoding import encoded
-from ..report.overlay import ClassMap, Region, overlay_picture, sheet_picture, strip_picture
+from ..report.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 from ..report.run import INDEX
 from .finds import FIND_KINDS, FoundImage
+from .loggers import Offer
 from .probes import Look, Probes
 
 __all__ = ["ProbePictures", "find_entry", "method_folders"]
 
 _DURATION = 700  # of one epoch in an animation, ms
+
+
+class _Drawn(NamedTuple):
+    """A picture, and by what they show the boxes in it, in its pixels."""
+
+    picture: Image.Image
+    boxes: dict[str, list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,8 @@ class ProbePictures:
 
     # ------------------------------------------------------------ what is written
 
-    def write_epoch(self, epoch: int, finds: Sequence[FoundImage]) -> list[tuple[str, bytes]]:
-        """Pictures of an epoch, and strips of all so far; gives keys for loggers, and the pictures as PNG.
+    def write_epoch(self, epoch: int, finds: Sequence[FoundImage]) -> list[Offer]:
+        """Pictures of an epoch, and strips of all so far; gives those that are for loggers.
 
         Long strips are drawn anew when they have grown by a tenth, so that an epoch's cost does not grow with them.
         """
@@ -59,22 +68,25 @@ class ProbePictures:
         for method, under in self._drawn():
             for index, name in enumerate(self.probes.names):
                 if method in self.looks[epoch]["maps"]:
-                    offers.append((f"overlays/{under}{name}", self._write_frame(epoch, index, method, under)[1]))
+                    drawn, png = self._write_frame(epoch, index, method, under)
+                    offers.append(Offer(f"overlays/{under}{name}", png, drawn.boxes))
                 strip, length = f"strips/{under}{name}.png", len(self._epochs(method))
                 if length % max(1, length // 10) == 0 or not (self.folder / strip).is_file():
                     self._write(self._strip(index, method), strip)
         for find in finds:
             file = _find_file(epoch, find)
-            offers.append((f"{find.kind}/{find.place}", self._write(self._find(epoch, find), file)))
+            drawn = self._find(epoch, find)
+            offers.append(Offer(f"{find.kind}/{find.place}", self._write(drawn.picture, file), drawn.boxes))
             if find.is_wrong:
-                self._write(self._find(epoch, find, of_predicted=True), _predicted(file))
+                self._write(self._find(epoch, find, of_predicted=True).picture, _predicted(file))
         return offers
 
     def write_all(self) -> None:
         """All epochs once more, on the scale that is final, as animations, and all strips on a sheet."""
         for method, under in self._drawn():
             for index, name in enumerate(self.probes.names):
-                first, *rest = (self._write_frame(e, index, method, under)[0] for e in self._epochs(method))
+                frames = [self._write_frame(epoch, index, method, under)[0] for epoch in self._epochs(method)]
+                first, *rest = (frame.picture for frame in frames)
                 film = io.BytesIO()
                 first.save(film, "WEBP", save_all=True, append_images=rest, duration=_DURATION, loop=0, quality=80)
                 write_whole(self.folder / f"animations/{under}{name}.webp", film.getvalue())
@@ -146,13 +158,13 @@ class ProbePictures:
             entry["predicted"] = _predicted(_frame_file(epoch, under, name))
         return entry
 
-    def _write_frame(self, epoch: int, index: int, method: str, under: str) -> tuple[Image.Image, bytes]:
-        file, picture = _frame_file(epoch, under, self.probes.names[index]), self._frame(epoch, index, method)
+    def _write_frame(self, epoch: int, index: int, method: str, under: str) -> tuple[_Drawn, bytes]:
+        file, drawn = _frame_file(epoch, under, self.probes.names[index]), self._frame(epoch, index, method)
         if self._is_wrong(epoch, index):
-            self._write(self._frame(epoch, index, method, of_predicted=True), _predicted(file))
-        return picture, self._write(picture, file)
+            self._write(self._frame(epoch, index, method, of_predicted=True).picture, _predicted(file))
+        return drawn, self._write(drawn.picture, file)
 
-    def _frame(self, epoch: int, index: int, method: str, *, of_predicted: bool = False) -> Image.Image:
+    def _frame(self, epoch: int, index: int, method: str, *, of_predicted: bool = False) -> _Drawn:
         look = self.looks[epoch]
         return self._overlay(
             self.probes.pictures[index],
@@ -165,7 +177,7 @@ class ProbePictures:
             of_predicted=of_predicted,
         )
 
-    def _find(self, epoch: int, find: FoundImage, *, of_predicted: bool = False) -> Image.Image:
+    def _find(self, epoch: int, find: FoundImage, *, of_predicted: bool = False) -> _Drawn:
         return self._overlay(
             find.picture.float() / 255,
             find.classes,
@@ -180,7 +192,7 @@ class ProbePictures:
     def _overlay(
         self, image: Tensor, classes: tuple[int, int], looks: tuple[Tensor, Tensor, Tensor], boxes: Tensor | None,
         title: str, *, threshold: float, scale: float, of_predicted: bool,
-    ) -> Image.Image:  # fmt: skip
+    ) -> _Drawn:  # fmt: skip
         """A picture of the predicted and the true class: their maps (2, h, w), logits and probabilities (2,)."""
         predicted, true = (
             ClassMap(self.class_names[k], one, float(logit), float(p))
@@ -188,8 +200,9 @@ class ProbePictures:
         )
         rule = BoxRule(self.normalizer.name, self.normalizer.percentile, threshold)
         shown = (predicted if of_predicted else true).map_hw
-        region = rule.regions(shown[None], (image.shape[-2], image.shape[-1]))[0].numpy()
-        return overlay_picture(
+        size = (image.shape[-2], image.shape[-1])
+        region = rule.regions(shown[None], size)[0].numpy()
+        picture = overlay_picture(
             image,
             true,
             predicted,
@@ -200,6 +213,9 @@ class ProbePictures:
             title=title,
             of_predicted=of_predicted,
         )
+        found = {"found": boxes_in_overlay(component_boxes(region, largest=True), size, 2)}
+        truth = {} if boxes is None else {"ground truth": boxes_in_overlay(boxes.numpy(), size, 0)}
+        return _Drawn(picture, {name: places for name, places in (truth | found).items() if places})
 
     def _strip(self, index: int, method: str) -> Image.Image:
         looks = {epoch: self.looks[epoch] for epoch in self._epochs(method)}

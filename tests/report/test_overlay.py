@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from camify.report import drawing
-from camify.report.overlay import ClassMap, Region, overlay_picture, sheet_picture, strip_picture
+from camify.report.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 
 TOP = drawing.MARGIN + 2 * drawing.LINE  # of the panels of an overlay
 COLUMN = drawing.PANEL + drawing.GAP
@@ -151,6 +151,11 @@ def test_box_is_drawn_at_its_pixels(height, width, box):
         rows, columns = np.nonzero((panel(picture, index, size) == drawing.BOX).all(-1))
         found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         assert found == tuple(round(v * factor) for v in box)
+        (placed,) = boxes_in_overlay(boxes.numpy(), (height, width), index)
+        x0, x1 = round(placed[0]), round(placed[2])
+        rows, columns = np.nonzero((np.asarray(picture) == drawing.BOX).all(-1)[TOP:, x0:x1])
+        expected = (x0 + columns.min(), TOP + rows.min(), x0 + columns.max() + 1, TOP + rows.max() + 1)
+        assert placed == pytest.approx(expected, abs=1), "in pixels of the whole picture"
 
 
 def test_odd_boxes_do_not_stop_a_picture():

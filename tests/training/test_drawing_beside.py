@@ -260,10 +260,11 @@ def test_a_page_that_fails_is_reported_once(legacy, data, make_trainer, tmp_path
 def test_loggers_are_called_by_the_main_thread(legacy, data, make_trainer, monkeypatch):
     calls = []
 
-    def offer(self, loggers, key, png, step):
-        calls.append((threading.current_thread(), key, step))
+    def offer(self, loggers, offer, step):
+        calls.append((threading.current_thread(), offer.boxes, step))
 
     monkeypatch.setattr("camify.training.loggers.PictureLog.offer", offer)
     make_trainer(watch(num_finds=0), max_epochs=3).fit(tuner(legacy), data)
     assert {thread for thread, *_ in calls} == {threading.main_thread()}
+    assert any("ground truth" in boxes for _, boxes, _ in calls)
     assert [step for *_, step in calls] == [6] * 3 + [12] * 3 + [18] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from camify.report.encoding import encoded
-from camify.training.loggers import PictureLog
+from camify.training.loggers import Offer, PictureLog
 
 # Other people's packages warn of their own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,7 +33,8 @@ def same(found, picture):
 def offered(logger, picture):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("camify.training.loggers.rank_zero_warn", pytest.fail)  # it takes pictures
-        PictureLog().offer([logger], "overlays/00_cat", encoded(picture, "png"), 7)
+        boxes = {"ground truth": [[1.0, 2.0, 5.0, 4.5]]}
+        PictureLog().offer([logger], Offer("overlays/00_cat", encoded(picture, "png"), boxes), 7)
 
 
 def test_tensorboard(picture, tmp_path):
@@ -58,6 +60,10 @@ def test_weights_and_biases(picture, tmp_path, monkeypatch):
     logger.experiment.finish()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/files/media/images/overlays/00_cat_*.png")
     assert same(Image.open(file), picture)
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/files/media/metadata/boxes2D/overlays/*.json")
+    (box,) = json.loads(file.read_text())["box_data"]
+    assert box["position"] == {"minX": 1, "minY": 2, "maxX": 5, "maxY": 4.5}
+    assert box["domain"] == "pixel"
 
 
 def test_mlflow(picture, tmp_path, monkeypatch):
@@ -114,7 +120,7 @@ def test_who_takes_none_or_fails_is_named_once(picture, tmp_path, monkeypatch):
     broken = type("TensorBoardLogger", (Unknown,), {"experiment": property(lambda _: 1 / 0)})()
     log = PictureLog()
     for step in range(3):
-        log.offer([Unknown(), broken][step > 0 :], "overlays/00_cat", encoded(picture, "png"), step)
+        log.offer([Unknown(), broken][step > 0 :], Offer("overlays/00_cat", encoded(picture, "png")), step)
     assert len(said) == 2
     assert said[0].startswith("Unknown takes no pictures from camify: its pictures are on disk only.")
     assert said[1].startswith("TensorBoardLogger failed (ZeroDivisionError: division by zero)")
