@@ -70,6 +70,7 @@ class FineTuning:
     lr_drops: tuple[float, ...] = ()
     warmup_epochs: float = 0.5
     freeze_epochs: int = 1
+    gradient_clip: float = 10.0
     epochs: int | None = None
     batch_size: int | None = None
 

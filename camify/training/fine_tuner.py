@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -83,6 +84,9 @@ class CAMFineTuner(pl.LightningModule):
         lr_drops: with ``"step"``, the fractions of the training after which rates are tenfold less.
         warmup_epochs: linear rise of each group's learning rate after its start, before the schedule; default 0.5.
         freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed; default 1.
+        gradient_clip: largest norm of a step's gradient, longer ones are scaled down to it; default 10, which few
+            steps of networks with batch norm reach, while others diverge without it; 0 is off, as it is in published
+            recipes. ``Trainer(gradient_clip_val=...)`` goes before. Lightning cannot clip by norm under FSDP: off.
         label_smoothing: of the cross-entropy, in [0, 1).
         task: ``"multiclass"``, or ``"multilabel"``: labels (N, K) of 0 and 1, binary cross-entropy, ``val/map``.
         class_weights: of the classes in the loss, or ``"balanced"``: each class counts the same.
@@ -140,6 +144,7 @@ class CAMFineTuner(pl.LightningModule):
         lr_drops: list[float] | None = None,
         warmup_epochs: float | None = None,
         freeze_epochs: int | None = None,
+        gradient_clip: float | None = None,
         label_smoothing: float = 0.0,
         task: Literal["multiclass", "multilabel"] = "multiclass",
         class_weights: list[float] | Literal["balanced"] | None = None,
@@ -376,6 +381,15 @@ class CAMFineTuner(pl.LightningModule):
             optimizer, [self._factor(g["name"]) for g in optimizer.param_groups]
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:  # fmt: skip
+        """Clip as the trainer says, else by ``gradient_clip``; the gradients were found finite before."""
+        if gradient_clip_val is None and not isinstance(self.trainer.strategy, FSDPStrategy):
+            gradient_clip_val = self.hparams["gradient_clip"]
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _factor(self, group: str) -> Any:
         total = int(self.trainer.estimated_stepping_batches)

@@ -21,7 +21,15 @@ _CHOICES = {
     "feature_cache": ("off", "memory", "disk"),
 }
 _POSITIVE = ("lr", "head_lr_factor", "bias_lr_factor", "feature_cache_gb")
-_NOT_NEGATIVE = ("momentum", "weight_decay", "warmup_epochs", "freeze_epochs", "label_smoothing", "cutmix")
+_NOT_NEGATIVE = (
+    "momentum",
+    "weight_decay",
+    "warmup_epochs",
+    "freeze_epochs",
+    "gradient_clip",
+    "label_smoothing",
+    "cutmix",
+)
 _PARAMETERS_PER_LAYER = 12  # of timm's own grouping of networks that bring none
 
 

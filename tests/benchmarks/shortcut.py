@@ -30,8 +30,8 @@ GIVEN = {"freeze_epochs": 0, "lr": 0.005}
 RUNS: dict[str, tuple[bool, dict[str, Any]]] = {
     "clean images": (False, {}),
     "framed images": (True, {}),
-    "framed, 5 % of masks, box_weight=1": (True, {"box_weight": 1.0}),
-    "framed, 5 % of masks, box_weight=2": (True, {"box_weight": 2.0}),
+    "+ 5 % masks, weight 1": (True, {"box_weight": 1.0}),
+    "+ 5 % masks, weight 2": (True, {"box_weight": 2.0}),
 }
 
 

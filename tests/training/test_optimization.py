@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from torch import nn
@@ -56,7 +57,7 @@ def test_without_a_recipe_the_documented_defaults_are_what_is_saved():
         "recipe": None, "head": "gap", "pool": "gap", "dropout": 0.0, "optimizer": "sgd", "lr": 1e-3,
         "head_lr_factor": 10.0, "fast_layers": [], "bias_lr_factor": 1.0, "momentum": 0.9, "nesterov": True,
         "weight_decay": 5e-4, "decay_biases": True, "schedule": "cosine", "lr_drops": [], "warmup_epochs": 0.5,
-        "freeze_epochs": 1,
+        "freeze_epochs": 1, "gradient_clip": 10.0,
     }  # fmt: skip
     assert {name: options[name] for name in expected} == expected
 
@@ -181,8 +182,44 @@ def test_a_fast_layer_that_does_not_exist_is_refused(legacy, data, make_trainer)
 
 
 @pytest.mark.filterwarnings("ignore")  # the command line sets its own filters
+class Norms(pl.Callback):
+    """Of the gradient before it is clipped, and of what plain SGD does with it: the step over the rate."""
+
+    def __init__(self):
+        self.before, self.steps = [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        parameters = list(pl_module.parameters())
+        self.before.append(float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+        self.old = [p.detach().clone() for p in parameters]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        moved = torch.cat(
+            [(p.detach() - old).flatten() for p, old in zip(pl_module.parameters(), self.old, strict=True)]
+        )
+        self.steps.append(float(moved.norm()) / 0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "of_trainer", "limit"),
+    [({}, {}, 10.0), ({"gradient_clip": 2.0}, {}, 2.0), ({"gradient_clip": 0}, {}, None),
+     ({}, {"gradient_clip_val": 3.0}, 3.0), ({}, {"gradient_clip_val": 0}, None)],
+)  # fmt: skip
+def test_no_step_is_longer_than_the_clipped_gradient(legacy, data, make_trainer, given, of_trainer, limit):
+    plain = {"momentum": 0, "nesterov": False, "weight_decay": 0, "head_lr_factor": 1, "warmup_epochs": 0}
+    module = tuner(legacy, lr=0.01, freeze_epochs=0, schedule="step", lr_drops=[0.99], **plain, **given)
+    with torch.no_grad():
+        module.model.classifier.weight *= 1000  # as of a network whose features are large
+    norms = Norms()
+    make_trainer(norms, max_epochs=1, limit_train_batches=2, **of_trainer).fit(module, data)
+    assert min(norms.before) > 20, "else the test says nothing"
+    for before, step in zip(norms.before, norms.steps, strict=True):
+        assert step == pytest.approx(limit or before, rel=2e-3)
+
+
 def test_the_runs_configuration_holds_what_was_decided(tmp_path, monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
+    monkeypatch.setattr("sys.argv", ["train.py"])
     options = {
         "trainer": {
             "accelerator": "cpu", "default_root_dir": str(tmp_path / "run"), "enable_progress_bar": False,
