@@ -217,9 +217,9 @@ def test_no_step_is_longer_than_the_clipped_gradient(legacy, data, make_trainer,
         assert step == pytest.approx(limit or before, rel=2e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # the command line sets its own filters
 def test_the_runs_configuration_holds_what_was_decided(tmp_path, monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
-    monkeypatch.setattr("sys.argv", ["train.py"])
     options = {
         "trainer": {
             "accelerator": "cpu", "default_root_dir": str(tmp_path / "run"), "enable_progress_bar": False,
