@@ -85,10 +85,10 @@ def fit_head(
     are a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of Z'Z, scanned at one per decade and then
     fully about the best: 20 products of rows x C x min(C, K) multiplications.
 
-    ``ridge="one_se"`` goes on from there to the largest lambda of the grid whose held-out top-1 is within one standard
-    error of that one's (Breiman et al. 1984; Hastie, Tibshirani, Friedman 2009, section 7.10): among fits that are
-    equally right the one of smallest weights. The logits follow the teacher's less closely, the class maps, which are
-    sums of these weights, become much cleaner.
+    ``ridge="one_se"`` goes on from there to the largest lambda of the grid whose held-out top-1, mean over the classes
+    there are, is within one standard error of that one's (Breiman et al. 1984; Hastie, Tibshirani, Friedman 2009,
+    section 7.10) and which explains half as much: among fits that are equally right the one of smallest weights. The
+    logits follow the teacher's less closely, the class maps, which are sums of these weights, become cleaner.
 
     Args:
         model: the network; its features stay as they are.
@@ -219,7 +219,7 @@ class _Ridge:
         self.values: Tensor = values[use]
         self.vectors: Tensor = vectors[:, use]
         self.loads: Tensor = self.vectors.T @ sums.xy / self.values.sqrt()[:, None]
-        self.n, self.free = sums.n, max(sums.n - 1 - len(self.values), 0)
+        self.tss, self.n, self.free = sums.tss, sums.n, max(sums.n - 1 - len(self.values), 0)
         # Rows that can be met exactly leave no residual: the difference would only be rounding.
         self.rest = max(sums.tss - float(self.loads.square().sum()), 0.0) if self.free else 0.0
         self.rows: Tensor = (sums.rows[: self.n] - sums.mean_x) @ self.vectors / self.values.sqrt()
@@ -265,16 +265,31 @@ class _Ridge:
         return best
 
     def smoothest(self, lam: float, targets: Tensor) -> float:
-        """The largest lambda of the grid at which held-out top-1 stays within one standard error of that at ``lam``."""
+        """The largest lambda of the grid at which held-out top-1 stays within one standard error of that at ``lam``.
+
+        Top-1 is the mean over classes, and half of what the fit at ``lam`` explains must stay: else a fit that only
+        knows the most frequent class, or nothing, would pass where no fit knows more.
+        """
+        truth = targets.argmax(1)
+        sizes = truth.bincount(minlength=targets.shape[1])
+        there = sizes > 0
+
+        def held_out(value: float) -> tuple[float, float]:
+            """Top-1, and R^2."""
+            residuals = self.held_out(value)
+            hits = truth[(targets - residuals).argmax(1) == truth].bincount(minlength=len(sizes))
+            r2 = 1 - float(residuals.square().sum(1).mean()) * self.n / self.tss
+            return float((hits / sizes)[there].mean()), r2
+
+        known, explained = held_out(lam)
         count = len(targets)
-
-        def right(value: float) -> float:
-            return float(_agreement(targets - self.held_out(value), targets))
-
-        known = right(lam)
         share = (known * count + 1) / (count + 2)  # Laplace's: where all are right the error is not 0
-        least = known - math.sqrt(share * (1 - share) / count)
-        return next((value for value in reversed(self._grid()) if value > lam and right(value) >= least), lam)
+        least = known - math.sqrt(share * (1 - share) * float((1 / sizes[there]).mean()) / int(there.sum()))
+        for larger in (value for value in reversed(self._grid()) if value > lam and explained > 0):
+            right, kept = held_out(larger)
+            if right >= least and kept >= explained / 2:
+                return larger
+        return lam
 
     def _grid(self) -> list[float]:
         return (_GRID * (float(self.values[-1]) if len(self.values) else 1.0)).tolist()

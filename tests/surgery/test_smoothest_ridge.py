@@ -50,20 +50,34 @@ def test_it_is_the_largest_lambda_that_is_as_right_within_one_standard_error(tau
     grid = np.logspace(-9, 3, 49) * np.linalg.eigvalsh(z.T @ z)[-1]
     scores = [refitted(x, y, lam) for lam in grid]
     errors = [np.square(y - one).sum() for one in scores]
-    right = np.array([(one.argmax(1) == y.argmax(1)).mean() for one in scores])
+    truth = y.argmax(1)
+    sizes = np.array([(truth == k).sum() for k in np.unique(truth)])
+    right = np.array([np.mean([(one.argmax(1) == k)[truth == k].mean() for k in np.unique(truth)]) for one in scores])
     best = int(np.argmin(errors))
     share = (right[best] * N + 1) / (N + 2)
-    fits = [
-        lam
-        for lam, one in zip(grid[best:], right[best:], strict=True)
-        if one >= right[best] - (share * (1 - share) / N) ** 0.5
-    ]
+    least = right[best] - (share * (1 - share) * (1 / sizes).sum()) ** 0.5 / len(sizes)
+    explained = 1 - np.array(errors) / np.square(y - y.mean(0)).sum()
+    good = (right >= least) & (explained >= explained[best] / 2)
+    fits = grid[best:][good[best:]]
     target = {"teacher": teacher} if taught else {"labels": labels}
     assert camify.fit_head(model, images, **target).ridge == pytest.approx(grid[best])
     report = camify.fit_head(model, images, ridge="one_se", **target)
     assert report.ridge == pytest.approx(max(fits))
     assert report.ridge > grid[best], "else the test says nothing"
-    assert report.agreement_loo == pytest.approx(right[list(grid).index(max(fits))])
+    chosen = scores[list(grid).index(max(fits))]
+    assert report.agreement_loo == pytest.approx((chosen.argmax(1) == truth).mean())
+
+
+@pytest.mark.parametrize(("rare", "shift"), [(8, 0.4), (10, 3.0)])
+def test_where_nearly_all_images_are_of_one_class_the_weights_do_not_vanish(rare, shift):
+    """There a fit without weights is as right as any, and its maps are empty."""
+    torch.manual_seed(3)
+    labels = (torch.arange(200) < rare).long()
+    images = torch.randn(200, 3, 8, 8) + 0.3 * torch.randn(200, 3, 1, 1) + shift * labels[:, None, None, None]
+    best = camify.fit_head(network(), images.double(), labels=labels)
+    smooth = camify.fit_head(network(), images.double(), labels=labels, ridge="one_se")
+    assert smooth.ridge > best.ridge
+    assert smooth.r2_loo >= best.r2_loo / 2 > 0
 
 
 def test_an_unknown_rule_is_refused():
