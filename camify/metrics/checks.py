@@ -37,9 +37,9 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
         DataError: they are not; the message says the number of the image within the batch.
     """
     given = [found for found in boxes if len(found)]
-    if all(found.shape[1:] == (4,) for found in given) and _touch(
-        torch.cat([*given, torch.zeros(0, 4)]), height, width
-    ):
+    if not given:
+        return
+    if all(found.shape[1:] == (4,) for found in given) and _touch(torch.cat(given), height, width):
         return
     for index, found in enumerate(boxes):
         if len(found) == 0:

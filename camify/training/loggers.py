@@ -12,6 +12,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 __all__ = ["Offer", "PictureLog"]
 
+_CORNERS = ("minX", "minY", "maxX", "maxY")  # as W&B names them
+
 
 class Offer(NamedTuple):
     """A picture for loggers.
@@ -49,9 +51,6 @@ def _wandb(logger: Any, offer: Offer, step: int) -> None:
         for kind, (name, found) in enumerate(offer.boxes.items())
     }
     logger.log_image(offer.key, [_picture(offer)], step=step, **({"boxes": [boxes]} if boxes else {}))
-
-
-_CORNERS = ("minX", "minY", "maxX", "maxY")
 
 
 def _mlflow(logger: Any, offer: Offer, step: int) -> None:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,6 +31,7 @@ from camify.data import ImageFolderDataModule, ShapesDataModule
 from camify.maps import select, upsample
 from camify.metrics.functional import mosaics
 from camify.normalizers import Normalizer
+from camify.report.overlay import ClassMap, grid_picture, sheet_picture
 from camify.training.cam_quality import logits_and_maps
 
 LEGACY = "camify/tiny_vgg@checkpoints/demo_legacy.safetensors"
@@ -146,6 +148,22 @@ class Clock(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         accuracy = float(trainer.callback_metrics.get("val/acc", float("nan")))
         self.points.append((time.perf_counter() - self.start, accuracy))
+
+
+@torch.no_grad()
+def draw_maps(modules: dict[str, Any], samples: list[dict[str, Any]], data: Any, file: Path) -> None:
+    """Maps of the true class of some samples, one row each, by every network."""
+    rows = []
+    for sample in samples:
+        label, maps = int(sample["label"]), []
+        for module in modules.values():
+            logits, found = module.model.eval().forward_with_maps(sample["image"][None])
+            probability = float(logits[0].softmax(0)[label])
+            maps.append(ClassMap(data.class_names[label], found[0, label], float(logits[0, label]), probability))
+        picture = data.preprocessing.restore(sample["image"][None])[0]
+        rows.append(grid_picture(picture, list(modules), [maps], boxes=sample["boxes"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet_picture(rows, 1).save(file)
 
 
 def make_trainer(epochs: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:

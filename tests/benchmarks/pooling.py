@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fine_tuning import photographs, quality, shapes, table, tuned
+from fine_tuning import draw_maps, photographs, quality, shapes, table, tuned
 
 from camify.maps import select, upsample
 from camify.metrics.functional import box_masks
-from camify.report.overlay import ClassMap, grid_picture, sheet_picture
 
 POOLS = ("gap", "gmp", "lse")
 
@@ -40,25 +39,6 @@ def extent(module: Any, loader: Any) -> dict[str, float]:
         shares["on object"].append(both / hot.sum((1, 2)).clamp(min=1))
         shares["area"].append(hot.double().mean((1, 2)))
     return {name: float(torch.cat(values).mean()) for name, values in shares.items()}
-
-
-@torch.no_grad()
-def draw(modules: dict[str, Any], data: Any, folder: Path, count: int = 6) -> None:
-    """The true class's map of some validation images by pooling."""
-    folder.mkdir(parents=True, exist_ok=True)
-    split = data.val_dataloader().dataset
-    rows = []
-    for index in range(0, len(split), len(split) // count)[:count]:
-        sample = split[index]
-        looks = [module.model.eval().forward_with_maps(sample["image"][None]) for module in modules.values()]
-        label = int(sample["label"])
-        maps = []
-        for logits, found in looks:
-            probability = float(logits[0].softmax(0)[label])
-            maps.append(ClassMap(data.class_names[label], found[0, label], float(logits[0, label]), probability))
-        picture = data.preprocessing.restore(sample["image"][None])[0]
-        rows.append(grid_picture(picture, list(modules), [maps], boxes=sample["boxes"]))
-    sheet_picture(rows, 1).save(folder / "pooling.png")
 
 
 if __name__ == "__main__":
@@ -84,5 +64,7 @@ if __name__ == "__main__":
             rows.setdefault(pool, []).append({key: found[key] for key in found if key not in ("centre", "inside")})
             print(seed, pool, {key: round(value, 3) for key, value in rows[pool][-1].items()}, flush=True)
         if seed == 0 and wanted.pictures:
-            draw(modules, data, wanted.pictures)
+            split = data.val_dataloader().dataset
+            chosen = [split[index] for index in range(0, len(split), len(split) // 6)[:6]]
+            draw_maps(modules, chosen, data, wanted.pictures / "pooling.png")
     table(rows)

@@ -18,12 +18,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from fine_tuning import make_trainer, quality, shapes
+from fine_tuning import draw_maps, make_trainer, quality, shapes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from camify.data import ShapesDataModule, collate
-from camify.report.overlay import ClassMap, grid_picture, sheet_picture
 
 FRAME, PERIOD = 12, 8  # pixels
 GIVEN = {"freeze_epochs": 0, "lr": 0.005}
@@ -104,23 +103,6 @@ def compared(seed: int, count: int, epochs: int) -> tuple[dict[str, dict[str, fl
     return rows, courses, (modules, data[True])
 
 
-def draw(modules: dict[str, Any], data: Framed, folder: Path) -> None:
-    """Maps of the true class by run, of one framed image of each class."""
-    folder.mkdir(parents=True, exist_ok=True)
-    batch = collate([data.splits["val"][index] for index in range(6)])
-    pictures = data.preprocessing.restore(batch["image"])
-    looks = [module.model.eval().forward_with_maps(batch["image"]) for module in modules.values()]
-    rows = []
-    for index, label in enumerate(batch["label"].tolist()):
-        maps = []
-        for logits, found in looks:
-            probability = float(logits[index].softmax(0)[label].detach())
-            shown = found[index, label].detach()
-            maps.append(ClassMap(data.class_names[label], shown, float(logits[index, label].detach()), probability))
-        rows.append(grid_picture(pictures[index], list(modules), [maps], boxes=batch["boxes"][index]))
-    sheet_picture(rows, 1).save(folder / "shortcut.png")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
@@ -139,4 +121,5 @@ if __name__ == "__main__":
     for name, course in found[0][1].items():
         print(name, [" / ".join(f"{value:.2f}" for value in epoch.values()) for epoch in course.epochs])
     if wanted.pictures:
-        draw(*found[0][2], wanted.pictures)
+        modules, data = found[0][2]
+        draw_maps(modules, [data.splits["val"][index] for index in range(6)], data, wanted.pictures / "shortcut.png")

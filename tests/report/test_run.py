@@ -157,17 +157,23 @@ def browser():
         chromium.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
-def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, scheme):
-    page_file = tmp_path / "report.html"
-    page_file.write_text(render_page(read_run(write_run(tmp_path / "mine"))), encoding="utf-8")
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+def opened(page, page_file, width):
+    """Open a page; what its console says, and the addresses that it asks for."""
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing sticks out"
+    return said, asked
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, scheme):
+    page_file = tmp_path / "report.html"
+    page_file.write_text(render_page(read_run(write_run(tmp_path / "mine"))), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said, asked = opened(page, page_file, width)
 
     def shown():
         return [f.get_attribute("data-epoch") for f in page.query_selector_all(".frame") if f.is_visible()]
@@ -198,12 +204,7 @@ def test_in_a_browser_methods_and_classes_are_switched_by_keys(browser, tmp_path
     page_file.write_text(render_page(run), encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(page_file.as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing sticks out"
+    said, asked = opened(page, page_file, width)
     watched = run.images[0]
 
     def shown():
