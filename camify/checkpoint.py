@@ -40,10 +40,13 @@ __all__ = [
 ]
 
 WEIGHTS, MANIFEST, CARD, OVERLAYS = "model.safetensors", "camify.json", "README.md", "overlays.png"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CKPT_RECORD = "camify"
 """Where in a Lightning checkpoint the manifest stands, as JSON text."""
-_FROM_1: dict[str, Any] = dict.fromkeys(("licence", "recipe", "box_rule", "map", "versions"))
+_ADDED: dict[int, dict[str, Any]] = {  # by version: the fields that came with it, as older manifests are read
+    2: dict.fromkeys(("licence", "recipe", "box_rule", "map", "versions")),
+    3: {"task": None, "untrained": []},
+}
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
@@ -182,7 +185,10 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
-    found: dict[str, Any] = _FROM_1 | manifest if manifest["schema_version"] == 1 else manifest
+    found: dict[str, Any] = dict(manifest)
+    for version, fields in _ADDED.items():
+        if manifest["schema_version"] < version:
+            found = fields | found
     problem = _contradiction(found)
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
@@ -201,6 +207,7 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
     kinds |= {"preprocessing": dict | None, "results": dict, "licence": str | None, "recipe": str | None}
     kinds |= {"box_rule": dict | None, "map": dict | None, "versions": dict | None}
+    kinds |= {"task": str | None, "untrained": list}
     for field, kind in kinds.items():
         if field not in manifest or not isinstance(manifest[field], kind):
             return f"{field} is missing or of the wrong kind"
@@ -210,7 +217,8 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
         return f"{missing[0]} of architecture is missing"
     if names is not None and not all(isinstance(name, str) for name in names):
         return "class_names holds something else than names"
-    if names is not None and len(names) != shape["num_classes"]:
+    counts = (1, 2) if shape["num_classes"] == 1 else (shape["num_classes"],)  # one logit speaks of two classes
+    if names is not None and len(names) not in counts:
         return f"class_names has {len(names)} names for {shape['num_classes']} classes"
     pairs = {"num_classes": "num_classes", "map_channels": "num_features", "pool": "pool"}
     for ours, theirs in pairs.items():

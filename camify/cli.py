@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .data import Preprocessing
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .evaluating import all_tables, evaluate, free_output, save_evaluation
 from .explaining import ExplainOptions, explain_files, image_files
@@ -25,6 +25,7 @@ from .exporting import resolve_any
 from .exporting_commands import COMMANDS, add_commands
 from .files import write_whole
 from .methods import METHODS, PRECISIONS
+from .preprocessing import Preprocessing
 from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
@@ -164,8 +165,7 @@ def _inspect(options: Namespace) -> None:
 
 def _convert(options: Namespace) -> None:
     source = resolve(options.source)
-    known = source.preprocessing
-    size = options.input_size or int((known or Preprocessing().to_dict())["size"])
+    size = options.input_size or (source.preprocessing or Preprocessing()).size
     net = convert(
         source,
         recipe=options.recipe,
@@ -179,7 +179,8 @@ def _convert(options: Namespace) -> None:
         legacy_class_names=None if options.class_names is None else read_class_names(options.class_names),
     )
     known = net.preprocessing
-    net.preprocessing = {**(known or _assumed(options.input_format)), "size": size}
+    channels = 1 if options.input_format == "grayscale" else 3
+    net.preprocessing = replace(known or Preprocessing.assumed(channels=channels), size=size)
     folder = net.save_pretrained(options.out)
     console = Console(highlight=False)
     if net.certificate is not None:
@@ -193,20 +194,11 @@ def _convert(options: Namespace) -> None:
     console.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
 
 
-def _assumed(input_format: str) -> dict[str, Any]:
-    """ImageNet's normalisation, in one channel where the network has one."""
-    usual = Preprocessing()
-    if input_format != "grayscale":
-        return usual.to_dict()
-    mean, std = (sum(values) / len(values) for values in (usual.mean, usual.std))
-    return Preprocessing(usual.size, (mean,), (std,)).to_dict()
-
-
 def _explain(options: Namespace) -> None:
     files = image_files(options.images)
     source = resolve_any(options.model, options.method)
     known = source.preprocessing
-    preprocessing = Preprocessing() if known is None else Preprocessing.from_dict(known)
+    preprocessing = known or Preprocessing()
     console = Console(highlight=False)
     if known is None:
         console.print(

@@ -13,12 +13,12 @@ from rich.markup import escape
 from torch import Tensor
 
 from .checkpoint import MANIFEST
-from .data import Preprocessing
 from .errors import ConfigError
 from .explaining import image_files
 from .exporting import EXPORT_PRECISIONS, cam_ready, check, export
 from .hub import push_folder
 from .model import CAMNet
+from .preprocessing import Preprocessing
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -74,7 +74,7 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
     """Images for fp16 and int8 as the file takes them, and their classes where their folders are named so."""
     if not options.images:
         raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
-    files, known = image_files(options.images), Preprocessing.from_dict(model.preprocessing or {})
+    files, known = image_files(options.images), model.preprocessing or Preprocessing()
     images = torch.stack([known.read(file) for file in files])
     names = [file.parent.name for file in files]
     labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]

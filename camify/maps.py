@@ -1,17 +1,15 @@
-"""Class activation maps as tensors: from features to maps, heat and boxes. Pure functions.
+"""Class activation maps as tensors: from features to maps and heat. Pure functions.
 
 The order of steps is fixed in one place: raw signed map -> (ReLU) -> upsampled -> normalised once.
 """
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["class_maps", "component_boxes", "identity_error", "normalize", "select", "upsample"]
+__all__ = ["class_maps", "identity_error", "normalize", "select", "upsample"]
 
 
 def class_maps(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:
@@ -58,27 +56,3 @@ def normalize(maps: Tensor) -> Tensor:
     span = high - low
     varies = span > 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     return torch.where(varies, (maps - low) / torch.where(varies, span, 1), torch.zeros_like(maps))
-
-
-def component_boxes(mask_HW: np.ndarray, *, largest: bool = False) -> np.ndarray:
-    """Tight boxes (n, 4), xyxy pixels, exclusive, of a mask's 8-connected components; (0, 4) if it is empty.
-
-    With ``largest`` only that of the component of most pixels, those of its holes included; the topmost, then
-    leftmost box wins a tie.
-    """
-    outlines, hierarchy = cv2.findContours(mask_HW.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if not outlines:
-        return np.zeros((0, 4), dtype=np.int64)
-    # Level 1 of RETR_CCOMP (no parent) are the outer borders of all components, also of those inside holes.
-    outer = [outline for outline, (*_, parent) in zip(outlines, hierarchy[0], strict=True) if parent < 0]
-    boxes = np.array([cv2.boundingRect(outline) for outline in outer])
-    boxes[:, 2:] += boxes[:, :2]
-    if largest and len(outer) > 1:
-        order = [(-_filled_pixels(outline), y, x) for outline, (x, y, *_) in zip(outer, boxes, strict=True)]
-        return boxes[[order.index(min(order))]]
-    return boxes
-
-
-def _filled_pixels(outline: np.ndarray) -> float:
-    """Pixels of a component without its holes' gaps, by Pick's theorem on its border."""
-    return cv2.contourArea(outline) + len(outline) / 2 + 1

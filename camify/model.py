@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import architecture
-from .box_rule import BoxRule
+from .boxes import BoxRule
 from .card import model_card
-from .certificate import TOLERANCE, Certificate
+from .certificate import Certificate
 from .checkpoint import MANIFEST, open_folder, write_folder
-from .errors import CheckpointError, ConfigError, ConversionError
+from .errors import ConfigError, ConversionError
 from .hub import fetch_folder, is_repository
+from .manifest import finite_values, manifest_of, network_of
 from .maps import class_maps, identity_error
 from .modes import evaluating, without_hooks
 from .pooling import POOLS
+from .preprocessing import Preprocessing
+from .task import Classes, Task
 
 __all__ = ["CAMNet"]
 
@@ -41,7 +41,9 @@ class CAMNet(nn.Module):
     Attributes:
         certificate: the record of the conversion that made this network, or None.
         class_names: names of the K classes in order, or None.
-        preprocessing: how an image becomes the input (see ``camify.data.Preprocessing``), or None.
+        task: what the logits mean, see ``Task``; of one logit ``binary``, else ``multiclass`` until it is set.
+        preprocessing: how an image becomes the input, a ``Preprocessing`` (a dict of its fields is taken too), or None.
+        untrained: names of the parts whose weights were drawn and never trained; training and fitting empty it.
         results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
         box_rule: how its maps become boxes, or None where that was never calibrated.
         licence: of the legacy weights, as far as their source says, or None.
@@ -68,11 +70,37 @@ class CAMNet(nn.Module):
         self.head_layers = tuple(head_layers)
         self.certificate: Certificate | None = None
         self.class_names: list[str] | None = None
-        self.preprocessing: dict[str, Any] | None = None
+        self._preprocessing: Preprocessing | None = None
+        self._task = Task.of(None, classifier.out_features)
+        self.untrained: tuple[str, ...] = ()
+        self.register_load_state_dict_post_hook(_forget_untrained)  # type: ignore[no-untyped-call]
         self.results: dict[str, Any] = {}
         self.box_rule: BoxRule | None = None
         self.licence: str | None = None
         self.recipe: str | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How an image becomes the input; None where that is not known."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | Mapping[str, Any] | None) -> None:
+        self._preprocessing = Preprocessing.of(value)
+
+    @property
+    def task(self) -> Task:
+        """What the logits mean; set it by name or as a ``Task``."""
+        return self._task
+
+    @task.setter
+    def task(self, value: Task | str | None) -> None:
+        self._task = Task.of(value, self.num_classes)
+
+    @property
+    def classes(self) -> Classes:
+        """What the logits speak of: the task and the names."""
+        return Classes.of(self.task, self.class_names, self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W)."""
@@ -102,10 +130,12 @@ class CAMNet(nn.Module):
             raise ConfigError(
                 "The network has no box rule: it was not fine-tuned with camify. Give rule=BoxRule(threshold=...)."
             )
+        known = self.classes
         with evaluating(self):
             features = self.forward_features(images)
-            chosen = self.forward_head(features).argmax(1) if classes is None else classes.to(features.device)
-        maps = rule.maps(features, self.classifier.weight, chosen)
+            logits = known.two_sided(self.forward_head(features))
+            chosen = known.predicted(logits) if classes is None else classes.to(features.device)
+        maps = rule.maps(features, known.two_sided(self.classifier.weight, 0), chosen)
         return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
 
     # timm's protocol ------------------------------------------------------
@@ -144,6 +174,9 @@ class CAMNet(nn.Module):
         old = self.classifier.weight
         self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
         self.class_names, self.results, self.certificate, self.box_rule = None, {}, None, None
+        self.untrained = tuple(dict.fromkeys((*self.untrained, "classifier")))
+        if (self.task is Task.BINARY) != (num_classes == 1):
+            self.task = None
 
     # the head and the rest ------------------------------------------------
 
@@ -173,32 +206,11 @@ class CAMNet(nn.Module):
 
     def manifest(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values: architecture, names, preprocessing, record, results."""
-        return {
-            "class_names": self.class_names,
-            "preprocessing": self.preprocessing,
-            "licence": self.licence,
-            "recipe": self.recipe,
-            "map": self.certificate.map if self.certificate else None,
-            "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
-            "results": self.finite_results(),
-            "certificate": self.certificate.to_dict() if self.certificate else None,
-            "box_rule": self.box_rule.to_dict() if self.box_rule else None,
-            "architecture": {
-                "form": "layers and graph",  # known ones by name: needs no class, torchvision's or the user's
-                "modules": {"features": "features", "classifier": "classifier"},  # as other tools ask for them
-                "pool": self.pool_name,
-                "dropout": self.dropout.p,
-                "num_features": self.num_features,
-                "num_classes": self.num_classes,
-                "bias": self.classifier.bias is not None,
-                "head_layers": list(self.head_layers),
-                "features": architecture.describe(self.features),
-            },
-        }
+        return manifest_of(self)
 
     def finite_results(self) -> dict[str, Any]:
         """The results as JSON has them: what was not measured (NaN, infinity) is None."""
-        return {name: _finite(value) for name, value in self.results.items()}
+        return finite_values(self.results)
 
     def save_pretrained(self, folder: str | Path, *, overlays: bytes | None = None) -> Path:
         """Write the CAM-ready checkpoint: ``model.safetensors``, ``camify.json``, ``README.md``.
@@ -240,58 +252,10 @@ class CAMNet(nn.Module):
         Raises:
             CheckpointError: they contradict each other, or the identity fails.
         """
-        try:
-            model = cls._from_manifest(manifest, tensors)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: does not fit the weights or lacks a field ({error}).") from error
-        model._check_identity(path)
+        model: CAMNet = network_of(cls, tensors, manifest, path)
         return model
 
-    @classmethod
-    def _from_manifest(cls, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CAMNet:
-        shape = manifest["architecture"]
-        with torch.device("meta"):
-            classifier = nn.Linear(shape["num_features"], shape["num_classes"], bias=shape["bias"])
-        model = cls(
-            architecture.build(shape["features"]),
-            classifier,
-            pool=shape["pool"],
-            dropout=shape["dropout"],
-            head_layers=shape["head_layers"],
-        )
-        model.load_state_dict(tensors, strict=True, assign=True)
-        if manifest["certificate"] is not None:
-            model.certificate = Certificate.from_dict(manifest["certificate"])
-        model.class_names = manifest["class_names"]
-        model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
-        model.licence, model.recipe, rule = (manifest[key] for key in ("licence", "recipe", "box_rule"))
-        model.box_rule = None if rule is None else BoxRule.from_dict(rule)
-        return model.eval()
 
-    def _check_identity(self, path: Path) -> None:
-        """The identity on noise of a quarter of the size, where the network runs on it; else of its own size."""
-        if self.pool_name != "gap" or self.certificate is None:
-            return
-        channels, *sides = self.certificate.input_shape
-        failure = ""
-        for size in ([max(side // 4, min(side, 32)) for side in sides], sides):
-            try:
-                probe = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-                error = self.identity_error(probe)
-            except Exception as raised:  # noqa: BLE001 - the network is the file's: it can fail in any way
-                failure = f"the network does not run on images {(channels, *size)} ({raised})."
-                continue
-            if error <= TOLERANCE:
-                return
-            failure = (
-                f"the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
-                " The weights are damaged or not those of a CAM network."
-            )
-        raise CheckpointError(f"{path}: {failure}")
-
-
-def _finite(value: Any) -> Any:
-    """A figure as JSON has it: NaN and infinity are not measured."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _forget_untrained(module: nn.Module, _keys: Any) -> None:
+    """Weights that are loaded are somebody's: no part counts as drawn any more."""
+    module.untrained = ()  # type: ignore[assignment]

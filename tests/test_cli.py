@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def folder(tmp_path):
     torch.manual_seed(0)
     net = camify.convert(TinyVGG(3), head="direct", input_size=96, seed=0)
     net.class_names = ["ant", "bee", "c|at"]
-    net.preprocessing = Preprocessing(96).to_dict()
+    net.preprocessing = Preprocessing(96)
     return net.save_pretrained(tmp_path / "model")
 
 
@@ -160,7 +162,7 @@ def test_the_module_is_the_command():
 
 def test_converting_a_checkpoint_keeps_what_it_knows_of_its_input(folder, tmp_path):
     net = camify.load(folder)
-    net.preprocessing = Preprocessing(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).to_dict()
+    net.preprocessing = Preprocessing(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     net.save_pretrained(folder)
     main(["convert", str(folder), str(tmp_path / "again"), "--head", "direct", "--input_size", "96"])
     again = camify.load(tmp_path / "again")
@@ -174,7 +176,7 @@ def test_converting_a_checkpoint_keeps_what_it_knows_of_its_input(folder, tmp_pa
 )
 def test_a_conversion_is_saved_with_the_preprocessing_of_its_source(tmp_path, capsys, source, mean):
     main(["convert", source, str(tmp_path / "out"), "--head", "direct", "--input_size", "96"])
-    assert camify.load(tmp_path / "out").preprocessing["mean"] == mean
+    assert camify.load(tmp_path / "out").preprocessing.mean == tuple(mean)
     printed = capsys.readouterr().out
     assert ("Assumed: ImageNet's normalisation at 96 px" in printed) == source.startswith("torchvision")
 
@@ -182,14 +184,14 @@ def test_a_conversion_is_saved_with_the_preprocessing_of_its_source(tmp_path, ca
 def test_the_input_size_is_the_weights_own_unless_given(tmp_path, monkeypatch):
     expected = Preprocessing(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     network = torchvision.models.squeezenet1_1(num_classes=3)
-    source = Source(network, "a source", ["ant", "bee", "cat"], preprocessing=expected.to_dict())
+    source = Source(network, "a source", ["ant", "bee", "cat"], preprocessing=expected)
     monkeypatch.setattr(camify.cli, "resolve", lambda name: source)
     main(["convert", "named", str(tmp_path / "own"), "--head", "direct"])
     net = camify.load(tmp_path / "own")
     assert net.certificate.input_shape == (3, 64, 64)
-    assert net.preprocessing == expected.to_dict()
+    assert net.preprocessing == expected
     assert net.class_names == ["ant", "bee", "cat"]
     main(["convert", "named", str(tmp_path / "given"), "--head", "direct", "--input_size", "96"])
     net = camify.load(tmp_path / "given")
     assert net.certificate.input_shape == (3, 96, 96)
-    assert net.preprocessing == {**expected.to_dict(), "size": 96}
+    assert net.preprocessing == replace(expected, size=96)

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "camify"
 # ``__main__`` is the door of the command.
 FLOORS = {
     "errors": 0, "files": 0, "maps": 0, "modes": 0, "architecture": 0, "certificate": 0, "checkpoint": 0, "card": 0,
-    "box_rule": 0, "graphs": 0, "hub": 0, "known_layers": 0, "normalizers": 0, "pooling": 0,
+    "boxes": 0, "graphs": 0, "hub": 0, "manifest": 0, "known_layers": 0, "normalizers": 0, "pooling": 0,
+    "preprocessing": 0, "task": 0,
     "model": 1,
     "anatomy": 2, "metrics": 2, "data": 2, "report": 2,
     "methods": 3, "surgery": 3,
@@ -30,7 +31,10 @@ GROUND = {  # floor 0 stands on itself only where it must
     "checkpoint": {"errors", "files"},
     "hub": {"checkpoint", "errors"},
     "normalizers": {"errors", "maps"},
-    "box_rule": {"errors", "maps", "normalizers"},
+    "boxes": {"errors", "maps", "normalizers"},
+    "manifest": {"architecture", "boxes", "certificate", "errors"},
+    "preprocessing": {"errors"},
+    "task": {"errors"},
 }
 LIGHTNING = ("training", "data", "cli", "__main__")
 

@@ -9,7 +9,8 @@ import pytest
 import scipy.ndimage
 import torch
 
-from camify.maps import class_maps, component_boxes, identity_error, normalize, select, upsample
+from camify.boxes import component_boxes
+from camify.maps import class_maps, identity_error, normalize, select, upsample
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

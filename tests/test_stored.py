@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import camify
-from camify.box_rule import BoxRule
+from camify.boxes import BoxRule
 from camify.checkpoint import SCHEMA_VERSION
 
 STORED = Path(__file__).parent / "stored"
@@ -29,7 +29,7 @@ def test_it_gives_what_it_gave(version, tmp_path):
         logits = net(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32))
     torch.testing.assert_close(logits, torch.tensor([LOGITS]), rtol=1e-4, atol=1e-5)
     assert net.class_names == ["cat", "dog", "Zürich"]
-    assert net.preprocessing["size"] == 32
+    assert net.preprocessing.height == 32
     assert net.results["val/acc"] == 0.75
     assert net.certificate.map_size == (16, 16)
     again = camify.load(net.save_pretrained(tmp_path / "newest"))

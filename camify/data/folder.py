@@ -16,9 +16,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from ..errors import DataError
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, read_image
 from .boxes import Box, read_boxes
 from .processes import each_once
-from .samples import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, collate, finish, read_image
+from .samples import collate, finish
 from .sizes import image_sizes
 
 __all__ = [

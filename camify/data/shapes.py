@@ -13,8 +13,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
+from ..preprocessing import Preprocessing
 from .processes import each_once
-from .samples import Preprocessing, collate, finish
+from .samples import collate, finish
 from .scenes import CLASS_NAMES, render_scene
 
 __all__ = ["SHAPES", "ShapesDataModule", "ShapesDataset"]
@@ -108,7 +109,7 @@ class ShapesDataModule(pl.LightningDataModule):
         for split in needed.get(stage or "", _SPLITS):
             if split not in self.splits:
                 transform = self._training if split == "train" else self.preprocessing.evaluation()
-                size = self.preprocessing.size
+                size = self.preprocessing.height
                 self.splits[split] = ShapesDataset(split, self.counts[split], size, self.seed, transform)
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from ..errors import DataError
-from .samples import upright_rgb
+from ..preprocessing import upright_rgb
 
 __all__ = ["image_sizes"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..data import Preprocessing
 from ..data.folder import LabelledFile, LabelledImages, class_folders, image_paths, own_boxes
 from ..errors import ConfigError, DataError
+from ..preprocessing import Preprocessing
 
 __all__ = ["Labelled", "find_labelled"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..data import Preprocessing
 from ..errors import ConfigError, DataError
 from ..methods import observe
+from ..preprocessing import Preprocessing
 
 __all__ = ["class_index", "count_classes", "numbered", "read_class_names"]
 
 
 def count_classes(model: nn.Module, preprocessing: Preprocessing) -> int:
     """The number of classes, seen by running the network once."""
-    image = torch.zeros(1, len(preprocessing.mean), preprocessing.size, preprocessing.size)
+    image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
     with observe(model, image.to(next(model.parameters()))) as forward:
         return forward.logits.shape[1]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ..maps import component_boxes
+from ..boxes import component_boxes
 from ..metrics.functional import box_masks, peak
 
 __all__ = [

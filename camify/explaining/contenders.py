@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..data import Preprocessing
 from ..errors import ConfigError
 from ..exporting import resolve_any
 from ..methods import Method, make_methods
+from ..preprocessing import Preprocessing
 from ..surgery import Source
 from .classes import numbered
 
@@ -75,7 +75,7 @@ def contender(source: Source, name: str, methods: Sequence[str], options: Mappin
         notes.append("preprocessing assumed: ImageNet's, 224 px, as the source does not say what it expects")
         preprocessing = Preprocessing()
     else:
-        preprocessing = Preprocessing.from_dict(source.preprocessing)
+        preprocessing = source.preprocessing
     made = make_methods(source.model, methods, options=options)
     return Contender(name, source.name, source.model, preprocessing, made, source.class_names, notes)
 

@@ -37,9 +37,9 @@ def demo_subjects() -> list[Subject]:
 
 
 def _scene(number: int, label: int, count: int, shrink: float, seed: int) -> Subject:
-    group = render_group(label, count, (7, 3, seed), SHAPES.size, shrink=shrink)
+    group = render_group(label, count, (7, 3, seed), SHAPES.height, shrink=shrink)
     kind = f" x {count}" if count > 1 else ", small" if shrink == _SMALL else ""
-    boxes = torch.tensor(group.boxes, dtype=torch.float32) / SHAPES.size
+    boxes = torch.tensor(group.boxes, dtype=torch.float32) / SHAPES.height
     pixels = torch.from_numpy(group.image).permute(2, 0, 1).contiguous()
     name = CLASS_NAMES[label]
     return Subject(f"{number:02d} {name}{kind}", pixels, boxes, (name,) * count, label)
@@ -59,7 +59,7 @@ def demo_contenders(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list
             " python train.py fit --config configs/demo_legacy.yaml"
         )
     legacy = replace(resolve(f"camify/tiny_vgg@{file}"), name=f"camify/tiny_vgg@{weights}")
-    net = convert(legacy, head="gap", head_channels=128, input_size=SHAPES.size, seed=0)
+    net = convert(legacy, head="gap", head_channels=128, input_size=SHAPES.height, seed=0)
     fit_head(net, _training_images(), teacher=legacy.model, ridge=_RIDGE)
     converted = Source(net, f"{legacy.name}, head=gap, classifier fitted", legacy.class_names, (), legacy.preprocessing)
     return [contender(legacy, "legacy", methods), contender(converted, "converted", methods)]
@@ -68,6 +68,6 @@ def demo_contenders(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list
 def _training_images() -> Tensor:
     transform = SHAPES.evaluation()
     scenes = [
-        render_scene(index % len(CLASS_NAMES), (7, 0, index), SHAPES.size).image for index in range(_TRAINING_SCENES)
+        render_scene(index % len(CLASS_NAMES), (7, 0, index), SHAPES.height).image for index in range(_TRAINING_SCENES)
     ]
     return torch.stack([transform(torch.from_numpy(scene).permute(2, 0, 1)) for scene in scenes])

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data import Preprocessing
+from ..boxes import component_boxes
 from ..errors import ConfigError
 from ..files import slug, write_whole
-from ..maps import component_boxes
 from ..methods import PRECISIONS, Method, make_methods
+from ..preprocessing import Preprocessing
 from ..report.encoding import encoded
 from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
 from .batch_maps import batch_maps, precision_error

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..data import Preprocessing
-from ..data.samples import read_image
 from ..errors import DataError
+from ..preprocessing import Preprocessing, read_image
 
 __all__ = ["Batch", "image_batches", "image_files"]
 

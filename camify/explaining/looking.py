@@ -73,8 +73,7 @@ def look(contenders: Sequence[Contender], subjects: Sequence[Subject], choose: C
         ConversionError: a network cannot be run, or no method can be served by any.
         DataError: a picture cannot be read, or a map is not finite.
     """
-    side = contenders[0].preprocessing.size
-    size = (side, side)
+    size = (contenders[0].preprocessing.height, contenders[0].preprocessing.width)
     pictures = torch.stack([subject.input(contenders[0].preprocessing) for subject in subjects])
     classes: tuple[Tensor, Tensor] | None = None
     logits, probabilities, centred, columns = [], [], [], list[Column]()

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Preprocessing
 from ..data.boxes import read_boxes
 from ..data.sizes import image_sizes
+from ..preprocessing import Preprocessing
 
 __all__ = ["Subject", "boxes_of_class", "find_subjects"]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
+from ..preprocessing import Preprocessing
 from ..surgery import Source, resolve
 from .exporting import FORMATS, open_exported
 from .onnx_file import OnnxFile
@@ -46,11 +47,8 @@ class _Maps(nn.Module):
         """Prepared images as what the file takes."""
         if not self.pictures:
             return x.float().contiguous()
-        mean, std = (
-            torch.tensor(self.file.record["preprocessing"][key]).reshape(1, -1, 1, 1) for key in ("mean", "std")
-        )
-        pixels = ((x.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+        pictures = Preprocessing.from_dict(self.file.record["preprocessing"]).restore(x.float())
+        return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def network_of(path: str | Path) -> Source:
@@ -74,4 +72,4 @@ def network_of(path: str | Path) -> Source:
         classifier.bias.copy_(found["logits"][0] - found["maps"][0].double().mean((1, 2)))
     network = CAMNet(maps, classifier).eval()
     network.class_names, network.preprocessing = record["class_names"], record["preprocessing"]
-    return Source(network, str(path), record["class_names"], preprocessing=record["preprocessing"])
+    return Source(network, str(path), record["class_names"], preprocessing=network.preprocessing)

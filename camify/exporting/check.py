@@ -137,8 +137,7 @@ def _look_at_legacy(source: str, report: Report) -> None:
     """Somebody's network: what it is, and whether its head is linear after pooling already."""
     found = resolve(source)
     report("weights", f"read as {found.name}{''.join(f'; {note}' for note in found.notes)}")
-    size = (found.preprocessing or {}).get("size", 224)
-    inspection = inspect(found.model, input_size=int(size))
+    inspection = inspect(found.model, input_size=224 if found.preprocessing is None else found.preprocessing.size)
     if not inspection.cam_ready:
         raise CheckpointError(f"{inspection.verdict}: {inspection.reason} Make it so: camify convert {source} FOLDER")
     report("head", inspection.reason)

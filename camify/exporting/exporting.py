@@ -186,7 +186,7 @@ def _fixed_sides(network: ExportedNetwork, size: tuple[int, int], channels: int)
 def _input_of(model: CAMNet, input_size: int | tuple[int, int] | None) -> tuple[tuple[int, int], int]:
     """Height and width to trace at, and the number of channels."""
     certificate, preprocessing = model.certificate, model.preprocessing
-    channels = 3 if preprocessing is None else len(preprocessing["mean"])
+    channels = 3 if preprocessing is None else preprocessing.channels
     if certificate is not None:
         channels = certificate.input_shape[0]
     if input_size is not None:
@@ -195,7 +195,7 @@ def _input_of(model: CAMNet, input_size: int | tuple[int, int] | None) -> tuple[
             raise ConfigError(f"input_size={input_size}: must be positive.")
         return size, channels
     if preprocessing is not None:
-        return (int(preprocessing["size"]),) * 2, channels
+        return (preprocessing.height, preprocessing.width), channels
     return (certificate.input_shape[1:] if certificate is not None else (224, 224)), channels
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..box_rule import BoxRule
+from ..boxes import BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
 from ..maps import class_maps, upsample
 from ..model import CAMNet
 from ..modes import without_hooks
 from ..normalizers import scale_maps
-from .boxes import largest_boxes, percentile
+from ..preprocessing import Preprocessing
 
 __all__ = ["ExportedNetwork", "prepared"]
 
@@ -36,13 +34,13 @@ class ExportedNetwork(nn.Module):
         rule: how the maps become boxes; None gives no boxes.
     """
 
-    def __init__(self, model: CAMNet, preprocessing: Mapping[str, Any] | None, rule: BoxRule | None) -> None:
+    def __init__(self, model: CAMNet, preprocessing: Preprocessing | None, rule: BoxRule | None) -> None:
         super().__init__()
         self.model, self.rule = model, rule
-        self.size = None if preprocessing is None else int(preprocessing["size"])
+        self.size = None if preprocessing is None else (preprocessing.height, preprocessing.width)
         if preprocessing is not None:
             for name in ("mean", "std"):
-                value = torch.tensor(preprocessing[name], dtype=torch.float32).reshape(1, -1, 1, 1) * 255
+                value = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).reshape(1, -1, 1, 1) * 255
                 self.register_buffer(name, value)
 
     @property
@@ -69,8 +67,8 @@ class ExportedNetwork(nn.Module):
             boxes = boxes * torch.stack([across, down, across, down])
         return logits, maps, boxes
 
-    def _prepare(self, image: Tensor, size: int) -> Tensor:
-        pixels = F.interpolate(image.permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True)
+    def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        pixels = F.interpolate(image.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)
         if self.get_buffer("mean").shape[1] == 1:  # ITU-R 601, as torchvision's and Pillow's
             pixels = (pixels * torch.tensor([0.2989, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")

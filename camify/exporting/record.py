@@ -36,7 +36,7 @@ def record_of(
         "licence": model.licence,
         "num_classes": model.num_classes,
         "class_names": model.class_names,
-        "preprocessing": model.preprocessing,
+        "preprocessing": None if model.preprocessing is None else model.preprocessing.to_dict(),
         "input": {"name": "image", "size": list(size), **(raw if preprocess else prepared)},
         "outputs": list(outputs),
         "dynamic": [],

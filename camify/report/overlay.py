@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..maps import component_boxes
+from ..boxes import component_boxes
 from .drawing import (
     BOX,
     COLUMN,

@@ -120,7 +120,7 @@ def convert(
     net.to(next(model.parameters()))
     known = class_names if class_names is not None else names if num_classes is None else None
     net.class_names = None if known is None else list(known)
-    net.preprocessing = None if source.preprocessing is None else dict(source.preprocessing)
+    net.preprocessing = source.preprocessing
     net.licence, net.recipe = source.licence, recipe
     return net
 
@@ -133,7 +133,7 @@ def _adapted(source: Source, input_format: str, input_size: int | tuple[int, int
         return source
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     height, width = size if example is None else (example.shape[-2], example.shape[-1])
-    options, preprocessing, note = describe_input(input_format, max(height, width), source.preprocessing)
+    options, preprocessing, note = describe_input(input_format, (height, width), source.preprocessing)
     noise = torch.randn(2, options.get("channels", 3), height, width, generator=torch.Generator().manual_seed(0))
     model = adapt_input(source.model, example=noise, **options)
     return replace(source, model=model, preprocessing=preprocessing, notes=(*source.notes, note))

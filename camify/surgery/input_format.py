@@ -12,29 +12,13 @@ from torch import Tensor, nn
 from ..certificate import TOLERANCE
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
+from ..preprocessing import Preprocessing
 
-__all__ = ["INPUT_FORMATS", "adapt_input", "describe_input", "preprocessing_of"]
+__all__ = ["INPUT_FORMATS", "adapt_input", "describe_input"]
 
 INPUT_FORMATS = ("rgb", "bgr", "caffe", "grayscale")
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)
 """Of values in 0..255, as the networks of Caffe's model zoo were trained (its VGG-16 and GoogLeNet among them)."""
-
-
-def preprocessing_of(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """A record as of ``camify.data.Preprocessing.to_dict()``, without importing Lightning with ``camify.data``.
-
-    Args:
-        size: side of the input, pixels.
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
-    """
-    return {
-        "size": int(size),
-        "mean": [float(value) for value in mean],
-        "std": [float(value) for value in std],
-        "aspect": "not kept",
-        "range": "0..1",
-    }
 
 
 def adapt_input(
@@ -93,8 +77,8 @@ def adapt_input(
 
 
 def describe_input(
-    input_format: str, size: int, known: dict[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
+    input_format: str, size: tuple[int, int], known: Preprocessing | None
+) -> tuple[dict[str, Any], Preprocessing | None, str]:
     """How to adapt a network to a format: the options of ``adapt_input``, the new preprocessing, what is to be said.
 
     ``"caffe"``: BGR in 0..255 minus (104, 117, 123). The flip goes into the first convolution; range and mean into
@@ -102,25 +86,24 @@ def describe_input(
 
     Args:
         input_format: one of ``INPUT_FORMATS``.
-        size: side of the input, pixels, where ``known`` does not say.
+        size: height and width of the input, pixels, where ``known`` does not say.
         known: the network's own preprocessing, in its own order of channels, or None.
     """
-    size = int(known["size"]) if known is not None else size
+    sides = size if known is None else known.size
     if input_format == "caffe":
-        mean = [value / 255 for value in reversed(CAFFE_MEAN_BGR)]
+        mean = tuple(value / 255 for value in reversed(CAFFE_MEAN_BGR))
         note = "input as Caffe's (BGR, 0..255, minus 104, 117, 123): the first convolution is flipped and takes RGB"
-        return {"channel_order": "bgr"}, preprocessing_of(size, mean, [1 / 255] * 3), note
+        return {"channel_order": "bgr"}, Preprocessing(sides, mean, (1 / 255,) * 3), note
     if input_format == "bgr":
-        turned = None if known is None else preprocessing_of(size, known["mean"][::-1], known["std"][::-1])
+        turned = None if known is None else Preprocessing(sides, known.mean[::-1], known.std[::-1])
         return {"channel_order": "bgr"}, turned, "input was BGR: the first convolution is flipped and takes RGB"
     note = "input is grayscale: the first convolution is summed over its input channels"
     if known is None:
         return {"channels": 1}, None, f"{note} (exact for gray pictures under one normalisation of all three)"
-    options = {"channels": 1, "mean": known["mean"], "std": known["std"]}
-    if len(set(known["mean"])) > 1:
+    if len(set(known.mean)) > 1:
         note += "; their different means are in its bias, exact but beside zero padding"
-    averages = [sum(known[key]) / len(known[key]) for key in ("mean", "std")]
-    return options, preprocessing_of(size, averages[:1], averages[1:]), note
+    mean, std = ((sum(values) / len(values),) for values in (known.mean, known.std))
+    return {"channels": 1, "mean": known.mean, "std": known.std}, Preprocessing(sides, mean, std), note
 
 
 def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..checkpoint import MANIFEST, file_sha256
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
+from ..preprocessing import Preprocessing
 from .architectures import build_torchvision, find_architecture, torchvision_names
-from .input_format import preprocessing_of
 from .timm_models import timm_model
 from .tiny_vgg import TinyVGG
 from .weights import State, count_classes, match_keys, misfits, read_state
@@ -32,7 +32,7 @@ _FORMS = (
     " FILE.pth, camify/tiny_vgg, or a folder written by save_pretrained()."
 )
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pth.tar")
-_TINY = preprocessing_of(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
+_TINY = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class Source:
     name: str
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()  # what was done to weights that did not fit as they were
-    preprocessing: dict[str, Any] | None = None  # what the weights expect (see camify.data.Preprocessing)
+    preprocessing: Preprocessing | None = None  # what the weights expect
     licence: str | None = None  # of the weights, as far as their library says
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
 
 
 def resolve(source: str, *, weights: bool = True) -> Source:
@@ -111,10 +114,10 @@ def _torchvision(name: str, which: str, load: bool) -> Source:
     return Source(network.eval(), source, names, tuple(notes), _expected(member), licence)
 
 
-def _expected(member: Any) -> dict[str, Any]:
+def _expected(member: Any) -> Preprocessing:
     """The preprocessing that weights of torchvision's expect."""
     transforms = member.transforms()
-    return preprocessing_of(transforms.crop_size[0], transforms.mean, transforms.std)
+    return Preprocessing(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
 
 
 def _as_published(source: Source, name: str, file: str) -> Source:
@@ -170,7 +173,7 @@ def _from_file(
     architecture: Callable[..., nn.Module],
     file: str,
     *,
-    preprocessing: dict[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
     class_names: list[str] | None = None,
 ) -> Source:
     if not file:

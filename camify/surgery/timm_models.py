@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from ..errors import CheckpointError, ConversionError
-from .input_format import preprocessing_of
+from ..preprocessing import Preprocessing
 
 __all__ = ["TimmModel", "timm_model"]
 
@@ -23,13 +23,13 @@ class TimmModel:
 
     Attributes:
         name: as timm writes it, with the tag of the weights where there is one.
-        preprocessing: of the weights (see ``camify.data.Preprocessing``), or None.
+        preprocessing: of the weights , or None.
         class_names: of the weights, or None.
     """
 
     name: str
     pretrained: bool
-    preprocessing: dict[str, Any] | None
+    preprocessing: Preprocessing | None
     class_names: list[str] | None
     licence: str | None = None
 
@@ -88,7 +88,7 @@ def timm_model(name: str) -> TimmModel:
         others = ", ".join(other for other in tagged if other != name) or f"{architecture}@FILE"
         raise ConversionError(f"source timm/{name}: these weights have no classifier. Try timm/{others}.")
     named = name if tag or not config.tag else f"{name}.{config.tag}"
-    preprocessing = preprocessing_of(config.input_size[-1], config.mean, config.std)
+    preprocessing = Preprocessing((config.input_size[1], config.input_size[2]), config.mean, config.std)
     return TimmModel(named, True, preprocessing, _class_names(config), config.license)
 
 

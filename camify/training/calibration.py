@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ..box_rule import BoxRule
+from ..boxes import BoxRule
 from ..maps import upsample
 from ..metrics.functional import calibrate, mosaics
 from ..model import CAMNet

@@ -19,6 +19,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..errors import CamifyError, ConfigError
 from ..surgery import find_recipe
 from .fine_tuner import CAMFineTuner

@@ -14,8 +14,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ..box_rule import BoxRule
-from ..data import Preprocessing
+from ..boxes import BoxRule
 from ..errors import CheckpointError
 from ..files import write_whole
 from ..model import CAMNet
@@ -74,7 +73,7 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
     if network.preprocessing is None:
         return None
     try:
-        pictures = Preprocessing.from_dict(network.preprocessing).restore(images)
+        pictures = network.preprocessing.restore(images)
         with evaluating(network):
             logits, maps = network.forward_with_maps(images)
         top, names = logits.argmax(1), network.class_names or [str(k) for k in range(network.num_classes)]

@@ -356,7 +356,7 @@ class CAMFineTuner(pl.LightningModule):
         if isinstance(self.model, CAMNet):
             preprocessing = getattr(data, "preprocessing", None)
             if preprocessing is not None:
-                self.model.preprocessing = preprocessing.to_dict()
+                self.model.preprocessing = preprocessing
             if self.model.class_names is None and names is not None and len(names) == self.model.num_classes:
                 self.class_names = self.model.class_names = list(names)
 

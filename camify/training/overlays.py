@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ..box_rule import BoxRule
+from ..boxes import BoxRule
 from ..errors import ConfigError
 from ..methods import find_method
 from ..model import CAMNet

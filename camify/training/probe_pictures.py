@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from ..box_rule import BoxRule
+from ..boxes import BoxRule, component_boxes
 from ..files import slug, write_whole
-from ..maps import component_boxes
 from ..normalizers import Normalizer
 from ..report.encoding import encoded
 from ..report.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture

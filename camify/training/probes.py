@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ..box_rule import BoxRule
-from ..data import Preprocessing
+from ..boxes import BoxRule
 from ..errors import ConfigError
 from ..files import slug
 from ..methods import make_methods, observe
 from ..model import CAMNet
+from ..preprocessing import as_three_channels
 from .asking import labels_of, single_loader
 
 __all__ = ["Look", "Probes", "choose_probes", "look", "named_probes", "pictures_of", "read_probes"]
@@ -114,13 +114,11 @@ def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
     """Inputs (N, C, H, W) as pictures (N, 3, H, W) in [0, 1]; of unknown normalisation, each by its own extremes."""
     images = images.float()
     if network.preprocessing is not None:
-        pictures = Preprocessing.from_dict(network.preprocessing).restore(images)
+        pictures = network.preprocessing.restore(images)
     else:  # unknown normalisation: each image between its own extremes
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         pictures = (images - low) / (high - low).clamp_min(1e-6)
-    if pictures.shape[1] == 1:
-        pictures = pictures.expand(-1, 3, -1, -1)
-    return pictures
+    return as_three_channels(pictures)
 
 
 def look(network: CAMNet, methods: Sequence[str], batch: dict[str, Any], device: torch.device) -> Look:

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from ..box_rule import BoxRule
+from ..boxes import BoxRule
 from ..files import write_whole
 from ..model import CAMNet
 from ..report.page import render_page

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camify
-from camify.data.samples import Preprocessing, read_image
+from camify.preprocessing import Preprocessing, read_image
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 WEIGHTS = {

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from camify.data import ImageFolderDataModule
-from camify.data.samples import read_image
 from camify.errors import DataError
+from camify.preprocessing import read_image
 
 WIDTH, HEIGHT = 40, 20
 

@@ -11,8 +11,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
 from camify.data import Preprocessing, collate
-from camify.data.samples import IMAGENET_MEAN, IMAGENET_STD, finish, read_image
+from camify.data.samples import finish
 from camify.errors import CheckpointError, ConfigError, DataError
+from camify.preprocessing import IMAGENET_MEAN, IMAGENET_STD, read_image
 
 WIDTH, HEIGHT = 40, 24
 

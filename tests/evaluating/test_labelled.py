@@ -143,7 +143,7 @@ def test_what_the_network_cannot_serve_is_said(root):
     """A legacy network has no CAM, and takes only images of its own size."""
     torch.manual_seed(0)
     legacy = TinyVGG(4)
-    legacy.preprocessing = Preprocessing(96).to_dict()
+    legacy.preprocessing = Preprocessing(96)
     with pytest.raises(ConversionError, match=r"camify\.convert"):
         evaluate(legacy, root)
     found = evaluate(legacy, root, methods=["cam", "gradcam"], faithfulness=0, limit=9)

@@ -31,7 +31,7 @@ def contenders(networks):
 
 
 def contenders_of(networks):
-    preprocessing = Preprocessing(96).to_dict()
+    preprocessing = Preprocessing(96)
     return [
         contender(Source(network, f"the {name}", NAMES, (), preprocessing), name, METHOD_NAMES)
         for name, network in zip(("legacy", "converted"), networks, strict=True)

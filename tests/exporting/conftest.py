@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import camify
-from camify.box_rule import BoxRule
+from camify.boxes import BoxRule
 
 SIZE = 32
 

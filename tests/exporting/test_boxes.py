@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 from torch.nn import functional as F
 
-from camify.exporting.boxes import largest_boxes, percentile
+from camify.boxes import largest_boxes, percentile
 from camify.normalizers import NORMALIZERS, normalize_maps, scale_maps
 
 

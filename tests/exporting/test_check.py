@@ -133,7 +133,7 @@ def test_an_interrupted_run_becomes_a_folder(interrupted, tmp_path, capsys):
     state = torch.load(interrupted / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, state[f"model.{name}"]) for name, value in net.state_dict().items())
     assert net.class_names == ["red", "green"]
-    assert net.preprocessing == BlobData().preprocessing.to_dict()
+    assert net.preprocessing == BlobData().preprocessing
     history = json.loads((interrupted / "results.json").read_text())["history"]
     assert net.results["val/acc"] == history[0]["val/acc"]
     assert net.results["val/centre_box_acc"] == history[0]["val/centre_box_acc"]

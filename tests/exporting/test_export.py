@@ -14,9 +14,10 @@ import torch
 from torchvision.transforms import v2
 
 import camify
+from camify.boxes import component_boxes
 from camify.errors import CheckpointError, ConfigError
 from camify.exporting import open_exported
-from camify.maps import component_boxes, select, upsample
+from camify.maps import select, upsample
 from camify.normalizers import normalize_maps
 from tests.exporting.conftest import SIZE, network
 
@@ -55,7 +56,7 @@ def test_pictures_go_in_as_they_are_read(net, files, suffix, size):
     pictures = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
     transform = v2.Compose([
         v2.ToDtype(torch.float32, scale=True), v2.Resize((SIZE, SIZE), antialias=True),
-        v2.Normalize(net.preprocessing["mean"], net.preprocessing["std"]),
+        v2.Normalize(net.preprocessing.mean, net.preprocessing.std),
     ])  # fmt: skip
     with torch.no_grad():
         logits, maps = net.forward_with_maps(transform(pictures.permute(0, 3, 1, 2)))
@@ -84,7 +85,7 @@ def test_onnx_names_its_axes_and_says_how_to_use_it(net, files):
     assert shape == ["batch", 3, "height", "width"]
     properties = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(properties["class_names"]) == net.class_names
-    assert json.loads(properties["preprocessing"]) == net.preprocessing
+    assert json.loads(properties["preprocessing"]) == net.preprocessing.to_dict()
     assert float(properties["threshold"]) == 0.4
     assert properties["normalizer"] == "minmax"
     assert json.loads(properties["map_stride"]) == [2.0, 2.0]

@@ -8,10 +8,9 @@ from torch import nn
 
 import camify
 from camify.cli import main
-from camify.data import Preprocessing
 from camify.errors import ConversionError
+from camify.preprocessing import Preprocessing
 from camify.surgery import Source, adapt_input, convert
-from camify.surgery.input_format import preprocessing_of
 
 MEAN_BGR = torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
 
@@ -59,8 +58,8 @@ def test_a_caffe_port_answers_as_in_caffe_borders_included(head, flatten):
         caffe = pixels.flip(1).float() - MEAN_BGR  # BGR in 0..255 minus the mean
         torch.testing.assert_close(net(prepared(net, pixels)), legacy(caffe), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(net(prepared(net, pixels.flip(1))), legacy(caffe), rtol=1e-2)
-    assert Preprocessing.from_dict(net.preprocessing).to_dict() == net.preprocessing
-    assert net.preprocessing["size"] == 40
+    assert Preprocessing.from_dict(net.preprocessing.to_dict()) == net.preprocessing
+    assert net.preprocessing.size == 40
     assert any("as Caffe's" in note for note in net.certificate.notes)
     assert all(torch.equal(before[key], value) for key, value in legacy.state_dict().items())
     assert torch.equal(net.features.get_submodule("conv1").weight, legacy.conv1.weight.flip(1))
@@ -68,7 +67,7 @@ def test_a_caffe_port_answers_as_in_caffe_borders_included(head, flatten):
 
 def test_bgr_turns_the_known_normalisation_round():
     legacy = CaffePort().eval()
-    own = preprocessing_of(40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    own = Preprocessing(40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     net = convert(Source(legacy, "bgr", preprocessing=own), head="direct", input_size=40, input_format="bgr")
     pixels = pictures()
     bgr = (pixels.flip(1) / 255 - torch.tensor(own["mean"]).reshape(3, 1, 1)) / torch.tensor(own["std"]).reshape(
@@ -84,7 +83,7 @@ def test_bgr_turns_the_known_normalisation_round():
 @pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.485, 0.456, 0.406)])
 def test_a_grayscale_copy_answers_as_the_network_on_replicated_gray(bias, padding, mean):
     legacy = CaffePort(bias=bias, padding=padding).eval()
-    own = preprocessing_of(40, mean, (0.229, 0.224, 0.225))
+    own = Preprocessing(40, mean, (0.229, 0.224, 0.225))
     net = convert(Source(legacy, "rgb", preprocessing=own), head="direct", input_size=40, input_format="grayscale")
     assert net.certificate.input_shape == (1, 40, 40)
     pixels = pictures(gray=True)
@@ -157,7 +156,7 @@ def test_the_command_saves_what_explains_pictures(tmp_path, capsys, given, chann
     assert ("Assumed" in capsys.readouterr().out) == (given == "grayscale")
     net = camify.load(folder)
     assert net.certificate.input_shape == (channels, 96, 96)
-    assert Preprocessing.from_dict(net.preprocessing).read(photo).shape == (channels, 96, 96)
-    assert Preprocessing.from_dict(net.preprocessing).restore(torch.zeros(2, channels, 5, 5)).shape == (2, 3, 5, 5)
+    assert net.preprocessing.read(photo).shape == (channels, 96, 96)
+    assert net.preprocessing.restore(torch.zeros(2, channels, 5, 5)).shape == (2, 3, 5, 5)
     main(["explain", str(photo), "--model", str(folder), "--out", str(tmp_path / "explained")])
     assert (tmp_path / "explained" / "photo_cam.png").is_file()

@@ -123,7 +123,7 @@ def test_torchvisions_own_files_bring_classes_and_preprocessing(tmp_path, monkey
     monkeypatch.setattr(API.WeightsEnum, "url", property(lambda self: f"https://example.org/{named.name}"))
     found = resolve(str(named) if bare else f"torchvision/{NAME}@{named}")
     assert found.class_names == list(weights.meta["categories"])
-    assert found.preprocessing["size"] == 224
+    assert found.preprocessing.size == 224
     assert resolve(f"torchvision/{NAME}@none").class_names is None
     torch.save(torchvision.models.squeezenet1_1().state_dict(), named)
     with pytest.raises(CheckpointError, match="is not torchvision's file of that name"):
@@ -136,7 +136,7 @@ def test_convert_takes_class_names_from_the_source(tmp_path, monkeypatch):
     assert net.class_names == list(torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
     assert net.certificate.source == f"torchvision/{NAME}@IMAGENET1K_V1"
     expected = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
-    assert net.preprocessing == Preprocessing(224, tuple(expected.mean), tuple(expected.std)).to_dict()
+    assert net.preprocessing == Preprocessing(224, tuple(expected.mean), tuple(expected.std))
     assert convert(f"torchvision/{NAME}", input_size=64, head="direct", num_classes=3).class_names is None
 
 

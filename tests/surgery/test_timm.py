@@ -65,13 +65,13 @@ def test_pretrained_weights_bring_their_classes_and_preprocessing(hub, tag):
     assert kwargs["weights_only"] is True
     assert found.name == f"timm/{NAME}.c3_in1k"
     config = timm.get_pretrained_cfg(NAME)
-    assert found.preprocessing == Preprocessing(config.input_size[-1], config.mean, config.std).to_dict()
+    assert found.preprocessing == Preprocessing(config.input_size[-1], config.mean, config.std)
     assert found.class_names == torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
 
 
 def test_what_the_weights_expect_is_of_their_tag_and_goes_into_the_camnet(hub):
     net = convert(f"timm/{NAME}", head="direct", input_size=64)
-    assert net.preprocessing["std"] == list(timm.get_pretrained_cfg(NAME).std)
+    assert net.preprocessing.std == tuple(timm.get_pretrained_cfg(NAME).std)
     assert len(net.class_names) == 1000
     one, two = (timm.get_pretrained_cfg(f"efficientnet_b0.{tag}") for tag in ("ra_in1k", "ra4_e3600_r224_in1k"))
     assert one.mean != two.mean  # two sets of weights of one network, normalised differently
@@ -92,7 +92,7 @@ def test_weights_files_of_any_number_of_classes(tmp_path, suffix, classes):
     tagged = resolve(f"timm/{NAME}.c3_in1k@{path}")
     assert same(tagged.model, state)
     assert (tagged.class_names is None) == (classes == 5)
-    assert tagged.preprocessing["size"] == timm.get_pretrained_cfg(NAME).input_size[-1]
+    assert tagged.preprocessing.size == timm.get_pretrained_cfg(NAME).input_size[-1]
 
 
 @pytest.mark.parametrize(

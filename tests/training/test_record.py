@@ -43,7 +43,7 @@ def test_the_exported_network_is_that_of_the_best_epoch(run, tmp_path):
     assert accuracy(loaded) == pytest.approx(best["val/acc"])
     assert loaded.results["val/acc"] == pytest.approx(best["val/acc"])
     assert loaded.class_names == ["red", "green"]
-    assert loaded.preprocessing == BlobData().preprocessing.to_dict()
+    assert loaded.preprocessing == BlobData().preprocessing
 
 
 def test_the_legacy_accuracy_stands_beside(run, legacy):

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from scipy import ndimage
 
 import camify
-from camify.box_rule import BoxRule
+from camify.boxes import BoxRule
 from camify.checkpoint import manifest_digest
 from camify.training import RunRecord
 from camify.training.selection import decline, pareto_set

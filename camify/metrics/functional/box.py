@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...boxes import component_boxes
 from ...errors import ConfigError, DataError
-from ...maps import component_boxes
 from .bins import last_reached
 from .level_sets import LevelBoxes, level_set_boxes
 

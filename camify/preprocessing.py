@@ -1,0 +1,331 @@
+"""How an image becomes a network's input: one typed value, carried by the network, asked by everybody."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from .errors import CheckpointError, ConfigError, DataError
+
+__all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "Preprocessing", "read_image", "upright_rgb"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AUGMENTATIONS = ("crop_flip", "flip", "none")
+INPUT_FORMATS = ("rgb", "bgr", "grayscale", "channels")
+_SMALLEST = 8
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input: resized without keeping the aspect, scaled to [0, 1], normalized.
+
+    The whole picture stays in view, as in the protocol of Choe et al. 2020 ("Evaluating Weakly Supervised
+    Object Localization Methods Right"), so that boxes anywhere in it can be found.
+
+    Attributes:
+        size: side of a square input, or (height, width), pixels.
+        mean: per channel of the input, of values in [0, 1].
+        std: likewise.
+        input_format: what the channels are: ``"rgb"``, ``"bgr"``, ``"grayscale"`` (one), or ``"channels"``: any number
+            that no image file has (multispectral); None takes what fits the length of ``mean``.
+
+    Raises:
+        ConfigError: a value cannot work; says which and the likely cause.
+
+    Example:
+        >>> Preprocessing((96, 128), mean=(0.5,), std=(0.25,)).input_format
+        'grayscale'
+    """
+
+    size: int | tuple[int, int] = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input_format: str = field(default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", _plain_size(self.size))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _plain_numbers(name, getattr(self, name)))
+        given = self.input_format or {1: "grayscale", 3: "rgb"}.get(self.channels, "channels")
+        object.__setattr__(self, "input_format", given)
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ConfigError(
+                f"preprocessing: mean has {len(self.mean)} values, std {len(self.std)}. Give one of each per channel."
+            )
+        channels = {"rgb": 3, "bgr": 3, "grayscale": 1}.get(given, self.channels)
+        if given not in INPUT_FORMATS or channels != self.channels:
+            raise ConfigError(
+                f"preprocessing: input_format={given!r} with {self.channels} values of mean. Choose one of"
+                f" {', '.join(INPUT_FORMATS)}; rgb and bgr have three channels, grayscale has one."
+            )
+
+    # ------------------------------------------------------------ shape
+
+    @property
+    def height(self) -> int:
+        """Of the input, pixels."""
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        """Of the input, pixels."""
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return len(self.mean)
+
+    @classmethod
+    def assumed(cls, size: int | tuple[int, int] = 224, channels: int = 3) -> Preprocessing:
+        """What is taken where nothing is known: ImageNet's mean and deviation, their averages for one channel.
+
+        Of other numbers of channels mean 0 and deviation 1.
+        """
+        if channels == len(IMAGENET_MEAN):
+            return cls(size)
+        if channels == 1:
+            return cls(size, (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,))
+        return cls(size, (0.0,) * channels, (1.0,) * channels)
+
+    # ------------------------------------------------------------ images
+
+    def evaluation(self) -> v2.Transform:
+        """Transform of a sample for validation: no chance in it."""
+        return v2.Compose([v2.Resize((self.height, self.width), antialias=True), *self._to_input()])
+
+    def training(self, augment: str) -> v2.Transform:
+        """Transform of a sample for training.
+
+        Args:
+            augment: ``"crop_flip"`` (resize to 8/7, random crop, mirror), ``"flip"`` or ``"none"``.
+        """
+        if augment not in AUGMENTATIONS:
+            raise ConfigError(f"augment={augment!r} is unknown. Choose one of {', '.join(AUGMENTATIONS)}.")
+        if augment == "none":
+            return self.evaluation()
+        flip = v2.RandomHorizontalFlip()
+        if augment == "flip":
+            return v2.Compose([v2.Resize((self.height, self.width), antialias=True), flip, *self._to_input()])
+        large = [round(side * 8 / 7) for side in (self.height, self.width)]  # 256 for 224, as in the protocol
+        crop = [v2.Resize(large, antialias=True), v2.RandomCrop((self.height, self.width)), flip]
+        return v2.Compose([*crop, *self._to_input()])
+
+    def _to_input(self) -> list[v2.Transform]:
+        if self.input_format == "channels":
+            raise ConfigError(
+                f"preprocessing: image files have one or three channels, the network takes {self.channels}."
+                " Give it tensors, in batches of your own data set."
+            )
+        steps: list[v2.Transform] = [v2.Grayscale()] if self.input_format == "grayscale" else []
+        if self.input_format == "bgr":
+            steps.append(v2.Lambda(lambda image: image.flip(-3), tv_tensors.Image))
+        return [*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
+
+    def read(self, path: str | Path) -> Tensor:
+        """One image file as input (C, H, W).
+
+        Raises:
+            DataError: the file is missing or not a readable image.
+        """
+        image: Tensor = self.evaluation()(read_image(path))
+        return image.as_subclass(Tensor)
+
+    def restore(self, images: Tensor) -> Tensor:
+        """Inputs (..., C, H, W) as pictures (..., 3, H, W) in [0, 1] again; of other channels the first three."""
+        shape = (self.channels, 1, 1)
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).reshape(shape)
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).reshape(shape)
+        pictures = (images * std + mean).clamp(0, 1)
+        if self.input_format == "bgr":
+            return pictures.flip(-3)
+        return as_three_channels(pictures)
+
+    # ------------------------------------------------------------ agreement
+
+    def differences(self, other: Preprocessing) -> list[str]:
+        """The fields in which two differ, each with both values: this one's first."""
+        return [
+            f"{one.name} {_shown(getattr(self, one.name))} and {_shown(getattr(other, one.name))}"
+            for one in fields(self)
+            if not _same(getattr(self, one.name), getattr(other, one.name))
+        ]
+
+    # ------------------------------------------------------------ as data
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; they travel in the checkpoint."""
+        size = self.size if isinstance(self.size, int) else list(self.size)
+        lists = {"mean": list(self.mean), "std": list(self.std)}
+        return {"size": size, **lists, "input_format": self.input_format, "aspect": "not kept", "range": "0..1"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
+        """The preprocessing of a checkpoint.
+
+        Raises:
+            CheckpointError: a field is missing or has a value that cannot work.
+        """
+        try:
+            mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
+            size = data["size"]
+            size = tuple(int(side) for side in size) if isinstance(size, list | tuple) else int(size)
+            return cls(size, mean, std, str(data.get("input_format") or ""))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"preprocessing: a field is missing or wrong ({error}).") from error
+
+    @classmethod
+    def of(cls, value: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
+        """A preprocessing as it is, or of a dict of its fields; None of None.
+
+        Raises:
+            CheckpointError: as ``from_dict``.
+        """
+        return value if value is None or isinstance(value, Preprocessing) else cls.from_dict(value)
+
+    def keys(self) -> list[str]:
+        """Names of the fields of ``to_dict``: older code reads a network's preprocessing as a dict."""
+        return list(self.to_dict())
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_dict()[name]
+
+
+def as_three_channels(pictures: Tensor) -> Tensor:
+    """Pictures (..., C, H, W) as (..., 3, H, W): the first three channels, of fewer the first one as gray."""
+    if pictures.shape[-3] >= 3:
+        return pictures[..., :3, :, :]
+    return pictures[..., :1, :, :].expand(*pictures.shape[:-3], 3, *pictures.shape[-2:])
+
+
+def agreed_preprocessing(
+    given: Mapping[str, Any],
+    expected: Preprocessing | None,
+    default: Preprocessing,
+    *,
+    override: bool = False,
+    where: str = "data",
+) -> Preprocessing:
+    """What data use: what the network carries, where it says something, else what was given, else a default.
+
+    Args:
+        given: ``size``, ``mean``, ``std``, as far as the user gave them.
+        expected: what the network carries, or None.
+        default: of what neither says.
+        override: the user's values go before the network's.
+        where: who was given them, for the message.
+
+    Raises:
+        ConfigError: the user's values contradict the network's; shows both.
+    """
+    known = {name: value for name, value in given.items() if value is not None}
+    base = expected or default
+    if "mean" in known and len(tuple(known["mean"])) != base.channels:
+        known["input_format"] = ""
+    settled = Preprocessing(**{**{one.name: getattr(base, one.name) for one in fields(Preprocessing)}, **known})
+    refuse_contradiction(settled, expected, override=override, where=where)
+    return settled
+
+
+def refuse_contradiction(
+    used: Preprocessing, expected: Preprocessing | None, *, override: bool = False, where: str = "data"
+) -> None:
+    """Refuse data that are prepared otherwise than the network expects.
+
+    Raises:
+        ConfigError: shows both values, and how to overrule.
+    """
+    differences = [] if expected is None or override else used.differences(expected)
+    if differences:
+        raise ConfigError(
+            f"The {where} and the network are at odds: {'; '.join(differences)} (the network's). Leave the option out"
+            " to take the network's, or give override_preprocessing=True to go before it."
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(f'{item:.4g}' for item in value)})"
+    return str(value)
+
+
+def _plain_size(size: Any) -> int | tuple[int, int]:
+    sides = (size,) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) not in (1, 2) or not whole or min(sides) < _SMALLEST:
+        raise ConfigError(
+            f"preprocessing: size={size!r}: must be a whole number, or two of them (height, width), of at least"
+            f" {_SMALLEST} pixels."
+        )
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+
+def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in (values if isinstance(values, list | tuple) else (values,)))
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    least = 0.0 if name == "mean" else math.ulp(0.0)
+    if not all(math.isfinite(value) and least <= value <= 1 for value in numbers):
+        cause = ""
+        if all(math.isfinite(value) and 0 < value <= 255 for value in numbers):
+            scaled = ", ".join(f"{value / 255:.4g}" for value in numbers)
+            cause = f" These look like values of 0..255: divide them by 255, which gives ({scaled})."
+        raise ConfigError(
+            f"preprocessing: {name}={values}: must be finite numbers in [0, 1], of images in [0, 1]"
+            f"{', above 0' if name == 'std' else ''}.{cause}"
+        )
+    return numbers
+
+
+# ---------------------------------------------------------------- image files
+
+
+def read_image(path: str | Path) -> tv_tensors.Image:
+    """An image file as (3, H, W) uint8; see ``upright_rgb``.
+
+    Raises:
+        DataError: the file is missing, damaged or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            rgb = upright_rgb(image)
+    except Exception as error:  # decoders raise whatever a damaged file makes them raise
+        raise DataError(f"{path}: cannot be read as an image ({str(error) or type(error).__name__}).") from error
+    return tv_tensors.Image(TF.pil_to_tensor(rgb))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as 8-bit RGB, turned upright as its EXIF tag says.
+
+    Of 16-bit grey the upper eight bits are kept. Transparency is dropped: the colours below it show.
+
+    Raises:
+        ValueError: a float image; nothing says which of its values is white.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("float pixels have no defined white; save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):  # Pillow would cut these off at 255
+        upper = np.asarray(upright).astype(np.int32) >> 8
+        upright = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
+    elif upright.mode == "P":
+        upright = upright.convert("RGBA")  # else Pillow warns of palettes with transparency
+    return upright.convert("RGB")

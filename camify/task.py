@@ -1,0 +1,127 @@
+"""What a network's logits mean: classes that exclude each other, labels that do not, or one logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+__all__ = ["Classes", "Task"]
+
+
+class Task(str, Enum):
+    """What the logits (N, K) say. The only place that makes probabilities of them.
+
+    - ``multiclass``: one of K classes; softmax.
+    - ``multilabel``: each of K labels is there or not; sigmoid.
+    - ``binary``: one logit, for a class against its absence; sigmoid.
+    """
+
+    MULTICLASS = "multiclass"
+    MULTILABEL = "multilabel"
+    BINARY = "binary"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    @classmethod
+    def of(cls, given: str | Task | None, logits: int) -> Task:
+        """The task as asked for; None derives it: of one logit ``binary``, else ``multiclass``.
+
+        Raises:
+            ConfigError: the name is unknown, or does not fit the number of logits.
+        """
+        if given is None:
+            return cls.BINARY if logits == 1 else cls.MULTICLASS
+        known = [task.value for task in cls]
+        if given not in known:
+            raise ConfigError(f"task={given!r} is unknown. Choose one of {', '.join(known)}.")
+        task = cls(given)
+        if (task is cls.BINARY) != (logits == 1):
+            meant = "binary" if logits == 1 else "multiclass or multilabel"
+            raise ConfigError(f"task={task.value!r}: the network has {logits} logits. Choose {meant}.")
+        return task
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether an image has exactly one class."""
+        return self is not Task.MULTILABEL
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """Probabilities of logits, which lie along ``dim``; float32 at least."""
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide.softmax(dim) if self is Task.MULTICLASS else wide.sigmoid()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which classes a network's logits speak of: the task, and their names in order.
+
+    A network of one logit z speaks of two classes. With two names, (negative, positive), their logits are (-z, z): the
+    maps of the first are evidence against, those of the second evidence for. With one name or none they are (z, -z):
+    class 0 is what the logit stands for, class 1 its absence. Either way the maps of both add up to their logits.
+
+    Attributes:
+        task: see ``Task``.
+        names: as they are known, one for each logit; of one logit one or two; None where they are not known.
+    """
+
+    task: Task
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, task: str | Task | None, names: Sequence[str] | None, logits: int) -> Classes:
+        """The classes of a network of so many logits.
+
+        Raises:
+            ConfigError: the task or the number of names does not fit.
+        """
+        settled = Task.of(task, logits)
+        if names is not None and len(names) not in ((1, 2) if settled is Task.BINARY else (logits,)):
+            raise ConfigError(f"class_names: {len(names)} names for the network's {logits} logits.")
+        return cls(settled, None if names is None else tuple(names))
+
+    @property
+    def positive(self) -> int:
+        """Of one logit, the class that it speaks for."""
+        return 1 if self.task is Task.BINARY and self.names is not None and len(self.names) == 2 else 0
+
+    def count(self, logits: int) -> int:
+        """Number of classes: 2 of one logit."""
+        return 2 if self.task is Task.BINARY else logits
+
+    def two_sided(self, values: Tensor, dim: int = 1) -> Tensor:
+        """Values that belong to the logits along ``dim``, such as maps or weights, as those of the classes."""
+        if self.task is not Task.BINARY or values.shape[dim] != 1:
+            return values
+        pair = (-values, values) if self.positive else (values, -values)
+        return torch.cat(pair, dim)
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """Probabilities of the classes' logits."""
+        return self.task.probabilities(logits, dim)
+
+    def predicted(self, logits_NK: Tensor) -> Tensor:
+        """The class (N,) of the largest logit; of one logit without two names the one that it speaks for."""
+        if self.task is Task.BINARY and not self.positive:
+            return logits_NK.new_zeros(len(logits_NK), dtype=torch.long)
+        return logits_NK.argmax(1)
+
+    def ranked(self, logits_NK: Tensor, count: int) -> Tensor:
+        """The ``count`` classes (N, count) of the largest logits, the predicted one first."""
+        count = min(count, logits_NK.shape[1])
+        if self.task is Task.BINARY and not self.positive:
+            return torch.arange(count, device=logits_NK.device).expand(len(logits_NK), -1)
+        return logits_NK.topk(count, dim=1).indices
+
+    def titles(self, logits: int) -> list[str]:
+        """A name for every class, also where none is known."""
+        if self.task is Task.BINARY:
+            names = self.names or ("positive",)
+            return list(names) if len(names) == 2 else [names[0], f"not {names[0]}"]
+        return [f"class {index}" for index in range(logits)] if self.names is None else list(self.names)
