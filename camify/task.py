@@ -86,6 +86,12 @@ class Classes:
             raise ConfigError(f"class_names: {len(names)} names for the network's {logits} logits.")
         return cls(settled, None if names is None else tuple(names))
 
+    @classmethod
+    def carried_by(cls, model: object, logits: int, task: str | Task | None = None) -> Classes:
+        """What a network says of its logits; of one that says nothing, or with a ``task`` given, as ``of``."""
+        known = getattr(model, "classes", None)
+        return known if isinstance(known, Classes) and task is None else cls.of(task, None, logits)
+
     @property
     def positive(self) -> int:
         """Of one logit, the class that it speaks for."""
@@ -105,6 +111,10 @@ class Classes:
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Probabilities of the classes' logits."""
         return self.task.probabilities(logits, dim)
+
+    def scores(self, logits_NK: Tensor, targets_N: Tensor) -> Tensor:
+        """The probability (N,) of one class per image, from the network's own logits."""
+        return self.probabilities(self.two_sided(logits_NK)).gather(1, targets_N[:, None])[:, 0]
 
     def predicted(self, logits_NK: Tensor) -> Tensor:
         """The class (N,) of the largest logit; of one logit without two names the one that it speaks for."""

@@ -2,9 +2,10 @@
 
 from .anatomy import Anatomy, FeaturesCopy
 from .examination import examine
+from .final_activation import task_of
 from .hooked import UntracedFeatures
 from .layout import Layout, find_layout
-from .split import Split, TracedSplit, split
+from .split import LogitsOf, Split, TracedSplit, split
 from .traced import TracedAnatomy
 from .tracing import TracingError, between, extract
 
@@ -12,6 +13,7 @@ __all__ = [
     "Anatomy",
     "FeaturesCopy",
     "Layout",
+    "LogitsOf",
     "Split",
     "TracedAnatomy",
     "TracedSplit",
@@ -22,4 +24,5 @@ __all__ = [
     "extract",
     "find_layout",
     "split",
+    "task_of",
 ]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ..task import Task
+from .final_activation import task_of
 from .layout import Layout
 
 __all__ = ["Anatomy", "FeaturesCopy"]
@@ -40,6 +42,8 @@ class Anatomy(ABC):
     reads_token: bool
     """Whether that linear layer reads a class token, not the mean of the map."""
     single_layer: bool
+    activation: str | None = field(default=None, kw_only=True)
+    """What the network has behind its logits, ``"softmax"`` for instance; ``logits`` come before it."""
     notes: list[str] = field(default_factory=list, kw_only=True)
 
     @property
@@ -47,6 +51,11 @@ class Anatomy(ABC):
         """Channels, height and width of the images."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def task(self) -> Task | None:
+        """The task that the last activation implies; None where the network ends in logits."""
+        return task_of(self.activation, self.logits.shape[1])
 
     @property
     def kept_linear(self) -> nn.Linear | None:

@@ -36,9 +36,14 @@ def examine(model: nn.Module, input_size: int | tuple[int, int], example: Tensor
         with evaluating(model):
             choices = list(_probe_images(model, input_size, example))
             try:
-                return dissect(model, choices)
+                anatomy: Anatomy = dissect(model, choices)
             except TracingError as error:
-                return dissect_by_hooks(model, choices, error)
+                anatomy = dissect_by_hooks(model, choices, error)
+    if anatomy.activation is not None:
+        anatomy.notes.append(
+            f"The network ends in a {anatomy.activation}: it was taken off; logits and maps come before it."
+        )
+    return anatomy
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

@@ -20,11 +20,20 @@ from torch import Tensor, nn
 from ..errors import ConversionError
 from ..modes import without_hooks
 from .anatomy import Anatomy, FeaturesCopy
+from .final_activation import activation_name
 from .layout import Layout, find_layout
 from .linearity import fold_linear_head, gives
 from .tracing import TracingError, require_logits
 
-__all__ = ["HookedAnatomy", "Record", "UntracedFeatures", "dissect_by_hooks", "replayed"]
+__all__ = [
+    "HookedAnatomy",
+    "Record",
+    "UntracedFeatures",
+    "bypassed",
+    "dissect_by_hooks",
+    "last_activation",
+    "replayed",
+]
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it carries the map out of the network's forward
@@ -67,6 +76,8 @@ class HookedAnatomy(Anatomy):
     """A classifier cut behind one of its modules."""
 
     behind: list[str]
+    last: str | None = None
+    """Name of the activation layer behind the logits."""
 
     @property
     def head_layers(self) -> list[str]:
@@ -144,7 +155,49 @@ def dissect_by_hooks(model: nn.Module, choices: Sequence[Tensor], why: TracingEr
     Raises:
         ConversionError: the network cannot be run, or no module gives such a map.
     """
-    images, record, logits = _watch(model, choices)
+    images, record, output = _watch(model, choices)
+    last = last_activation(model, record, output)
+    if last is None:
+        return _dissect(model, images, record, output, why)
+    activation = activation_name(model.get_submodule(last))
+    with bypassed(model, last):
+        anatomy = _dissect(model, *_watch(model, [images]), why)
+    anatomy.activation, anatomy.last = activation, last
+    return anatomy
+
+
+def last_activation(model: nn.Module, record: Record, output: Tensor) -> str | None:
+    """Name of the softmax or sigmoid module whose answer the network returns; None where there is none."""
+    for name in reversed(record.ended):
+        layer, value = model.get_submodule(name), record.ended[name]
+        if isinstance(value, Tensor) and activation_name(layer) and record.calls[name] == 1:
+            return name if torch.equal(value, output) else None
+    return None
+
+
+@contextmanager
+def bypassed(model: nn.Module, layer: str | None) -> Iterator[None]:
+    """A layer gives its input for a while; none does for None."""
+    if layer is None:
+        yield
+        return
+    module = model.get_submodule(layer)
+    own = module.__dict__.get("forward")
+    module.forward = _same_value
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _same_value(value: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return value
+
+
+def _dissect(model: nn.Module, images: Tensor, record: Record, logits: Tensor, why: TracingError) -> HookedAnatomy:
     image, grids = (images.shape[2], images.shape[3]), list[tuple[int, int]]()
     layouts: dict[str, Layout] = {}
     for name, value in record.ended.items():

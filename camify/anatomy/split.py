@@ -17,12 +17,13 @@ from ..graphs import as_module
 from ..model import CAMNet
 from ..modes import evaluating, without_hooks
 from .examination import examine
-from .hooked import Record, replayed
+from .final_activation import ACTIVATION_MODULES, activation_name
+from .hooked import HookedAnatomy, Record, bypassed, last_activation, replayed
 from .layout import Layout, find_layout
 from .traced import TracedAnatomy, only_layer
 from .tracing import Trace, TracingError, between, require_logits, trace
 
-__all__ = ["Split", "TracedSplit", "split"]
+__all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
 
 Rest = tuple[Any, ...]
 """What flows past the map: shortcuts, class tokens, sizes."""
@@ -35,10 +36,13 @@ class Split(ABC):
         layer: name of the layer that gives the map.
         classifier: the linear layer or 1x1 convolution that alone follows global average pooling; None where the
             head is something else.
+        activation: what the network has behind its logits, ``"softmax"`` for instance; the head ends before it.
     """
 
-    def __init__(self, layer: str, classifier: nn.Linear | nn.Conv2d | None = None) -> None:
-        self.layer, self.classifier = layer, classifier
+    def __init__(
+        self, layer: str, classifier: nn.Linear | nn.Conv2d | None = None, activation: str | None = None
+    ) -> None:
+        self.layer, self.classifier, self.activation = layer, classifier, activation
 
     @abstractmethod
     def features(self, images: Tensor) -> tuple[Tensor, Rest]:
@@ -72,8 +76,9 @@ class TracedSplit(Split):
         layout: Layout,
         layer: str,
         classifier: nn.Linear | nn.Conv2d | None = None,
+        activation: str | None = None,
     ) -> None:
-        super().__init__(layer, classifier)
+        super().__init__(layer, classifier, activation)
         self.root, self.graph, self.node, self.layout, self.passing = root, graph, node, layout, _passing(graph, node)
         self._features = as_module(root, _part(graph, [], [node, *self.passing])).eval()
         self._head = as_module(root, _part(graph, [node, *self.passing], graph.output_node().all_input_nodes)).eval()
@@ -117,9 +122,9 @@ class TracedSplit(Split):
 class _HookedSplit(Split):
     """A network that cannot be traced: its own code runs, and its modules before the map give what they gave before."""
 
-    def __init__(self, model: nn.Module, layer: str, layout: Layout) -> None:
-        super().__init__(layer)
-        self._model, self._layout = ref(model), layout
+    def __init__(self, model: nn.Module, layer: str, layout: Layout, last: str | None) -> None:
+        super().__init__(layer, activation=None if last is None else activation_name(model.get_submodule(last)))
+        self._model, self._layout, self._last = ref(model), layout, last
 
     @property
     def _network(self) -> nn.Module:
@@ -136,8 +141,41 @@ class _HookedSplit(Split):
 
     def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
         images, record, before = rest
-        with replayed(self._network, record, self.layer, self._layout.from_map(maps_NCHW, before)):
+        map_value = self._layout.from_map(maps_NCHW, before)
+        with bypassed(self._network, self._last), replayed(self._network, record, self.layer, map_value):
             return require_logits(self._network(images))
+
+
+class LogitsOf(nn.Module):
+    """A network as a module that returns logits (N, K), without the activation that it may end in.
+
+    Its layers and weights are the network's own, which is run in eval mode. Where the network ends in logits it runs
+    just as it is.
+
+    Args:
+        network: any network that classifies images.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
+        if isinstance(self.network, CAMNet) or not _may_end_in_activation(self.network):
+            return require_logits(self.network(images))
+        parts = split(self.network, images)
+        if parts.activation is None:
+            return require_logits(self.network(images))
+        return parts.head(*parts.features(images))
+
+
+def _may_end_in_activation(network: nn.Module) -> bool:
+    """Whether an activation layer, or code that is not torch's or torchvision's, could stand behind the logits."""
+    known = ("torch.nn", "torchvision.models")
+    return any(
+        type(layer) in ACTIVATION_MODULES or not type(layer).__module__.startswith(known) for layer in network.modules()
+    )
 
 
 def _passing(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
@@ -198,14 +236,18 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
 
 def _at_last_map(model: nn.Module, images: Tensor) -> Split:
     anatomy = examine(model, (images.shape[-2], images.shape[-1]), images)
+    if isinstance(anatomy, HookedAnatomy):
+        return _HookedSplit(model, anatomy.feature_layer, anatomy.layout, anatomy.last)
     if not isinstance(anatomy, TracedAnatomy):
-        return _HookedSplit(model, anatomy.feature_layer, anatomy.layout)
+        raise TypeError(f"anatomy of an unknown kind: {type(anatomy).__name__}")
     root = _live(model, anatomy)
     graph, name, layout = anatomy.network.graph, anatomy.feature_layer, anatomy.layout
     if not anatomy.reads_token:
-        return TracedSplit(root, graph, anatomy.feature, layout, name, _live_classifier(model, anatomy))
+        classifier = _live_classifier(model, anatomy)
+        return TracedSplit(root, graph, anatomy.feature, layout, name, classifier, anatomy.activation)
     for node, layout in reversed(list(anatomy.maps.items())):  # the last one whose patches the class token still reads
-        found = TracedSplit(root, graph, node, layout, name if node is anatomy.feature else node.name)
+        shown = name if node is anatomy.feature else node.name
+        found = TracedSplit(root, graph, node, layout, shown, activation=anatomy.activation)
         if _is_read(found, images[:1]):
             return found
     raise ConversionError("The head reads no patch of any map. Give layer.")
@@ -261,19 +303,21 @@ def _at_layer(model: nn.Module, images: Tensor, layer: str) -> Split:
     if traced is None or node is None:
         return _watched(model, images, layer)
     value = fx.Interpreter(as_module(traced.network, _part(traced.network.graph, [], [node]))).run(images)[0]
-    return TracedSplit(traced.network, traced.network.graph, node, _layout_of(value, images, layer), layer)
+    layout = _layout_of(value, images, layer)
+    return TracedSplit(traced.network, traced.network.graph, node, layout, layer, activation=traced.activation)
 
 
 def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
     record = Record()
     with evaluating(model):
-        record.watch(model, images)
+        output = record.watch(model, images)
     if record.calls.get(layer) != 1:
         raise ConfigError(
             f"layer={layer!r}: runs {record.calls.get(layer, 0)} times, and torch.fx cannot trace the network to tell"
             " them apart. Give a layer that runs once."
         )
-    return _HookedSplit(model, layer, _layout_of(record.ended[layer], images, layer))
+    layout = _layout_of(record.ended[layer], images, layer)
+    return _HookedSplit(model, layer, layout, last_activation(model, record, require_logits(output)))
 
 
 def _layout_of(value: Any, images: Tensor, layer: str) -> Layout:

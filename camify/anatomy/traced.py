@@ -149,6 +149,7 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
         linear=linear,
         reads_token=layout.prefix > 0 and _reads_token(network, feature, layout, observer),
         single_layer=len(weighted) == 1,
+        activation=traced.activation,
         notes=[f"torch.fx cannot enter {name}: it stays as it is." for name in traced.kept_whole[:3]],
     )
     shape = as_module(network, anatomy.features_graph(skipped))(images).shape if skipped else anatomy.map_shape

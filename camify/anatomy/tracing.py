@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
 from ..graphs import LayerTracer, as_module, parameter_free
+from .final_activation import take_off
 
 __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
 
@@ -84,15 +85,21 @@ def _opaque_functions() -> tuple[Callable[..., Any], ...]:
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a network, the outermost module that ends in each, and the modules that torch.fx cannot enter.
+    """The steps of a network up to its logits.
 
-    ``ends``: the step in which each module ends.
+    Attributes:
+        network: runs them.
+        outermost: the outermost module that ends in each step.
+        ends: the step in which each module ends.
+        kept_whole: the modules that torch.fx cannot enter.
+        activation: what the network has behind its logits, ``"softmax"`` for instance; taken off.
     """
 
     network: fx.GraphModule
     outermost: dict[fx.Node, str]
     ends: dict[str, fx.Node]
     kept_whole: list[str]
+    activation: str | None
 
 
 def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
@@ -119,10 +126,11 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
         for module, mode in modes:
             module.training = mode
     _use_results_of_in_place_steps(model, graph)
+    activation = take_off(model, graph)
     network = as_module(model, graph)
     for name in set(vars(model)) - own:  # the tracer leaves constant tensors in the network
         delattr(model, name)
-    return Trace(network, tracer.outermost, tracer.ends, tracer.kept_whole)
+    return Trace(network, tracer.outermost, tracer.ends, tracer.kept_whole, activation)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class CAM(Method):
         """(N, h, w)."""
         weight = forward.weight
         if weight is None and isinstance(self.model, CAMNet):  # pooled otherwise: the maps exist, not the identity
-            weight = self.model.classifier.weight.detach().to(forward.activations.dtype)
+            own = self.model.classifier.weight.detach().to(forward.activations.dtype)
+            weight = forward.classes.two_sided(own, 0)
         if weight is None:
             raise ConversionError(
                 f"CAM needs a CAM-ready network: the head of this {type(self.model).__name__} is not global average"

@@ -43,7 +43,7 @@ def cell_logits(forward: ForwardPass, masks_PHW: Tensor) -> Tensor:
         return torch.stack(answers, dim=1)
     sparse = _sparse_head(forward, masks_PHW, channels)
     if sparse is not None:
-        return sparse.logits(vectors_NPC)
+        return forward.classes.two_sided(sparse.logits(vectors_NPC), 2)
     rows = [forward.head(chunk) for chunk in _masked(vectors_NPC.flatten(0, 1), masks_PHW)]
     return torch.cat(rows).reshape(count, len(masks_PHW), -1)
 

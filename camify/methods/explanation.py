@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ConstantMapWarning
 from ..maps import upsample
+from ..task import Task
 from .forward_pass import observe
 from .method import Method, Targets, check_targets, find_method
 
@@ -20,13 +21,14 @@ __all__ = ["explain", "make_methods"]
 @overload
 def explain(
     model: nn.Module, images: Tensor, *, method: str = ..., targets: Targets = ..., layer: str | None = ...,
-    normalize: str | None = ..., size: str | tuple[int, int] | None = ..., **method_options: Any,
+    normalize: str | None = ..., size: str | tuple[int, int] | None = ..., task: str | Task | None = ...,
+    **method_options: Any,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module, images: Tensor, *, method: Sequence[str], targets: Targets = ...,
     layer: str | None = ..., normalize: str | None = ..., size: str | tuple[int, int] | None = ...,
-    **method_options: Any,
+    task: str | Task | None = ..., **method_options: Any,
 ) -> dict[str, Tensor]: ...  # fmt: skip
 def explain(
     model: nn.Module,
@@ -37,6 +39,7 @@ def explain(
     layer: str | None = None,
     normalize: str | None = "minmax",
     size: str | tuple[int, int] | None = "input",
+    task: str | Task | None = None,
     **method_options: Any,
 ) -> Tensor | dict[str, Tensor]:
     """Heat maps (N, H, W) in [0, 1] of images (N, 3, H, W), of one method or of several from one forward.
@@ -49,10 +52,14 @@ def explain(
         images: (N, 3, H, W), prepared as the network expects.
         method: ``"cam"``, ``"gradcam"``, ``"gradcam++"``, ``"layercam"``, ``"scorecam"``, ``"reciprocam"``, a
             registered name; or a list of names: then a dict by name comes back.
-        targets: None (top-1), one class, one class per image (N,), or T per image (N, T): then (N, T, H, W).
+        targets: None (top-1), one class, one class per image (N,), or T per image (N, T): then (N, T, H, W). A network
+            of one logit has two classes: with names (negative, positive) 0 is evidence against and 1 evidence for;
+            without two names 0 is evidence for, also for None, and 1 evidence against.
         layer: exact name of the module whose map is looked at; None is the last spatial map.
         normalize: ``"minmax"`` (each map by its own extremes), or None for raw values, signed, without ReLU.
         size: ``"input"``, (height, width), or None for map resolution.
+        task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean, for methods that look at
+            probabilities; None: what the network says, see ``observe``.
         **method_options: such as ``variant``; of several methods every one gets those that it has.
 
     Raises:
@@ -67,8 +74,8 @@ def explain(
     methods = make_methods(model, [method] if isinstance(method, str) else method, layer, method_options)
     gradients = any(item.uses_gradients for item in methods.values())
     wanted = (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size
-    with observe(model, images, layer, gradients=gradients) as forward:
-        chosen = check_targets(targets, forward.logits)
+    with observe(model, images, layer, gradients=gradients, task=task) as forward:
+        chosen = check_targets(targets, forward.logits, forward.classes)
         raw = {name: item.look(forward, chosen) for name, item in methods.items()}
     if normalize is None:
         found = raw if wanted is None else {name: upsample(maps, wanted) for name, maps in raw.items()}

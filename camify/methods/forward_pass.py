@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Split, split
+from ..anatomy import Split, split, task_of
 from ..errors import ConversionError
+from ..model import CAMNet
 from ..modes import evaluating
+from ..task import Classes, Task
 
 __all__ = ["PRECISIONS", "ForwardPass", "observe", "unwrapped"]
 
@@ -20,17 +22,21 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # fo
 class ForwardPass:
     """What one forward of a batch gave, and what can be asked of the network beside it.
 
-    Made by ``observe``; to be used inside its context. All tensors are float32 (float64 where the network is).
+    Made by ``observe``; to be used inside its context. All tensors are float32 (float64 where the network is). K is
+    the number of classes: of a network of one logit 2 (see ``Classes``), with opposite logits and weights.
 
     Attributes:
         images: (N, 3, H, W).
-        logits: (N, K).
+        classes: what the logits mean, for their probabilities.
+        logits: (N, K), before a softmax or sigmoid that the network may end in.
         activations: A, the map (N, C, h, w) of the layer.
         layer: its name.
         split: the network cut at it.
     """
 
-    def __init__(self, images: Tensor, parts: Split, *, gradients: bool) -> None:
+    def __init__(
+        self, images: Tensor, parts: Split, *, gradients: bool, task: str | Task | None, names: Sequence[str] | None
+    ) -> None:
         self.images, self.split, self.layer = images, parts, parts.layer
         device = images.device.type
         self._autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
@@ -42,13 +48,15 @@ class ForwardPass:
             logits = self._build_graph()[1]
         else:
             logits = parts.head(self._value, self._rest)
-        self.logits, self.activations = _wide(logits.detach()), _wide(self._value)
+        count = logits.shape[1]
+        self.classes = Classes.of(task_of(parts.activation, count) if task is None else task, names, count)
+        self.logits, self.activations = self._wide_classes(logits.detach()), _wide(self._value)
 
     @property
     def weight(self) -> Tensor | None:
         """Weights (K, C) of the linear layer behind global average pooling, where the head is just that."""
         layer = self.split.classifier
-        return None if layer is None else _wide(layer.weight.detach().flatten(1))
+        return None if layer is None else self._wide_classes(layer.weight.detach().flatten(1), 0)
 
     @property
     def bias(self) -> Tensor | None:
@@ -56,7 +64,13 @@ class ForwardPass:
         layer = self.split.classifier
         if layer is None:
             return None
-        return _wide(layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach())
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+        return self._wide_classes(bias, 0)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of the classes, (N, K)."""
+        return self.classes.probabilities(self.logits)
 
     @property
     def takes_any_batch(self) -> bool:
@@ -76,7 +90,7 @@ class ForwardPass:
         if self._gradients is None or not torch.equal(self._gradients[0], targets_N):
             leaf, logits = self._graph or self._build_graph()
             with torch.enable_grad():
-                score = logits.gather(1, targets_N[:, None]).sum()
+                score = self.classes.two_sided(logits).gather(1, targets_N[:, None]).sum()
             (found,) = torch.autograd.grad(score, leaf, retain_graph=True, allow_unused=True)
             if found is None:
                 raise ConversionError(f"layer {self.layer}: the logits do not depend on it. Give another layer.")
@@ -87,14 +101,17 @@ class ForwardPass:
     def head(self, maps_MCHW: Tensor) -> Tensor:
         """Logits (M, K) of maps in the place of the layer's; M is N unless ``takes_any_batch``."""
         with self._as_called():
-            return _wide(self.split.head(maps_MCHW.to(self._value.dtype), self._rest))
+            return self._wide_classes(self.split.head(maps_MCHW.to(self._value.dtype), self._rest))
 
     @torch.no_grad()
     def network(self, images_MCHW: Tensor, *, autocast: torch.dtype | None = None) -> Tensor:
         """Logits (M, K) of other images; under autocast of a type, where one is given."""
         half = torch.autocast(self.images.device.type, dtype=autocast)
         with self._as_called() if autocast is None else half:
-            return _wide(self.split.head(*self.split.features(images_MCHW)))
+            return self._wide_classes(self.split.head(*self.split.features(images_MCHW)))
+
+    def _wide_classes(self, values: Tensor, dim: int = 1) -> Tensor:
+        return self.classes.two_sided(_wide(values), dim)
 
     def _as_called(self) -> torch.autocast:
         enabled, dtype = self._autocast
@@ -112,7 +129,13 @@ class ForwardPass:
 
 @contextmanager
 def observe(
-    model: nn.Module, images: Tensor, layer: str | None = None, *, gradients: bool = False
+    model: nn.Module,
+    images: Tensor,
+    layer: str | None = None,
+    *,
+    gradients: bool = False,
+    task: str | Task | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Iterator[ForwardPass]:
     """One forward in eval mode; modes, gradients and hooks are left as they were, also under ``inference_mode``.
 
@@ -121,9 +144,12 @@ def observe(
         images: (N, 3, H, W), prepared as the network expects.
         layer: exact name of a module; None is the last spatial map, found by running the network.
         gradients: whether a method is going to ask for them.
+        task: what the logits mean; None takes the network's own, else what its last activation says, else of one logit
+            ``binary`` and of several ``multiclass``.
+        class_names: in order; None takes the network's own. Of one logit two names say which class is the first.
 
     Raises:
-        ConfigError: no module has that name, or it gives no map.
+        ConfigError: no module has that name, or it gives no map; or the task does not fit the logits.
         ConversionError: the network cannot be run, or has no map.
     """
     model = unwrapped(model)
@@ -131,7 +157,10 @@ def observe(
         raise ConversionError(f"images: expected (N, C, H, W), got {tuple(images.shape)}.")
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         images = images.clone() if images.is_inference() else images.detach()
-        yield ForwardPass(images, split(model, images, layer), gradients=gradients)
+        if isinstance(model, CAMNet):
+            task, class_names = task or model.task, class_names or model.class_names
+        parts = split(model, images, layer)
+        yield ForwardPass(images, parts, gradients=gradients, task=task, names=class_names)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

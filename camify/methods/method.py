@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
 from ..maps import normalize, upsample
+from ..task import Classes
 from .forward_pass import ForwardPass, observe, unwrapped
 
 __all__ = ["METHODS", "Method", "check_targets", "find_method", "register"]
@@ -53,7 +54,7 @@ class Method(ABC):
             DataError: the network gives NaN or infinite values.
         """
         with observe(self.model, images, self.layer, gradients=self.uses_gradients) as forward:
-            return self.look(forward, check_targets(targets, forward.logits))
+            return self.look(forward, check_targets(targets, forward.logits, forward.classes))
 
     def look(self, forward: ForwardPass, targets: Tensor) -> Tensor:
         """Raw maps of a forward that other methods share, for targets (N,) or (N, T)."""
@@ -121,15 +122,15 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def check_targets(targets: Any, logits_NK: Tensor) -> Tensor:
-    """Targets as classes (N,), or (N, T), on the device of the logits.
+def check_targets(targets: Any, logits_NK: Tensor, classes: Classes | None = None) -> Tensor:
+    """Targets as classes (N,), or (N, T), on the device of the logits; None: the predicted ones, as ``classes`` say.
 
     Raises:
         ConfigError: their number is not that of the images, or one is no class.
     """
-    count, classes = logits_NK.shape
+    count, most = logits_NK.shape
     if targets is None:
-        return logits_NK.argmax(dim=1)
+        return logits_NK.argmax(dim=1) if classes is None else classes.predicted(logits_NK)
     found = torch.as_tensor(targets, device=logits_NK.device)
     if found.dim() == 0:
         found = found.expand(count)
@@ -139,6 +140,6 @@ def check_targets(targets: Any, logits_NK: Tensor) -> Tensor:
             f"targets: {found.dtype} {tuple(found.shape)} for {count} images. Give None, one class, one per image, or"
             " (images, classes)."
         )
-    if bool(((found < 0) | (found >= classes)).any()):
-        raise ConfigError(f"targets: {found.tolist()} must lie in 0..{classes - 1}.")
+    if bool(((found < 0) | (found >= most)).any()):
+        raise ConfigError(f"targets: {found.tolist()} must lie in 0..{most - 1}.")
     return found.long()

@@ -18,7 +18,7 @@ _VARIANTS = ("softmax", "logits")
 
 @register("reciprocam")
 class ReciproCAM(Method):
-    """Recipro-CAM, R(x, y) = softmax(head(F^xy))_c, F^xy the map with all cells but (x, y) set to zero.
+    """Recipro-CAM, R(x, y) = p_c(head(F^xy)), F^xy the map with all cells but (x, y) set to zero.
 
     Byun & Lee 2022, "Recipro-CAM: Gradient-free reciprocal class activation map", section 3 and their code. Gradient
     free; only the head is run, and of that no more than it takes (see ``cells``).
@@ -26,7 +26,8 @@ class ReciproCAM(Method):
     Args:
         model: any network that classifies images.
         layer: exact name of a module; None is the last spatial map.
-        variant: ``"softmax"`` (paper) or ``"logits"`` (OpenVINO XAI for models without softmax); with global average
+        variant: ``"softmax"`` (paper; a sigmoid where the task has one) or ``"logits"``
+            (OpenVINO XAI for models without softmax); with global average
             pooling and a linear head the latter is CAM / (h w) + b_c.
         gaussian: the cell's vector also stands in its neighbours, weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
     """
@@ -50,6 +51,6 @@ class ReciproCAM(Method):
             kernel = line[:, None] * line / 16
             masks = F.conv2d(masks[:, None], kernel[None, None], padding=1)[:, 0]
         logits_NPK = cell_logits(forward, masks)
-        scores = logits_NPK.softmax(2) if self.variant == "softmax" else logits_NPK
+        scores = forward.classes.probabilities(logits_NPK, 2) if self.variant == "softmax" else logits_NPK
         chosen = targets_N[:, None, None].expand(-1, height * width, 1)
         return scores.gather(2, chosen).reshape(-1, height, width)

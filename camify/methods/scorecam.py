@@ -85,8 +85,8 @@ class ScoreCAM(Method):
         for channels in torch.split(varies, self.chunk):
             masked = image * self._masks(maps_CHW[channels], image)[:, None].to(image.dtype)
             logits = forward.network(masked, autocast=PRECISIONS[self.precision])
-            found = logits.softmax(1)[:, target] if variant.probabilities else logits[:, target] - baseline
-            scores[channels] = found
+            shown = forward.classes.probabilities(logits) if variant.probabilities else logits - baseline
+            scores[channels] = shown[:, target]
         return scores if variant.probabilities else scores.softmax(0)
 
     def _masks(self, maps: Tensor, image: Tensor) -> Tensor:

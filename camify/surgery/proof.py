@@ -46,9 +46,8 @@ def certify(
     moved = anatomy.reads_token or (recast is not None and recast.pool_moved)
     legacy_error = None
     if kept_old:
-        found = recast.final(logits) if recast else logits
         scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        legacy_error = float((found - anatomy.logits).abs().max() / scale)
+        legacy_error = float((logits - anatomy.logits).abs().max() / scale)
         if not legacy_error <= TOLERANCE and not (finer or moved):
             raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
     if kept_old and anatomy.reads_token:

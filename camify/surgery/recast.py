@@ -26,7 +26,6 @@ __all__ = ["Recast", "recast_head"]
 
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-_SOFTMAX = (nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Recast:
     """A recast head: features with the head's layers behind them, and the last linear layer.
 
     ``pool_moved``: the old head pooled before a non-linearity; moving the pooling behind it changes the function.
-    ``final``: a softmax or log-softmax that the old head ended in, to be applied to the logits for comparison.
     """
 
     graph: fx.Graph
@@ -42,7 +40,6 @@ class Recast:
     layers: tuple[str, ...]
     pool_moved: bool
     kernel: tuple[int, int]
-    final: nn.Module
     anatomy: TracedAnatomy
 
     def copy_features(self) -> FeaturesCopy:
@@ -85,7 +82,6 @@ class _Recaster:
         self.shape = anatomy.map_shape
         self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
         self.start = self.output.args[0]
-        self.final: nn.Module = nn.Identity()
         self.kernel = (1, 1)
 
     def run(self) -> Recast:
@@ -107,9 +103,7 @@ class _Recaster:
         if classifier is None:
             classifier = self._same(self.anatomy.logits)
         self._prove(classifier)
-        return Recast(
-            self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.final, self.anatomy
-        )
+        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.anatomy)
 
     def _pools_behind(self, start: fx.Node) -> list[fx.Node]:
         """Pools of several branches behind a step (fastai's average beside maximum), or out of another layout.
@@ -155,12 +149,12 @@ class _Recaster:
         return None
 
     def _last_linear(self, nodes: list[fx.Node]) -> fx.Node | None:
-        """The last linear layer, where nothing but dropout and softmax follows."""
+        """The last linear layer, where nothing but dropout follows."""
         for node in reversed(nodes):
             layer = self._layer(node)
             if isinstance(layer, nn.Linear):
                 return node
-            if not (isinstance(layer, (*_DROPOUT, nn.Softmax, nn.LogSoftmax)) or node.target in _SOFTMAX):
+            if not isinstance(layer, _DROPOUT):
                 return None
         return None
 
@@ -174,7 +168,7 @@ class _Recaster:
         old = extract(self.network.graph, feature, end, constants=self.anatomy.constants)
         new = extract(self.graph, self.start, self.output.args[0])
         expected = as_module(self.network, old)(self.anatomy.layout.from_map(maps))
-        found = self.final(classifier(as_module(self.network, new)(maps).mean((2, 3))))
+        found = classifier(as_module(self.network, new)(maps).mean((2, 3)))
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise ConversionError(
@@ -223,9 +217,6 @@ class _Recaster:
             self._call_method("permute", 0, 3, 1, 2)
         elif isinstance(layer, _DROPOUT):
             self._emit(nn.Dropout(layer.p))
-        elif node.target in _SOFTMAX or isinstance(layer, _SOFTMAX[:2]):
-            is_log = isinstance(layer, nn.LogSoftmax) or "log" in str(getattr(node.target, "__name__", ""))
-            self.final = nn.LogSoftmax(1) if is_log else nn.Softmax(1)  # maps explain what goes into it
         elif self.anatomy.shapes[node] == before and self._is_elementwise(node):
             self._copy(node)
         else:

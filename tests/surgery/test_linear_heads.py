@@ -86,7 +86,6 @@ NONLINEAR = {
     "relu": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5)],
     "max": [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 5)],
     "norm": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 5)],
-    "softmax": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5), nn.Softmax(1)],
     "positions": [nn.Flatten(), nn.Linear(8 * 256, 5)],
 }
 

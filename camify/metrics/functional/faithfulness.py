@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError, DataError
 from ...modes import evaluating
+from ...task import Classes, Task
 from .stability import correlation
 
 __all__ = [
@@ -115,7 +116,7 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
 
 def insertion_curves(
     model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, *, steps: int = 224,
-    baseline: float | Tensor | None = None, batch_size: int = 64,
+    baseline: float | Tensor | None = None, batch_size: int = 64, task: str | Task | None = None,
 ) -> Tensor:  # fmt: skip
     """Probability of a class while an image is filled in, the map's highest pixels first, (N, steps + 1) float32.
 
@@ -131,30 +132,33 @@ def insertion_curves(
         steps: number of steps; 224 on 224 x 224 pixels is the paper's.
         baseline: what is there before: a number, a tensor that broadcasts to the images, or None for `blurred` images.
         batch_size: images in one forward.
+        task: what the logits mean; None takes the model's own ``task``, else of one logit ``binary`` and of several
+            ``multiclass``.
 
     Raises:
         DataError: sizes do not match, or a map holds NaN.
         ConfigError: steps are not between 1 and the number of pixels.
     """
     start = blurred(images) if baseline is None else _like(images, baseline)
-    return _curves(model, start, images, maps, targets, steps, batch_size)
+    return _curves(model, start, images, maps, targets, steps, batch_size, task)
 
 
 def deletion_curves(
     model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, *, steps: int = 224,
-    baseline: float | Tensor | None = 0.0, batch_size: int = 64,
+    baseline: float | Tensor | None = 0.0, batch_size: int = 64, task: str | Task | None = None,
 ) -> Tensor:  # fmt: skip
     """Probability of a class while an image is emptied, the map's highest pixels first, (N, steps + 1) float32.
 
     ``baseline`` is what stands there afterwards, by default 0; all else as in `insertion_curves`.
     """
     end = blurred(images) if baseline is None else _like(images, baseline)
-    return _curves(model, images, end, maps, targets, steps, batch_size)
+    return _curves(model, images, end, maps, targets, steps, batch_size, task)
 
 
 def _curves(
-    model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, targets: Tensor, steps: int, batch_size: int
-) -> Tensor:
+    model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, targets: Tensor, steps: int, batch_size: int,
+    task: str | Task | None,
+) -> Tensor:  # fmt: skip
     _check_size(start, maps)
     count, height, width = maps.shape
     if not 1 <= steps <= height * width or batch_size < 1:
@@ -173,8 +177,9 @@ def _curves(
     with evaluating(model), torch.no_grad():
         for first, rows, changed in _batches(count, steps, height * width, batch_size, start.device):
             images = torch.where(place[rows] < changed[:, None, None, None], end[rows], start[rows])
-            chosen = model(images).float().softmax(dim=1).gather(1, targets[rows, None])[:, 0]
-            scores[first : first + len(rows)] = chosen
+            logits = model(images)
+            classes = Classes.carried_by(model, logits.shape[1], task)
+            scores[first : first + len(rows)] = classes.scores(logits, targets[rows])
     return scores.view(count, steps + 1)
 
 
