@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from ..errors import DataError
-from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, read_image
+from ..preprocessing import Preprocessing, read_image
 from .boxes import Box, read_boxes
-from .processes import each_once
-from .samples import collate, finish
+from .module import PreparedDataModule
+from .samples import finish
 from .sizes import image_sizes
 
 __all__ = [
@@ -74,7 +73,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
         return finish(self.transform(sample))
 
 
-class ImageFolderDataModule(pl.LightningDataModule):
+class ImageFolderDataModule(PreparedDataModule):
     """Images in folders: ``root/train/CLASS/*``, ``root/val/CLASS/*``, optionally ``root/test/CLASS/*``.
 
     Class order is the sorted order of the train folders; other splits are mapped by name. Boxes may stand in
@@ -84,13 +83,15 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     Args:
         root: folder that holds the splits.
-        image_size: side of the square input, pixels.
+        image_size: side of the square input, or (height, width), pixels; None: the network's, else 224.
         batch_size: images per step.
         num_workers: loading processes.
         augment: ``"crop_flip"``, ``"flip"`` or ``"none"``, for training.
-        mean: per channel, of values in [0, 1]; ImageNet's by default.
-        std: per channel, of values in [0, 1]; ImageNet's by default.
+        mean: per channel, of values in [0, 1]; None: the network's, else ImageNet's.
+        std: likewise.
         check_images: decode every image before training starts.
+        override_preprocessing: size, mean and std that are given go before what the network expects; else a
+            contradiction is an error.
 
     Raises:
         DataError: a folder is missing or empty, a class of another split is not in train, images cannot be
@@ -100,25 +101,33 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: str,
-        image_size: int = 224,
+        image_size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
         num_workers: int = 2,
         augment: str = "crop_flip",
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         check_images: bool = True,
+        override_preprocessing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            {"size": image_size, "mean": mean, "std": std},
+            Preprocessing(),
+            augment=augment,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            override_preprocessing=override_preprocessing,
+        )
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
-        self.root = Path(root)
-        self.preprocessing = Preprocessing(image_size, tuple(mean), tuple(std))
-        self.batch_size, self.num_workers, self.check_images = batch_size, num_workers, check_images
-        self._training = self.preprocessing.training(augment)
+        self.root, self.check_images = Path(root), check_images
         self.class_names = class_folders(self.root / "train")
         self.splits: dict[str, LabelledImages] = {}
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - every stage needs the same
-        """Read folders, boxes and every image."""
+        """Read folders, boxes and every image, and take the network's preprocessing."""
+        self.settle_preprocessing()
+        for split, images in self.splits.items():
+            images.transform = self.transform_of(split)
         if self.splits:
             return
         present = [split for split in ("train", "val", "test") if (self.root / split).is_dir()]
@@ -128,8 +137,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         boxes = self._boxes([file for split in files.values() for file in split])
         for split, pairs in files.items():
             records = [LabelledFile(path, label, None if boxes is None else boxes[path]) for path, label in pairs]
-            transform = self._training if split == "train" else self.preprocessing.evaluation()
-            self.splits[split] = LabelledImages(records, transform)
+            self.splits[split] = LabelledImages(records, self.transform_of(split))
 
     def _files(self, split: str) -> list[tuple[Path, int]]:
         """Image files of a split with their class index."""
@@ -151,34 +159,6 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def _boxes(self, files: list[tuple[Path, int]]) -> dict[Path, tuple[Box, ...]] | None:
         named = [(path, self.class_names[index]) for path, index in files]
         return own_boxes(self.root, named, decode=self.check_images)
-
-    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
-            self.splits[split],
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            sampler=None if shuffle else each_once(self.splits[split], self.trainer),
-            num_workers=self.num_workers,
-            # Workers that stay draw on from epoch to epoch, which a resumed run could not repeat.
-            persistent_workers=self.num_workers > 0 and not shuffle,
-            collate_fn=collate,
-        )
-
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Training batches, shuffled."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Validation batches, in order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Test batches, in order; those of val where there is no test folder."""
-        return self._loader("test" if "test" in self.splits else "val")
-
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """The same as for testing."""
-        return self.test_dataloader()
 
 
 def own_boxes(

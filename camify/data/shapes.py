@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
 from ..preprocessing import Preprocessing
-from .processes import each_once
-from .samples import collate, finish
+from .module import PreparedDataModule
+from .samples import finish
 from .scenes import CLASS_NAMES, render_scene
 
 __all__ = ["SHAPES", "ShapesDataModule", "ShapesDataset"]
@@ -69,7 +67,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
         return finish(self.transform(sample))
 
 
-class ShapesDataModule(pl.LightningDataModule):
+class ShapesDataModule(PreparedDataModule):
     """Generated pictures of six shapes: the embedded default, with exact masks and boxes.
 
     Objects vary in place, size, turn, colour and texture before clutter; only the shape tells the class.
@@ -78,10 +76,12 @@ class ShapesDataModule(pl.LightningDataModule):
         train_count: training scenes.
         val_count: validation scenes.
         test_count: test scenes.
-        image_size: side of scenes and input, pixels.
+        image_size: side of scenes and input, pixels; None: the network's, else 96.
         batch_size: images per step.
         augment: ``"flip"``, ``"crop_flip"`` or ``"none"``, for training.
         seed: another seed gives another data set.
+        override_preprocessing: a size that is given goes before what the network expects; else a contradiction is an
+            error.
     """
 
     def __init__(
@@ -89,46 +89,32 @@ class ShapesDataModule(pl.LightningDataModule):
         train_count: int = 2400,
         val_count: int = 480,
         test_count: int = 480,
-        image_size: int = 96,
+        image_size: int | None = None,
         batch_size: int = 32,
         augment: str = "flip",
         seed: int = 0,
+        override_preprocessing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            {"size": image_size},
+            SHAPES,
+            augment=augment,
+            batch_size=batch_size,
+            override_preprocessing=override_preprocessing,
+        )
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
-        self.counts = {"train": train_count, "val": val_count, "test": test_count}
-        self.batch_size, self.seed = batch_size, seed
-        self.preprocessing = replace(SHAPES, size=image_size)
-        self._training = self.preprocessing.training(augment)
+        self.counts, self.seed = {"train": train_count, "val": val_count, "test": test_count}, seed
         self.class_names = list(CLASS_NAMES)
         self.splits: dict[str, ShapesDataset] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Generate the scenes that a stage needs."""
+        """Generate the scenes that a stage needs, at the size that the network takes."""
+        if self.settle_preprocessing():
+            self.splits.clear()
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        if self.preprocessing.height != self.preprocessing.width:
+            raise ConfigError(f"shapes: size={self.preprocessing.size}: the scenes are square. Give one side.")
         for split in needed.get(stage or "", _SPLITS):
             if split not in self.splits:
-                transform = self._training if split == "train" else self.preprocessing.evaluation()
-                size = self.preprocessing.height
+                size, transform = self.preprocessing.height, self.transform_of(split)
                 self.splits[split] = ShapesDataset(split, self.counts[split], size, self.seed, transform)
-
-    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
-        data = self.splits[split]
-        sampler = None if shuffle else each_once(data, self.trainer)
-        return DataLoader(data, batch_size=self.batch_size, shuffle=shuffle, sampler=sampler, collate_fn=collate)
-
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Training batches, shuffled."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Validation batches, in order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Test batches, in order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """The same as for testing."""
-        return self._loader("test")

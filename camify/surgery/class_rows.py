@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from ..certificate import TOLERANCE, Part
 from ..errors import ConversionError
 from ..model import CAMNet
+from ..modes import without_hooks
 from .new_layers import FILLERS
 
-__all__ = ["check_names", "draw_classifier", "match_rows", "put_rows"]
+__all__ = ["check_names", "draw_classifier", "match_rows", "put_rows", "select_classes"]
 
 Rows = list[int | None]
 
@@ -92,6 +94,8 @@ def put_rows(net: CAMNet, new: nn.Linear, rows: Rows, images: Tensor) -> None:
         new.weight[place] = old.weight[row]
         new.bias[place] = 0.0 if old.bias is None else old.bias[row]
     net.classifier = new
+    if len(kept) < len(rows):
+        net.untrained = tuple(dict.fromkeys((*net.untrained, "classifier")))
     error = net.identity_error(images)
     if not error <= TOLERANCE:
         raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
@@ -114,3 +118,36 @@ def put_rows(net: CAMNet, new: nn.Linear, rows: Rows, images: Tensor) -> None:
         parts=tuple(parts),
         notes=(*certificate.notes, note),
     )
+
+
+def select_classes(model: CAMNet, class_names: Sequence[str], *, seed: int | None = None) -> CAMNet:
+    """A copy of a network for other classes: reordered, chosen or added by name. Only the last layer changes.
+
+    Rows of classes that the network has are kept bit for bit, in the new order; rows of others are drawn, and then
+    ``untrained`` names the classifier. Figures are forgotten; the box rule stays, as the maps do.
+
+    Args:
+        model: left as it is; its ``class_names`` must be known.
+        class_names: the new classes in order.
+        seed: for new rows; None draws from torch's global generator.
+
+    Raises:
+        ConversionError: the network's classes have no names, or a name occurs twice.
+    """
+    check_names(class_names, "class_names")
+    if model.class_names is None:
+        raise ConversionError("The network's classes have no names, so none can be chosen. Set model.class_names.")
+    with without_hooks(model):
+        net = copy.deepcopy(model)
+    shape = (3, 224, 224) if net.certificate is None else net.certificate.input_shape
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(net.classifier.weight)
+    with torch.random.fork_rng(enabled=seed is not None, devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        new = draw_classifier(net.num_features, len(class_names))
+    rows = match_rows(model.class_names, class_names)
+    if rows != list(range(net.num_classes)):
+        put_rows(net, new, rows, images)
+        net.results = {}
+    net.class_names = list(class_names)
+    return net

@@ -12,8 +12,9 @@ from ..anatomy import Anatomy, FeaturesCopy, TracedAnatomy, examine
 from ..errors import ConversionError
 from ..model import CAMNet
 from ..pooling import POOLS
+from ..task import Task
 from .changes import apply_changes, cut_after
-from .class_rows import check_names, draw_classifier, match_rows, put_rows
+from .class_rows import check_names, draw_classifier, match_rows, put_rows, select_classes
 from .dilation import set_map_stride
 from .input_format import INPUT_FORMATS, adapt_input, describe_input
 from .new_layers import Conv3x3, NewLayer, append_layers
@@ -33,7 +34,7 @@ def convert(
     *,
     head: str | None = "gap",
     num_classes: int | None = None,
-    input_size: int | tuple[int, int] = 224,
+    input_size: int | tuple[int, int] | None = None,
     example: Tensor | None = None,
     pool: str | None = "gap",
     map_stride: int | None = None,
@@ -44,6 +45,7 @@ def convert(
     class_names: Sequence[str] | None = None,
     legacy_class_names: Sequence[str] | None = None,
     input_format: str = "rgb",
+    task: str | Task | None = None,
 ) -> CAMNet:
     """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
 
@@ -60,7 +62,8 @@ def convert(
             of the source's classes and preprocessing goes into the CAMNet.
         head: ``"gap"``, ``"direct"`` or ``"recast"``; a recipe's own where it has one.
         num_classes: None keeps the legacy's number.
-        input_size: height and width at which the network is run and proven, pixels.
+        input_size: height and width at which the network is run and proven, pixels; None: what its weights expect,
+            else 224. The CAMNet's preprocessing stays the weights' own.
         example: images (N, C, H, W) to run instead of noise.
         pool: ``"gap"``, ``"gmp"``, ``"lse"`` or ``"tap"``; a recipe's own where it has one. Only GAP has the identity.
         map_stride: pixels per cell of the map, smaller than the legacy's: strides become dilations, the weights stay.
@@ -77,23 +80,34 @@ def convert(
         legacy_class_names: the legacy's classes in order, where the source does not know them.
         input_format: what the classifier takes: ``"rgb"``, ``"bgr"``, ``"caffe"`` (BGR in 0..255 minus 104, 117, 123);
             the CAMNet takes RGB. ``"grayscale"``: the CAMNet takes one channel. See ``camify.surgery.input_format``.
+        task: what the logits mean: ``"multiclass"``, ``"multilabel"`` or ``"binary"`` (one logit, with one class name
+            or two: negative, positive). None: what is known of the weights, else what a last softmax or sigmoid says
+            (which is taken off), else by the number of logits ``binary`` or ``multiclass``; an assumption is noted.
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    source = _adapted(_source_of(model), input_format, input_size, example)
+    source = _source_of(model)
+    known = source.preprocessing
+    size = input_size if input_size is not None else 224 if known is None else known.size
+    source = _adapted(source, input_format, size, example)
     model = source.model
-    num_classes = _count_names(num_classes, class_names)
+    if class_names is not None:
+        check_names(class_names, "class_names")
+    if _only_other_classes(source, head, class_names, map_stride, recipe, pool):
+        return select_classes(model, class_names, seed=seed)  # type: ignore[arg-type]
     plan = find_recipe(recipe)
     if plan is not None:  # the defaults are nobody's wish
         head, pool = (None if option == "gap" else option for option in (head, pool))
     given = {"head": head, "pool": pool, "dropout": dropout, "head_channels": head_channels, "map_stride": map_stride}
     head, pool, dropout = settle_head(plan, given).values()
     _check_options(head, num_classes, pool, map_stride, dropout)
-    anatomy = _follow(plan, examine(model, input_size, example))
+    anatomy = _follow(plan, examine(model, size, example))
+    num_classes = _count_names(num_classes, class_names, task, anatomy.logits.shape[1])
     anatomy.notes += source.notes
     names = _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
-    rows = match_rows(names, class_names) if names is not None and class_names is not None else None
+    wants_rows = names is not None and class_names is not None and len(class_names) == num_classes
+    rows = match_rows(names, class_names) if wants_rows else None  # type: ignore[arg-type]
     kept_classes = None if rows is not None and _keeps_rows(anatomy, head, pool) else num_classes
     recast = _recast(anatomy, pool, kept_classes) if head == "recast" else None
     copied = _copy_features(anatomy, recast, plan, map_stride)
@@ -115,12 +129,14 @@ def convert(
         module.training = copied.modes.get(module, model.training)
     finer = map_stride is not None or bool(plan and plan.changes)
     net.certificate = certify(net, anatomy, source.name, head, copied.layers, recast, finer=finer)
+    net.untrained = (*new, *(() if old else ("classifier",)))
     if rows is not None and wanted is not None:
         put_rows(net, wanted, rows, anatomy.images)
     net.to(next(model.parameters()))
-    known = class_names if class_names is not None else names if num_classes is None else None
-    net.class_names = None if known is None else list(known)
+    kept = class_names if class_names is not None else names if num_classes is None else None
+    net.class_names = None if kept is None else list(kept)
     net.preprocessing = source.preprocessing
+    _settle_task(net, task, source, anatomy)
     net.licence, net.recipe = source.licence, recipe
     return net
 
@@ -139,10 +155,37 @@ def _adapted(source: Source, input_format: str, input_size: int | tuple[int, int
     return replace(source, model=model, preprocessing=preprocessing, notes=(*source.notes, note))
 
 
-def _count_names(num_classes: int | None, class_names: Sequence[str] | None) -> int | None:
+def _only_other_classes(
+    source: Source, head: str | None, class_names: Sequence[str] | None, map_stride: int | None, recipe: str | None,
+    pool: str | None,
+) -> bool:  # fmt: skip
+    """Whether a CAMNet is asked for other classes and nothing else: then only its last layer is worked on."""
+    model = source.model
+    named = isinstance(model, CAMNet) and source.class_names is not None and class_names is not None
+    alone = head == "direct" and map_stride is None and recipe is None
+    return named and alone and pool in (None, "gap", getattr(model, "pool_name", None))
+
+
+def _settle_task(net: CAMNet, task: str | Task | None, source: Source, anatomy: Anatomy) -> None:
+    """The task as asked for, else as the source or the last activation says; what is assumed is noted."""
+    known = source.model.task if isinstance(source.model, CAMNet) else anatomy.task
+    if task is None and known is not None and (known is Task.BINARY) == (net.num_classes == 1):
+        task = known
+    net.task = task
+    if task is None and source.class_names is None and net.num_classes > 1 and net.certificate is not None:
+        note = "Task multiclass assumed: one class per image. For several labels per image give task='multilabel'."
+        net.certificate = replace(net.certificate, notes=(*net.certificate.notes, note))
+
+
+def _count_names(
+    num_classes: int | None, class_names: Sequence[str] | None, task: str | Task | None, logits: int
+) -> int | None:
+    """The number of logits that are wanted, or None; of one logit two names are its two sides."""
     if class_names is None:
         return num_classes
-    check_names(class_names, "class_names")
+    one = task == Task.BINARY or (task is None and logits == 1 and num_classes in (None, 1))
+    if one and len(class_names) in (1, 2):
+        return 1
     if num_classes not in (None, len(class_names)):
         raise ConversionError(f"num_classes={num_classes}, but class_names has {len(class_names)}. Leave one out.")
     return len(class_names)

@@ -135,7 +135,7 @@ def fit_head(
         raise DataError(f"The solution does not fit into {head.weight.dtype}. Use float32, or a larger ridge.")
     head.weight.copy_(weight)
     head.bias.copy_(bias)
-    model.results = {}
+    model.results, model.untrained = {}, ()
     after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, teacher is None)
     kind, figures = "labels" if teacher is None else "teacher", (before / sums.n).tolist()
     return FitReport(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..anatomy import Anatomy, examine
 from ..certificate import as_text
 from ..errors import ConversionError
+from ..model import CAMNet
 from .sources import resolve
 
 __all__ = ["Inspection", "inspect"]
@@ -34,6 +35,7 @@ class Inspection:
     map_channels: int | None = None
     num_classes: int | None = None
     input_shape: tuple[int, int, int] | None = None
+    task: str | None = None
 
     @property
     def cam_ready(self) -> bool:
@@ -53,6 +55,7 @@ class Inspection:
             table.add_row("map size", f"{height} x {width} at {input_h} x {input_w} px")
             table.add_row("head", ", ".join(self.head_layers) or "functions only")
             table.add_row("classes", str(self.num_classes))
+            table.add_row("task", self.task or "not known; multiclass is assumed")
         return table
 
     def __str__(self) -> str:
@@ -79,6 +82,9 @@ def inspect(
         return Inspection("unsupported", str(error))
     channels, height, width = anatomy.feature_shape
     verdict, reason = _verdict(anatomy)
+    if anatomy.activation is not None:
+        reason = f"{reason} Its last {anatomy.activation} is taken off: logits and maps come before it."
+    task = anatomy.task or (model.task if isinstance(model, CAMNet) else None)
     return Inspection(
         verdict=verdict,
         reason=reason,
@@ -88,6 +94,7 @@ def inspect(
         map_channels=channels,
         num_classes=anatomy.logits.shape[1],
         input_shape=anatomy.input_shape,
+        task=str(task) if task is not None else "binary" if anatomy.logits.shape[1] == 1 else None,
     )
 
 

@@ -1,0 +1,107 @@
+"""What camify's data modules share: loaders, and preprocessing that follows the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from ..preprocessing import Preprocessing, agreed_preprocessing
+from .processes import each_once
+from .samples import collate
+
+__all__ = ["PreparedDataModule"]
+
+
+class PreparedDataModule(pl.LightningDataModule):
+    """Splits of samples as a network takes them.
+
+    The preprocessing is the network's, where a trainer brings one that says what it expects; where it does not, what
+    was given, else ``default``. Given values that contradict the network's are refused, unless they are to override it.
+
+    Args:
+        given: ``size``, ``mean``, ``std``; None where the user gave none.
+        default: of what neither user nor network says.
+        augment: see ``Preprocessing.training``.
+        batch_size: images per step.
+        num_workers: loading processes.
+        override_preprocessing: what was given goes before what the network expects.
+
+    Attributes:
+        preprocessing: how images become inputs; settled when a trainer sets the module up.
+        splits: data sets by name.
+        notes: what was assumed, one sentence each.
+    """
+
+    class_names: list[str]
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        default: Preprocessing,
+        *,
+        augment: str,
+        batch_size: int,
+        num_workers: int = 0,
+        override_preprocessing: bool = False,
+    ) -> None:
+        super().__init__()
+        self._given, self._default, self.augment = dict(given), default, augment
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.override_preprocessing = override_preprocessing
+        self.preprocessing = agreed_preprocessing(given, None, default)
+        self.preprocessing.training(augment)  # an unknown name is refused now
+        self.splits: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def settle_preprocessing(self) -> bool:
+        """Take what the trainer's network expects; whether that changed anything.
+
+        Raises:
+            ConfigError: what was given contradicts it; shows both.
+        """
+        network = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        expected = getattr(network, "preprocessing", None)
+        before = self.preprocessing
+        if isinstance(expected, Preprocessing):
+            self.preprocessing = agreed_preprocessing(
+                self._given, expected, self._default, override=self.override_preprocessing, where="data module"
+            )
+        return before != self.preprocessing
+
+    def transform_of(self, split: str) -> Any:
+        """The transform of a split's samples: with augmentation for ``"train"``."""
+        return self.preprocessing.training(self.augment) if split == "train" else self.preprocessing.evaluation()
+
+    def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
+        data: Dataset[dict[str, Any]] = self.splits[split]
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        return DataLoader(
+            data,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            sampler=None if shuffle else each_once(data, self.trainer),
+            num_workers=self.num_workers,
+            # Workers that stay draw on from epoch to epoch, which a resumed run could not repeat.
+            persistent_workers=self.num_workers > 0 and not shuffle,
+            pin_memory=device is not None and device.type == "cuda",
+            collate_fn=collate,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Training batches, shuffled."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation batches, in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Test batches, in order; those of val where there is no test split."""
+        return self._loader("test" if "test" in self.splits else "val")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The same as for testing."""
+        return self.test_dataloader()
