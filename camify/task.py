@@ -8,8 +8,9 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 
 __all__ = ["Classes", "Task"]
 
@@ -52,10 +53,56 @@ class Task(str, Enum):
         """Whether an image has exactly one class."""
         return self is not Task.MULTILABEL
 
+    def targets(self, labels: Tensor, logits: int, *, allow_unknown: bool = False) -> Tensor:
+        """Labels as the loss takes them: class indices (N,) or, of several logits, shares (N, K) float.
+
+        Multiclass: whole numbers (N,) or (N, 1) in 0..K-1, or distributions (N, K). Multilabel: (N, K) in [0, 1], float
+        or whole; NaN where unknown. Binary: (N,) or (N, 1) in [0, 1], given back as (N, 1) float; NaN where unknown.
+
+        Args:
+            labels: as the data give them.
+            logits: K.
+            allow_unknown: -1 and NaN say that a label is not known, else they are refused.
+
+        Raises:
+            DataError: they do not fit the task; says what they are.
+        """
+        wanted = {"multiclass": f"(N,) of 0..{logits - 1}", "multilabel": f"(N, {logits}) of 0 and 1", "binary": "(N,)"}
+        if self is Task.MULTICLASS and labels.dim() == 2 and labels.shape[1] == logits and logits > 1:
+            found = labels.float()
+            right = bool(found.isfinite().all()) and float(found.min()) >= 0
+        elif self is Task.MULTICLASS:
+            found = labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
+            whole = found.dim() == 1 and (not found.is_floating_point() or bool((found == found.round()).all()))
+            right = whole and (not len(found) or (int(found.min()) >= 0 and int(found.max()) < logits))
+            found = found.long() if right else found
+        else:
+            shape = (len(labels), logits)
+            found = labels.float().reshape(shape) if labels.numel() == len(labels) * logits else labels
+            if allow_unknown:
+                found = torch.where(found == -1, torch.nan, found)
+            known = found[~found.isnan()] if allow_unknown else found
+            inside = bool(((known >= 0) & (known <= 1)).all())  # NaN is not
+            right = found.shape == shape and inside
+        if not right:
+            span = f" from {float(labels.min()):g} to {float(labels.max()):g}" if labels.numel() else ""
+            hint = " Where -1 or NaN stand for unknown, give allow_unknown_labels=True."
+            hint = "" if self is Task.MULTICLASS else hint
+            raise DataError(
+                f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
+                f" {wanted[self.value]}.{hint}"
+            )
+        return found
+
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Probabilities of logits, which lie along ``dim``; float32 at least."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return wide.softmax(dim) if self is Task.MULTICLASS else wide.sigmoid()
+
+    def log_probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """Their natural logarithms."""
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide.log_softmax(dim) if self is Task.MULTICLASS else F.logsigmoid(wide)
 
 
 @dataclass(frozen=True)
@@ -96,6 +143,13 @@ class Classes:
     def positive(self) -> int:
         """Of one logit, the class that it speaks for."""
         return 1 if self.task is Task.BINARY and self.names is not None and len(self.names) == 2 else 0
+
+    def of_targets(self, targets: Tensor) -> Tensor:
+        """The class (N,) of targets as ``Task.targets`` gives them; of several labels, or shares, the largest."""
+        if self.task is Task.BINARY:
+            there = (targets.reshape(len(targets)) >= 0.5).long()
+            return there if self.positive else 1 - there
+        return targets.nan_to_num(0.0).argmax(1) if targets.dim() == 2 else targets
 
     def count(self, logits: int) -> int:
         """Number of classes: 2 of one logit."""

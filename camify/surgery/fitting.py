@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..model import CAMNet
 from ..modes import evaluating
+from ..task import Task
 
 __all__ = ["FitReport", "fit_head"]
 
@@ -314,13 +315,13 @@ def _scale(scores: Tensor, targets: Tensor, spread: float) -> float:
 
 def _probabilities(targets: Tensor, labels: bool) -> Tensor:
     """The target distribution (N, K) of centred logits, or of centred one-hot labels."""
-    return (targets + 1 / targets.shape[1]).round() if labels else targets.softmax(1)
+    return (targets + 1 / targets.shape[1]).round() if labels else Task.MULTICLASS.probabilities(targets)
 
 
 def _quality(logits: Tensor, targets: Tensor, labels: bool) -> tuple[Tensor, Tensor]:
     """Top-1 agreement and mean KL(target || logits) in nats."""
     truth = _probabilities(targets, labels)
-    divergence = torch.xlogy(truth, truth) - truth * logits.log_softmax(1)
+    divergence = torch.xlogy(truth, truth) - truth * Task.MULTICLASS.log_probabilities(logits)
     return _agreement(logits, targets), divergence.sum(1).mean()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from ..batch import Batch
+
 __all__ = [
-    "Batch",
     "count_samples",
-    "images_and_labels",
     "is_dry_run",
-    "labels_of",
     "read_images",
     "run_folder",
     "single_loader",
     "whole_split",
 ]
-
-
-Batch = Mapping[str, Any] | tuple[Tensor, Tensor] | list[Tensor]
-"""A dict as camify's data modules give it, or a pair (images, labels)."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -54,24 +49,9 @@ def count_samples(loaders: Any) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def labels_of(loaders: Any) -> Any:
-    """Labels of all samples behind a loader, as torchvision's and camify's data sets have them; None where not."""
-    dataset: Any = getattr(single_loader(loaders), "dataset", None)
-    return getattr(dataset, "labels", getattr(dataset, "targets", None))
-
-
-def images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Images, or the cached features that stand in their place, and labels of a batch."""
-    if isinstance(batch, Mapping):
-        return batch["features" if "features" in batch else "image"], batch["label"]
-    images, labels = batch
-    return images, labels
-
-
 def read_images(loader: Any, numbers: Sequence[int]) -> Tensor:
     """The images (N, C, H, W) of a loader's samples by number, as the network takes them."""
-    batch = loader.collate_fn([loader.dataset[number] for number in numbers])
-    return images_and_labels(batch)[0]
+    return Batch.of(loader.collate_fn([loader.dataset[number] for number in numbers])).images
 
 
 def whole_split(loaders: Any) -> Any:
@@ -79,4 +59,10 @@ def whole_split(loaders: Any) -> Any:
     loader = single_loader(loaders)
     if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
         return loader
-    return DataLoader(loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..batch import Batch
 from ..model import CAMNet
 from ..modes import evaluating
-from .asking import labels_of, read_images, whole_split
+from .asking import whole_split
 from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
-from .scores import class_score
+from .scores import class_score, score_inputs
 
 __all__ = ["measure", "validation_batches"]
 
 
-def validation_batches(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[dict[str, Any]]:
-    """Every validation batch on the module's device, ``image``, ``label`` and all else; whole in every process."""
-    for batch in whole_split(trainer.val_dataloaders):
-        known = dict(batch) if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
-        yield module.transfer_batch_to_device(known, module.device, 0)
+def validation_batches(trainer: pl.Trainer, module: Any) -> Iterator[tuple[Batch, Tensor]]:
+    """Every validation batch and its targets on the module's device; whole in every process."""
+    for given in whole_split(trainer.val_dataloaders):
+        batch = Batch.of(given).to(module.device)
+        yield batch, module.targets(batch)
 
 
 @torch.no_grad()
@@ -33,24 +33,24 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     The network is left as and where it was. One process may measure: it waits for no other.
     """
     home = next(network.parameters()).device
-    task = "multilabel" if module.multilabel else "multiclass"
+    task = module.task
     name, score = class_score(task, module.num_classes, sync_on_compute=False)
     score, figures = score.to(module.device), dict[str, float]()
     clamp = bool(module.hparams["clamp_weights"])
     quality = CAMQuality(module.hparams["cam_metrics"], module.hparams["grid_mosaics"], alone=True).to(module.device)
-    shown = network if isinstance(network, CAMNet) and not module.multilabel else None
+    shown = network if isinstance(network, CAMNet) and task.exclusive else None
     with evaluating(network.to(module.device)), trainer.precision_plugin.forward_context():
-        for batch in validation_batches(trainer, module):
+        for batch, targets in validation_batches(trainer, module):
             if shown is not None:
-                logits, maps = logits_and_maps(shown, batch["image"], clamp_weights=clamp)
-                quality.update(ValidationBatch.of(shown, batch, logits, maps, module.normalizer, clamp))
+                logits, maps = logits_and_maps(shown, batch.images, clamp_weights=clamp)
+                quality.update(ValidationBatch.of(shown, batch, targets, logits, maps, module.normalizer, clamp))
             else:
-                logits = network(batch["image"])
-            score.update(logits, batch["label"])
+                logits = network(batch.images)
+            score.update(*score_inputs(task, logits, targets))
         if shown is not None:
             figures = quality.compute()
             if quality.chosen or "max_box_acc" not in figures:
                 loader = whole_split(trainer.val_dataloaders)
-                figures |= quality.grid_pointing(shown, labels_of(loader), partial(read_images, loader))
+                figures |= quality.grid_pointing(shown, *module.labeled_images(loader))
     network.to(home)
     return {f"val/{key}": value for key, value in {name: float(score.compute()), **figures}.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,7 +29,7 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
     Where no validation image has a box, cells of 2 x 2 mosaics of four classes stand for boxes (grid pointing, Boehle
     et al. 2021). None where there is neither: fewer than four classes, several labels per image.
     """
-    if module.multilabel:
+    if not module.task.exclusive:
         return None
     images, labels, boxes = _examples(trainer, module)
     source = "boxes"
@@ -43,7 +44,8 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
     with evaluating(network.to(module.device)):
         for chunk, classes in zip(torch.split(images, 32), torch.split(labels, 32), strict=True):
             features = network.forward_features(chunk.to(network.classifier.weight))
-            found = plain.maps(features, network.classifier.weight, classes.to(features.device))
+            weight = network.classes.two_sided(network.classifier.weight, 0)
+            found = plain.maps(features, weight, classes.to(features.device))
             maps.append(upsample(found.float(), size).cpu())
     network.to(home)
     chosen = calibrate(torch.cat(maps), boxes)
@@ -59,12 +61,13 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
 
 def _examples(trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Validation images, as many as are needed, evenly over the split: in folders one class follows the other."""
-    step = max(1, (count_samples(trainer.val_dataloaders) or 0) // _MOST)
+    step = max(1, math.ceil((count_samples(trainer.val_dataloaders) or 0) / _MOST))
     images, labels, boxes, number = [], [], [], 0
-    for batch in validation_batches(trainer, module):
-        found = batch.get("boxes", [torch.zeros(0, 4)] * len(batch["label"]))
-        for image, label, own in zip(batch["image"].cpu(), batch["label"].cpu(), found, strict=True):
-            if number % step == 0:
+    classes = module.cam_net.classes
+    for batch, targets in validation_batches(trainer, module):
+        found = [torch.zeros(0, 4)] * len(batch) if batch.boxes is None else batch.boxes
+        for image, label, own in zip(batch.images.cpu(), classes.of_targets(targets).cpu(), found, strict=True):
+            if number % step == 0 and len(images) < _MOST:
                 images.append(image)
                 labels.append(label)
                 boxes.append(own.cpu())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from ..batch import Batch
 from ..errors import ConfigError
 from ..maps import class_maps, normalize, select, upsample
 from ..metrics import (
@@ -46,7 +47,6 @@ from ..metrics.shares import MeanShare
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer, normalize_maps
-from .asking import Batch, images_and_labels
 
 __all__ = ["CAM_METRICS", "CAMQuality", "ValidationBatch", "logits_and_maps"]
 
@@ -70,8 +70,8 @@ class ValidationBatch:
     Attributes:
         network: in eval mode.
         images: (N, C, H, W), as the network takes them.
-        labels: (N,).
-        logits: (N, K).
+        labels: (N,) classes.
+        logits: (N, K) of the classes: of a network of one logit 2.
         maps: raw maps of all classes (N, K, h, w).
         boxes: N tensors (n, 4), xyxy pixels, exclusive; None where the data have none.
         masks: (N, H, W) bool of the objects; None where the data have none.
@@ -93,14 +93,21 @@ class ValidationBatch:
 
     @classmethod
     def of(
-        cls, network: CAMNet, batch: Batch, logits: Tensor, maps: Tensor, normalizer: Normalizer, clamp_weights: bool
+        cls,
+        network: CAMNet,
+        batch: Batch,
+        targets: Tensor,
+        logits: Tensor,
+        maps: Tensor,
+        normalizer: Normalizer,
+        clamp_weights: bool,
     ) -> ValidationBatch:
-        """A batch with what a network said of it."""
-        images, labels = images_and_labels(batch)
-        known = batch if isinstance(batch, Mapping) else {}
-        masks = known["mask"] > 0 if "mask" in known else None
+        """A batch with what a network said of it; targets as ``Task.targets`` gives them."""
+        classes = network.classes
+        logits, maps = classes.two_sided(logits), classes.two_sided(maps)
         heat_of = partial(normalize_maps, **normalizer._asdict())
-        return cls(network, images, labels, logits, maps, known.get("boxes"), masks, heat_of, clamp_weights)
+        labels = classes.of_targets(targets)
+        return cls(network, batch.images, labels, logits, maps, batch.boxes, batch.masks, heat_of, clamp_weights)
 
     @cached_property
     def own(self) -> Tensor:
@@ -146,15 +153,16 @@ class ValidationBatch:
         return self._at_image_size(self._look_again(shifted(self.images))[1])
 
     def _look_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        classes = self.network.classes
         logits, maps = logits_and_maps(self.network, images, clamp_weights=self.clamp_weights)
-        return logits, select(maps, self.labels).float()
+        return classes.two_sided(logits), select(classes.two_sided(maps), self.labels).float()
 
     def _at_image_size(self, maps_NHW: Tensor) -> Tensor:
         height, width = self.images.shape[-2:]
         return upsample(maps_NHW, (height, width))
 
     def _scores(self, logits: Tensor) -> Tensor:
-        return logits.float().softmax(1).gather(1, self.labels[:, None])[:, 0]
+        return self.network.classes.probabilities(logits).gather(1, self.labels[:, None])[:, 0]
 
 
 class _Mean(MeanShare):
@@ -357,6 +365,7 @@ class CAMQuality(nn.Module):
             image = tiled(read(picked.tolist()).to(next(network.parameters()).device), _GRID)
             with evaluating(network):
                 maps_KHW = network.forward_with_maps(image)[1][0]
+            maps_KHW = network.classes.two_sided(maps_KHW, 0)
             maps = maps_KHW[numbers[picked].to(maps_KHW.device)].float()
             height, width = (-(-side // _GRID) * _GRID for side in maps.shape[-2:])  # cells of equal size
             self.grid.update(upsample(maps, (height, width)), torch.arange(len(picked), device=maps.device))

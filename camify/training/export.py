@@ -76,10 +76,12 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
         pictures = network.preprocessing.restore(images)
         with evaluating(network):
             logits, maps = network.forward_with_maps(images)
-        top, names = logits.argmax(1), network.class_names or [str(k) for k in range(network.num_classes)]
+        classes = network.classes
+        logits, maps = classes.two_sided(logits), classes.two_sided(maps)
+        top, names, shares = classes.predicted(logits), classes.titles(logits.shape[1]), classes.probabilities(logits)
         found = [
-            ClassMap(names[k], own[k], float(one[k]), float(one.softmax(0)[k]))
-            for k, own, one in zip(top.tolist(), maps, logits, strict=True)
+            ClassMap(names[k], own[k], float(one[k]), float(share[k]))
+            for k, own, one, share in zip(top.tolist(), maps, logits, shares, strict=True)
         ]
         scales = [float(one.map_hw.max()) for one in found]
         drawn = [

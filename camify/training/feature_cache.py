@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..batch import Batch
 from ..errors import ConfigError
 from ..model import CAMNet
 from ..modes import evaluating
@@ -113,7 +114,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         self.views = views or 1
         with isolate_rng():
             if views is None:
-                _refuse_chance(loader.dataset)
+                _refuse_chance(loader)
             self._features: list[Tensor] = []
             self._rest: list[dict[str, Any]] = []
             self._aside = tempfile.TemporaryDirectory(prefix=".features-", dir=folder) if where == "disk" else None
@@ -136,8 +137,8 @@ class FeatureCache(Dataset[dict[str, Any]]):
         start = 0
         with evaluating(part), evaluating(teacher or part):
             for batch in reader:
-                sample = dict(batch) if isinstance(batch, Mapping) else {"image": batch[0], "label": batch[1]}
-                images = sample.pop("image").to(device)
+                known = Batch.of(batch)
+                images, sample = known.images.to(device), _beside(known)
                 found = part(images).float().cpu()
                 if store is None:
                     store = self._empty((count, *found.shape[1:]), limit_gb)
@@ -226,13 +227,20 @@ def _join(parts: list[Any]) -> Any:
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
 
 
-def _refuse_chance(dataset: Any) -> None:
+def _beside(batch: Batch) -> dict[str, Any]:
+    """What a batch holds besides its images, under the names of camify's data sets."""
+    known = {"label": batch.labels, "boxes": batch.boxes, "mask": batch.masks, "path": batch.paths}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _refuse_chance(loader: DataLoader[Any]) -> None:
+    dataset: Any = loader.dataset
     for index in range(min(_PROBED, len(dataset))):
         twice = []
         for seed in (0, 1):
             torch.manual_seed(seed)
             sample = dataset[index]
-            twice.append(sample["image"] if isinstance(sample, Mapping) else sample[0])
+            twice.append(Batch.of(loader.collate_fn([sample])).images)
         if not torch.equal(*twice):
             raise ConfigError(
                 "feature_cache: training images change from one reading to the next (augmentation). Give cached_views=V"

@@ -112,7 +112,7 @@ class Finds:
     @torch.no_grad()
     def update(self, seen: ValidationBatch, paths: Sequence[str] | None) -> None:
         """Look through a batch, whose files are ``paths`` where they are known."""
-        probabilities = seen.logits.float().softmax(1)
+        probabilities = seen.network.classes.probabilities(seen.logits)
         highest, predicted = probabilities.max(1)
         scores = {"mistakes": torch.where(predicted != seen.labels, highest, torch.nan)}
         if seen.boxes is not None:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,35 +17,41 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
+from ..batch import Batch
 from ..errors import ConfigError, DataError
 from ..maps import class_maps, select
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer
+from ..preprocessing import Preprocessing, refuse_contradiction
 from ..surgery import FitReport
-from .asking import Batch, images_and_labels, labels_of, read_images, single_loader
+from ..task import Classes, Task
+from .asking import read_images, single_loader
 from .augmentation import hide_patches
 from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
 from .course import Course
 from .earlier_maps import EarlierMaps
 from .feature_cache import run_new_layers
+from .labels import read_labels
 from .losses import Objective, classification_loss, object_masks
 from .optimization import build_optimizer, check_options
-from .preparing import count_classes, prepare, record_of, settle_options
+from .preparing import prepare, record_of, settle_options
 from .resuming import StopSafely
 from .schedule import lr_factor, one_cycle_factor
-from .scores import class_score
+from .scores import class_score, score_inputs
 
 __all__ = ["CAMFineTuner"]
 
 _EARLIER = "camify_earlier_maps"  # in a checkpoint
+_LABELS_READ = 512  # samples whose labels are read where the data set does not list them
 
 
 class CAMFineTuner(pl.LightningModule):
     """Fine-tunes a CAM-ready classifier and measures, beside its accuracy, whether its maps find the objects.
 
     A legacy network is converted first (see ``camify.convert``). Batches are dicts (``image``, ``label``,
-    optionally ``boxes`` or ``mask``) as camify's data modules give them, or pairs (images, labels).
+    optionally ``boxes`` or ``mask``) as camify's data modules give them, or with Hugging Face's keys, or tuples
+    (images, labels, ...): see ``camify.batch.Batch``.
 
     Where an option is None, the recipe decides, else the default that is named here; ``hparams``, checkpoints and the
     run's ``config.yaml`` hold what was decided.
@@ -70,7 +77,8 @@ class CAMFineTuner(pl.LightningModule):
             closed form, before the first step, to the legacy's logits where its classes are the data's, else to the
             labels (see ``camify.fit_head``); ``"recast"``: the old head at every position (``head="recast"``).
         map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
-        input_size: side of the input at which the conversion is proven, pixels.
+        input_size: side of the input at which the conversion is proven, pixels, or (height, width); None: what the
+            weights expect, else 224.
         optimizer: ``"sgd"`` (default) or ``"adamw"``.
         lr: peak learning rate of the legacy's features; default 1e-3.
         head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation.
@@ -88,7 +96,12 @@ class CAMFineTuner(pl.LightningModule):
             steps of networks with batch norm reach, while others diverge without it; 0 is off, as it is in published
             recipes. ``Trainer(gradient_clip_val=...)`` goes before. Lightning cannot clip by norm under FSDP: off.
         label_smoothing: of the cross-entropy, in [0, 1).
-        task: ``"multiclass"``, or ``"multilabel"``: labels (N, K) of 0 and 1, binary cross-entropy, ``val/map``.
+        task: ``"multiclass"``: labels (N,), cross-entropy, ``val/acc``; ``"multilabel"``: labels (N, K) in [0, 1],
+            binary cross-entropy, ``val/map``; ``"binary"``: a network of one logit, labels (N,) of 0 and 1, binary
+            cross-entropy, ``val/acc``; its class names are two: negative, positive. None: what the network says, else
+            by the number of its logits. The checkpoint keeps it.
+        allow_unknown_labels: -1 and NaN stand for labels that are not known (multilabel and binary); they count neither
+            in the loss nor in the figures. Else they are refused.
         class_weights: of the classes in the loss, or ``"balanced"``: each class counts the same.
         teacher: ``"legacy"``: the legacy network's logits are a second target (Hinton et al. 2015).
         teacher_weight: of that target in the loss, in [0, 1]; the labels have the rest.
@@ -130,7 +143,7 @@ class CAMFineTuner(pl.LightningModule):
         dropout: float | None = None,
         map_stride: int | None = None,
         init: Literal["random", "ridge", "recast"] | None = None,
-        input_size: int = 224,
+        input_size: int | tuple[int, int] | None = None,
         optimizer: Literal["sgd", "adamw"] | None = None,
         lr: float | None = None,
         head_lr_factor: float | None = None,
@@ -146,7 +159,7 @@ class CAMFineTuner(pl.LightningModule):
         freeze_epochs: int | None = None,
         gradient_clip: float | None = None,
         label_smoothing: float = 0.0,
-        task: Literal["multiclass", "multilabel"] = "multiclass",
+        task: Literal["multiclass", "multilabel", "binary"] | None = None,
         class_weights: list[float] | Literal["balanced"] | None = None,
         teacher: Literal["legacy"] | None = None,
         teacher_weight: float = 0.5,
@@ -168,6 +181,7 @@ class CAMFineTuner(pl.LightningModule):
         cached_views: int | None = None,
         cam_metrics: list[str] | None = None,
         grid_mosaics: int = 16,
+        allow_unknown_labels: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
@@ -179,15 +193,21 @@ class CAMFineTuner(pl.LightningModule):
         self.fit_report: FitReport | None = None
         self.keep_aside(legacy=prepared.legacy, teacher=None)
         self.model, self.source, self._layers = prepared.network, prepared.source, prepared.layers
-        self.class_names = class_names
-        if isinstance(self.model, CAMNet):
-            self.model.class_names = class_names or self.model.class_names
-            self.class_names = self.model.class_names
-        self.num_classes = count = count_classes(self.model, input_size)
-        if class_names is not None and len(class_names) != count:
+        self.unproven_classes = prepared.unproven_classes
+        self.class_notes: list[str] = []
+        self.num_classes = count = prepared.num_classes
+        self.task, self.class_names = Task.of(prepared.task, count), class_names
+        if self.cam_net is not None:
+            self.class_names = class_names or self.cam_net.class_names
+        allowed = (1, 2) if self.task is Task.BINARY else (count,)
+        if self.class_names is not None and len(self.class_names) not in allowed:
             raise ConfigError(
-                f"The data has {len(class_names)} classes, the network {count}. Convert it with num_classes."
+                f"The data has {len(self.class_names)} classes, the network {count}. Convert it with num_classes."
             )
+        if self.cam_net is not None:
+            self.cam_net.class_names, self.cam_net.task = self.class_names, self.task
+        if cutmix and self.task is not Task.MULTICLASS:
+            raise ConfigError(f"cutmix with task {self.task}: it mixes one class with another. Leave it out.")
         if teacher is not None and self.legacy is None:
             raise ConfigError(
                 "teacher='legacy': there is no legacy network with the data's classes. Leave teacher out."
@@ -197,19 +217,34 @@ class CAMFineTuner(pl.LightningModule):
             raise ConfigError(f"class_weights={weights}: {count} numbers of at least 0 are needed, one per class.")
         if isinstance(class_weights, str) and class_weights != "balanced":
             raise ConfigError(f"class_weights={class_weights!r}: give a list of numbers, or 'balanced'.")
-        self.multilabel, self.normalizer = task == "multilabel", Normalizer.published(normalizer, percentile)
+        self.normalizer = Normalizer.published(normalizer, percentile)
         self.objective = Objective(
-            multilabel=self.multilabel,
+            task=self.task,
             label_smoothing=label_smoothing,
             distillation=teacher_weight if teacher else 0.0,
             temperature=teacher_temperature,
             energy=box_weight,
         )
         self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
-        self.score_name, self.val_accuracy = class_score(task, count)
+        self.score_name, self.val_accuracy = class_score(self.task, count)
         self.val_loss, self.quality = MeanMetric(), CAMQuality(cam_metrics, grid_mosaics)
         self.earlier_maps = EarlierMaps()
         self._grid_pointing: dict[str, float] = {}
+
+    @property
+    def cam_net(self) -> CAMNet | None:
+        """The network where it has maps; None where a legacy network is trained as it is (``head="none"``)."""
+        return self.model if isinstance(self.model, CAMNet) else None
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.task is Task.MULTILABEL
+
+    @property
+    def classes(self) -> Classes:
+        """What the network's logits speak of."""
+        return Classes.of(self.task, self.class_names, self.num_classes)
 
     # Outside the module tree: they are never trained, moved or saved with it.
 
@@ -234,20 +269,34 @@ class CAMFineTuner(pl.LightningModule):
         logits: Tensor = self.model(images)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Whatever a loader gives as a ``Batch``: the only place where its form matters."""
+        return Batch.of(batch)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The labels of a batch as the loss takes them (see ``Task.targets``).
+
+        Raises:
+            DataError: there are none, or they do not fit the task.
+        """
+        if batch.labels is None:
+            raise DataError("The batches have no labels. Training, validating and testing need them.")
+        return self.task.targets(
+            batch.labels, self.num_classes, allow_unknown=bool(self.hparams["allow_unknown_labels"])
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, and its terms where there are several."""
-        inputs, labels = images_and_labels(batch)
-        cached = isinstance(batch, Mapping) and "features" in batch
+        batch = Batch.of(batch)
+        inputs, labels = batch.images, self.targets(batch)
+        cached = batch.size is not None
         if self.hparams["hide_and_seek"]:
             inputs = hide_patches(inputs, self.hparams["hide_and_seek"])
         if self.cutmix is not None:
             inputs, labels = self.cutmix(inputs, labels)
-        masks = None
-        if self.objective.energy and isinstance(batch, Mapping):
-            height, width = batch["size"][0].tolist() if cached else inputs.shape[-2:]
-            masks = object_masks(batch, height, width)
+        masks = object_masks(batch) if self.objective.energy else None
         logits, maps = self._learn(inputs, cached=cached, maps=masks is not None)
-        taught = batch["teacher"] if cached and isinstance(batch, Mapping) and self.teacher else self._teach(inputs)
+        taught = batch.teacher if cached and self.teacher else self._teach(inputs)
         terms = self.objective(logits, labels, teacher_NK=taught, maps_NKHW=maps, masks_NHW=masks)
         for name, value in terms.items():
             self.log(
@@ -257,10 +306,11 @@ class CAMFineTuner(pl.LightningModule):
 
     def _learn(self, inputs: Tensor, *, cached: bool, maps: bool) -> tuple[Tensor, Tensor | None]:
         """Logits and, where they are needed, maps of images or of cached features."""
-        if not isinstance(self.model, CAMNet):
+        network = self.cam_net
+        if network is None:
             return self.model(inputs), None
-        found = run_new_layers(self.model, inputs) if cached else self.model.forward_features(inputs)
-        return self.model.forward_head(found), class_maps(found, self.model.classifier.weight) if maps else None
+        found = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
+        return network.forward_head(found), class_maps(found, network.classifier.weight) if maps else None
 
     def _teach(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:
@@ -269,47 +319,55 @@ class CAMFineTuner(pl.LightningModule):
             logits: Tensor = self.teacher(images)
         return logits
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ValidationBatch]:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a step nothing counts as drawn any more."""
+        if self.cam_net is not None:
+            self.cam_net.untrained = ()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, ValidationBatch]:
         """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them."""
         return self._evaluate(batch, "val", batch_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """As in validation."""
         self._evaluate(batch, "test", batch_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w)."""
-        images, _ = images_and_labels(batch)
-        logits, maps = self._logits_and_maps(images)
-        classes = logits.argmax(dim=1)
-        found: dict[str, Any] = {"logits": logits, "classes": classes}
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w); labels are not needed."""
+        batch = Batch.of(batch)
+        logits, maps = self._logits_and_maps(batch.images)
+        chosen = self.classes.two_sided(logits).argmax(dim=1)
+        predictions: dict[str, Any] = {"logits": logits, "classes": chosen}
         if maps is not None:
-            found["maps"] = select(maps, classes)
-        if isinstance(batch, Mapping) and "path" in batch:
-            found["path"] = batch["path"]
-        return found
+            predictions["maps"] = select(self.classes.two_sided(maps), chosen)
+        if batch.paths is not None:
+            predictions["path"] = batch.paths
+        return predictions
 
     def _logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(self.model, CAMNet):
+        if self.cam_net is None:
             return self.model(images), None
-        return logits_and_maps(self.model, images, clamp_weights=self.hparams["clamp_weights"])
+        return logits_and_maps(self.cam_net, images, clamp_weights=self.hparams["clamp_weights"])
 
-    def _evaluate(self, batch: Batch, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
-        images, labels = images_and_labels(batch)
-        logits, maps = self._logits_and_maps(images)
-        self.val_accuracy.update(logits, labels)
-        size, loss = len(labels), classification_loss(logits, labels, multilabel=self.multilabel)
+    def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
+        batch = Batch.of(batch)
+        targets = self.targets(batch)
+        logits, maps = self._logits_and_maps(batch.images)
+        self.val_accuracy.update(*score_inputs(self.task, logits, targets))
+        size, loss = len(batch), classification_loss(logits, targets, task=self.task)
         self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True, batch_size=size)
         self.log(f"{stage}/{self.score_name}", self.val_accuracy, prog_bar=True, batch_size=size)
-        if maps is None or not isinstance(self.model, CAMNet) or self.multilabel:
+        network = self.cam_net
+        if maps is None or network is None or not self.task.exclusive:
             return {}
-        seen = ValidationBatch.of(self.model, batch, logits, maps, self.normalizer, self.hparams["clamp_weights"])
+        clamp = bool(self.hparams["clamp_weights"])
+        seen = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
         if stage == "val" and not self.trainer.sanity_checking:
             seen.drift = self.earlier_maps.drift(seen.own)
         self.quality.update(seen)
         if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
-            self._grid_pointing = self._play_grid_pointing(self.model, stage, boxes=seen.boxes is not None)
+            self._grid_pointing = self._play_grid_pointing(network, stage, boxes=seen.boxes is not None)
         return {"seen": seen}
 
     def _play_grid_pointing(self, network: CAMNet, stage: str, *, boxes: bool) -> dict[str, float]:
@@ -317,8 +375,18 @@ class CAMFineTuner(pl.LightningModule):
             return {}
         loader = single_loader(self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders)
         rank, count = self.global_rank, self.trainer.world_size
-        read = partial(read_images, loader)
-        return self.quality.grid_pointing(network, labels_of(loader), read, rank=rank, world_size=count)
+        labels, read = self.labeled_images(loader)
+        return self.quality.grid_pointing(network, labels, read, rank=rank, world_size=count)
+
+    def labeled_images(self, loader: Any) -> tuple[list[int] | None, Callable[[Sequence[int]], Tensor]]:
+        """Classes of a loader's samples, as far as they are known, and what reads the images of some, by place."""
+        known = read_labels(loader, _LABELS_READ)
+        if known is None:
+            return None, partial(read_images, loader)
+        numbers, labels = known
+        allow = bool(self.hparams["allow_unknown_labels"])
+        classes = self.classes.of_targets(self.task.targets(labels, self.num_classes, allow_unknown=allow))
+        return classes.tolist(), lambda places: read_images(loader, [numbers[place] for place in places])
 
     def on_validation_epoch_start(self) -> None:
         """Maps are compared with those of the epoch before."""
@@ -335,7 +403,7 @@ class CAMFineTuner(pl.LightningModule):
         self._log_quality("test")
 
     def _log_quality(self, stage: str) -> None:
-        if not isinstance(self.model, CAMNet) or self.multilabel:
+        if self.cam_net is None or not self.task.exclusive:
             return
         figures = self.quality.compute() | self._grid_pointing
         for key, value in figures.items():
@@ -353,16 +421,54 @@ class CAMFineTuner(pl.LightningModule):
                 f"The data's classes {list(names)[:5]} are not the model's {list(self.class_names)[:5]} in this order."
                 " Give class_names=data.class_names."
             )
-        if isinstance(self.model, CAMNet):
-            preprocessing = getattr(data, "preprocessing", None)
-            if preprocessing is not None:
-                self.model.preprocessing = preprocessing
-            if self.model.class_names is None and names is not None and len(names) == self.model.num_classes:
-                self.class_names = self.model.class_names = list(names)
+        network = self.cam_net
+        if network is None:
+            return
+        self._agree_on_preprocessing(network, data, stage)
+        sizes = (1, 2) if self.task is Task.BINARY else (network.num_classes,)
+        if network.class_names is None and names is not None and len(names) in sizes:
+            self.class_names = network.class_names = list(names)
+
+    def _agree_on_preprocessing(self, network: CAMNet, data: Any, stage: str) -> None:
+        """The network's and the data's must be one; training may overrule the network's, where that was asked for."""
+        used = getattr(data, "preprocessing", None)
+        if not isinstance(used, Preprocessing):
+            return
+        override = bool(getattr(data, "override_preprocessing", False))
+        expected = network.preprocessing
+        refuse_contradiction(used, expected, override=override, where="data module")
+        differences = [] if expected is None else used.differences(expected)
+        if differences and stage == "fit" and network.certificate is not None:
+            note = f"Preprocessing overruled in training: {'; '.join(differences)} before."
+            network.certificate = replace(network.certificate, notes=(*network.certificate.notes, note))
+        if expected is None or (differences and stage == "fit"):
+            network.preprocessing = used
+
+    def on_validation_start(self) -> None:
+        """A network whose parts were drawn and never trained is not measured."""
+        self._refuse_untrained("validate")
+
+    def on_test_start(self) -> None:
+        """As in validation."""
+        self._refuse_untrained("test")
+
+    def on_predict_start(self) -> None:
+        """As in validation."""
+        self._refuse_untrained("predict")
+
+    def _refuse_untrained(self, stage: str) -> None:
+        drawn = () if self.cam_net is None else self.cam_net.untrained
+        if drawn and self.trainer.state.fn == stage:
+            raise ConfigError(
+                f"{stage}: {', '.join(drawn)} of the network {'was' if len(drawn) == 1 else 'were'} drawn at random and"
+                " never trained, so its figures would say nothing. Train it first (fit), or give a trained checkpoint:"
+                " a run's export/ folder as the model, or its ckpt_path."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
-        checkpoint.update(record_of(self.model))
+        if self.cam_net is not None:
+            checkpoint.update(record_of(self.cam_net))
         if self.earlier_maps.before is not None and self.trainer.world_size == 1:
             checkpoint[_EARLIER] = self.earlier_maps.before
 
@@ -395,7 +501,7 @@ class CAMFineTuner(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = total / max(1, self.trainer.max_epochs or 1)
         warmup = round(self.hparams["warmup_epochs"] * per_epoch)
-        late = group.startswith("features") and isinstance(self.model, CAMNet)
+        late = group.startswith("features") and self.cam_net is not None
         start = round(self.hparams["freeze_epochs"] * per_epoch) if late else 0
         if self.hparams["schedule"] == "one_cycle":
             return lambda step: one_cycle_factor(step, total, start=start)

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..batch import Batch
 from ..errors import ConfigError, DataError
 from ..maps import select, upsample
 from ..metrics.functional import box_masks
+from ..task import Task
 
 __all__ = ["Objective", "balanced_weights", "classification_loss", "distillation_loss", "energy_loss", "object_masks"]
 
 
 def classification_loss(
     logits_NK: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     *,
-    multilabel: bool = False,
+    task: Task = Task.MULTICLASS,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean cross-entropy of labels (N,) or distributions (N, K); of multi-hot (N, K) the binary one of every class.
+    """Mean cross-entropy of classes (N,) or distributions (N, K); of other tasks the binary one of every logit.
 
     ``class_weights`` (K,) weigh the classes, in the binary case what is positive. Smoothing moves a binary target by
-    ``label_smoothing / 2`` towards 1/2 from either side.
+    ``label_smoothing / 2`` towards 1/2 from either side. Binary targets (N, K) that are NaN are not known and count
+    nothing; where none is known the loss is 0.
     """
-    if not multilabel:
-        return F.cross_entropy(logits_NK, labels, weight=class_weights, label_smoothing=label_smoothing)
-    targets = labels.to(logits_NK.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits_NK, targets, pos_weight=class_weights)
+    if task is Task.MULTICLASS:
+        return F.cross_entropy(logits_NK, targets, weight=class_weights, label_smoothing=label_smoothing)
+    known = ~targets.isnan()
+    smooth = targets.nan_to_num(0.0).to(logits_NK.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    terms = F.binary_cross_entropy_with_logits(logits_NK, smooth, pos_weight=class_weights, reduction="none")
+    return (terms * known).sum() / known.sum().clamp(min=1)
 
 
-def distillation_loss(logits_NK: Tensor, teacher_NK: Tensor, temperature: float, *, multilabel: bool = False) -> Tensor:
-    """``T^2 KL(softmax(teacher / T) || softmax(logits / T))``, mean over images: its gradient does not shrink with T.
+def distillation_loss(
+    logits_NK: Tensor, teacher_NK: Tensor, temperature: float, *, task: Task = Task.MULTICLASS
+) -> Tensor:
+    """``T^2 KL(p(teacher / T) || p(logits / T))``, mean over images: its gradient does not shrink with T.
 
-    Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. With ``multilabel`` the
-    mean over classes of the same for each class's two outcomes.
+    Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. Of other
+    tasks the mean over logits of the same for the two outcomes of each.
     """
     student, teacher = logits_NK.float() / temperature, teacher_NK.float() / temperature
-    if multilabel:
-        soft, own = teacher.sigmoid(), F.binary_cross_entropy_with_logits
+    if task is not Task.MULTICLASS:
+        soft, own = task.probabilities(teacher), F.binary_cross_entropy_with_logits
         return temperature**2 * (own(student, soft) - own(teacher, soft))
-    student, teacher = student.log_softmax(1), teacher.log_softmax(1)
+    student, teacher = task.log_probabilities(student), task.log_probabilities(teacher)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -68,28 +73,31 @@ def energy_loss(maps_NHW: Tensor, masks_NHW: Tensor) -> Tensor:
     return (missed * known).sum() / known.sum().clamp(min=1)
 
 
-def object_masks(batch: Mapping[str, Any], height: int, width: int) -> Tensor | None:
+def object_masks(batch: Batch) -> Tensor | None:
     """Pixels (N, H, W), bool, of each image's object: its mask where the batch has masks, else its boxes, else None."""
-    if "mask" in batch:
-        masks: Tensor = batch["mask"].bool()
-        return masks
-    return box_masks(batch["boxes"], height, width) if "boxes" in batch else None
+    if batch.masks is not None:
+        return batch.masks.bool()
+    return None if batch.boxes is None else box_masks(batch.boxes, *batch.image_size)
 
 
-def balanced_weights(labels: Sequence[int] | Tensor, count: int, *, multilabel: bool = False) -> Tensor:
-    """Class weights (K,) that make every class count the same: ``N / (K n_k)``; multi-label ``(N - n_k) / n_k``.
+def balanced_weights(targets: Tensor, count: int, *, task: Task = Task.MULTICLASS) -> Tensor:
+    """Class weights (K,) that make every class count the same: ``N / (K n_k)``; of other tasks ``(N - n_k) / n_k``.
+
+    Targets are as ``Task.targets`` gives them; n_k counts those that are known.
 
     King & Zeng 2001, "Logistic Regression in Rare Events Data", as in scikit-learn's ``class_weight="balanced"``.
 
     Raises:
         DataError: a class has no training image.
     """
-    known = torch.as_tensor(labels)
-    found = known.float().sum(0) if multilabel else torch.bincount(known, minlength=count).float()
+    if task is Task.MULTICLASS:
+        total, found = torch.tensor(float(len(targets))), torch.bincount(targets, minlength=count).float()
+    else:
+        total, found = (~targets.isnan()).float().sum(0), targets.nan_to_num(0.0).sum(0)
     empty = [index for index, number in enumerate(found.tolist()) if number == 0]
     if empty:
         raise DataError(f"class_weights='balanced': no training image of class {empty[0]}. Give a list of weights.")
-    return (len(known) - found) / found if multilabel else len(known) / (count * found)
+    return total / (count * found) if task is Task.MULTICLASS else (total - found) / found
 
 
 @dataclass
@@ -101,7 +109,7 @@ class Objective:
     cross-entropy; relative evidence cannot vanish where a class wins. Of multi-label maps, each has its own zero.
     """
 
-    multilabel: bool = False
+    task: Task = Task.MULTICLASS
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
     distillation: float = 0.0
@@ -118,7 +126,7 @@ class Objective:
     def __call__(
         self,
         logits_NK: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         *,
         teacher_NK: Tensor | None = None,
         maps_NKHW: Tensor | None = None,
@@ -127,23 +135,22 @@ class Objective:
         """``loss`` and, where there are several, its terms by name."""
         weights = None if self.class_weights is None else self.class_weights.to(logits_NK)
         label = classification_loss(
-            logits_NK, labels,
-            multilabel=self.multilabel, class_weights=weights, label_smoothing=self.label_smoothing,
+            logits_NK, targets, task=self.task, class_weights=weights, label_smoothing=self.label_smoothing
         )  # fmt: skip
         terms, loss = {"classification": label}, label
         if teacher_NK is not None:
-            taught = distillation_loss(logits_NK, teacher_NK, self.temperature, multilabel=self.multilabel)
+            taught = distillation_loss(logits_NK, teacher_NK, self.temperature, task=self.task)
             loss, terms["distillation"] = (1 - self.distillation) * loss + self.distillation * taught, taught
         if maps_NKHW is not None and masks_NHW is not None:
-            maps, masks = _maps_of_labels(maps_NKHW, labels, masks_NHW.to(maps_NKHW.device), self.multilabel)
+            maps, masks = _maps_of_targets(maps_NKHW, targets, masks_NHW.to(maps_NKHW.device), self.task)
             terms["energy"] = energy_loss(upsample(maps.float().clamp(min=0), masks.shape[-2:]), masks)  # type: ignore[arg-type]
             loss = loss + self.energy * terms["energy"]
         return {"loss": loss} | (terms if len(terms) > 1 else {})
 
 
-def _maps_of_labels(maps_NKHW: Tensor, labels: Tensor, masks_NHW: Tensor, multilabel: bool) -> tuple[Tensor, Tensor]:
+def _maps_of_targets(maps_NKHW: Tensor, targets: Tensor, masks_NHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     """The maps (M, h, w) of the classes that an image has (see ``Objective``), and the masks that belong to them."""
-    if not multilabel:
-        return select(maps_NKHW, labels) - maps_NKHW.mean(1), masks_NHW
-    images, classes = torch.nonzero(labels, as_tuple=True)
+    if task is Task.MULTICLASS:
+        return select(maps_NKHW, targets) - maps_NKHW.mean(1), masks_NHW
+    images, classes = torch.nonzero(targets >= 0.5, as_tuple=True)
     return maps_NKHW[images, classes], masks_NHW[images]

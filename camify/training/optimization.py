@@ -16,7 +16,7 @@ __all__ = ["build_optimizer", "check_options"]
 _CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("cosine", "step", "one_cycle"),
-    "task": ("multiclass", "multilabel"),
+    "task": (None, "multiclass", "multilabel", "binary"),
     "teacher": (None, "legacy"),
     "feature_cache": ("off", "memory", "disk"),
 }

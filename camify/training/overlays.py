@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ..batch import Batch
 from ..boxes import BoxRule
 from ..errors import ConfigError
 from ..methods import find_method
@@ -136,7 +137,7 @@ class CAMOverlayLogger(pl.Callback):
         """Look for images that are worth a look among those of the batch."""
         seen = outputs.get("seen") if isinstance(outputs, Mapping) else None
         if self.finds.count and dataloader_idx == 0 and seen is not None and self._has_turn(trainer):
-            self._attempt(self.finds.update, seen, batch.get("path") if isinstance(batch, Mapping) else None)
+            self._attempt(self.finds.update, seen, Batch.of(batch).paths)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""
@@ -183,7 +184,7 @@ class CAMOverlayLogger(pl.Callback):
         if self._probes is None:
             self._probes = read_probes(trainer, network, self.num_images, self.seed, self.images)
             self.folder = run_folder(trainer) / "overlays"
-            self.class_names = network.class_names or [f"class {index}" for index in range(network.num_classes)]
+            self.class_names = network.classes.titles(network.num_classes)
             if self.history:
                 self._catch_up(trainer)
         with trainer.precision_plugin.forward_context():

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
 from ..files import write_whole
+from ..task import Classes
 from .asking import run_folder
 
 __all__ = ["PredictionTable"]
@@ -20,12 +21,16 @@ __all__ = ["PredictionTable"]
 class PredictionTable(BasePredictionWriter):
     """Writes ``predictions.csv`` (image, class, probability, logit) into the run's folder after predicting.
 
+    Of labels that do not exclude each other the class is the most probable one, and ``present`` lists all of
+    probability 0.5 or more.
+
     A table that lies there is kept: the new one gets the next number.
     """
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
-        self.rows: list[tuple[str, str, float, float]] = []
+        self.rows: list[tuple[Any, ...]] = []
+        self.columns: tuple[str, ...] = ()
 
     def write_on_batch_end(
         self,
@@ -38,13 +43,17 @@ class PredictionTable(BasePredictionWriter):
         dataloader_idx: int,  # noqa: ARG002
     ) -> None:
         """Keep the figures of a batch; its maps are let go."""
-        logits = prediction["logits"].float()
-        top, probabilities = logits.max(dim=1), logits.softmax(dim=1).amax(dim=1)
-        names = getattr(pl_module, "class_names", None) or [str(index) for index in range(logits.shape[1])]
+        classes: Classes = pl_module.classes  # type: ignore[assignment]
+        logits = classes.two_sided(prediction["logits"].float())
+        chosen, names = prediction["classes"], classes.titles(logits.shape[1])
+        probabilities = classes.probabilities(logits)
         first = len(self.rows)
         images = prediction.get("path") or [str(first + index) for index in range(len(logits))]
-        values = zip(images, top.indices.tolist(), probabilities.tolist(), top.values.tolist(), strict=True)
-        self.rows += [(image, names[k], round(p, 6), round(logit, 6)) for image, k, p, logit in values]
+        for row, (image, k) in enumerate(zip(images, chosen.tolist(), strict=True)):
+            figures = (round(float(probabilities[row, k]), 6), round(float(logits[row, k]), 6))
+            present = [names[index] for index in (probabilities[row] >= 0.5).nonzero().flatten().tolist()]
+            self.rows.append((image, names[k], *figures, *([] if classes.task.exclusive else ["; ".join(present)])))
+        self.columns = ("image", "class", "probability", "logit", *([] if classes.task.exclusive else ["present"]))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Write the table and say where it is."""
@@ -53,7 +62,7 @@ class PredictionTable(BasePredictionWriter):
         path = _free(run_folder(trainer) / f"predictions{_rank(trainer)}.csv")
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerows([("image", "class", "probability", "logit"), *self.rows])
+        writer.writerows([self.columns, *self.rows])
         write_whole(path, text.getvalue())
         print(f"{len(self.rows)} predictions in {path}")  # noqa: T201 - the user's terminal
         self.rows = []

@@ -141,13 +141,15 @@ class ProbePictures:
         return [epoch for epoch in sorted(self.looks) if method in self.looks[epoch]["maps"]]
 
     def _true(self, index: int) -> int:
-        return int(self.probes.batch["label"][index])
+        labels = self.probes.batch.labels
+        return 0 if labels is None else int(labels[index])
 
     def _is_wrong(self, epoch: int, index: int) -> bool:
         return int(self.looks[epoch]["classes"][index]) != self._true(index)
 
     def _boxes(self, index: int) -> Tensor | None:
-        return self.probes.batch["boxes"][index] if "boxes" in self.probes.batch else None
+        boxes = self.probes.batch.boxes
+        return None if boxes is None else boxes[index]
 
     def _entry(self, epoch: int, index: int, method: str, under: str) -> dict[str, Any]:
         look, name = self.looks[epoch], self.probes.names[index]

@@ -12,15 +12,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..boxes import BoxRule
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..files import slug
 from ..methods import make_methods, observe
 from ..model import CAMNet
 from ..preprocessing import as_three_channels
-from .asking import labels_of, single_loader
+from .asking import single_loader
+from .labels import read_labels
 
 __all__ = ["Look", "Probes", "choose_probes", "look", "named_probes", "pictures_of", "read_probes"]
+
+
+_LABELS_READ = 512  # samples whose labels are read where the data set does not list them
 
 
 class Look(TypedDict):
@@ -45,7 +50,7 @@ class Look(TypedDict):
 class Probes:
     """The watched images, as pictures and as the network's input."""
 
-    batch: dict[str, Any]
+    batch: Batch  # its labels are classes (n,)
     pictures: Tensor  # (n, 3, H, W) in [0, 1]
     names: list[str]
 
@@ -96,16 +101,20 @@ def read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int, ima
     """
     loader = single_loader(trainer.val_dataloaders)
     dataset = loader.dataset
-    labels = labels_of(loader)
-    single = labels is not None and all(isinstance(label, int) for label in labels)
-    chosen = named_probes(dataset, images) if images else None
-    indices = chosen or choose_probes(count, labels if single else None, len(dataset), seed)
-    batch = loader.collate_fn([dataset[index] for index in indices])
-    batch = dict(batch) if isinstance(batch, dict) else {"image": batch[0], "label": batch[1]}
-    if batch["label"].ndim == 2:  # several classes at once: the first of them is shown
-        batch["label"] = batch["label"].long().argmax(1)
-    pictures = pictures_of(batch["image"], network)
-    stems = [Path(path).stem for path in batch["path"]] if "path" in batch else [str(index) for index in indices]
+    indices = named_probes(dataset, images) if images else []
+    if not indices:
+        known = read_labels(loader, _LABELS_READ)
+        numbers, labels = known or (list(range(len(dataset))), None)
+        single = labels.tolist() if labels is not None and labels.dim() == 1 else None
+        indices = [numbers[place] for place in choose_probes(count, single, len(numbers), seed)]
+    batch = Batch.of(loader.collate_fn([dataset[index] for index in indices]))
+    if batch.labels is None:
+        raise DataError("The validation data have no labels: the true class's map cannot be shown.")
+    batch.labels = network.classes.of_targets(
+        network.task.targets(batch.labels, network.num_classes, allow_unknown=True)
+    )
+    pictures = pictures_of(batch.images, network)
+    stems = [str(index) for index in indices] if batch.paths is None else [Path(path).stem for path in batch.paths]
     names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
     return Probes(batch, pictures, names)
 
@@ -121,17 +130,18 @@ def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
     return as_three_channels(pictures)
 
 
-def look(network: CAMNet, methods: Sequence[str], batch: dict[str, Any], device: torch.device) -> Look:
+def look(network: CAMNet, methods: Sequence[str], batch: Batch, device: torch.device) -> Look:
     """What a network says of the watched images; all methods share one forward."""
     chosen = make_methods(network, methods)
     gradients = any(method.uses_gradients for method in chosen.values())
-    with observe(network, batch["image"].to(device), gradients=gradients) as forward:
-        classes = forward.logits.argmax(dim=1)
-        pair = torch.stack([classes, batch["label"].to(device)], dim=1)
+    with observe(network, batch.images.to(device), gradients=gradients) as forward:
+        classes = forward.classes.predicted(forward.logits)
+        labels = classes if batch.labels is None else batch.labels.to(device)
+        pair = torch.stack([classes, labels], dim=1)
         return {
             "classes": classes.cpu(),
             "logits": forward.logits.gather(1, pair).float().cpu(),
-            "probabilities": forward.logits.softmax(dim=1).gather(1, pair).float().cpu(),
+            "probabilities": forward.probabilities.gather(1, pair).float().cpu(),
             "maps": {name: method.look(forward, pair).float().cpu() for name, method in chosen.items()},
             "threshold": torch.tensor(BoxRule.threshold),
         }

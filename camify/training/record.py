@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from ..batch import Batch
 from ..boxes import BoxRule
 from ..files import write_whole
 from ..model import CAMNet
@@ -243,9 +244,7 @@ def environment(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def _some_images(trainer: pl.Trainer) -> Tensor:
-    batch = next(iter(single_loader(trainer.val_dataloaders)))
-    images: Tensor = batch["image"] if isinstance(batch, dict) else batch[0]
-    return images[:8].cpu().float()
+    return Batch.of(next(iter(single_loader(trainer.val_dataloaders)))).images[:8].cpu().float()
 
 
 def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[str, float]:

@@ -1,0 +1,132 @@
+"""A batch as camify uses it, made of whatever a loader gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+__all__ = ["Batch"]
+
+_IMAGES, _LABELS = ("image", "images", "pixel_values"), ("label", "labels")
+_FORMS = (
+    "Known forms: a dict with image (or images, pixel_values) and label (or labels); a tuple (images, labels, ...);"
+    " for predicting images alone."
+)
+
+
+@dataclass
+class Batch:
+    """Images with what is known of them.
+
+    Attributes:
+        images: (N, C, H, W) float, as the network takes them; of cached features (N, C, h, w) those.
+        labels: as the data give them; None where there are none.
+        boxes: N tensors (n, 4), xyxy pixels, exclusive, n may be 0; None where the data have none.
+        masks: (N, H, W) bool of the objects; None where the data have none.
+        paths: files of the images; None where they are not known.
+        teacher: (N, K) logits of a teacher that were computed before.
+        size: (height, width) of the images where ``images`` are cached features, else None.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    boxes: list[Tensor] | None = None
+    masks: Tensor | None = None
+    paths: list[str] | None = None
+    teacher: Tensor | None = None
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> Batch:
+        """A batch of a dict (camify's, Hugging Face's keys), of (images, labels, anything), or of images alone.
+
+        Raises:
+            DataError: it is none of these; says what it is and what is expected.
+        """
+        if isinstance(given, Batch):
+            return given
+        if isinstance(given, Mapping):
+            return cls._of_mapping(given)
+        if isinstance(given, Tensor):
+            return cls(_images(given, given))
+        if isinstance(given, tuple | list) and given and isinstance(given[0], Tensor):
+            labels = None if len(given) < 2 else _labels(given[1], given[0], given)
+            return cls(_images(given[0], given), labels)
+        raise DataError(f"A batch is {_described(given)}. {_FORMS}")
+
+    @classmethod
+    def _of_mapping(cls, given: Mapping[str, Any]) -> Batch:
+        if "features" in given:
+            images, size = given["features"], tuple(int(side) for side in given["size"][0])
+        else:
+            key = next((key for key in _IMAGES if key in given), None)
+            if key is None:
+                raise DataError(f"A batch is {_described(given)}. {_FORMS}")
+            images, size = _images(given[key], given), None
+        key = next((key for key in _LABELS if key in given), None)
+        return cls(
+            images,
+            None if key is None else _labels(given[key], images, given),
+            given.get("boxes"),
+            given["mask"] > 0 if given.get("mask") is not None else None,
+            given.get("path"),
+            given.get("teacher"),
+            None if size is None else (size[0], size[1]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, pixels."""
+        return self.size or (self.images.shape[-2], self.images.shape[-1])
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device)
+            return [moved(item) for item in value] if isinstance(value, list) else value
+
+        return Batch(**{name: moved(value) for name, value in vars(self).items()})
+
+
+def _images(value: Any, given: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
+        raise DataError(
+            f"A batch is {_described(given)}: its images must be a float tensor (N, C, H, W), prepared as the network"
+            f" takes them. {_FORMS}"
+        )
+    return value
+
+
+def _labels(value: Any, images: Tensor, given: Any) -> Tensor:
+    plain = isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value)
+    labels = torch.as_tensor(value) if plain or type(value).__module__ == "numpy" else value
+    if not isinstance(labels, Tensor) or labels.dim() not in (1, 2) or len(labels) != len(images):
+        raise DataError(
+            f"A batch is {_described(given)}: its labels must be one number per image (N,), or one per image and class"
+            f" (N, K). {_FORMS}"
+        )
+    return labels
+
+
+def _described(given: Any) -> str:
+    def kind(value: Any) -> str:
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else (
+            type(value).__name__
+        )  # fmt: skip
+
+    if isinstance(given, Mapping):
+        return f"a dict with {', '.join(f'{key}: {kind(value)}' for key, value in given.items()) or 'no keys'}"
+    if isinstance(given, tuple | list):
+        return f"a {type(given).__name__} of {', '.join(map(kind, given)) or 'nothing'}"
+    return f"a {kind(given)}"
