@@ -21,7 +21,6 @@ from .evaluating import all_tables, evaluate, free_output, save_evaluation
 from .explaining import ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
-from .exporting import resolve_any
 from .exporting_commands import COMMANDS, add_commands
 from .files import write_whole
 from .methods import METHODS, PRECISIONS
@@ -30,6 +29,7 @@ from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
 from .report.tables import Table as TextTable
+from .sources.exported_files import resolve_any
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 
 __all__ = ["main"]

@@ -15,10 +15,12 @@ from torch import Tensor
 from .checkpoint import MANIFEST
 from .errors import ConfigError
 from .explaining import image_files
-from .exporting import EXPORT_PRECISIONS, cam_ready, check, export
+from .exporting import EXPORT_PRECISIONS, export
 from .hub import push_folder
 from .model import CAMNet
 from .preprocessing import Preprocessing
+from .sources.run_folders import cam_ready
+from .surgery.readiness import check
 
 __all__ = ["COMMANDS", "add_commands"]
 

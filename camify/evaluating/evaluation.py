@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..explaining.classes import count_classes
 from ..explaining.contenders import Contender, contender, short_names
-from ..exporting import resolve_any
 from ..metrics.functional import mosaic_plan
+from ..sources.exported_files import resolve_any
 from ..surgery import Source
 from .figures import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
 from .labelled import Labelled, find_labelled

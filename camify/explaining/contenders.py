@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError
-from ..exporting import resolve_any
 from ..methods import Method, make_methods
 from ..preprocessing import Preprocessing
+from ..sources.exported_files import resolve_any
 from ..surgery import Source
 from .classes import numbered
 

@@ -12,6 +12,7 @@ from ..anatomy import Anatomy, FeaturesCopy, TracedAnatomy, examine
 from ..errors import ConversionError
 from ..model import CAMNet
 from ..pooling import POOLS
+from ..sources import Source, resolve
 from .changes import apply_changes, cut_after
 from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
@@ -21,7 +22,6 @@ from .proof import certify
 from .published import default_convs, find_recipe
 from .recast import Recast, recast_head
 from .recipes import Recipe, settle_head
-from .sources import Source, resolve
 
 __all__ = ["HEADS", "convert"]
 

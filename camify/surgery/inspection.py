@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..anatomy import Anatomy, examine
 from ..certificate import as_text
 from ..errors import ConversionError
-from .sources import resolve
+from ..sources import resolve
 
 __all__ = ["Inspection", "inspect"]
 

@@ -17,7 +17,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 import camify
 from camify.cli import main
 from camify.errors import CheckpointError
-from camify.exporting import cam_ready, check
+from camify.sources.run_folders import cam_ready
+from camify.surgery.readiness import check
 from camify.training import RunRecord
 from tests.training.conftest import SIZE as BLOB_SIZE
 from tests.training.conftest import BlobData, SmallLegacy

@@ -16,7 +16,8 @@ from torch import nn
 import camify
 from camify.checkpoint import CKPT_RECORD, SCHEMA_VERSION
 from camify.errors import CheckpointError
-from camify.exporting import cam_ready, open_exported
+from camify.exporting import open_exported
+from camify.sources.run_folders import cam_ready
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

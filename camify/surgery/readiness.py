@@ -12,14 +12,15 @@ from torch import Tensor
 from ..certificate import TOLERANCE
 from ..checkpoint import MANIFEST, WEIGHTS, open_folder
 from ..errors import CamifyError, CheckpointError
+from ..exporting.exporting import FORMATS, open_exported
+from ..exporting.onnx_file import OnnxFile
+from ..exporting.pt2_file import Pt2File
 from ..hub import fetch_folder, is_repository
 from ..maps import identity_error
 from ..model import CAMNet
-from ..surgery import inspect, resolve
-from .exporting import FORMATS, open_exported
-from .onnx_file import OnnxFile
-from .pt2_file import Pt2File
-from .sources import from_lightning
+from ..sources.resolve import resolve
+from ..sources.run_folders import from_lightning
+from .inspection import inspect
 
 __all__ = ["Finding", "check"]
 

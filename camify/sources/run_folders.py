@@ -9,7 +9,7 @@ from ..checkpoint import CKPT_RECORD, MANIFEST, check_manifest
 from ..errors import CheckpointError
 from ..hub import is_repository
 from ..model import CAMNet
-from ..surgery.weights import read_plain
+from .state_dicts import read_plain
 
 __all__ = ["cam_ready", "from_lightning"]
 

@@ -19,10 +19,10 @@ from ..checkpoint import MANIFEST, file_sha256
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
-from .architectures import build_torchvision, find_architecture, torchvision_names
+from .demo_network import TinyVGG
+from .state_dicts import State, count_classes, match_keys, misfits, read_state
 from .timm_models import timm_model
-from .tiny_vgg import TinyVGG
-from .weights import State, count_classes, match_keys, misfits, read_state
+from .torchvision_models import build_torchvision, find_architecture, torchvision_names
 
 __all__ = ["Source", "resolve"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError
+from ..exporting.exporting import FORMATS, open_exported
+from ..exporting.onnx_file import OnnxFile
+from ..exporting.pt2_file import Pt2File
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
-from ..surgery import Source, resolve
-from .exporting import FORMATS, open_exported
-from .onnx_file import OnnxFile
-from .pt2_file import Pt2File
+from .resolve import Source, resolve
 
 __all__ = ["network_of", "resolve_any"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
-from .weights import State, count_classes, match_keys, misfits
+from .state_dicts import State, count_classes, match_keys, misfits
 
 __all__ = ["build_torchvision", "find_architecture", "torchvision_names"]
 

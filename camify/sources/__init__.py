@@ -1,0 +1,5 @@
+"""Where networks come from."""
+
+from .resolve import Source, resolve
+
+__all__ = ["Source", "resolve"]
