@@ -13,6 +13,7 @@ from ..errors import ConversionError
 from ..model import CAMNet
 from ..pooling import POOLS
 from ..sources import Source, resolve
+from ..task import Task
 from .changes import apply_changes, cut_after
 from .class_rows import check_names, draw_classifier, match_rows, put_rows
 from .dilation import set_map_stride
@@ -28,14 +29,23 @@ __all__ = ["HEADS", "convert"]
 HEADS = ("gap", "direct", "recast")
 
 
+class _Default(str):
+    """A default, which can be told from the same word as the user's wish."""
+
+    __slots__ = ()
+
+
+_GAP = _Default("gap")
+
+
 def convert(
     model: nn.Module | str | Source,
     *,
-    head: str | None = "gap",
+    head: str | None = _GAP,
     num_classes: int | None = None,
     input_size: int | tuple[int, int] = 224,
     example: Tensor | None = None,
-    pool: str | None = "gap",
+    pool: str | None = _GAP,
     map_stride: int | None = None,
     recipe: str | None = None,
     seed: int | None = None,
@@ -85,18 +95,27 @@ def convert(
     model = source.model
     num_classes = _count_names(num_classes, class_names)
     plan = find_recipe(recipe)
-    if plan is not None:  # the defaults are nobody's wish
-        head, pool = (None if option == "gap" else option for option in (head, pool))
+    head, pool = (None if option is _GAP else option for option in (head, pool))  # a default is nobody's wish
     given = {"head": head, "pool": pool, "dropout": dropout, "head_channels": head_channels, "map_stride": map_stride}
     head, pool, dropout = settle_head(plan, given).values()
     _check_options(head, num_classes, pool, map_stride, dropout)
+    if head == "recast":
+        source.require_head("head='recast'")
+    source.require_layers("it cannot be converted")
     anatomy = _follow(plan, examine(model, input_size, example))
     anatomy.notes += source.notes
     names = _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
+    if source.headless:
+        names = None
     rows = match_rows(names, class_names) if names is not None and class_names is not None else None
     kept_classes = None if rows is not None and _keeps_rows(anatomy, head, pool) else num_classes
     recast = _recast(anatomy, pool, kept_classes) if head == "recast" else None
     copied = _copy_features(anatomy, recast, plan, map_stride)
+    _check_features(source, copied.layers)
+    if source.headless and num_classes is None:
+        anatomy.notes.append(
+            f"The weights name no classes; {anatomy.logits.shape[1]}, the architecture's, are assumed."
+        )
     filler = plan.classifier if plan is not None else "gaussian"
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
@@ -105,7 +124,8 @@ def convert(
         channels = anatomy.feature_shape[0]
         features, new = append_layers(copied.features, channels, layers)
         width = [channels, *(layer.channels for layer in layers if isinstance(layer, Conv3x3))][-1]
-        old = recast.classifier if recast else _old_classifier(anatomy, head, pool, kept_classes)
+        keeps = not source.headless
+        old = recast.classifier if recast else _old_classifier(anatomy, head, pool, kept_classes) if keeps else None
         classifier = old or draw_classifier(width, num_classes or anatomy.logits.shape[1], filler)
         renew = rows is not None and kept_classes is None and rows != list(range(classifier.out_features))
         wanted = draw_classifier(classifier.in_features, len(rows), filler) if rows is not None and renew else None
@@ -120,6 +140,8 @@ def convert(
     net.to(next(model.parameters()))
     known = class_names if class_names is not None else names if num_classes is None else None
     net.class_names = None if known is None else list(known)
+    if source.task is not None and (source.task is Task.BINARY) == (net.num_classes == 1):
+        net.task = source.task
     net.preprocessing = source.preprocessing
     net.licence, net.recipe = source.licence, recipe
     return net
@@ -161,6 +183,18 @@ def _keeps_rows(anatomy: Anatomy, head: str, pool: str) -> bool:
     return head == "recast" or (head == "direct" and pool == "gap" and anatomy.kept_linear is not None)
 
 
+def _check_features(source: Source, layers: Sequence[str]) -> None:
+    """Refuse weights of the features alone that leave a layer of the features random."""
+    random = [
+        key for key in source.missing_head if any(key == layer or key.startswith(f"{layer}.") for layer in layers)
+    ]
+    if random:
+        raise ConversionError(
+            f"{source.name}: the weights lack {', '.join(random[:4])}, which the network uses before its last spatial"
+            " map. Give a file that holds them."
+        )
+
+
 def _copy_features(
     anatomy: Anatomy, recast: Recast | None, plan: Recipe | None, map_stride: int | None
 ) -> FeaturesCopy:
@@ -178,10 +212,7 @@ def _source_of(model: nn.Module | str | Source) -> Source:
         return model
     if isinstance(model, str):
         return resolve(model)
-    if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
-        name, names = type(model).__name__, model.class_names
-        return Source(model, name, names, preprocessing=model.preprocessing, licence=model.licence)
-    return Source(model, type(model).__name__)
+    return Source.of(model)
 
 
 def _check_options(

@@ -10,73 +10,60 @@ import torch
 from torch import Tensor
 
 from ..certificate import TOLERANCE
-from ..checkpoint import MANIFEST, WEIGHTS, open_folder
+from ..checkpoint import MANIFEST, WEIGHTS
 from ..errors import CamifyError, CheckpointError
-from ..exporting.exporting import FORMATS, open_exported
 from ..exporting.onnx_file import OnnxFile
 from ..exporting.pt2_file import Pt2File
-from ..hub import fetch_folder, is_repository
 from ..maps import identity_error
 from ..model import CAMNet
-from ..sources.resolve import resolve
-from ..sources.run_folders import from_lightning
+from ..sources import Source, resolve
+from ..sources.exported_files import exported_file_of
 from .inspection import inspect
 
-__all__ = ["Finding", "check"]
+__all__ = ["CheckResult", "check"]
 
 
-class Finding(NamedTuple):
-    """Whether a point holds, which point it is, and what was found."""
+class CheckResult(NamedTuple):
+    """Whether a point holds, which point it is, and what is known of it."""
 
     holds: bool
     point: str
-    found: str
+    message: str
 
 
-def check(source: str) -> list[Finding]:
-    """What was looked at and found; CAM-ready if every point holds. The first that does not is the last.
+def check(source: str) -> list[CheckResult]:
+    """Every point that was checked; CAM-ready if every one holds. The first that does not is the last.
 
     Args:
-        source: a checkpoint folder, ``user/name`` on the hub, an ``.onnx`` or ``.pt2`` file, a ``.ckpt`` of a run, or a
-            legacy network as ``camify.surgery.resolve`` takes it.
+        source: as ``camify.surgery.resolve`` takes it.
     """
-    findings: list[Finding] = []
+    results: list[CheckResult] = []
     try:
-        _look(source, lambda point, found: findings.append(Finding(True, point, found)))
+        _check_source(resolve(source), lambda point, message: results.append(CheckResult(True, point, message)))
     except CamifyError as error:
-        findings.append(Finding(False, "not CAM-ready", str(error)))
-    return findings
+        results.append(CheckResult(False, "not CAM-ready", str(error)))
+    return results
 
 
 Report = Callable[[str, str], None]
 
 
-def _look(source: str, report: Report) -> None:
-    path = Path(source)
-    if path.suffix in FORMATS and "@" not in source:
-        _look_at_file(source, report)
-    elif path.is_dir() or (is_repository(source) and not source.startswith(("torchvision/", "timm/", "camify/"))):
-        folder = path if path.is_dir() else fetch_folder(source)
-        with open_folder(folder) as (tensors, manifest):
-            model = CAMNet.from_parts(tensors, manifest, folder / MANIFEST)
-        report("hashes", f"{WEIGHTS} and {MANIFEST} are as written (schema {manifest['schema_version']})")
-        report("weights", f"{len(tensors)} tensors fit the architecture")
-        _look_at_model(model, report)
-    elif path.suffix == ".ckpt" and path.is_file():
-        try:
-            model = from_lightning(path)
-        except CheckpointError as error:
-            if "holds no field" not in str(error):
-                raise
-            _look_at_legacy(source, report)
-        else:
-            report("Lightning checkpoint", f"make a folder of it: camify export {source} --to folder")
-            _look_at_model(model, report)
+def _check_source(source: Source, report: Report) -> None:
+    if source.only_maps:
+        _check_file(exported_file_of(source), source.name, report)
+    elif isinstance(source.model, CAMNet):
+        if (Path(source.name) / MANIFEST).is_file():  # else loading it would have failed
+            report("hashes", f"{WEIGHTS} and {MANIFEST} are as written")
+        elif source.name.endswith(".ckpt"):
+            report("Lightning checkpoint", f"make a folder of it: camify export {source.name} --to folder")
+        notes = "".join(f"; {note}" for note in source.notes)
+        report("weights", f"{len(source.model.state_dict())} tensors fit the architecture{notes}")
+        _check_model(source.model, report)
     else:
-        _look_at_legacy(source, report)
+        _check_legacy(source, report)
 
 
-def _look_at_model(model: CAMNet, report: Report) -> None:
+def _check_model(model: CAMNet, report: Report) -> None:
     """The identity, the classes and a prediction on noise."""
     certificate = model.certificate
     shape = certificate.input_shape if certificate is not None else (3, 224, 224)
@@ -89,31 +76,28 @@ def _look_at_model(model: CAMNet, report: Report) -> None:
     report("identity", f"mean(map) + bias = logit, error {error:.1e}")
     with torch.no_grad():
         logits, maps = model.float().forward_with_maps(images)
-    _look_at_prediction(logits, maps, model.num_classes, model.class_names, report)
+    _report_prediction(logits, maps, model.num_classes, model.class_names, report)
 
 
-def _look_at_file(source: str, report: Report) -> None:
+def _check_file(file: OnnxFile | Pt2File, source: str, report: Report) -> None:
     """An exported file: it is run on noise."""
-    file = open_exported(source)
     record = file.record
     report(
         "file", f"readable; gives {', '.join(record['outputs'])}; dynamic: {', '.join(record['dynamic']) or 'nothing'}"
     )
     try:
         first, second = (file(_noise(file, seed)) for seed in (1, 2))
-    except Exception as error:  # the runtime's own kinds
-        raise CheckpointError(f"{source}: does not run on what it says it takes ({error}).") from error
-    if record["pool"] != "gap":
-        raise CheckpointError(f"{source}: pooled by {record['pool'].upper()}: the maps do not add up to the logits")
+    except Exception as failure:  # the runtime's own kinds
+        raise CheckpointError(f"{source}: does not run on what it says it takes ({failure}).") from failure
     bias = first["logits"][0] - first["maps"][0].double().mean((1, 2))
-    found = identity_error(second["logits"], second["maps"], bias)
+    error = identity_error(second["logits"], second["maps"], bias)
     allowed = TOLERANCE if record["precision"] == "fp32" else 0.05
-    if not found <= allowed:
+    if not error <= allowed:
         raise CheckpointError(
-            f"{source}: the maps do not add up to the logits: error {found:.1e}, allowed {allowed:.0e}"
+            f"{source}: the maps do not add up to the logits: error {error:.1e}, allowed {allowed:.0e}"
         )
-    report("identity", f"logit - mean(map) is the same for two images, error {found:.1e}")
-    _look_at_prediction(second["logits"], second["maps"], record["num_classes"], record["class_names"], report)
+    report("identity", f"logit - mean(map) is the same for two images, error {error:.1e}")
+    _report_prediction(second["logits"], second["maps"], record["num_classes"], record["class_names"], report)
 
 
 def _noise(file: OnnxFile | Pt2File, seed: int) -> Tensor:
@@ -124,7 +108,7 @@ def _noise(file: OnnxFile | Pt2File, seed: int) -> Tensor:
     return torch.randn(batch, entry["channels"], *entry["size"], generator=generator)
 
 
-def _look_at_prediction(logits: Tensor, maps: Tensor, count: int, names: list[str] | None, report: Report) -> None:
+def _report_prediction(logits: Tensor, maps: Tensor, count: int, names: list[str] | None, report: Report) -> None:
     if logits.shape[1] != count or maps.shape[1] != count:
         raise CheckpointError(f"gives {logits.shape[1]} logits and {maps.shape[1]} maps for {count} classes")
     report("classes", f"{count}, {'named' if names else 'without names'}")
@@ -134,11 +118,12 @@ def _look_at_prediction(logits: Tensor, maps: Tensor, count: int, names: list[st
     report("sample", f"noise: class {int(top)}{name}, probability {float(probability):.3f}, map {height} x {width}")
 
 
-def _look_at_legacy(source: str, report: Report) -> None:
+def _check_legacy(source: Source, report: Report) -> None:
     """Somebody's network: what it is, and whether its head is linear after pooling already."""
-    found = resolve(source)
-    report("weights", f"read as {found.name}{''.join(f'; {note}' for note in found.notes)}")
-    inspection = inspect(found.model, input_size=224 if found.preprocessing is None else found.preprocessing.size)
+    report("weights", f"read as {source.name}{''.join(f'; {note}' for note in source.notes)}")
+    inspection = inspect(source, input_size=224 if source.preprocessing is None else source.preprocessing.size)
     if not inspection.cam_ready:
-        raise CheckpointError(f"{inspection.verdict}: {inspection.reason} Make it so: camify convert {source} FOLDER")
+        raise CheckpointError(
+            f"{inspection.verdict}: {inspection.reason} Make it so: camify convert {source.name} FOLDER"
+        )
     report("head", inspection.reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
 from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
 from ..modes import evaluating
-from ..surgery import convert, find_recipe, resolve, settle_fine_tuning, settle_head
+from ..sources import Source, resolve
+from ..surgery import convert, find_recipe, settle_fine_tuning, settle_head
 
 __all__ = ["Prepared", "count_classes", "prepare", "record_of", "settle_options"]
 
@@ -56,26 +57,27 @@ def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapping[str, Any]) -> Prepared:
     """The network to train: converted where it is a legacy one, which is then kept for comparison."""
-    legacy_names: list[str] | None = None
-    notes: tuple[str, ...] = ()
-    licence: str | None = None
     found = model if isinstance(model, str) else type(model).__name__
-    if isinstance(model, str):
-        source = resolve(model)
-        model, legacy_names, notes, licence = source.model, source.class_names, source.notes, source.licence
+    source = resolve(model) if isinstance(model, str) else Source.of(model)
+    source.require_layers("it cannot be trained")
+    model, legacy_names, notes, licence = source.model, source.class_names, source.notes, source.licence
     head, conversion = options["head"], {name: options[name] for name in _CONVERSION}
+    if head in ("none", "recast"):
+        source.require_head(f"head={head!r}")
     if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
         return Prepared(model.train(), found)
     if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
         head, conversion = "direct", {**conversion, "recipe": None}
     # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-    net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **conversion).train()
+    net = convert(
+        replace(source, notes=()), head=head, class_names=class_names, legacy_class_names=legacy_names, **conversion
+    ).train()
     net.licence = net.licence or licence
     prepared = Prepared(net, found, layers=_timm_layers(model))
     if net.certificate is not None:
         net.certificate = net.certificate.named(found, notes)
         comparable = legacy_names is None or class_names is None or legacy_names == class_names
-        if comparable and net.certificate.legacy_classes == net.num_classes:
+        if comparable and not source.headless and net.certificate.legacy_classes == net.num_classes:
             prepared.legacy = model
     return prepared
 
