@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError, ConversionError
+from ..hub import is_repository
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, load_exported
@@ -71,8 +72,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
             ``"camify/tiny_vgg"``, a folder written by ``save_pretrained``, the folder of a run (its ``export/``, else
             ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, an ``.onnx`` or ``.pt2`` file of
             ``camify.export``, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no folder ``USER`` exists.
-        weights: False builds the architecture of torchvision's, timm's and camify's names only. What has no name but
-            its file is read all the same; nothing is downloaded.
+        weights: False downloads nothing: a library's name gives the architecture with random weights, a repository of
+            the Hub is taken from its cache. What lies here, such as a FILE, is read all the same: it says what it is.
 
     Raises:
         ConversionError: nothing has that name.
@@ -101,14 +102,13 @@ def resolve_cam_ready(source: str) -> Source:
         CheckpointError: it is a legacy network, or none at all.
     """
     loader = find_loader(source)
-    if loader is not None and loader.legacy:
+    if loader is None:  # its error knows of folders whose writing was interrupted
+        return Source.of(CAMNet.from_pretrained(source), source)
+    if loader.legacy:
         raise CheckpointError(
             f"{source}: names a legacy network, not a CAM-ready one. Convert it first: camify convert {source} FOLDER"
         )
-    try:
-        found = resolve(source)
-    except ConversionError as error:
-        raise CheckpointError(str(error)) from error
+    found = loader.load(source, True)
     _ = found.cam_net
     return found
 
@@ -129,9 +129,8 @@ def load(folder: str | Path, *, revision: str | None = None) -> CAMNet:
     Example:
         >>> model = camify.load("checkpoints/demo/export")  # doctest: +SKIP
     """
-    text = str(folder)
-    if revision is not None or isinstance(folder, Path):  # a Path never names a repository
-        loader = find_loader(text)
-        if loader is None or loader.load is load_from_hub:
-            return CAMNet.from_pretrained(folder, revision=revision)
-    return resolve_cam_ready(text).cam_net
+    if isinstance(folder, Path) and not folder.exists():  # a Path never names a repository
+        return CAMNet.from_pretrained(folder)
+    if revision is not None and is_repository(folder):
+        return CAMNet.from_pretrained(folder, revision=revision)
+    return resolve_cam_ready(str(folder)).cam_net

@@ -79,8 +79,8 @@ class Source:
         """
         if self.headless:
             raise ConversionError(
-                f"{self.name}: {purpose} needs the head, and these weights hold the features alone. Make a head first:"
-                f" camify convert {self.name} FOLDER --head gap, or give weights with their head."
+                f"{self.name}: {purpose} needs the head, and these weights hold the features alone. Give weights"
+                f" with their head, or make a new one and train it: camify convert {self.name} FOLDER --head gap"
             )
 
     def require_layers(self, purpose: str) -> None:

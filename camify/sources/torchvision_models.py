@@ -94,6 +94,8 @@ def load_torchvision(text: str, weights: bool) -> Source:
         ) from error
     options = {"aux_logits": True, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
     network, notes = architecture(**options), list[str]()
+    if member.meta["categories"] is None:  # VGG's IMAGENET1K_FEATURES: NaN stands in the head
+        state = {key: value for key, value in state.items() if bool(value.isfinite().all())}
     missing = load_state(network, dict(state), f"torchvision/{name}@{member.name}", notes)
     source = Source(network.eval(), f"torchvision/{name}@{member.name}", notes=tuple(notes), missing_head=missing)
     return _described(source, member)
@@ -139,10 +141,10 @@ def _described(source: Source, member: Any) -> Source:
     """A network of torchvision's weights with what torchvision says of them."""
     transforms, licence = member.transforms(), member.meta.get("license")
     expected = Preprocessing(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
-    names = source.class_names or list(member.meta["categories"])
+    source = replace(source, preprocessing=expected, licence=licence)
     if source.headless:
-        return replace(source, preprocessing=expected, licence=licence)
-    return replace(source, class_names=names, preprocessing=expected, licence=licence, task=Task.MULTICLASS)
+        return source
+    return replace(source, class_names=source.class_names or list(member.meta["categories"]), task=Task.MULTICLASS)
 
 
 def find_architecture(state: State, file: str) -> str:

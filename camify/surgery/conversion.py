@@ -113,9 +113,8 @@ def convert(
     copied = _copy_features(anatomy, recast, plan, map_stride)
     _check_features(source, copied.layers)
     if source.headless and num_classes is None:
-        anatomy.notes.append(
-            f"The weights name no classes; {anatomy.logits.shape[1]}, the architecture's, are assumed."
-        )
+        count = anatomy.logits.shape[1]
+        anatomy.notes.append(f"The weights have no classes; the architecture's number of them is assumed: {count}.")
     filler = plan.classifier if plan is not None else "gaussian"
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
