@@ -209,6 +209,8 @@ def test_a_loader_is_one_row(monkeypatch):
 
 def test_the_demos_weights_come_with_the_package_and_are_the_repositorys(tmp_path, monkeypatch):
     assert DEMO_WEIGHTS.read_bytes() == (ROOT / "checkpoints" / "demo_legacy.safetensors").read_bytes()
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert '"sources/*.safetensors"' in settings[settings.index("package-data") :]  # a wheel holds it
     monkeypatch.chdir(tmp_path)
     found = resolve("camify/tiny_vgg@demo")
     assert found.name == "camify/tiny_vgg@demo"
@@ -219,5 +221,11 @@ def test_the_demos_weights_come_with_the_package_and_are_the_repositorys(tmp_pat
 def test_loading_needs_no_lightning(places):
     code = "import sys, camify; camify.load(sys.argv[1]); assert 'pytorch_lightning' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for form in ("folder", "interrupted"):
-        subprocess.run([sys.executable, "-c", code, str(places / form)], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code, str(places / "interrupted")], check=True, env=environment)
+
+
+def test_fine_tuning_keeps_what_the_source_knows():
+    module = camify.CAMFineTuner("camify/tiny_vgg@demo", class_names=list("abcdef"), input_size=96)
+    assert module.model.preprocessing == resolve("camify/tiny_vgg@demo").preprocessing
+    notes = module.model.certificate.notes
+    assert len(notes) == len(set(notes))
