@@ -56,6 +56,11 @@ def fetch_folder(name: str, revision: str | None = None, *, cached: bool = False
         )
     except Exception as error:  # the client raises its own kinds, those of its HTTP library and OSError
         first = (str(error).strip().splitlines() or [""])[0][:200]
+        if cached:
+            raise CheckpointError(
+                f"{name}: is not in the hub's cache, and nothing is fetched to inspect it. Fetch it first:"
+                f" camify check {name}"
+            ) from error
         raise CheckpointError(
             f"{name}: is no folder here, and cannot be had from the hub ({type(error).__name__}: {first})."
         ) from error

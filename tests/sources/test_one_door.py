@@ -151,8 +151,8 @@ def test_the_hub_is_asked_by_prefix_or_where_nothing_is_here(hub, tmp_path, monk
         for load_it in (resolve, camify.load, camify.CAMNet.from_pretrained):
             with pytest.raises(CheckpointError, match=f"{name}: is no folder here, and cannot be had"):
                 load_it(name)
-    with pytest.raises(CheckpointError):
-        resolve("someone/model", weights=False)
+    with pytest.raises(CheckpointError, match=r"not in the hub's cache.*camify check hf:someone/model"):
+        camify.inspect("hf:someone/model")
     assert hub == [("someone/model", False)] * 6 + [("someone/model", True)]
     (tmp_path / "someone").mkdir()
     with pytest.raises(ConversionError, match="Known forms"):
