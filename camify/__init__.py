@@ -10,10 +10,9 @@ if TYPE_CHECKING:
     from .exporting import export
     from .methods import explain
     from .model import CAMNet
+    from .sources import load
     from .surgery import convert, fit_head, inspect
     from .training import CAMFineTuner, CAMOverlayLogger
-
-    load = CAMNet.from_pretrained
 
 __version__ = _version("camify")
 __all__ = [
@@ -49,6 +48,7 @@ _HOMES = {
     "evaluate": "evaluating",
     "explain": "methods",
     "export": "exporting",
+    "load": "sources",
 }
 
 
@@ -56,8 +56,6 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for: converting or loading a network does not import Lightning."""
     from importlib import import_module
 
-    if name == "load":
-        return import_module(".model", __name__).CAMNet.from_pretrained
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     if name in __all__:

@@ -21,7 +21,6 @@ from .evaluating import all_tables, evaluate, free_output, save_evaluation
 from .explaining import ExplainOptions, explain_files, image_files
 from .explaining.classes import class_index, count_classes, numbered, read_class_names
 from .explaining.compare import compare_files
-from .exporting import resolve_any
 from .exporting_commands import COMMANDS, add_commands
 from .files import write_whole
 from .methods import METHODS, PRECISIONS
@@ -30,13 +29,14 @@ from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
 from .report.tables import Table as TextTable
-from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
+from .sources import resolve
+from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
 
 __all__ = ["main"]
 
 _SOURCE = (
-    "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, camify/tiny_vgg"
-    ", a checkpoint folder, or a file of camify export"
+    "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, FILE.pth, camify/tiny_vgg"
+    ", a checkpoint folder, the folder or .ckpt of a run, a file of camify export, or hf:USER/NAME"
 )
 _CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
 _MOST_ROWS = 20  # of the table of results; all are in the folder
@@ -165,6 +165,7 @@ def _inspect(options: Namespace) -> None:
 
 def _convert(options: Namespace) -> None:
     source = resolve(options.source)
+    names = None if options.class_names is None else read_class_names(options.class_names)
     size = options.input_size or (source.preprocessing or Preprocessing()).size
     net = convert(
         source,
@@ -176,7 +177,8 @@ def _convert(options: Namespace) -> None:
         pool=options.pool,
         map_stride=options.map_stride,
         seed=options.seed,
-        legacy_class_names=None if options.class_names is None else read_class_names(options.class_names),
+        class_names=names if source.headless else None,  # which has no classes of its own
+        legacy_class_names=None if source.headless else names,
     )
     known = net.preprocessing
     channels = 1 if options.input_format == "grayscale" else 3
@@ -196,7 +198,7 @@ def _convert(options: Namespace) -> None:
 
 def _explain(options: Namespace) -> None:
     files = image_files(options.images)
-    source = resolve_any(options.model, options.method)
+    source = resolve(options.model).explained_by(options.method)
     known = source.preprocessing
     preprocessing = known or Preprocessing()
     console = Console(highlight=False)

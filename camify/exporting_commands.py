@@ -15,10 +15,12 @@ from torch import Tensor
 from .checkpoint import MANIFEST
 from .errors import ConfigError
 from .explaining import image_files
-from .exporting import EXPORT_PRECISIONS, cam_ready, check, export
-from .hub import push_folder
+from .exporting import EXPORT_PRECISIONS, export
+from .hub import is_repository, push_folder
 from .model import CAMNet
 from .preprocessing import Preprocessing
+from .sources.resolve import resolve_cam_ready
+from .surgery.readiness import check
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -28,7 +30,7 @@ _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "folder": ""}
 def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     """Add the commands to a parser's subcommands."""
     command = parser(description="Write a CAM-ready network as one file for people without camify, or as a folder.")
-    command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or user/name")
+    command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or hf:USER/NAME")
     command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
     command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
     command.add_argument("--input_size", type=int | None, default=None, help="pixels; default: the network's")
@@ -55,12 +57,11 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
 
 
 def _export(options: Namespace) -> None:
-    source = Path(options.source)
-    out = Path(options.out) if options.out else _beside(source, options.to)
+    out = Path(options.out) if options.out else _beside(options.source, options.to)
     if out.exists() and not options.overwrite:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
     console = Console(highlight=False)
-    model = cam_ready(options.source)
+    model = _exportable(options.source)
     if options.to == "folder":
         console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
         return
@@ -68,6 +69,12 @@ def _export(options: Namespace) -> None:
     images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
     exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
     console.print(escape(str(exported)), soft_wrap=True)
+
+
+def _exportable(text: str) -> CAMNet:
+    source = resolve_cam_ready(text)
+    source.require_layers("it cannot be exported again")
+    return source.cam_net
 
 
 def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]:
@@ -83,8 +90,9 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
     return images, torch.tensor(labels) if len(labels) == len(files) else None
 
 
-def _beside(source: Path, to: str) -> Path:
-    """The default place: in a run's folder, beside a checkpoint folder or file."""
+def _beside(text: str, to: str) -> Path:
+    """The default place: in a run's folder, beside a checkpoint folder or file; of a repository of the Hub here."""
+    source = Path(text.rpartition("/")[2] if is_repository(text) else text)
     name = "export" if to == "folder" else f"model{_SUFFIXES[to]}"
     if source.is_dir() and not (source / MANIFEST).is_file():
         return source / name
@@ -94,12 +102,12 @@ def _beside(source: Path, to: str) -> Path:
 
 
 def _check(options: Namespace) -> None:
-    findings = check(options.source)
+    results = check(options.source)
     console = Console(highlight=False)
-    for finding in findings:
-        mark = "ok  " if finding.holds else "FAIL"
-        console.print(escape(f"{mark} {finding.point}: {finding.found}"), soft_wrap=True)
-    if not all(finding.holds for finding in findings):
+    for result in results:
+        mark = "ok  " if result.holds else "FAIL"
+        console.print(escape(f"{mark} {result.point}: {result.message}"), soft_wrap=True)
+    if not all(result.holds for result in results):
         sys.exit(1)
 
 

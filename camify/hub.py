@@ -8,23 +8,42 @@ from pathlib import Path
 from .checkpoint import CARD, MANIFEST, OVERLAYS, WEIGHTS
 from .errors import CheckpointError, ConfigError
 
-__all__ = ["fetch_folder", "is_repository", "push_folder"]
+__all__ = ["HUB_PREFIX", "fetch_folder", "is_repository", "push_folder"]
+
+HUB_PREFIX = "hf:"
+_LIBRARIES = ("torchvision", "timm", "camify")  # their names have the form of a repository's, and are none
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _FILES = [WEIGHTS, MANIFEST, CARD, OVERLAYS]
 
 
 def is_repository(name: str | Path) -> bool:
-    """Whether a string can only be ``user/name`` on the hub: it has that form, and no folder ``user`` exists here."""
-    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).parent.exists()
+    """Whether a string can only name a repository of the hub: ``hf:user/name``, or ``user/name`` that is not here.
+
+    ``user/name`` is none where a folder ``user`` exists, or where ``user`` is a library whose networks camify builds.
+    """
+    if not isinstance(name, str):
+        return False
+    if name.startswith(HUB_PREFIX):
+        return True
+    user = name.partition("/")[0]
+    return _REPOSITORY.fullmatch(name) is not None and user not in _LIBRARIES and not Path(user).exists()
 
 
-def fetch_folder(name: str, revision: str | None = None) -> Path:
+def fetch_folder(name: str, revision: str | None = None, *, cached: bool = False) -> Path:
     """The folder of a repository in the hub's cache, fetched where it is not there; camify's files only.
+
+    Args:
+        name: ``user/name`` or ``hf:user/name``.
+        revision: branch, tag or commit.
+        cached: fetch nothing.
 
     Raises:
         CheckpointError: neither a folder nor a repository of that name can be had.
     """
+    repository = name.removeprefix(HUB_PREFIX)
+    if not _REPOSITORY.fullmatch(repository):
+        raise CheckpointError(f"{name!r}: give the repository as {HUB_PREFIX}USER/NAME.")
     try:
         import huggingface_hub
     except ImportError as error:
@@ -32,13 +51,20 @@ def fetch_folder(name: str, revision: str | None = None) -> Path:
             f"{name}: does not exist as a folder. To fetch it from the hub: pip install 'camify[hub]'"
         ) from error
     try:
-        found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES)
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=_FILES, local_files_only=cached
+        )
     except Exception as error:  # the client raises its own kinds, those of its HTTP library and OSError
         first = (str(error).strip().splitlines() or [""])[0][:200]
+        if cached:
+            raise CheckpointError(
+                f"{name}: is not in the hub's cache, and nothing is fetched to inspect it. Fetch it first:"
+                f" camify check {name}"
+            ) from error
         raise CheckpointError(
             f"{name}: is no folder here, and cannot be had from the hub ({type(error).__name__}: {first})."
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def push_folder(folder: str | Path, name: str, *, private: bool = False) -> str:

@@ -56,7 +56,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = (
     | {f"torch.{name}": getattr(torch, name) for name in _TORCH.split()}
     | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
     | {"torchvision.models.swin_transformer._patch_merging_pad": _patch_merging_pad}
-    | {"getattr": getattr}  # of a tensor's shape only, see _check_getattr
+    | {"getattr": getattr}  # of a tensor's shape only, checked by architecture.py where it is read and written
 )
 METHODS = frozenset(_TENSOR.split())
 LAYER_NAMES = {cls: name for name, cls in LAYERS.items()}

@@ -231,8 +231,9 @@ class CAMNet(nn.Module):
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> CAMNet:
         """The network of a checkpoint folder, in eval mode, on the CPU; its identity is checked again.
 
-        Needs neither the legacy network's code nor a network connection, and runs no foreign code. ``user/name``, where
-        no such folder exists, is a repository of the Hugging Face Hub (extra ``hub``), fetched into its cache.
+        Needs neither the legacy network's code nor a network connection, and runs no foreign code. ``hf:user/name``, or
+        ``user/name`` where no such folder exists, is a repository of the Hugging Face Hub (extra ``hub``), fetched into
+        its cache. ``camify.load`` takes folders of runs and other forms too.
 
         Args:
             folder: written by ``save_pretrained``, or ``user/name``.

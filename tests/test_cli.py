@@ -14,8 +14,8 @@ import camify
 import camify.cli
 from camify.cli import main
 from camify.data import Preprocessing
+from camify.sources.demo_network import TinyVGG
 from camify.surgery import Source
-from camify.surgery.tiny_vgg import TinyVGG
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ FLOORS = {
     "preprocessing": 0, "task": 0,
     "model": 1,
     "anatomy": 2, "metrics": 2, "data": 2, "report": 2,
+    "exporting": 2.3, "sources": 2.6,
     "methods": 3, "surgery": 3,
-    "exporting": 3.5, "explaining": 4, "training": 4,
+    "explaining": 4, "training": 4,
     "evaluating": 4.5,
     "exporting_commands": 4.8, "cli": 5, "__main__": 5.5,
 }  # fmt: skip

@@ -160,10 +160,13 @@ class LogitsOf(nn.Module):
         super().__init__()
         self.network = network
 
+    @classmethod
+    def of(cls, network: nn.Module) -> nn.Module:
+        """The network itself where it cannot end in an activation: made of torch's and torchvision's layers only."""
+        return cls(network) if not isinstance(network, CAMNet) and _may_end_in_activation(network) else network
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""
-        if isinstance(self.network, CAMNet) or not _may_end_in_activation(self.network):
-            return require_logits(self.network(images))
         parts = split(self.network, images)
         if parts.activation is None:
             return require_logits(self.network(images))

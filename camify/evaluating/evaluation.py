@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..explaining.classes import count_classes
 from ..explaining.contenders import Contender, contender, short_names
-from ..exporting import resolve_any
 from ..metrics.functional import mosaic_plan
-from ..surgery import Source
+from ..sources import Source, resolve
 from .figures import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
 from .labelled import Labelled, find_labelled
 from .localising import CENTRE_BOX, IOUS, Values
@@ -118,7 +117,7 @@ def _contender(
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
     if isinstance(model, str):
-        source, name = resolve_any(model, methods), short_names([model])[0]
+        source, name = resolve(model).explained_by(methods), short_names([model])[0]
     else:
         name = type(model).__name__
         names, known = (getattr(model, key, None) for key in ("class_names", "preprocessing"))

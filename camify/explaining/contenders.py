@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError
-from ..exporting import resolve_any
 from ..methods import Method, make_methods
 from ..preprocessing import Preprocessing
-from ..surgery import Source
+from ..sources import Source, resolve
 from .classes import numbered
 
 __all__ = ["Contender", "class_names_of", "find_contenders", "short_names"]
@@ -63,7 +62,7 @@ def find_contenders(sources: Sequence[str], methods: Sequence[str]) -> list[Cont
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
     return [
-        contender(resolve_any(text, methods), name, methods)
+        contender(resolve(text).explained_by(methods), name, methods)
         for text, name in zip(sources, short_names(sources), strict=True)
     ]
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.scenes import CLASS_NAMES, render_group, render_scene
 from ..data.shapes import SHAPES
-from ..errors import CheckpointError
-from ..surgery import Source, convert, fit_head, resolve
+from ..sources import Source, resolve
+from ..surgery import convert, fit_head
 from .contenders import Contender, contender
 from .subjects import Subject
 
 __all__ = ["DEMO_METHODS", "DEMO_WEIGHTS", "demo_contenders", "demo_subjects"]
 
 DEMO_METHODS = ("cam", "gradcam", "gradcam++", "layercam", "reciprocam")
-DEMO_WEIGHTS = "checkpoints/demo_legacy.safetensors"
+DEMO_WEIGHTS = "demo"  # those that come with camify
 _TRAINING_SCENES = 480
 _RIDGE = 1.0  # hardly fits worse than the best (R^2 held out 0.97, 0.98), and its maps find twice as many objects
 _SMALL = 0.6
@@ -51,14 +49,7 @@ def demo_contenders(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list
     Raises:
         CheckpointError: the weights of the legacy network are not there.
     """
-    places = (Path(weights), Path(__file__).parents[2] / weights)
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise CheckpointError(
-            f"{weights}: no such file; it is part of camify's repository. Run this in its root folder, or make it:"
-            " python train.py fit --config configs/demo_legacy.yaml"
-        )
-    legacy = replace(resolve(f"camify/tiny_vgg@{file}"), name=f"camify/tiny_vgg@{weights}")
+    legacy = resolve(f"camify/tiny_vgg@{weights}")
     net = convert(legacy, head="gap", head_channels=128, input_size=SHAPES.height, seed=0)
     fit_head(net, _training_images(), teacher=legacy.model, ridge=_RIDGE)
     converted = Source(net, f"{legacy.name}, head=gap, classifier fitted", legacy.class_names, (), legacy.preprocessing)

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from typing import Any
 
 from ..certificate import TOLERANCE
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..model import CAMNet
+from ..task import Classes
 
 __all__ = ["RECORD", "as_properties", "read_record", "record_of"]
 
@@ -20,6 +21,7 @@ _KINDS: dict[str, Any] = {
     "class_names": list | None, "preprocessing": dict | None, "input": dict, "outputs": list, "dynamic": list,
     "precision": str, "pool": str, "map": dict | None, "box_rule": dict | None, "results": dict,
 }  # fmt: skip
+_ADDED: dict[str, Any] = {"task": str | None, "untrained": list}  # later, and missing from older files
 
 
 def record_of(
@@ -36,6 +38,8 @@ def record_of(
         "licence": model.licence,
         "num_classes": model.num_classes,
         "class_names": model.class_names,
+        "task": str(model.task),
+        "untrained": list(model.untrained),
         "preprocessing": None if model.preprocessing is None else model.preprocessing.to_dict(),
         "input": {"name": "image", "size": list(size), **(raw if preprocess else prepared)},
         "outputs": list(outputs),
@@ -79,14 +83,19 @@ def read_record(text: str | None, path: object) -> dict[str, Any]:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {RECORD} is not valid JSON ({error}). Export it again.") from error
-    for field, kind in _KINDS.items():
+    if isinstance(record, dict):
+        record = {"task": None, "untrained": [], **record}
+    for field, kind in (_KINDS | _ADDED).items():
         if not isinstance(record, dict) or field not in record or not isinstance(record[field], kind):
             raise CheckpointError(f"{path}: field {field} of its {RECORD} is missing or of the wrong kind.")
     if record["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format_version {record['format_version']} is newer than this camify. Update it."
         )
-    names = record["class_names"]
-    if names is not None and (len(names) != record["num_classes"] or not all(isinstance(name, str) for name in names)):
-        raise CheckpointError(f"{path}: field class_names of its {RECORD} does not fit num_classes.")
+    try:
+        if not all(isinstance(name, str) for name in record["class_names"] or ()):
+            raise ConfigError("class_names holds something else than names")
+        Classes.of(record["task"], record["class_names"], record["num_classes"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: fields of its {RECORD} contradict each other: {error}") from error
     return dict(record)

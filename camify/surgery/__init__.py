@@ -1,5 +1,6 @@
 """Surgery: what a classifier is made of, and how it becomes CAM-ready."""
 
+from ..sources import Source, resolve
 from .balance import balance_head
 from .conversion import HEADS, convert
 from .fitting import FitReport, fit_head
@@ -7,7 +8,6 @@ from .input_format import INPUT_FORMATS, adapt_input
 from .inspection import Inspection, inspect
 from .published import RECIPES, find_recipe
 from .recipes import FINE_TUNING_OPTIONS, FineTuning, Recipe, settle_fine_tuning, settle_head
-from .sources import Source, resolve
 
 __all__ = [
     "FINE_TUNING_OPTIONS",

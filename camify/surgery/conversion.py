@@ -12,6 +12,7 @@ from ..anatomy import Anatomy, FeaturesCopy, TracedAnatomy, examine
 from ..errors import ConversionError
 from ..model import CAMNet
 from ..pooling import POOLS
+from ..sources import Source, resolve
 from ..task import Task
 from .changes import apply_changes, cut_after
 from .class_rows import check_names, draw_classifier, match_rows, put_rows, select_classes
@@ -22,21 +23,29 @@ from .proof import certify
 from .published import default_convs, find_recipe
 from .recast import Recast, recast_head
 from .recipes import Recipe, settle_head
-from .sources import Source, resolve
 
 __all__ = ["HEADS", "convert"]
 
 HEADS = ("gap", "direct", "recast")
 
 
+class _Default(str):
+    """A default, which can be told from the same word as the user's wish."""
+
+    __slots__ = ()
+
+
+_GAP = _Default("gap")
+
+
 def convert(
     model: nn.Module | str | Source,
     *,
-    head: str | None = "gap",
+    head: str | None = _GAP,
     num_classes: int | None = None,
     input_size: int | tuple[int, int] | None = None,
     example: Tensor | None = None,
-    pool: str | None = "gap",
+    pool: str | None = _GAP,
     map_stride: int | None = None,
     recipe: str | None = None,
     seed: int | None = None,
@@ -97,20 +106,26 @@ def convert(
     if _only_other_classes(source, head, class_names, map_stride, recipe, pool):
         return select_classes(model, class_names, seed=seed)  # type: ignore[arg-type]
     plan = find_recipe(recipe)
-    if plan is not None:  # the defaults are nobody's wish
-        head, pool = (None if option == "gap" else option for option in (head, pool))
+    head, pool = (None if option is _GAP else option for option in (head, pool))  # a default is nobody's wish
     given = {"head": head, "pool": pool, "dropout": dropout, "head_channels": head_channels, "map_stride": map_stride}
     head, pool, dropout = settle_head(plan, given).values()
     _check_options(head, num_classes, pool, map_stride, dropout)
+    if head == "recast":
+        source.require_head("head='recast'")
+    source.require_layers("it cannot be converted")
     anatomy = _follow(plan, examine(model, size, example))
     num_classes = _count_names(num_classes, class_names, task, anatomy.logits.shape[1])
     anatomy.notes += source.notes
-    names = _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
+    names = None if source.headless else _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
     wants_rows = names is not None and class_names is not None and len(class_names) == num_classes
     rows = match_rows(names, class_names) if wants_rows else None  # type: ignore[arg-type]
     kept_classes = None if rows is not None and _keeps_rows(anatomy, head, pool) else num_classes
     recast = _recast(anatomy, pool, kept_classes) if head == "recast" else None
     copied = _copy_features(anatomy, recast, plan, map_stride)
+    _check_features(source, copied.layers)
+    if source.headless and num_classes is None:
+        count = anatomy.logits.shape[1]
+        anatomy.notes.append(f"The weights have no classes; the architecture's number of them is assumed: {count}.")
     filler = plan.classifier if plan is not None else "gaussian"
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
@@ -119,7 +134,8 @@ def convert(
         channels = anatomy.feature_shape[0]
         features, new = append_layers(copied.features, channels, layers)
         width = [channels, *(layer.channels for layer in layers if isinstance(layer, Conv3x3))][-1]
-        old = recast.classifier if recast else _old_classifier(anatomy, head, pool, kept_classes)
+        keeps = not source.headless
+        old = recast.classifier if recast else _old_classifier(anatomy, head, pool, kept_classes) if keeps else None
         classifier = old or draw_classifier(width, num_classes or anatomy.logits.shape[1], filler)
         renew = rows is not None and kept_classes is None and rows != list(range(classifier.out_features))
         wanted = draw_classifier(classifier.in_features, len(rows), filler) if rows is not None and renew else None
@@ -168,7 +184,7 @@ def _only_other_classes(
 
 def _settle_task(net: CAMNet, task: str | Task | None, source: Source, anatomy: Anatomy) -> None:
     """The task as asked for, else as the source or the last activation says; what is assumed is noted."""
-    known = source.model.task if isinstance(source.model, CAMNet) else anatomy.task
+    known = source.task or anatomy.task
     if task is None and known is not None and (known is Task.BINARY) == (net.num_classes == 1):
         task = known
     net.task = task
@@ -204,6 +220,18 @@ def _keeps_rows(anatomy: Anatomy, head: str, pool: str) -> bool:
     return head == "recast" or (head == "direct" and pool == "gap" and anatomy.kept_linear is not None)
 
 
+def _check_features(source: Source, layers: Sequence[str]) -> None:
+    """Refuse weights of the features alone that leave a layer of the features random."""
+    random = [
+        key for key in source.missing_head if any(key == layer or key.startswith(f"{layer}.") for layer in layers)
+    ]
+    if random:
+        raise ConversionError(
+            f"{source.name}: the weights lack {', '.join(random[:4])}, which the network uses before its last spatial"
+            " map. Give a file that holds them."
+        )
+
+
 def _copy_features(
     anatomy: Anatomy, recast: Recast | None, plan: Recipe | None, map_stride: int | None
 ) -> FeaturesCopy:
@@ -221,10 +249,7 @@ def _source_of(model: nn.Module | str | Source) -> Source:
         return model
     if isinstance(model, str):
         return resolve(model)
-    if isinstance(model, CAMNet):  # converted before: what it knows of its input and classes stays
-        name, names = type(model).__name__, model.class_names
-        return Source(model, name, names, preprocessing=model.preprocessing, licence=model.licence)
-    return Source(model, type(model).__name__)
+    return Source.of(model)
 
 
 def _check_options(

@@ -387,5 +387,7 @@ def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | Non
         raise ConversionError(f"{type(model).__name__} is not a CAMNet. Convert the network first.")
     if not isinstance(head.weight, nn.Parameter) or not isinstance(head.bias, nn.Parameter):
         raise ConversionError("model.classifier needs a plain weight and a bias (the intercept of the fit).")
+    if model.task is Task.MULTILABEL:
+        raise ConversionError("The model is multilabel; the fit is for classes that exclude each other.")
     if head.out_features < 2:
         raise ConversionError("model.classifier has one class: softmax gives it 1, whatever the weights.")

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..anatomy import Anatomy, examine
 from ..certificate import as_text
 from ..errors import ConversionError
-from ..model import CAMNet
-from .sources import resolve
+from ..sources import Source, resolve
 
 __all__ = ["Inspection", "inspect"]
+
+
+_HEADLESS = ("convertible", "The weights hold the features alone and no head: gap and direct put a new one there.")
 
 
 @dataclass(frozen=True)
@@ -63,28 +65,30 @@ class Inspection:
 
 
 def inspect(
-    model: nn.Module | str, *, input_size: int | tuple[int, int] = 224, example: Tensor | None = None
+    model: nn.Module | str | Source, *, input_size: int | tuple[int, int] = 224, example: Tensor | None = None
 ) -> Inspection:
     """What a classifier is: where its last spatial map lies, what follows, and whether it is CAM-ready.
 
     The network is run, not read: names and types of its layers do not matter. It is left as it was.
 
     Args:
-        model: a network, or a source such as ``"torchvision/vgg16"`` (its weights are not loaded for this).
+        model: a network, or a source such as ``"torchvision/vgg16"`` (nothing is downloaded for this).
         input_size: height and width of the input, pixels.
         example: images (N, C, H, W) to run instead of noise of ``input_size``.
     """
     if isinstance(model, str):
-        model = resolve(model, weights=False).model
+        model = resolve(model, weights=False)
+    source = model if isinstance(model, Source) else Source.of(model)
+    source.require_layers("it cannot be inspected")
     try:
-        anatomy = examine(model, input_size, example)
+        anatomy = examine(source.model, input_size, example)
     except ConversionError as error:
         return Inspection("unsupported", str(error))
     channels, height, width = anatomy.feature_shape
-    verdict, reason = _verdict(anatomy)
+    verdict, reason = _HEADLESS if source.headless else _verdict(anatomy)
     if anatomy.activation is not None:
         reason = f"{reason} Its last {anatomy.activation} is taken off: logits and maps come before it."
-    task = anatomy.task or (model.task if isinstance(model, CAMNet) else None)
+    task = source.task or anatomy.task
     return Inspection(
         verdict=verdict,
         reason=reason,

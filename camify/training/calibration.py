@@ -62,7 +62,10 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
 def _examples(trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Validation images, as many as are needed, evenly over the split: in folders one class follows the other."""
     step = max(1, math.ceil((count_samples(trainer.val_dataloaders) or 0) / _MOST))
-    images, labels, boxes, number = [], [], [], 0
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    boxes: list[Tensor] = []
+    number = 0
     classes = module.cam_net.classes
     for batch, targets in validation_batches(trainer, module):
         found = [torch.zeros(0, 4)] * len(batch) if batch.boxes is None else batch.boxes

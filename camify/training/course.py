@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError
-from ..model import CAMNet
 from ..surgery import balance_head, fit_head
-from .asking import labels_of, whole_split
+from .asking import single_loader, whole_split
 from .augmentation import drop_attention
 from .feature_cache import FeatureCache
+from .labels import read_labels
 from .losses import balanced_weights
 from .resuming import check_finite, enter_epoch, go_on, refuse_changes, state_of_run
 from .schedule import set_frozen
@@ -49,7 +49,7 @@ class Course(pl.Callback):
             raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")
         if options["channels_last"]:
             network.to(memory_format=torch.channels_last)
-        if isinstance(network, CAMNet):
+        if pl_module.cam_net is not None:
             layers = options["adl_layers"] or []
             self._hooks = drop_attention(network.features, layers, options["adl_drop_rate"], options["adl_gamma"])
             if options["compile"]:
@@ -58,12 +58,15 @@ class Course(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Weigh the classes, fit the classifier in closed form, let the legacy network go or teach."""
         options = pl_module.hparams
+        if trainer.global_step == 0:
+            pl_module.trusted_legacy()
         if options["class_weights"] is not None:
             pl_module.objective.class_weights = _class_weights(options["class_weights"], trainer, pl_module)
-        if options["init"] == "ridge" and trainer.global_step == 0 and isinstance(pl_module.model, CAMNet):
+        if options["init"] == "ridge" and trainer.global_step == 0 and pl_module.cam_net is not None:
             _fit_classifier(trainer, pl_module)
-        taught = options["teacher"] == "legacy"  # where it does not teach, the legacy's memory is needed no more
-        pl_module.keep_aside(legacy=None, teacher=pl_module.legacy.to(pl_module.device) if taught else None)
+        # Where it does not teach, the legacy's memory is needed no more.
+        legacy = pl_module.trusted_legacy() if options["teacher"] == "legacy" else None
+        pl_module.keep_aside(legacy=None, teacher=None if legacy is None else legacy.to(pl_module.device))
         if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
             self._begin_epoch(trainer, pl_module)
             go_on(trainer, self._seed, self._resumed)
@@ -76,7 +79,7 @@ class Course(pl.Callback):
         enter_epoch(trainer, self._seed)
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Any) -> None:
-        if not isinstance(module.model, CAMNet):
+        if module.cam_net is None:
             return
         frozen = trainer.current_epoch < module.hparams["freeze_epochs"]
         set_frozen(module.model, frozen)
@@ -101,7 +104,7 @@ class Course(pl.Callback):
         for handle in self._hooks:
             handle.remove()
         pl_module.keep_aside(legacy=None, teacher=None)
-        if isinstance(pl_module.model, CAMNet):
+        if pl_module.cam_net is not None:
             set_frozen(pl_module.model, False)
 
     def _drop_cache(self, trainer: pl.Trainer) -> None:
@@ -129,19 +132,22 @@ class Course(pl.Callback):
 def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -> Tensor:
     if not isinstance(given, str):
         return torch.tensor(given, dtype=torch.float32)
-    labels = labels_of(trainer.train_dataloader)
-    if labels is None:
+    known = read_labels(single_loader(trainer.train_dataloader))
+    if known is None:
         raise ConfigError("class_weights='balanced': the training data tells no labels. Give a list of numbers.")
-    return balanced_weights(labels, module.num_classes, multilabel=module.multilabel)
+    targets = module.task.targets(
+        known[1], module.num_classes, allow_unknown=bool(module.hparams["allow_unknown_labels"])
+    )
+    return balanced_weights(targets, module.num_classes, task=module.task)
 
 
 def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
     """In every process the same: each reads the whole split."""
-    images = whole_split(trainer.train_dataloader)
-    if module.legacy is None:
+    images, legacy = whole_split(trainer.train_dataloader), module.trusted_legacy()
+    if legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se")
     else:
-        home = next(module.legacy.parameters()).device
-        module.fit_report = fit_head(module.model, images, teacher=module.legacy.to(module.device), ridge="one_se")
-        module.legacy.to(home)
+        home = next(legacy.parameters()).device
+        module.fit_report = fit_head(module.model, images, teacher=legacy.to(module.device), ridge="one_se")
+        legacy.to(home)
     balance_head(module.model)

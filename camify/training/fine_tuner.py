@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -33,6 +34,7 @@ from .course import Course
 from .earlier_maps import EarlierMaps
 from .feature_cache import run_new_layers
 from .labels import read_labels
+from .legacy_classes import check_classes
 from .losses import Objective, classification_loss, object_masks
 from .optimization import build_optimizer, check_options
 from .preparing import prepare, record_of, settle_options
@@ -206,6 +208,10 @@ class CAMFineTuner(pl.LightningModule):
             )
         if self.cam_net is not None:
             self.cam_net.class_names, self.cam_net.task = self.class_names, self.task
+        if init == "ridge" and self.task is not Task.MULTICLASS:
+            raise ConfigError(
+                f"init='ridge' with task {self.task}: it fits classes that exclude each other. Use random."
+            )
         if cutmix and self.task is not Task.MULTICLASS:
             raise ConfigError(f"cutmix with task {self.task}: it mixes one class with another. Leave it out.")
         if teacher is not None and self.legacy is None:
@@ -261,6 +267,48 @@ class CAMFineTuner(pl.LightningModule):
     def keep_aside(self, *, legacy: nn.Module | None, teacher: nn.Module | None) -> None:
         """Keep these networks; assigning them would make them parts of this one."""
         self._aside = {"legacy": legacy, "teacher": teacher}
+
+    def trusted_legacy(self) -> nn.Module | None:
+        """The legacy network where its classes are the data's; measured once, when training starts, if nothing says so.
+
+        Equal counts are not equal classes. A legacy network whose classes have no names is believed where its accuracy
+        on training labels is well above chance; else labels take its place, and rows of the classifier that were kept
+        from it are drawn anew. ``class_notes`` says what was measured.
+        """
+        if self.legacy is None or not self.unproven_classes:
+            return self.legacy
+        self.unproven_classes = False
+        loader = single_loader(self.trainer.train_dataloader)
+        titles = self.classes.titles(self.num_classes)
+        if not hasattr(getattr(loader, "dataset", None), "__getitem__"):
+            self._distrust_legacy("its classes have no names and the training data cannot be looked into", kept=True)
+            return None
+        check = check_classes(self.legacy, loader, self.targets, self.classes, self.device)
+        if check.trusted:
+            self._say(
+                f"The legacy network's classes have no names; its accuracy is {check.describe(titles)}: believed."
+            )
+            return self.legacy
+        self._distrust_legacy(f"its accuracy is {check.describe(titles)}", kept=False)
+        return None
+
+    def _distrust_legacy(self, reason: str, *, kept: bool) -> None:
+        network = self.cam_net
+        drawn = network is not None and not kept and "classifier" not in network.untrained
+        if drawn and network is not None:
+            nn.init.normal_(network.classifier.weight, std=0.01)
+            nn.init.zeros_(network.classifier.bias)
+            network.untrained = (*network.untrained, "classifier")
+        rows = " Its classifier's rows were not kept but drawn anew." if drawn else ""
+        self._say(
+            f"The legacy network is not taken to know the data's classes: {reason}. Labels are used instead.{rows} If"
+            " it does, name its classes (class_to_idx or classes in its file, or convert with legacy_class_names)."
+        )
+        self.keep_aside(legacy=None, teacher=None)
+
+    def _say(self, note: str) -> None:
+        self.class_notes.append(note)
+        rank_zero_info(note)
 
     # ------------------------------------------------------------ steps
 

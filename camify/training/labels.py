@@ -30,7 +30,8 @@ def read_labels(loader: Any, most: int | None = None) -> tuple[list[int], Tensor
         loader: its ``dataset`` and ``collate_fn`` are used; no batch of it is.
         most: read at most so many samples, evenly spread, where they must be read; None reads all.
     """
-    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    dataset: Any = getattr(loader, "dataset", None)
+    collate = getattr(loader, "collate_fn", None)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or collate is None or not len(dataset):
         return None
     listed = _listed(dataset)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..anatomy import LogitsOf, examine
 from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
 from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
-from ..modes import evaluating
-from ..surgery import convert, find_recipe, resolve, settle_fine_tuning, settle_head
+from ..sources import Source, resolve
+from ..surgery import convert, find_recipe, settle_fine_tuning, settle_head
+from ..task import Task
 
-__all__ = ["Prepared", "count_classes", "prepare", "record_of", "settle_options"]
+__all__ = ["Prepared", "prepare", "record_of", "settle_options"]
 
 _CONVERSION = ("recipe", "pool", "head_channels", "dropout", "map_stride", "input_size")
 _INITS = ("random", "ridge", "recast")
@@ -24,13 +25,25 @@ _INITS = ("random", "ridge", "recast")
 
 @dataclass
 class Prepared:
-    """The network to train, what it came from, and the legacy network where its classes are the data's."""
+    """The network to train, and what it came from.
+
+    Attributes:
+        network: converted where it was a legacy one.
+        source: as it is named.
+        num_classes: of its logits.
+        task: as asked for, else what the network says.
+        legacy: the legacy network, giving logits, where its classes are the data's or may be.
+        unproven_classes: they may be, as it has as many; nothing names them. Measure before it is believed.
+        layers: number of the layer of every legacy parameter, by timm's grouping, where the legacy network has one.
+    """
 
     network: nn.Module
     source: str
+    num_classes: int
+    task: str | Task | None = None
     legacy: nn.Module | None = None
+    unproven_classes: bool = False
     layers: dict[str, int] | None = None
-    """Number of the layer of every legacy parameter, by timm's grouping, where the legacy network has one."""
 
 
 def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,34 +69,38 @@ def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapping[str, Any]) -> Prepared:
     """The network to train: converted where it is a legacy one, which is then kept for comparison."""
-    legacy_names: list[str] | None = None
-    notes: tuple[str, ...] = ()
-    licence: str | None = None
-    found = model if isinstance(model, str) else type(model).__name__
-    if isinstance(model, str):
-        source = resolve(model)
-        model, legacy_names, notes, licence = source.model, source.class_names, source.notes, source.licence
-    head, conversion = options["head"], {name: options[name] for name in _CONVERSION}
-    if head == "none" or (isinstance(model, CAMNet) and _has_classes(model, class_names)):
-        return Prepared(model.train(), found)
-    if isinstance(model, CAMNet):  # has its layers already; other classes need another classifier only
+    named = model if isinstance(model, str) else type(model).__name__
+    source = resolve(model) if isinstance(model, str) else Source.of(model)
+    source.require_layers("it cannot be trained")
+    legacy, head, task = source.model, options["head"], options["task"]
+    if head in ("none", "recast"):
+        source.require_head(f"head={head!r}")
+    if head == "none":
+        return Prepared(
+            legacy.train(), named, _count_logits(legacy, options["input_size"], source), task or source.task
+        )
+    if isinstance(legacy, CAMNet) and _has_classes(legacy, class_names):
+        return Prepared(legacy.train(), named, legacy.num_classes, task or legacy.task)
+    conversion = {name: options[name] for name in _CONVERSION}
+    if isinstance(legacy, CAMNet):  # has its layers already; other classes need another classifier only
         head, conversion = "direct", {**conversion, "recipe": None}
     # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-    net = convert(model, head=head, class_names=class_names, legacy_class_names=legacy_names, **conversion).train()
-    net.licence = net.licence or licence
-    prepared = Prepared(net, found, layers=_timm_layers(model))
+    net = convert(replace(source, notes=()), head=head, class_names=class_names, task=task, **conversion).train()
+    prepared = Prepared(net, named, net.num_classes, task or net.task, layers=_timm_layers(legacy))
     if net.certificate is not None:
-        net.certificate = net.certificate.named(found, notes)
-        comparable = legacy_names is None or class_names is None or legacy_names == class_names
-        if comparable and net.certificate.legacy_classes == net.num_classes:
-            prepared.legacy = model
+        net.certificate = net.certificate.named(named, source.notes)
+        known = source.class_names is not None and class_names is not None
+        same = not known or source.class_names == class_names
+        if same and not source.headless and net.certificate.legacy_classes == net.num_classes:
+            prepared.legacy, prepared.unproven_classes = (
+                LogitsOf.of(legacy),
+                not known and not isinstance(legacy, CAMNet),
+            )
     return prepared
 
 
-def record_of(network: nn.Module) -> dict[str, str]:
-    """What a Lightning checkpoint says of a CAMNet beside its weights, as JSON; nothing of another network."""
-    if not isinstance(network, CAMNet):
-        return {}
+def record_of(network: CAMNet) -> dict[str, str]:
+    """What a Lightning checkpoint says of a CAMNet beside its weights, as JSON."""
     try:
         manifest = {"schema_version": SCHEMA_VERSION, **network.manifest()}
     except ConversionError as error:  # a layer of the user's own; saving goes on
@@ -91,14 +108,20 @@ def record_of(network: nn.Module) -> dict[str, str]:
     return {CKPT_RECORD: json.dumps(manifest)}
 
 
-def count_classes(network: nn.Module, input_size: int) -> int:
-    """Number of logits."""
-    if isinstance(network, CAMNet):
-        return network.num_classes
-    parameter = next(network.parameters())
-    with torch.no_grad(), evaluating(network):
-        logits = network(torch.zeros(1, 3, input_size, input_size).to(parameter))
-    return int(logits.shape[1])
+def _count_logits(network: nn.Module, input_size: int | tuple[int, int] | None, source: Source) -> int:
+    """Number of logits of a network that is trained as it is.
+
+    Raises:
+        ConfigError: it ends in a softmax or sigmoid, behind which no loss can be taken.
+    """
+    size = input_size or (224 if source.preprocessing is None else source.preprocessing.size)
+    anatomy = examine(network, size, None)
+    if anatomy.activation is not None:
+        raise ConfigError(
+            f"head='none': the network ends in a {anatomy.activation}, and the loss needs what comes before it. Take"
+            " that layer off, or convert the network with another head, which does so."
+        )
+    return anatomy.logits.shape[1]
 
 
 def _timm_layers(model: Any) -> dict[str, int] | None:

@@ -78,8 +78,11 @@ class RunRecord(pl.Callback):
             return
         if not self.quiet:
             opening_screen(trainer, pl_module, run_folder(trainer))
-        if not self.legacy and pl_module.legacy is not None:
-            self.legacy = measure(pl_module.legacy, trainer, pl_module)
+        legacy = pl_module.trusted_legacy()
+        for note in [] if self.quiet else pl_module.class_notes:
+            print(f"{note}\n")  # noqa: T201 - the user's terminal
+        if not self.legacy and legacy is not None:
+            self.legacy = measure(legacy, trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the converted network before its first step; say what a closed-form start gave."""
@@ -88,7 +91,7 @@ class RunRecord(pl.Callback):
         if pl_module.fit_report is not None and not self.quiet:
             print(f"{pl_module.fit_report}\n")  # noqa: T201 - the user's terminal
         pl_module.fit_report = None
-        if trainer.global_step == 0 and isinstance(pl_module.model, CAMNet):
+        if trainer.global_step == 0 and pl_module.cam_net is not None:
             self.start = measure(pl_module.model, trainer, pl_module)
             before = {f"{who}/{key}": value for who, row in self._before().items() for key, value in row.items()}
             for logger in trainer.loggers:
@@ -101,9 +104,10 @@ class RunRecord(pl.Callback):
         figures = {key: float(value) for key, value in trainer.callback_metrics.items() if _is_number(value)}
         before = self.history[-1] if self.history else None
         self.history.append({"epoch": trainer.current_epoch, **figures})
-        if isinstance(pl_module.model, CAMNet):  # they travel in the checkpoint of this epoch
-            pl_module.model.results = self._results(self.history[-1], pl_module)
-            pl_module.model.box_rule = _box_rule(self.history[-1], pl_module)
+        network = pl_module.cam_net
+        if network is not None:  # they travel in the checkpoint of this epoch
+            network.results = self._results(self.history[-1], pl_module)
+            network.box_rule = _box_rule(self.history[-1], pl_module)
         self._write(trainer, pl_module, finished=False)
         if not self.quiet:
             epoch_line(self.history[-1], before, self._before(), decline(self.history, "val/acc", self.quality))
@@ -119,10 +123,11 @@ class RunRecord(pl.Callback):
         folder = run_folder(trainer)
         self.exported = {"epoch": epoch["epoch"], **self._results(epoch, pl_module)}
         weights = best[0] if best else None
-        if isinstance(pl_module.model, CAMNet):
+        network = pl_module.cam_net
+        if network is not None:
             images = _some_images(trainer)
             error = export_cam_net(
-                pl_module.model,
+                network,
                 weights,
                 folder / "export",
                 self._results(epoch, pl_module),

@@ -11,7 +11,7 @@ from camify.data import Preprocessing
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluating import evaluate
 from camify.evaluating.labelled import find_labelled
-from camify.surgery.tiny_vgg import TinyVGG
+from camify.sources.demo_network import TinyVGG
 
 from .conftest import NAMES, PREPROCESSING, SHOWN
 

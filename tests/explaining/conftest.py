@@ -10,8 +10,8 @@ from camify.data import Preprocessing
 from camify.explaining.compare import compare
 from camify.explaining.contenders import contender
 from camify.explaining.subjects import Subject
+from camify.sources.demo_network import TinyVGG
 from camify.surgery import Source
-from camify.surgery.tiny_vgg import TinyVGG
 
 NAMES = ["ant", "bee", "c|at"]
 METHOD_NAMES = ("cam", "gradcam", "gradcam++", "layercam", "reciprocam")

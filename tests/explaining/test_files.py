@@ -15,7 +15,7 @@ import camify
 from camify.data import Preprocessing
 from camify.explaining import ExplainOptions, explain_files, image_files
 from camify.explaining.pace import folded
-from camify.surgery.tiny_vgg import TinyVGG
+from camify.sources.demo_network import TinyVGG
 
 PREPROCESSING = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 NAMES = ["ant", "bee", "cat", "dog"]

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 import camify
 from camify.cli import main
 from camify.errors import CheckpointError
-from camify.exporting import cam_ready, check
+from camify.surgery.readiness import check
 from camify.training import RunRecord
 from tests.training.conftest import SIZE as BLOB_SIZE
 from tests.training.conftest import BlobData, SmallLegacy
@@ -157,12 +157,15 @@ def test_it_becomes_one_file_with_boxes_too(interrupted, capsys):
 
 def test_a_checkpoint_without_a_record_says_what_to_do(tmp_path):
     torch.save({"state_dict": {"model.a": torch.zeros(2)}}, tmp_path / "old.ckpt")
-    with pytest.raises(CheckpointError, match="camify convert"):
-        cam_ready(tmp_path / "old.ckpt")
+    with pytest.raises(CheckpointError, match=r"old\.ckpt: its 1 tensor fit none.*torchvision/NAME@"):
+        camify.load(tmp_path / "old.ckpt")
+    torch.save({"state_dict": torchvision.models.squeezenet1_1().state_dict()}, tmp_path / "foreign.ckpt")
+    with pytest.raises(CheckpointError, match=r"foreign\.ckpt.*camify convert"):
+        camify.load(tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match=r"neither camify.json nor a .ckpt"):
-        cam_ready(tmp_path.parent / "nothing" if (tmp_path.parent / "nothing").is_dir() else _empty(tmp_path))
-    with pytest.raises(CheckpointError, match="is no checkpoint folder"):
-        cam_ready(tmp_path / "model.pth")
+        camify.load(_empty(tmp_path))
+    with pytest.raises(CheckpointError, match=r"model\.pth: names a legacy network.*camify convert"):
+        camify.load(tmp_path / "model.pth")
 
 
 def _empty(tmp_path):
@@ -197,4 +200,4 @@ def test_a_file_of_other_people_is_refused(tmp_path, folder):
         archive.writestr("other/models/model.json", "{}")
     (finding,) = check(str(tmp_path / "other.pt2"))
     assert not finding.holds
-    assert "Was it written by camify.export?" in finding.found
+    assert "Was it written by camify.export?" in finding.message

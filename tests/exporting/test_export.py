@@ -17,6 +17,7 @@ import camify
 from camify.boxes import component_boxes
 from camify.errors import CheckpointError, ConfigError
 from camify.exporting import open_exported
+from camify.exporting.record import read_record
 from camify.maps import select, upsample
 from camify.normalizers import normalize_maps
 from tests.exporting.conftest import SIZE, network
@@ -198,3 +199,15 @@ def test_files_are_not_replaced_unasked(net, tmp_path):
 def test_a_legacy_network_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="takes a CAMNet"):
         camify.export(torch.nn.Linear(2, 2), tmp_path / "model.pt2")
+
+
+def test_the_record_says_what_the_logits_mean_and_older_ones_are_still_read(files):
+    record = open_exported(files[".pt2"].path).record
+    assert record["task"] == "multiclass"
+    assert record["untrained"] == []
+    older = {key: value for key, value in record.items() if key not in ("task", "untrained")}
+    read = read_record(json.dumps(older), "old.onnx")
+    assert (read["task"], read["untrained"]) == (None, [])
+    for change in ({"task": "regression"}, {"task": "binary"}, {"untrained": "classifier"}, {"class_names": ["a"]}):
+        with pytest.raises(CheckpointError, match=r"old\.onnx: .*camify\.json"):
+            read_record(json.dumps(record | change), "old.onnx")

@@ -16,7 +16,7 @@ from torch import nn
 import camify
 from camify.checkpoint import CKPT_RECORD, SCHEMA_VERSION
 from camify.errors import CheckpointError
-from camify.exporting import cam_ready, open_exported
+from camify.exporting import open_exported
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -92,7 +92,7 @@ def fuzz(original, tmp_path, name, count, seed):
         target, load = place / name, lambda: camify.load(place)
     else:
         target = tmp_path / name
-        load = (lambda: cam_ready(target)) if name.endswith("ckpt") else (lambda: open_exported(target))
+        load = (lambda: camify.load(target)) if name.endswith("ckpt") else (lambda: open_exported(target))
 
     def is_same(loaded):
         if name != "model.pt2":

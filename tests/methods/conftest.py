@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import get_model
 
 import camify
-from camify.surgery.tiny_vgg import TinyVGG
+from camify.sources.demo_network import TinyVGG
 
 from .brute_force import BruteForce
 

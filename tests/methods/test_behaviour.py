@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import camify
 from camify import ConstantMapWarning, explain, methods
-from camify.surgery.tiny_vgg import TinyVGG
+from camify.sources.demo_network import TinyVGG
 
 NAMES = ("gradcam", "gradcam++", "layercam", "reciprocam", "scorecam")
 ALL = [methods.GradCAM, methods.GradCAMPlusPlus, methods.LayerCAM, methods.ReciproCAM, methods.ScoreCAM]

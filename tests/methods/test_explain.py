@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import camify
-from camify.surgery.tiny_vgg import TinyVGG
+from camify.sources.demo_network import TinyVGG
 
 
 def brute_force(net, images, classes):

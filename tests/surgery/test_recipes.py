@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 
 import pytest
 import torch
@@ -140,6 +141,19 @@ def map_size(net: CAMNet, size: int) -> tuple[int, ...]:
     """Of images of ``size`` pixels, computed without values."""
     features = copy.deepcopy(net.features).to("meta")
     return tuple(features(torch.empty(1, 3, size, size, device="meta")).shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option", "says"), [("zhou2016/googlenet-gmp", "pool", "gmp"), ("choe2020/resnet50", "head", "direct")]
+)
+def test_a_default_that_was_written_is_told_from_one_that_was_not(recipe, option, says):
+    network = MODELS.squeezenet1_1(num_classes=2)  # of no family: without the option the recipe is what refuses it
+    with pytest.raises(ConversionError, match=f"says '{says}', but {option}='gap' was given"):
+        convert(network, recipe=recipe, input_size=64, **{option: "gap"})
+    with pytest.raises(ConversionError, match=r"is for .*: expected"):
+        convert(network, recipe=recipe, input_size=64)
+    default = inspect.signature(convert).parameters[option].default
+    assert (default, repr(default)) == ("gap", "'gap'")
 
 
 def test_every_recipe_has_its_list_and_its_sources():

@@ -9,8 +9,9 @@ import torchvision
 from torch import nn
 
 from camify.errors import CheckpointError, ConversionError
-from camify.surgery import architectures, convert, inspect, resolve
-from camify.surgery.tiny_vgg import TinyVGG
+from camify.sources import torchvision_models
+from camify.sources.demo_network import TinyVGG
+from camify.surgery import convert, inspect, resolve
 
 
 def same(model, state):
@@ -72,18 +73,18 @@ def test_a_file_of_another_network_names_the_nearest(tmp_path):
 
 
 def test_several_that_fit_are_all_named(monkeypatch):
-    monkeypatch.setattr(architectures, "_with_as_many_parameters", lambda state: ["alexnet", "vgg11"])
-    monkeypatch.setattr(architectures, "_fits", lambda state, name: True)
+    monkeypatch.setattr(torchvision_models, "_with_as_many_parameters", lambda state: ["alexnet", "vgg11"])
+    monkeypatch.setattr(torchvision_models, "_fits", lambda state, name: True)
     with pytest.raises(CheckpointError, match=r"several networks: alexnet, vgg11\. Name .*torchvision/alexnet@w\.pth"):
-        architectures.find_architecture({"a.weight": torch.zeros(2, 2)}, "w.pth")
+        torchvision_models.find_architecture({"a.weight": torch.zeros(2, 2)}, "w.pth")
 
 
 def test_no_two_networks_of_torchvision_have_the_same_tensors():
-    names = architectures.torchvision_names()
+    names = torchvision_models.torchvision_names()
     shapes = {}
     for name in names:
-        state = architectures._skeleton(name)
-        assert all(value.is_meta for key, value in state.items() if not key.endswith(architectures._BUFFERS))
+        state = torchvision_models._skeleton(name)
+        assert all(value.is_meta for key, value in state.items() if not key.endswith(torchvision_models._BUFFERS))
         shapes.setdefault(tuple((key, tuple(value.shape)) for key, value in state.items()), []).append(name)
     assert all(len(group) == 1 for group in shapes.values())
 

@@ -14,8 +14,8 @@ from torch import nn
 from camify.data import Preprocessing
 from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
+from camify.sources.demo_network import TinyVGG
 from camify.surgery import convert, resolve
-from camify.surgery.tiny_vgg import TinyVGG
 
 API = torchvision.models._api
 NAME = "squeezenet1_1"

@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_plai
 State = dict[str, Tensor]
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "weights", "state_dict_ema", "model_ema", "ema")
+_CLASS_FIELDS = ("class_to_idx", "idx_to_class", "class_names", "classes")
 _WRAPPERS = ("module", "_orig_mod", "model", "net", "backbone", "network")
 _DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # as torchvision's own files still have it
 _COUNTER = "num_batches_tracked"
@@ -30,14 +31,22 @@ _SAVE = "Save the tensors alone: torch.save(model.state_dict(), FILE)."
 
 
 def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State, list[str] | None]:
-    """The state dict in a file and, where the file names them, its classes; nothing in the file is run.
+    """The state dict in a file and, where the file names them, its classes in order; nothing in the file is run.
+
+    Classes are read from ``class_to_idx``, ``idx_to_class``, ``class_names`` or ``classes`` beside the weights, at any
+    depth, or as JSON from the metadata of a safetensors file.
+
+    Args:
+        path: of ``torch.save`` or safetensors.
+        notes: are told what was chosen, read and left out.
 
     Raises:
-        CheckpointError: the file is missing, damaged, needs code to be read, or holds no state dict.
+        CheckpointError: the file is missing, damaged, needs code to be read, holds no state dict, or a field of
+            classes contradicts itself or another.
     """
-    path = Path(path)
+    path, notes = Path(path), [] if notes is None else notes
     if path.suffix == ".safetensors":
-        return read_tensors(path), _class_names(path)
+        return read_tensors(path), _names_in([_metadata(path)], path, notes)
     content = read_plain(path)
     found = _unnest(content)
     if found is None:
@@ -46,9 +55,12 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
         what = f"{type(content).__name__} with {', '.join(odd[:6]) or 'no names'}"
         raise CheckpointError(f"{path}: is not a state dict (names -> tensors) but a {what}. {_SAVE}")
     state, where, others = found
-    if notes is not None and (others or "ema" in where):
+    if others or "ema" in where:
         notes.append(f"weights taken from {where}{'; the file also holds ' if others else ''}{', '.join(others)}")
-    return state, None
+    levels = [content]
+    for key in where.split(".") if where else ():
+        levels.append(levels[-1][key])
+    return state, _names_in(levels[:-1], path, notes)  # the innermost is the state dict itself
 
 
 def read_plain(path: Path) -> Any:
@@ -81,16 +93,61 @@ def _damaged_entry(path: Path) -> str | None:
         return f"the archive ({type(error).__name__}: {error})"
 
 
-def _class_names(path: Path) -> list[str] | None:
+def _metadata(path: Path) -> dict[str, Any]:
+    """The fields of classes in the metadata of a safetensors file, read as JSON."""
     with safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("class_names", "null")
+        texts = {key: text for key, text in (file.metadata() or {}).items() if key in _CLASS_FIELDS}
     try:
-        names = json.loads(text)
-    except (ValueError, RecursionError):
-        names = text
-    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        return names
-    raise CheckpointError(f"{path}: field class_names of the metadata is not a JSON list of names.")
+        return {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        fields = ", ".join(texts)
+        raise CheckpointError(f"{path}: {fields} of the metadata: not valid JSON ({error}).") from error
+
+
+def _names_in(levels: Sequence[Mapping[Any, Any]], path: Path, notes: list[str]) -> list[str] | None:
+    """The names of the classes in order, from the fields on these levels of a file; the innermost come first."""
+    named = {}
+    for level in reversed(levels):
+        for field in _CLASS_FIELDS:
+            if level.get(field) is not None and field not in named:
+                names = _ordered_names(level[field], field, path)
+                if names is None:
+                    notes.append(f"field {field} of the file is no list of names: left out")
+                else:
+                    named[field] = names
+    if not named:
+        return None
+    field, names = next(iter(named.items()))
+    other = next((other for other, theirs in named.items() if theirs != names), None)
+    if other is not None:
+        raise CheckpointError(f"{path}: its fields {field} and {other} name other classes. Leave the wrong one out.")
+    notes.append(f"class names read from {field} of the file")
+    return names
+
+
+def _ordered_names(value: Any, field: str, path: Path) -> list[str] | None:
+    """The names that a field gives, in the order of the logits; None of ``classes`` that is something else.
+
+    Raises:
+        CheckpointError: ``class_names`` is no list of names, or ``class_to_idx`` or ``idx_to_class`` does not give
+            every index from 0 on one name.
+    """
+    if field in ("classes", "class_names"):
+        if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+            return list(value)
+        if field == "classes":  # often their number
+            return None
+        raise CheckpointError(f"{path}: field class_names is no list of names. Save the weights without it.")
+    pairs = list(value.items()) if isinstance(value, Mapping) else []
+    if field == "idx_to_class":  # JSON has its keys as text
+        pairs = [(name, int(key) if str(key).isdecimal() else key) for key, name in pairs]
+    order = {index: name for name, index in pairs if type(index) is int and isinstance(name, str)}
+    if not pairs or len(order) != len(pairs) or order.keys() != set(range(len(pairs))):
+        raise CheckpointError(
+            f"{path}: field {field} does not give every index from 0 to {max(len(pairs) - 1, 0)} one name."
+            " Correct the field, or save the weights without it."
+        )
+    return [order[index] for index in range(len(order))]
 
 
 def _reason(error: Exception) -> str:

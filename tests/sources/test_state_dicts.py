@@ -13,9 +13,9 @@ import torchvision
 from torch import nn
 
 from camify.errors import CheckpointError
+from camify.sources.demo_network import TinyVGG
+from camify.sources.state_dicts import count_classes, match_keys, read_state
 from camify.surgery import resolve
-from camify.surgery.tiny_vgg import TinyVGG
-from camify.surgery.weights import count_classes, match_keys, read_state
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
 
@@ -275,7 +275,7 @@ def test_options_beside_the_weights_are_explained(tmp_path):
     ):
         read_state(path)
     torch.save(TinyVGG(), path)
-    with pytest.raises(CheckpointError, match=r"it needs camify\.surgery\.tiny_vgg\.TinyVGG, in or beside"):
+    with pytest.raises(CheckpointError, match=r"it needs camify\.sources\.demo_network\.TinyVGG, in or beside"):
         read_state(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -11,10 +12,46 @@ from torch import nn
 
 from ..errors import CheckpointError, ConversionError
 from ..preprocessing import Preprocessing
+from ..task import Task
+from .source import Source
+from .weight_files import is_file_name, network_of_file
 
-__all__ = ["TimmModel", "timm_model"]
+__all__ = ["TimmModel", "is_timm", "load_timm", "timm_model"]
 
 _SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of classes is torchvision's
+
+
+def is_timm(text: str) -> bool:
+    """Whether a text names a network of timm."""
+    return text.startswith("timm/") and text.partition("@")[0] != "timm/"
+
+
+def load_timm(text: str, weights: bool) -> Source:
+    """``timm/NAME`` or ``timm/NAME.TAG`` with timm's weights, or ``@none``, ``@FILE``.
+
+    Raises:
+        ConversionError: timm is not installed, or has no such network.
+        CheckpointError: the weights cannot be had, are damaged or do not fit.
+    """
+    name, _, which = text.partition("/")[2].partition("@")
+    known = timm_model(name)
+    file = is_file_name(which)
+    if which == "none" or not (weights or (file and Path(which).is_file())):
+        return Source(known.build(), f"timm/{name}")
+    if not which:
+        task = None if known.class_names is None else Task.MULTICLASS
+        network, source = known.load().eval(), f"timm/{known.name}"
+        return Source(network, source, known.class_names, (), known.preprocessing, known.licence, task)
+    if not file:
+        raise ConversionError(f"source timm/{name}@{which}: tags are written timm/NAME.TAG; after @ none or a file.")
+    tagged = "." in name  # the file is said to be that of these weights, or trained from them
+    return network_of_file(
+        f"timm/{name}@{which}",
+        known.build,
+        which,
+        preprocessing=known.preprocessing if tagged else None,
+        class_names=known.class_names if tagged else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -23,7 +60,7 @@ class TimmModel:
 
     Attributes:
         name: as timm writes it, with the tag of the weights where there is one.
-        preprocessing: of the weights , or None.
+        preprocessing: of the weights, or None.
         class_names: of the weights, or None.
     """
 

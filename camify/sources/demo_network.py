@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
-__all__ = ["TinyVGG"]
+from ..preprocessing import Preprocessing
+from .source import Source
+from .weight_files import network_of_file
+
+__all__ = ["DEMO_WEIGHTS", "TinyVGG", "is_demo", "load_demo"]
+
+DEMO_WEIGHTS = Path(__file__).with_name("demo_legacy.safetensors")
+"""Trained on the generated shapes (configs/demo_legacy.yaml); the same as checkpoints/demo_legacy.safetensors."""
+_NAME = "camify/tiny_vgg"
+_SHAPES = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
+
+
+def is_demo(text: str) -> bool:
+    """Whether a text names the demo's network."""
+    return text.partition("@")[0] == _NAME
+
+
+def load_demo(text: str, weights: bool) -> Source:
+    """``camify/tiny_vgg`` with random weights, ``@demo`` (those that come with camify) or ``@FILE``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or does not fit.
+    """
+    which = text.partition("@")[2]
+    file = str(DEMO_WEIGHTS) if which == "demo" else which
+    if not file or not (weights or Path(file).is_file()):
+        return Source(TinyVGG(), text, preprocessing=_SHAPES)
+    return network_of_file(text, TinyVGG, file, preprocessing=_SHAPES)
 
 
 class TinyVGG(nn.Module):

@@ -1,0 +1,85 @@
+"""An exported file as a network whose maps are the file's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConversionError
+from ..exporting.exporting import FORMATS, open_exported
+from ..exporting.onnx_file import OnnxFile
+from ..exporting.pt2_file import Pt2File
+from ..model import CAMNet
+from ..preprocessing import Preprocessing
+from .source import Source
+
+__all__ = ["exported_file_of", "is_exported", "load_exported"]
+
+
+def is_exported(text: str) -> bool:
+    """Whether a text can only name a file of ``camify.export``."""
+    return Path(text).suffix in FORMATS and ("@" not in text or Path(text).is_file())
+
+
+class _Maps(nn.Module):
+    """Images as ``Preprocessing`` gives them -> the file's maps (N, K, h, w)."""
+
+    def __init__(self, file: OnnxFile | Pt2File) -> None:
+        super().__init__()
+        self.file, self.pictures = file, file.record["input"]["kind"].startswith("uint8")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.file(self.as_taken(x.detach().cpu()))["maps"].to(x)
+
+    def as_taken(self, x: Tensor) -> Tensor:
+        """Prepared images as what the file takes."""
+        if not self.pictures:
+            return x.float().contiguous()
+        pictures = Preprocessing.from_dict(self.file.record["preprocessing"]).restore(x.float())
+        return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file is the network
+    """A CAMNet whose features are an exported file: their map is the class maps, and its linear layer adds the bias.
+
+    Raises:
+        CheckpointError: the file is damaged, does not run or is not camify's.
+        ConversionError: it was pooled otherwise than by GAP: its maps do not give its logits.
+    """
+    file = open_exported(text)
+    record = file.record
+    if record["pool"] != "gap":
+        raise ConversionError(
+            f"{text}: pooled by {record['pool'].upper()}: the maps do not add up to the logits. Give the network that"
+            " it was exported from."
+        )
+    maps, classes = _Maps(file), record["num_classes"]
+    height, width = record["input"]["size"]
+    images = torch.zeros(1 if "batch" in record["dynamic"] else 2, record["input"]["channels"], height, width)
+    try:
+        outputs = file(maps.as_taken(images))
+    except Exception as error:  # the runtime's own kinds
+        raise CheckpointError(f"{text}: does not run on what it says it takes ({error}).") from error
+    if outputs["logits"].shape[1] != classes or outputs["maps"].shape[1] != classes:
+        counts = f"{outputs['logits'].shape[1]} logits and {outputs['maps'].shape[1]} maps"
+        raise CheckpointError(f"{text}: gives {counts} for {classes} classes.")
+    classifier = nn.Linear(classes, classes)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.eye(classes))
+        classifier.bias.copy_(outputs["logits"][0] - outputs["maps"][0].double().mean((1, 2)))
+    network = CAMNet(maps, classifier).eval()
+    network.class_names, network.preprocessing = record["class_names"], record["preprocessing"]
+    network.task, network.untrained = record["task"], tuple(record["untrained"])
+    network.licence = record["licence"]
+    return replace(Source.of(network, text), only_maps=True)
+
+
+def exported_file_of(source: Source) -> OnnxFile | Pt2File:
+    """The file behind a source that ``load_exported`` gave."""
+    features: Any = source.model.features
+    file: OnnxFile | Pt2File = features.file
+    return file

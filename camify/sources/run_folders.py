@@ -1,0 +1,106 @@
+"""CAM-ready networks: checkpoint folders, here or on the Hub, folders of runs, and their Lightning checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import CKPT_RECORD, MANIFEST, check_manifest
+from ..errors import CheckpointError
+from ..hub import HUB_PREFIX, fetch_folder, is_repository
+from ..model import CAMNet
+from .source import Source
+from .state_dicts import read_plain
+from .torchvision_models import load_weights_file
+
+__all__ = [
+    "is_folder",
+    "is_hub_name",
+    "is_lightning",
+    "is_prefixed_hub_name",
+    "load_folder",
+    "load_from_hub",
+    "load_lightning",
+]
+
+_PREFIX = "model."  # of the network inside CAMFineTuner
+_ORDER = ("best.ckpt", "last.ckpt")
+
+
+def is_folder(text: str) -> bool:
+    """Whether there is a folder of that name."""
+    return bool(text) and Path(text).is_dir()
+
+
+def load_folder(text: str, weights: bool) -> Source:
+    """The network of a checkpoint folder or of a run's folder.
+
+    Of a run that finished its ``export/`` is taken, of one that was interrupted ``best.ckpt``, else ``last.ckpt``.
+
+    Raises:
+        CheckpointError: it is neither, or damaged.
+    """
+    folder = Path(text)
+    if (folder / MANIFEST).is_file():
+        return Source.of(CAMNet.from_pretrained(folder), text)
+    if (folder / "export" / MANIFEST).is_file():
+        return Source.of(CAMNet.from_pretrained(folder / "export"), text, (f"taken from {folder / 'export'}",))
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name not in _ORDER, file.name))
+    if not files:
+        raise CheckpointError(f"{folder}: holds neither {MANIFEST} nor a .ckpt file. Is it the folder of a run?")
+    return load_lightning(str(files[0]), weights, text, f"taken from {files[0]}")
+
+
+def is_lightning(text: str) -> bool:
+    """Whether a text can only name a ``.ckpt`` file."""
+    return text.endswith(".ckpt") and ("@" not in text or Path(text).is_file())
+
+
+def load_lightning(text: str, weights: bool, name: str | None = None, *notes: str) -> Source:
+    """The network of a Lightning checkpoint: of ``CAMFineTuner`` the CAM-ready one, also of an interrupted run.
+
+    One without camify's record is somebody else's: a weights file.
+
+    Raises:
+        CheckpointError: the file is damaged, needs code to be read, or its record contradicts its weights.
+    """
+    content = read_plain(Path(text))
+    if not isinstance(content, dict) or CKPT_RECORD not in content:
+        return load_weights_file(text, weights)
+    return Source.of(_fine_tuned(content, Path(text)), name or text, notes)
+
+
+def _fine_tuned(content: Mapping[str, Any], path: Path) -> CAMNet:
+    try:
+        record = json.loads(content[CKPT_RECORD])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: field {CKPT_RECORD} is not valid JSON ({error}).") from error
+    if isinstance(record, dict) and "refused" in record:
+        raise CheckpointError(f"{path}: {record['refused']}")
+    tensors = content.get("state_dict")
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path}: holds no state_dict. Is it a Lightning checkpoint?")
+    state = {key.removeprefix(_PREFIX): value for key, value in tensors.items() if str(key).startswith(_PREFIX)}
+    where = path.with_name(f"{path.name}[{CKPT_RECORD}]")
+    return CAMNet.from_parts(state, check_manifest(record, where), where)
+
+
+def is_prefixed_hub_name(text: str) -> bool:
+    """Whether a text says itself that it names a repository of the Hub."""
+    return text.startswith(HUB_PREFIX)
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text that no local form took can be ``user/name``; the libraries' names never are."""
+    return is_repository(text)
+
+
+def load_from_hub(text: str, weights: bool) -> Source:
+    """The network of a checkpoint folder on the Hub; without ``weights`` from its cache only.
+
+    Raises:
+        CheckpointError: it cannot be had, or is no checkpoint folder.
+    """
+    return Source.of(CAMNet.from_pretrained(fetch_folder(text, cached=not weights)), text)

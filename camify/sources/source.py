@@ -1,0 +1,105 @@
+"""What every loader gives: a network, and what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import CheckpointError, ConfigError, ConversionError
+from ..model import CAMNet
+from ..preprocessing import Preprocessing
+from ..task import Task
+
+__all__ = ["Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and what is known about it.
+
+    Attributes:
+        model: a ``CAMNet`` where the source is CAM-ready, else the legacy network.
+        name: what it was named as, weights included.
+        class_names: in the order of the logits, or None.
+        notes: what was done to weights that did not fit as they were, and what was assumed or left out.
+        preprocessing: what the weights expect, or None.
+        licence: of the weights, as far as their library says.
+        task: what the logits mean, where the source says so.
+        missing_head: names of the head's tensors that a file of features alone lacks; they are random.
+        only_maps: an exported file: it gives class maps, and has no layers.
+    """
+
+    model: nn.Module
+    name: str
+    class_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    licence: str | None = None
+    task: Task | None = None
+    missing_head: tuple[str, ...] = ()
+    only_maps: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str | None = None, notes: tuple[str, ...] = ()) -> Source:
+        """A network that is there, with what it carries where it is a ``CAMNet``; its name is that of its class."""
+        name = name or type(model).__name__
+        if not isinstance(model, CAMNet):
+            return cls(model, name, notes=notes)
+        return cls(model, name, model.class_names, notes, model.preprocessing, model.licence, model.task)
+
+    @property
+    def headless(self) -> bool:
+        """Whether the weights are those of the features alone, and the head is random."""
+        return bool(self.missing_head)
+
+    @property
+    def cam_net(self) -> CAMNet:
+        """The network, where it is CAM-ready.
+
+        Raises:
+            CheckpointError: it is a legacy network.
+        """
+        if not isinstance(self.model, CAMNet):
+            raise CheckpointError(
+                f"{self.name}: is a legacy network, not a CAM-ready one. Convert it first: camify convert {self.name}"
+                " FOLDER"
+            )
+        return self.model
+
+    def require_head(self, purpose: str) -> None:
+        """Refuse what would use a head that is random; ``purpose`` begins the message.
+
+        Raises:
+            ConversionError: the weights hold no head.
+        """
+        if self.headless:
+            raise ConversionError(
+                f"{self.name}: {purpose} needs the head, and these weights hold the features alone. Give weights"
+                f" with their head, or make a new one and train it: camify convert {self.name} FOLDER --head gap"
+            )
+
+    def require_layers(self, purpose: str) -> None:
+        """Refuse what would use layers that an exported file has not.
+
+        Raises:
+            ConfigError: it is an exported file.
+        """
+        if self.only_maps:
+            raise ConfigError(f"{self.name}: {purpose}: an exported file holds class maps and no layers.")
+
+    def explained_by(self, methods: Sequence[str]) -> Source:
+        """This source, where the methods can explain it.
+
+        Raises:
+            ConversionError: its head is random.
+            ConfigError: it is an exported file, and another method than ``"cam"`` is wanted.
+        """
+        self.require_head("explaining it")
+        if list(methods) != ["cam"]:
+            self.require_layers(f"{', '.join(methods)} cannot be used, cam is what it can show")
+        return self

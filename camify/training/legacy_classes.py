@@ -1,0 +1,114 @@
+"""Whether a legacy network's classes are the data's: known by name, or measured on the training labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..modes import evaluating
+from ..task import Classes
+from .labels import spread
+
+__all__ = ["ClassCheck", "check_classes"]
+
+_IMAGES = 256  # training images that are looked at: tells chance from knowledge
+_CHUNK = 32
+_ERRORS = 4.0  # standard errors above chance
+
+
+@dataclass(frozen=True)
+class ClassCheck:
+    """What a legacy network knows of the training labels.
+
+    Attributes:
+        accuracy: share of right images; of several labels per image the mean over the labels of how often an image that
+            has it gets a larger logit than one that has not.
+        chance: of a network that knows nothing of these labels.
+        images: how many were looked at.
+        exchanged: pairs of classes, by number, of which most images of the first are taken for the second, while those
+            of the second are not taken for it: an order of classes that is another one.
+    """
+
+    accuracy: float
+    chance: float
+    images: int
+    exchanged: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the network's classes are the data's, as far as it can be told."""
+        error = math.sqrt(max(self.chance * (1 - self.chance), 0.01) / max(self.images, 1))
+        return self.accuracy > self.chance + _ERRORS * error and not self.exchanged
+
+    def describe(self, names: Sequence[str]) -> str:
+        """In one sentence what was measured."""
+        text = f"{self.accuracy:.1%} on {self.images} training images, where chance is {self.chance:.1%}"
+        if self.exchanged:
+            first, second = (names[index] for index in self.exchanged[0])
+            text += f", and it takes most images of {first!r} for {second!r}"
+        return text
+
+
+@torch.no_grad()
+def check_classes(
+    legacy: nn.Module, loader: Any, targets_of: Any, classes: Classes, device: torch.device
+) -> ClassCheck:
+    """Measure a legacy network on training images, evenly spread over the data set.
+
+    Args:
+        legacy: gives logits of as many classes; left as it was.
+        loader: its data set and collate function are used; no batch of it is.
+        targets_of: from a ``Batch`` to its targets.
+        classes: what the logits are taken to speak of.
+        device: to run on.
+    """
+    dataset = loader.dataset
+    numbers = spread(len(dataset), _IMAGES)
+    logits, targets = [], []
+    home = next(legacy.parameters()).device
+    with isolate_rng(), evaluating(legacy.to(device)):
+        for first in range(0, len(numbers), _CHUNK):
+            samples = [dataset[number] for number in numbers[first : first + _CHUNK]]
+            batch = Batch.of(loader.collate_fn(samples))
+            logits.append(legacy(batch.images.to(device)).float().cpu())
+            targets.append(targets_of(batch).cpu())
+    legacy.to(home)
+    return _compare(classes, torch.cat(logits), torch.cat(targets))
+
+
+def _compare(classes: Classes, logits_NK: Tensor, targets: Tensor) -> ClassCheck:
+    if not classes.task.exclusive:
+        return ClassCheck(_pairs_in_order(logits_NK, targets), 0.5, len(targets))
+    labels = classes.of_targets(targets)
+    predicted = classes.two_sided(logits_NK).argmax(1)
+    count = classes.count(logits_NK.shape[1])
+    confusion = torch.zeros(count, count).index_put_((labels, predicted), torch.ones(len(labels)), accumulate=True)
+    sizes = confusion.sum(1)
+    share, taken_for = (confusion / sizes[:, None].clamp_min(1)).max(1)
+    mostly = {
+        index: int(other)
+        for index, other in enumerate(taken_for.tolist())
+        if sizes[index] >= 2 and float(share[index]) > 0.5
+    }
+    exchanged = tuple(
+        (one, other) for one, other in mostly.items() if other != one and mostly.get(other, other) != other
+    )
+    accuracy = float((predicted == labels).double().mean())
+    return ClassCheck(accuracy, float(sizes.max() / sizes.sum()), len(labels), exchanged)
+
+
+def _pairs_in_order(logits_NK: Tensor, targets_NK: Tensor) -> float:
+    """Mean over labels of the share of (with, without) pairs whose logits are in that order (area under the ROC)."""
+    shares = []
+    for logits, known in zip(logits_NK.T, targets_NK.T, strict=True):
+        there, absent = logits[known >= 0.5], logits[known < 0.5]
+        if len(there) and len(absent):
+            shares.append(float((there[:, None] > absent[None]).double().mean()))
+    return sum(shares) / len(shares) if shares else 0.5

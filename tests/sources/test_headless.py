@@ -1,0 +1,171 @@
+"""Weights of the features alone: a new head can be put on them, and nothing uses the random one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from PIL import Image
+
+import camify
+from camify.cli import main
+from camify.errors import CheckpointError, ConversionError
+from camify.sources import resolve
+from camify.surgery.readiness import check
+
+WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
+HEADS = {"vgg11": "classifier.", "resnet18": "fc.", "mobilenet_v3_small": "classifier.", "squeezenet1_1": "classifier."}
+
+
+def features_of(name, path, half=False):
+    torch.manual_seed(5)
+    state = torchvision.models.get_model(name, weights=None).state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith(HEADS[name])}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    safetensors.torch.save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return state
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    features_of("resnet18", tmp_path / "w.pth")
+    return str(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(("name", "half"), [*zip(HEADS, (True, False, True, False), strict=True), ("resnet18", True)])
+def test_a_file_of_features_alone_finds_its_network(tmp_path, name, half):
+    path = tmp_path / "w.safetensors"
+    state = features_of(name, path, half)
+    for text in (str(path), f"torchvision/{name}@{path}"):
+        source = resolve(text)
+        assert source.name == f"torchvision/{name}@{path}"
+        assert source.headless
+        assert source.class_names is None
+        assert source.task is None
+        found = source.model.state_dict()
+        assert set(source.missing_head) == found.keys() - state.keys()
+        assert all(key.startswith(HEADS[name]) for key in source.missing_head)
+        assert all(torch.equal(found[key], value.to(found[key].dtype)) for key, value in state.items())
+        assert any("features alone" in note and source.missing_head[0] in note for note in source.notes)
+
+
+@pytest.mark.parametrize("head", ["gap", "direct"])
+def test_a_new_head_is_put_on_them(tmp_path, resnet, head):
+    net = camify.convert(resnet, head=head, class_names=["a", "b"], head_channels=8 if head == "gap" else None,
+                         input_size=64, seed=0)  # fmt: skip
+    assert net.class_names == ["a", "b"]
+    assert any("features alone" in note for note in net.certificate.notes)
+    legacy = resolve(resnet).model
+    assumed = camify.convert(resnet, head="direct", input_size=64, seed=0)
+    assert assumed.num_classes == 1000
+    assert any("is assumed: 1000" in note for note in assumed.certificate.notes)
+    assert assumed.certificate.legacy_error is None  # no head was kept
+    images = torch.ones(1, 3, 64, 64)
+    legacy_features = torch.nn.Sequential(*list(legacy.children())[:-2])
+    torch.testing.assert_close(assumed.features(images), legacy_features(images))
+
+
+def test_fine_tuning_puts_a_new_head_on_them_and_has_no_legacy_to_compare(resnet):
+    names = [f"class {index}" for index in range(1000)]  # as many as the architecture has: no reason to take it for one
+    module = camify.CAMFineTuner(resnet, class_names=names, head="direct", input_size=64)
+    assert module.legacy is None
+    assert torch.equal(module.model.features(torch.ones(1, 3, 64, 64)).isfinite().all(), torch.tensor(True))
+    for options in ({"head": "recast"}, {"head": "none"}, {"init": "recast"}):
+        with pytest.raises(ConversionError, match="the features alone"):
+            camify.CAMFineTuner(resnet, class_names=names, input_size=64, **options)
+
+
+def test_what_would_use_the_head_refuses_before_work_starts(tmp_path, resnet, capsys):
+    image = tmp_path / "images" / "a.png"
+    image.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(image)
+    with pytest.raises(ConversionError, match=r"head='recast' needs the head, .*camify convert .*--head gap"):
+        camify.convert(resnet, head="recast", input_size=64)
+    for command in (
+        ["explain", image, "--model", resnet, "--out", tmp_path / "out"],
+        ["compare", image, "--model", resnet, "--out", tmp_path / "out"],
+        ["evaluate", "--model", resnet, "--data", image.parent, "--output", tmp_path / "out"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([str(part) for part in command])
+        assert left.value.code == 2
+        assert "explaining it needs the head, and these weights hold the features alone" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    for text in (resnet, f"torchvision/resnet18@{resnet}"):
+        inspection = camify.inspect(text, input_size=64)
+        assert not inspection.cam_ready
+        assert inspection.verdict == "convertible"
+        assert "no head" in inspection.reason
+    assert check(resnet)[-1].holds is False
+    assert camify.inspect("torchvision/resnet18@none", input_size=64).cam_ready
+
+
+def test_the_convert_command_takes_the_names_of_the_new_classes(tmp_path, resnet):
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    main(["convert", resnet, str(tmp_path / "net"), "--head", "direct", "--input_size", "64", "--class_names",
+          str(tmp_path / "names.txt")])  # fmt: skip
+    assert camify.load(tmp_path / "net").class_names == ["dog", "cat"]
+
+
+def test_a_file_that_lacks_more_or_less_than_the_head_is_refused(tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    for lost in ("layer4.1.", "fc.bias"):
+        torch.save({key: value for key, value in state.items() if not key.startswith(lost)}, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match="missing"):
+            resolve(f"torchvision/resnet18@{tmp_path / 'w.pth'}")
+        with pytest.raises(CheckpointError, match="fit none"):
+            resolve(str(tmp_path / "w.pth"))
+
+
+def test_features_that_stay_random_are_refused(tmp_path):
+    state = torchvision.models.swin_t().state_dict()  # its last norm lies before the last map and outside of features
+    torch.save({key: value for key, value in state.items() if key.startswith("features.")}, tmp_path / "w.pth")
+    source = resolve(f"torchvision/swin_t@{tmp_path / 'w.pth'}")
+    assert "norm.weight" in source.missing_head
+    with pytest.raises(ConversionError, match=r"lack norm\.weight, norm\.bias, which the network uses before"):
+        camify.convert(source, head="direct", num_classes=2, input_size=64)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "vgg11"])
+def test_timms_files_without_a_classifier(tmp_path, name):
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "w.pth")
+    source = resolve(f"timm/{name}@{tmp_path / 'w.pth'}")
+    classifier = timm.create_model(name).default_cfg["classifier"]
+    assert source.missing_head == (f"{classifier}.weight", f"{classifier}.bias")
+    if name != "vgg11":
+        assert camify.convert(source, head="direct", num_classes=3, input_size=64).num_classes == 3
+
+
+def test_torchvisions_own_features_are_a_source_without_head(monkeypatch):
+    state = torchvision.models.vgg16().state_dict()
+    broken = {key: value if key.startswith("features.") else value * float("nan") for key, value in state.items()}
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *args, **kwargs: broken)
+    source = resolve("torchvision/vgg16@IMAGENET1K_FEATURES")
+    assert source.headless
+    assert source.class_names is None
+    assert source.preprocessing.std == tuple(torchvision.models.VGG16_Weights.IMAGENET1K_FEATURES.transforms().std)
+    assert camify.convert(source, head="direct", num_classes=2, input_size=64).num_classes == 2
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_real_files_of_features(name):
+    path = WEIGHTS / f"{name}-imagenet-features-fp16.safetensors"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    source = resolve(str(path))
+    assert source.name == f"torchvision/{name}@{path}"
+    assert source.headless
+    stored = safetensors.torch.load_file(path)
+    net = camify.convert(source, head="direct", num_classes=3, input_size=96)
+    kept = net.features.state_dict()
+    assert len(kept) == len(stored)
+    assert all(torch.equal(a, stored[key].float()) for (key, a) in source.model.state_dict().items() if key in stored)
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(net.features(images), source.model.features[:-1](images))
