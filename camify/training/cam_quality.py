@@ -47,6 +47,7 @@ from ..metrics.shares import MeanShare
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer, normalize_maps
+from ..task import Classes
 
 __all__ = ["CAM_METRICS", "CAMQuality", "ValidationBatch", "logits_and_maps"]
 
@@ -365,7 +366,7 @@ class CAMQuality(nn.Module):
             image = tiled(read(picked.tolist()).to(next(network.parameters()).device), _GRID)
             with evaluating(network):
                 maps_KHW = network.forward_with_maps(image)[1][0]
-            maps_KHW = network.classes.two_sided(maps_KHW, 0)
+            maps_KHW = Classes.carried_by(network, len(maps_KHW)).two_sided(maps_KHW, 0)
             maps = maps_KHW[numbers[picked].to(maps_KHW.device)].float()
             height, width = (-(-side // _GRID) * _GRID for side in maps.shape[-2:])  # cells of equal size
             self.grid.update(upsample(maps, (height, width)), torch.arange(len(picked), device=maps.device))

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchvision.transforms import v2
 
 from ..batch import Batch
@@ -104,6 +104,10 @@ class CAMFineTuner(pl.LightningModule):
             by the number of its logits. The checkpoint keeps it.
         allow_unknown_labels: -1 and NaN stand for labels that are not known (multilabel and binary); they count neither
             in the loss nor in the figures. Else they are refused.
+        legacy_class_names: the legacy network's classes in order, where its source does not know them. Where nothing
+            names them and there are as many as in the data, its accuracy on training labels is measured first, and it
+            is believed to know the data's classes (as a teacher, for ``init="ridge"``, for kept rows) only where that
+            is well above chance.
         class_weights: of the classes in the loss, or ``"balanced"``: each class counts the same.
         teacher: ``"legacy"``: the legacy network's logits are a second target (Hinton et al. 2015).
         teacher_weight: of that target in the loss, in [0, 1]; the labels have the rest.
@@ -184,6 +188,7 @@ class CAMFineTuner(pl.LightningModule):
         cam_metrics: list[str] | None = None,
         grid_mosaics: int = 16,
         allow_unknown_labels: bool = False,
+        legacy_class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
@@ -280,21 +285,19 @@ class CAMFineTuner(pl.LightningModule):
         self.unproven_classes = False
         loader = single_loader(self.trainer.train_dataloader)
         titles = self.classes.titles(self.num_classes)
-        if not hasattr(getattr(loader, "dataset", None), "__getitem__"):
-            self._distrust_legacy("its classes have no names and the training data cannot be looked into", kept=True)
-            return None
         check = check_classes(self.legacy, loader, self.targets, self.classes, self.device)
         if check.trusted:
             self._say(
                 f"The legacy network's classes have no names; its accuracy is {check.describe(titles)}: believed."
             )
             return self.legacy
-        self._distrust_legacy(f"its accuracy is {check.describe(titles)}", kept=False)
+        self._distrust_legacy(f"its accuracy is {check.describe(titles)}")
         return None
 
-    def _distrust_legacy(self, reason: str, *, kept: bool) -> None:
+    def _distrust_legacy(self, reason: str) -> None:
         network = self.cam_net
-        drawn = network is not None and not kept and "classifier" not in network.untrained
+        first = self.trainer.global_step == 0  # a run that goes on has trained them
+        drawn = first and network is not None and "classifier" not in network.untrained
         if drawn and network is not None:
             nn.init.normal_(network.classifier.weight, std=0.01)
             nn.init.zeros_(network.classifier.bias)
@@ -302,7 +305,7 @@ class CAMFineTuner(pl.LightningModule):
         rows = " Its classifier's rows were not kept but drawn anew." if drawn else ""
         self._say(
             f"The legacy network is not taken to know the data's classes: {reason}. Labels are used instead.{rows} If"
-            " it does, name its classes (class_to_idx or classes in its file, or convert with legacy_class_names)."
+            " it does, name its classes: class_to_idx or classes in its file, or legacy_class_names."
         )
         self.keep_aside(legacy=None, teacher=None)
 
@@ -316,10 +319,6 @@ class CAMFineTuner(pl.LightningModule):
         """Logits (N, K)."""
         logits: Tensor = self.model(images)
         return logits
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Whatever a loader gives as a ``Batch``: the only place where its form matters."""
-        return Batch.of(batch)
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels of a batch as the loss takes them (see ``Task.targets``).
@@ -438,7 +437,18 @@ class CAMFineTuner(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Maps are compared with those of the epoch before."""
+        self._reset_metrics()
         self.earlier_maps.begin()
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self._reset_metrics()
+
+    def _reset_metrics(self) -> None:
+        """Their states may be of a run under ``inference_mode``, which training could not add to."""
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the CAM metrics."""

@@ -32,6 +32,8 @@ def read_labels(loader: Any, most: int | None = None) -> tuple[list[int], Tensor
     """
     dataset: Any = getattr(loader, "dataset", None)
     collate = getattr(loader, "collate_fn", None)
+    if getattr(loader, "batch_sampler", None) is None:  # its samples are batches
+        return None
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or collate is None or not len(dataset):
         return None
     listed = _listed(dataset)

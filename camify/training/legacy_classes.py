@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,18 +69,31 @@ def check_classes(
         classes: what the logits are taken to speak of.
         device: to run on.
     """
-    dataset = loader.dataset
-    numbers = spread(len(dataset), _IMAGES)
     logits, targets = [], []
     home = next(legacy.parameters()).device
     with isolate_rng(), evaluating(legacy.to(device)):
-        for first in range(0, len(numbers), _CHUNK):
-            samples = [dataset[number] for number in numbers[first : first + _CHUNK]]
-            batch = Batch.of(loader.collate_fn(samples))
+        for batch in _some_batches(loader):
             logits.append(legacy(batch.images.to(device)).float().cpu())
             targets.append(targets_of(batch).cpu())
     legacy.to(home)
     return _compare(classes, torch.cat(logits), torch.cat(targets))
+
+
+def _some_batches(loader: Any) -> Iterator[Batch]:
+    """Images evenly spread over the data set; of one without length, or whose samples are batches, the first ones."""
+    dataset: Any = getattr(loader, "dataset", None)
+    if getattr(loader, "batch_sampler", None) is None or not hasattr(dataset, "__len__"):
+        count = 0
+        for given in loader:
+            batch = Batch.of(given)
+            yield batch
+            count += len(batch)
+            if count >= _IMAGES:
+                return
+        return
+    numbers = spread(len(dataset), _IMAGES)
+    for first in range(0, len(numbers), _CHUNK):
+        yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + _CHUNK]]))
 
 
 def _compare(classes: Classes, logits_NK: Tensor, targets: Tensor) -> ClassCheck:

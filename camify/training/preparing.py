@@ -72,6 +72,8 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapp
     named = model if isinstance(model, str) else type(model).__name__
     source = resolve(model) if isinstance(model, str) else Source.of(model)
     source.require_layers("it cannot be trained")
+    if options["legacy_class_names"] is not None:
+        source = replace(source, class_names=list(options["legacy_class_names"]))
     legacy, head, task = source.model, options["head"], options["task"]
     if head in ("none", "recast"):
         source.require_head(f"head={head!r}")

@@ -78,11 +78,11 @@ class RunRecord(pl.Callback):
             return
         if not self.quiet:
             opening_screen(trainer, pl_module, run_folder(trainer))
-        legacy = pl_module.trusted_legacy()
+        if not self.legacy and pl_module.legacy is not None:  # believed or not: as its classes are counted
+            self.legacy = measure(pl_module.legacy, trainer, pl_module)
+        pl_module.trusted_legacy()
         for note in [] if self.quiet else pl_module.class_notes:
             print(f"{note}\n")  # noqa: T201 - the user's terminal
-        if not self.legacy and legacy is not None:
-            self.legacy = measure(legacy, trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the converted network before its first step; say what a closed-form start gave."""

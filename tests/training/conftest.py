@@ -74,7 +74,9 @@ class SmallLegacy(nn.Module):
 
 
 def tuner(legacy, **options):
-    options = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02} | options
+    names = ["red", "green"]
+    options = {"class_names": names, "legacy_class_names": names, "input_size": SIZE, "head_channels": 8} | options
+    options = {"lr": 0.02} | options
     return camify.CAMFineTuner(legacy, **options)
 
 

@@ -63,10 +63,8 @@ def test_several_methods_are_drawn_from_one_forward(legacy, data, make_trainer, 
     make_trainer(overlays, RunRecord(quiet=True), max_epochs=2).fit(module, data)
     assert len(forwards) == 2
     look, batch = overlays.history[1], overlays._probes.batch
-    for target, place in ((look["classes"], 0), (batch["label"], 1)):
-        expected = camify.explain(
-            module.model, batch["image"], method=methods, targets=target, normalize=None, size=None
-        )
+    for target, place in ((look["classes"], 0), (batch.labels, 1)):
+        expected = camify.explain(module.model, batch.images, method=methods, targets=target, normalize=None, size=None)
         for name in methods:
             torch.testing.assert_close(look["maps"][name][:, place], expected[name])
     folder = tmp_path / "overlays"
@@ -117,7 +115,7 @@ def test_what_is_no_method_is_refused_at_once(methods):
 def test_wrong_predictions_have_a_picture_of_the_predicted_class(legacy, data, make_trainer, tmp_path):
     overlays = watch(num_images=8)
     make_trainer(overlays, max_epochs=1).fit(tuner(legacy, lr=1e-6), data)
-    wrong = overlays.history[0]["classes"] != overlays._probes.batch["label"]
+    wrong = overlays.history[0]["classes"] != overlays._probes.batch.labels
     assert 0 < int(wrong.sum()) < 8
     index = json.loads((tmp_path / "overlays" / "index.json").read_text())
     for image, differs in zip(index["watched"], wrong.tolist(), strict=True):

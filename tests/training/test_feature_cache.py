@@ -16,7 +16,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*",
 
 def tuner(**options):
     torch.manual_seed(5)
-    defaults = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02, "freeze_epochs": 2}
+    names = ["red", "green"]
+    defaults = {
+        "class_names": names,
+        "legacy_class_names": names,
+        "input_size": SIZE,
+        "head_channels": 8,
+        "lr": 0.02,
+        "freeze_epochs": 2,
+    }
     return camify.CAMFineTuner(SmallLegacy(), **defaults | options)
 
 

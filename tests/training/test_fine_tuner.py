@@ -140,6 +140,10 @@ def test_the_users_network_is_not_trained(legacy, data, make_trainer):
 
 def test_validate_test_and_predict(legacy, data, make_trainer):
     module, trainer = tuner(legacy), make_trainer()
+    for run in (trainer.validate, trainer.test, trainer.predict):
+        with pytest.raises(camify.ConfigError, match=r"cam_conv.*never trained"):
+            run(module, data)
+    module.model.untrained = ()
     (figures,) = trainer.validate(module, data, verbose=False)
     assert {"val/acc", "val/loss", "val/max_box_acc", "val/centre_box_acc"} <= set(figures)
     (figures,) = trainer.test(module, data, verbose=False)
@@ -216,7 +220,8 @@ def test_a_ridge_start_knows_the_classes_before_the_first_step(data, make_traine
         teacher if comparable else camify.convert(teacher, head="gap", num_classes=7, head_channels=8, input_size=SIZE)
     )
     first = FirstLogits()
-    module = tuner(legacy, init="ridge", head="gap" if comparable else "direct")
+    names = ["red", "green"] if comparable else None
+    module = tuner(legacy, init="ridge", head="gap" if comparable else "direct", legacy_class_names=names)
     assert (module.legacy is not None) == comparable
     make_trainer(first, max_epochs=1).fit(module, data)
     assert first.accuracy >= 0.75

@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import camify
+from camify.batch import Batch
+from camify.task import Task
 from camify.training.losses import (
     Objective,
     balanced_weights,
@@ -46,17 +48,19 @@ def test_multilabel_loss_by_hand():
             p = 1 / (1 + math.exp(-float(logits[n, k])))
             target = 0.9 if labels[n, k] else 0.1
             total -= float(positive[k]) * target * math.log(p) + (1 - target) * math.log(1 - p)
-    found = classification_loss(logits, labels, multilabel=True, class_weights=positive, label_smoothing=smoothing)
+    found = classification_loss(
+        logits, labels.float(), task=Task.MULTILABEL, class_weights=positive, label_smoothing=smoothing
+    )
     assert float(found) == pytest.approx(total / 12, rel=1e-5)
 
 
 def test_balanced_weights_are_scikit_learns_formula():
-    labels = [0] * 6 + [1] * 3 + [2]
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
     assert balanced_weights(labels, 3).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
-    hot = torch.tensor([[1, 0], [1, 1], [1, 0], [0, 0]])
-    assert balanced_weights(hot, 2, multilabel=True).tolist() == pytest.approx([1 / 3, 3.0])
+    hot = torch.tensor([[1.0, 0], [1, 1], [1, 0], [0, 0]])
+    assert balanced_weights(hot, 2, task=Task.MULTILABEL).tolist() == pytest.approx([1 / 3, 3.0])
     with pytest.raises(camify.DataError, match="class 1"):
-        balanced_weights([0, 0, 2], 3)
+        balanced_weights(torch.tensor([0, 0, 2]), 3)
 
 
 def test_distillation_by_hand():
@@ -74,7 +78,9 @@ def test_multilabel_distillation_is_the_divergence_of_every_classs_two_outcomes(
     student, teacher = torch.randn(3, 4), torch.randn(3, 4)
     p, q = (teacher / 2).sigmoid().double(), (student / 2).sigmoid().double()
     expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
-    assert float(distillation_loss(student, teacher, 2.0, multilabel=True)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(distillation_loss(student, teacher, 2.0, task=Task.MULTILABEL)) == pytest.approx(
+        float(expected), rel=1e-4
+    )
 
 
 def test_energy_loss_is_one_minus_the_energy_pointing_game():
@@ -99,12 +105,13 @@ def test_energy_loss_without_evidence_or_objects_has_a_finite_gradient():
 
 def test_masks_win_over_boxes_and_images_without_either_are_left_out():
     boxes = [torch.tensor([[0.0, 0.0, 2.0, 1.0]]), torch.zeros(0, 4)]
-    found = object_masks({"boxes": boxes}, 3, 3)
+    images = torch.zeros(2, 3, 3, 3)
+    found = object_masks(Batch(images, boxes=boxes))
     assert found[0].sum() == 2
     assert not found[1].any()
     masks = torch.rand(2, 3, 3) > 0.5
-    assert torch.equal(object_masks({"boxes": boxes, "mask": masks}, 3, 3), masks)
-    assert object_masks({}, 3, 3) is None
+    assert torch.equal(object_masks(Batch(images, boxes=boxes, masks=masks)), masks)
+    assert object_masks(Batch(images)) is None
 
 
 def test_the_objective_is_the_weighted_sum_of_its_terms():

@@ -42,8 +42,13 @@ def alexnet():
     return network
 
 
+NAMES = ["red", "green"]
+
+
 def tuner(legacy, **options):
-    return camify.CAMFineTuner(legacy, **{"class_names": ["red", "green"], "input_size": SIZE, **options})
+    return camify.CAMFineTuner(
+        legacy, **{"class_names": NAMES, "legacy_class_names": NAMES, "input_size": SIZE, **options}
+    )
 
 
 def groups_of(module, make_trainer, data, **options):

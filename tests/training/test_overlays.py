@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import camify
+from camify.task import Classes, Task
 from camify.training.cam_quality import ValidationBatch
 from camify.training.earlier_maps import EarlierMaps
 from camify.training.finds import Finds
@@ -48,9 +50,9 @@ def test_every_epoch_leaves_a_picture_per_image_and_a_strip(module, data, make_t
 def test_the_drawn_maps_are_those_of_the_network(module, data, make_trainer):
     overlays = camify.CAMOverlayLogger(num_images=4)
     make_trainer(overlays, max_epochs=1).fit(module, data)
-    looks, labels = overlays.history[0], overlays._probes.batch["label"]
+    looks, labels = overlays.history[0], overlays._probes.batch.labels
     with torch.no_grad():
-        logits, maps = module.model.eval().forward_with_maps(overlays._probes.batch["image"])
+        logits, maps = module.model.eval().forward_with_maps(overlays._probes.batch.images)
     for index in range(4):
         predicted, true = int(logits[index].argmax()), int(labels[index])
         torch.testing.assert_close(looks["maps"]["cam"][index, 0], maps[index, predicted])
@@ -64,7 +66,7 @@ def test_any_method_can_be_watched(module, data, make_trainer, method):
     make_trainer(overlays, max_epochs=1).fit(module, data)
     looks, batch = overlays.history[0], overlays._probes.batch
     expected = camify.explain(
-        module.model, batch["image"], method=method, targets=batch["label"], normalize=None, size=None
+        module.model, batch.images, method=method, targets=batch.labels, normalize=None, size=None
     )
     torch.testing.assert_close(looks["maps"][method][:, 1], expected)
     with pytest.raises(camify.ConfigError, match="magic"):
@@ -203,12 +205,13 @@ def test_what_is_worth_a_look_by_hand():
     images, logits, maps = torch.rand(5, 3, 8, 8), 3 * torch.randn(5, 3), torch.randn(5, 3, 4, 4)
     labels = torch.tensor([0, 1, 2, 0, 1])
     boxes = [torch.tensor([[0.0, 0.0, 4.0, 8.0]])] * 4 + [torch.zeros(0, 4)]  # the left half; the last has none
+    network = SimpleNamespace(classes=Classes(Task.MULTICLASS))
     finds, earlier, second = Finds(2), EarlierMaps(), torch.randn(5, 3, 4, 4)
     for epoch in (maps, second):
         finds.begin()
         earlier.begin()
         for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
-            seen = ValidationBatch(None, images[part], labels[part], logits[part], epoch[part], boxes[part])
+            seen = ValidationBatch(network, images[part], labels[part], logits[part], epoch[part], boxes[part])
             seen.drift = earlier.drift(seen.own)
             finds.update(seen, None)
         found = finds.found()

@@ -22,7 +22,9 @@ def tuner(**options):
     torch.manual_seed(3)
     names = list(camify.data.scenes.CLASS_NAMES)
     defaults = {"class_names": names, "input_size": SIZE, "head_channels": 8, "lr": 0.02}
-    return camify.CAMFineTuner(SmallLegacy(len(names)), **defaults | options)
+    module = camify.CAMFineTuner(SmallLegacy(len(names)), **defaults | options)
+    module.model.untrained = ()  # as if it had been trained: it is to be measured
+    return module
 
 
 def shapes():

@@ -116,7 +116,7 @@ def run(make_trainer, tmp_path):
         pl.seed_everything(0, verbose=False)
         module = camify.CAMFineTuner(
             SmallLegacy(len(data.class_names)), class_names=data.class_names, input_size=SIZE, head_channels=8,
-            lr=0.01, optimizer="adamw", freeze_epochs=0, **options,
+            lr=0.01, optimizer="adamw", freeze_epochs=0, legacy_class_names=data.class_names, **options,
         )  # fmt: skip
         best = ModelCheckpoint(tmp_path, "best", monitor, mode="max", save_on_train_epoch_end=True)
         stop = EarlyStopping(monitor, mode="max", patience=10, check_on_train_epoch_end=True)
