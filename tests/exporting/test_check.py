@@ -164,6 +164,9 @@ def test_a_checkpoint_without_a_record_says_what_to_do(tmp_path):
         camify.load(tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match=r"neither camify.json nor a .ckpt"):
         camify.load(_empty(tmp_path))
+    with pytest.raises(CheckpointError, match=r"model\.pth: does not exist"):
+        camify.load(tmp_path / "model.pth")
+    (tmp_path / "model.pth").touch()
     with pytest.raises(CheckpointError, match=r"model\.pth: names a legacy network.*camify convert"):
         camify.load(tmp_path / "model.pth")
 
