@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import data, methods, metrics
+    from .boxes import BoxRule
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .evaluating import evaluate
     from .exporting import export
     from .methods import explain
     from .model import CAMNet
+    from .preprocessing import Preprocessing
     from .sources import load
     from .surgery import convert, fit_head, inspect
+    from .task import Task
     from .training import CAMFineTuner, CAMOverlayLogger
 
 __version__ = _version("camify")
 __all__ = [
+    "BoxRule",
     "CAMFineTuner",
     "CAMNet",
     "CAMOverlayLogger",
@@ -25,6 +29,8 @@ __all__ = [
     "ConstantMapWarning",
     "ConversionError",
     "DataError",
+    "Preprocessing",
+    "Task",
     "convert",
     "data",
     "evaluate",
@@ -44,7 +50,10 @@ _HOMES = {
     ),
     **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
+    "BoxRule": "boxes",
     "CAMNet": "model",
+    "Preprocessing": "preprocessing",
+    "Task": "task",
     "evaluate": "evaluating",
     "explain": "methods",
     "export": "exporting",
@@ -61,3 +70,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, those that are not imported yet among them."""
+    return sorted({*globals(), *__all__})

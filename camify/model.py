@@ -128,7 +128,7 @@ class CAMNet(nn.Module):
         rule = rule or self.box_rule
         if rule is None:
             raise ConfigError(
-                "The network has no box rule: it was not fine-tuned with camify. Give rule=BoxRule(threshold=...)."
+                "The network has no box rule, as it was not fine-tuned with camify. Give rule=camify.BoxRule(...)."
             )
         known = self.classes
         with evaluating(self):

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "camify"
 FLOORS = {
     "errors": 0, "files": 0, "maps": 0, "modes": 0, "architecture": 0, "certificate": 0, "checkpoint": 0, "card": 0,
     "boxes": 0, "graphs": 0, "hub": 0, "manifest": 0, "known_layers": 0, "normalizers": 0, "pooling": 0,
-    "preprocessing": 0, "task": 0,
+    "preprocessing": 0, "task": 0, "batch": 0,
     "model": 1,
     "anatomy": 2, "metrics": 2, "data": 2, "report": 2,
     "exporting": 2.3, "sources": 2.6,
@@ -35,6 +35,7 @@ GROUND = {  # floor 0 stands on itself only where it must
     "boxes": {"errors", "maps", "normalizers"},
     "manifest": {"architecture", "boxes", "certificate", "errors"},
     "preprocessing": {"errors"},
+    "batch": {"errors"},
     "task": {"errors"},
 }
 LIGHTNING = ("training", "data", "cli", "__main__")

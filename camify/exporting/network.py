@@ -84,7 +84,7 @@ def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork
         raise ConfigError("preprocess=True: the model does not say how. Set model.preprocessing (see Preprocessing).")
     if boxes and model.box_rule is None:
         raise ConfigError(
-            "boxes=True: the model has no calibrated threshold. Set model.box_rule = BoxRule(threshold=...)."
+            "boxes=True: the model has no calibrated threshold. Set model.box_rule = camify.BoxRule(threshold=...)."
         )
     with without_hooks(model):
         plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)

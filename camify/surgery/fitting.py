@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
 from ..model import CAMNet
 from ..modes import evaluating
@@ -356,16 +357,11 @@ def _batches(source: Tensor | Iterable[Any], labels: Tensor | bool | None) -> It
     """Images (n, 3, H, W) and their labels, or None."""
     if isinstance(source, Tensor):
         cuts = [slice(start, start + _CHUNK) for start in range(0, len(source), _CHUNK)]
-        source = [(source[cut], labels[cut] if isinstance(labels, Tensor) else None) for cut in cuts]
-    for batch in source:
-        if isinstance(batch, Mapping):
-            images, found = batch.get("image"), batch.get("label")
-        else:
-            images, found, *_ = (*batch, None, None) if isinstance(batch, (tuple, list)) else (batch, None)
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-            raise DataError("A batch does not hold images as a float tensor (N, 3, H, W), alone, first or as `image`.")
-        if len(images):
-            yield images, found
+        source = [(source[cut], labels[cut]) if isinstance(labels, Tensor) else source[cut] for cut in cuts]
+    for given in source:
+        batch = Batch.of(given)
+        if len(batch):
+            yield batch.images, batch.labels
 
 
 def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | None, ridge: float | str | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..batch import Batch
@@ -54,13 +54,14 @@ def read_images(loader: Any, numbers: Sequence[int]) -> Tensor:
     return Batch.of(loader.collate_fn([loader.dataset[number] for number in numbers])).images
 
 
-def whole_split(loaders: Any) -> Any:
-    """A loader's samples, all of them where several processes share them otherwise."""
+def whole_split(loaders: Any, rank: int = 0, world_size: int = 1) -> Any:
+    """A loader's samples, all of them where several processes share them otherwise; of several each one's own part."""
     loader = single_loader(loaders)
     if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
         return loader
+    data = loader.dataset
     return DataLoader(
-        loader.dataset,
+        data if world_size == 1 else Subset(data, range(rank, len(data), world_size)),
         batch_size=loader.batch_size,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,

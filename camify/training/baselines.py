@@ -19,9 +19,11 @@ from .scores import class_score, score_inputs
 __all__ = ["measure", "validation_batches"]
 
 
-def validation_batches(trainer: pl.Trainer, module: Any) -> Iterator[tuple[Batch, Tensor]]:
-    """Every validation batch and its targets on the module's device; whole in every process."""
-    for given in whole_split(trainer.val_dataloaders):
+def validation_batches(
+    trainer: pl.Trainer, module: Any, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Every validation batch and its targets on the module's device; of several processes each one's own part."""
+    for given in whole_split(trainer.val_dataloaders, rank, world_size):
         batch = Batch.of(given).to(module.device)
         yield batch, module.targets(batch)
 
@@ -30,17 +32,19 @@ def validation_batches(trainer: pl.Trainer, module: Any) -> Iterator[tuple[Batch
 def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, float]:
     """``val/acc`` (multi-label ``val/map``) and, of a CAMNet, the CAM metrics of the run, as an epoch logs them.
 
-    The network is left as and where it was. One process may measure: it waits for no other.
+    The network is left as and where it was. All processes call it: each measures its part, none waits for long.
     """
+    rank, count = trainer.global_rank, trainer.world_size
     home = next(network.parameters()).device
     task = module.task
-    name, score = class_score(task, module.num_classes, sync_on_compute=False)
+    name, score = class_score(task, module.num_classes, sync_on_compute=count > 1)
     score, figures = score.to(module.device), dict[str, float]()
     clamp = bool(module.hparams["clamp_weights"])
-    quality = CAMQuality(module.hparams["cam_metrics"], module.hparams["grid_mosaics"], alone=True).to(module.device)
+    quality = CAMQuality(module.hparams["cam_metrics"], module.hparams["grid_mosaics"], alone=count == 1)
+    quality.to(module.device)
     shown = network if isinstance(network, CAMNet) and task.exclusive else None
     with evaluating(network.to(module.device)), trainer.precision_plugin.forward_context():
-        for batch, targets in validation_batches(trainer, module):
+        for batch, targets in validation_batches(trainer, module, rank, count):
             if shown is not None:
                 logits, maps = logits_and_maps(shown, batch.images, clamp_weights=clamp)
                 quality.update(ValidationBatch.of(shown, batch, targets, logits, maps, module.normalizer, clamp))
@@ -51,6 +55,7 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
             figures = quality.compute()
             if quality.chosen or "max_box_acc" not in figures:
                 loader = whole_split(trainer.val_dataloaders)
-                figures |= quality.grid_pointing(shown, *module.labeled_images(loader))
+                labels, read = module.labeled_images(loader)
+                figures |= quality.grid_pointing(shown, labels, read, rank=rank, world_size=count)
     network.to(home)
     return {f"val/{key}": value for key, value in {name: float(score.compute()), **figures}.items()}

@@ -82,7 +82,7 @@ class Course(pl.Callback):
         if module.cam_net is None:
             return
         frozen = trainer.current_epoch < module.hparams["freeze_epochs"]
-        set_frozen(module.model, frozen)
+        set_frozen(module.model, frozen, module.frozen_by_user)
         if frozen and module.hparams["feature_cache"] != "off":
             self._cache = self._cache or FeatureCache.of(module, trainer)
             self._cache.serve(trainer, trainer.current_epoch)
@@ -105,7 +105,7 @@ class Course(pl.Callback):
             handle.remove()
         pl_module.keep_aside(legacy=None, teacher=None)
         if pl_module.cam_net is not None:
-            set_frozen(pl_module.model, False)
+            set_frozen(pl_module.model, False, pl_module.frozen_by_user)
 
     def _drop_cache(self, trainer: pl.Trainer) -> None:
         if self._cache is not None:

@@ -200,6 +200,7 @@ class CAMFineTuner(pl.LightningModule):
         self.fit_report: FitReport | None = None
         self.keep_aside(legacy=prepared.legacy, teacher=None)
         self.model, self.source, self._layers = prepared.network, prepared.source, prepared.layers
+        self.frozen_by_user = [p for p in self.model.parameters() if not p.requires_grad]
         self.unproven_classes = prepared.unproven_classes
         self.class_notes: list[str] = []
         self.num_classes = count = prepared.num_classes

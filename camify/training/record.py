@@ -73,29 +73,30 @@ class RunRecord(pl.Callback):
     # ------------------------------------------------------------ hooks
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what will happen and measure what the legacy network reaches."""
-        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
+        """Say what will happen and measure what the legacy network reaches; before ``Course``, which lets it go."""
+        if not isinstance(pl_module, CAMFineTuner) or is_dry_run(trainer):
             return
-        if not self.quiet:
+        speaks = trainer.is_global_zero and not self.quiet
+        if speaks:
             opening_screen(trainer, pl_module, run_folder(trainer))
         if not self.legacy and pl_module.legacy is not None:  # believed or not: as its classes are counted
             self.legacy = measure(pl_module.legacy, trainer, pl_module)
         pl_module.trusted_legacy()
-        for note in [] if self.quiet else pl_module.class_notes:
+        for note in pl_module.class_notes if speaks else ():
             print(f"{note}\n")  # noqa: T201 - the user's terminal
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the converted network before its first step; say what a closed-form start gave."""
-        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
+        if not isinstance(pl_module, CAMFineTuner) or is_dry_run(trainer) or trainer.global_step > 0:
             return
-        if pl_module.fit_report is not None and not self.quiet:
+        if pl_module.fit_report is not None and trainer.is_global_zero and not self.quiet:
             print(f"{pl_module.fit_report}\n")  # noqa: T201 - the user's terminal
-        pl_module.fit_report = None
-        if trainer.global_step == 0 and pl_module.cam_net is not None:
-            self.start = measure(pl_module.model, trainer, pl_module)
-            before = {f"{who}/{key}": value for who, row in self._before().items() for key, value in row.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(before, step=0)
+        if pl_module.cam_net is None:
+            return
+        self.start = measure(pl_module.cam_net, trainer, pl_module)
+        before = {f"{who}/{key}": value for who, row in self._before().items() for key, value in row.items()}
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics(before, step=0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's figures, write results and page, print one line."""

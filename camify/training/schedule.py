@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from torch import nn
 
 from ..model import CAMNet
 
@@ -46,13 +48,15 @@ def _between(first: float, last: float, share: float) -> float:
     return last + (first - last) / 2 * (1 + math.cos(math.pi * share))
 
 
-def set_frozen(model: CAMNet, frozen: bool) -> None:
+def set_frozen(model: CAMNet, frozen: bool, own: Collection[nn.Parameter] = ()) -> None:
     """Freeze or free the legacy's features: no gradients, and batch norm as in evaluation while frozen.
 
-    Call it at the start of every epoch: nothing is remembered, so resuming is right by construction.
+    Call it at the start of every epoch: nothing is remembered, so resuming is right by construction. What the user had
+    frozen (``own``) stays so.
     """
+    kept = {id(parameter) for parameter in own}
     for parameter in model.parameter_groups()["features"]:
-        parameter.requires_grad_(not frozen)
+        parameter.requires_grad_(not frozen and id(parameter) not in kept)
     head = {model.features.get_submodule(name) for name in model.head_layers}
     for module in model.features.modules():
         if module not in head:

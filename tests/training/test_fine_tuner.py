@@ -226,3 +226,15 @@ def test_a_ridge_start_knows_the_classes_before_the_first_step(data, make_traine
     make_trainer(first, max_epochs=1).fit(module, data)
     assert first.accuracy >= 0.75
     assert module.legacy is None
+
+
+def test_what_the_user_had_frozen_stays_so(legacy, data, make_trainer):
+    legacy.features[0].weight.requires_grad_(False)
+    module = tuner(legacy, freeze_epochs=1)
+    before = {key: value.clone() for key, value in module.model.state_dict().items()}
+    make_trainer(max_epochs=2).fit(module, data)
+    after = module.model.state_dict()
+    frozen = [name for name, p in module.model.named_parameters() if not p.requires_grad]
+    assert frozen == ["features.0.weight"]
+    assert torch.equal(before["features.0.weight"], after["features.0.weight"])
+    assert not torch.equal(before["features.4.weight"], after["features.4.weight"])
