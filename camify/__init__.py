@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, methods, metrics
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
-    from .evaluating import evaluate
+    from .evaluation import evaluate
     from .exporting import export
     from .methods import explain
     from .model import CAMNet
@@ -46,7 +46,7 @@ _HOMES = {
     **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "CAMNet": "model",
-    "evaluate": "evaluating",
+    "evaluate": "evaluation",
     "explain": "methods",
     "export": "exporting",
 }

@@ -17,10 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .errors import CamifyError, ConfigError, ConversionError, DataError
-from .evaluating import all_tables, evaluate, free_output, save_evaluation
-from .explaining import ExplainOptions, explain_files, image_files
-from .explaining.classes import class_index, count_classes, numbered, read_class_names
-from .explaining.compare import compare_files
+from .evaluation import evaluate
+from .evaluation.class_names import class_index, count_classes, numbered, read_class_names
+from .evaluation.comparison import compare_files
+from .evaluation.evaluation_report import free_output, save_evaluation
+from .evaluation.evaluation_tables import all_tables
+from .evaluation.explain_files import ExplainOptions, explain_files
+from .evaluation.image_batches import image_files
 from .exporting import resolve_any
 from .exporting_commands import COMMANDS, add_commands
 from .files import write_whole

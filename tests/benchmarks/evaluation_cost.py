@@ -20,11 +20,11 @@ from PIL import Image
 
 import camify
 from camify.data.scenes import CLASS_NAMES, render_scene
-from camify.evaluating.figures import localisation_figures
-from camify.evaluating.labelled import find_labelled
-from camify.evaluating.localising import THRESHOLDS
-from camify.evaluating.passes import GRID, STEPS, Run, close_look, grid_look, main_look
-from camify.explaining.contenders import contender
+from camify.evaluation.engine import THRESHOLDS
+from camify.evaluation.intervals import localisation_figures
+from camify.evaluation.labelled_images import find_labelled
+from camify.evaluation.network import contender
+from camify.evaluation.passes import GRID, STEPS, Run, close_look, grid_look, main_look
 from camify.metrics.functional import centre_boxes, mosaic_plan
 from camify.surgery import Source
 
