@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checkpoint import MANIFEST
 from .errors import ConfigError
-from .evaluation.image_batches import image_files
+from .evaluation.images import image_files
 from .exporting import EXPORT_PRECISIONS, cam_ready, check, export
 from .hub import push_folder
 from .model import CAMNet

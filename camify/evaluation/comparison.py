@@ -14,22 +14,35 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..files import free_folder, whole_folder
-from ..methods import METHODS, find_method
+from ..methods import METHODS, ForwardPass, find_method
 from ..report.grid import Row
-from .class_names import class_index, count_classes
-from .comparison_agreement import all_tables
-from .comparison_drawings import AT_A_GLANCE, Drawing, drawings, overview, overview_row
-from .comparison_report import Page, to_html, to_json, to_markdown
-from .comparison_results import Comparison
-from .comparison_summary import Localisation
-from .demo import DEMO_METHODS, demo_contenders, demo_subjects
-from .image_batches import image_files
-from .image_figures import Finding, findings
-from .images import Subject, boxes_of_class, find_subjects
-from .network import Contender, class_names_of, find_contenders
+from ..task import Task
+from .comparison_figures import (
+    Column,
+    ComparedBatch,
+    Comparison,
+    ImageFigures,
+    compare_batch,
+    image_figures,
+    localization_rows,
+)
+from .comparison_report import (
+    AT_A_GLANCE,
+    Drawing,
+    Page,
+    all_tables,
+    drawings,
+    overview,
+    overview_row,
+    to_html,
+    to_json,
+    to_markdown,
+)
+from .demo import DEMO_METHODS, demo_images, demo_networks
+from .images import EvaluationImage, boxes_of_class, find_images, image_files
+from .network import ExplainedNetwork, class_index, find_networks, shared_titles
 from .scenarios import SCENARIOS, absent_classes
 from .timing import method_costs
-from .views import Column, Looks, look
 
 __all__ = ["compare", "compare_files"]
 
@@ -47,6 +60,8 @@ def compare_files(
     demo: bool = False,
     figures: int = 24,
     overwrite: bool = False,
+    task: str | Task | None = None,
+    check_images: bool = True,
 ) -> Path:
     """Compare methods on networks for image files, or in the demo; the folder that was written.
 
@@ -59,6 +74,8 @@ def compare_files(
         demo: generated scenes and the embedded legacy network against its conversion, instead of images and models.
         figures: number of pictures that get figures of their own; all of them get into the tables.
         overwrite: replace the folder where it holds a comparison.
+        task: what the logits mean; None takes what each network says.
+        check_images: decode every image before the work starts.
 
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
@@ -72,92 +89,86 @@ def compare_files(
             raise ConfigError(
                 "--demo: brings its own images, models and classes. Leave out IMAGES, --model and --target."
             )
-        contenders, subjects = demo_contenders(names), demo_subjects()
+        networks, pictures = demo_networks(names), demo_images()
         title = "Comparison of methods: camify's demo"
     else:
         if not images or not models:
             raise ConfigError("compare: give IMAGES and --model, or --demo.")
-        subjects = find_subjects(image_files(images))
-        contenders = find_contenders(models, names)
+        pictures = find_images(image_files(images, outside=folder), check_images=check_images)
+        networks = find_networks(models, names, task=task)
         title = "Comparison of methods"
-    return compare(contenders, subjects, folder, title=title, target=target, figures=figures)
+    return compare(networks, pictures, folder, title=title, target=target, figures=figures)
 
 
 def compare(
-    contenders: Sequence[Contender],
-    subjects: Sequence[Subject],
+    networks: Sequence[ExplainedNetwork],
+    images: Sequence[EvaluationImage],
     folder: Path,
     *,
     title: str,
     target: str | None = None,
     figures: int = 24,
 ) -> Path:
-    """Look, measure, draw and write the folder, aside first and renamed when it is whole."""
+    """Explain, measure, draw and write the folder, aside first and renamed when it is whole."""
     start = time.perf_counter()
-    names = class_names_of(contenders, [count_classes(c.model, c.preprocessing) for c in contenders])
+    names = shared_titles(networks)
     choice = _Choice(names, None if target is None else class_index(target, names, "--target"))
     columns: list[Column] = []
-    found: list[Finding] = []
+    measured: list[ImageFigures] = []
     drawn: list[Drawing] = []
     rows: list[Row] = []
-    localisation: Localisation | None = None
-    shown = _spread(len(subjects), figures)
-    for looks, those, offset in _look_at_all(contenders, subjects, choice):
-        columns = looks.columns
-        localisation = localisation or Localisation(columns)
-        chunk = findings(looks, those)
-        localisation.update(looks, chunk)
-        for index, finding in enumerate(chunk):
-            number = offset + index
+    shown, at_a_glance = _spread(len(images), figures), _spread(len(images), AT_A_GLANCE)
+    for batch, own in _batches(networks, images, choice):
+        columns = batch.columns
+        for index, one in enumerate(image_figures(batch, own)):
+            number = len(measured)
             if number in shown:
-                drawn += drawings(number + 1, looks, index, finding, contenders, names)
-            if len(rows) < AT_A_GLANCE and number in _spread(len(subjects), AT_A_GLANCE):
-                rows.append(overview_row(looks, index, finding, names))
-        found += chunk
+                drawn += drawings(number + 1, batch, index, one, networks, names)
+            if number in at_a_glance:
+                rows.append(overview_row(batch, index, one, names))
+            measured.append(one)
     drawn.append(overview(rows, [(column.model, column.method) for column in columns]))
-    batch = subjects[:_CHUNK]
-    targets = torch.tensor([finding.target for finding in found[:_CHUNK]])
-    costs = {c.name: method_costs(c, _inputs(c, batch), targets) for c in contenders}
-    measured = localisation.compute() if localisation is not None else []
-    comparison = Comparison(contenders, columns, names, found, measured, costs)
+    targets = torch.tensor([one.target for one in measured[:_CHUNK]])
+    costs = {}
+    for network in networks:
+        inputs = torch.stack([image.input(network.preprocessing) for image in images[:_CHUNK]])
+        costs[network.name] = method_costs(network, inputs, targets)
+    comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
-    counts = f"{len(found)} pictures, {len(contenders)} networks, {len(contenders[0].methods)} methods"
-    page = Page(title, counts, drawn, len(found) - len(shown), all_tables(comparison), facts)
+    counts = f"{len(measured)} pictures, {len(networks)} networks, {len(networks[0].methods)} methods"
+    page = Page(title, counts, drawn, len(measured) - len(shown), all_tables(comparison), facts)
     _write(folder, page, to_json(comparison, facts))
     return folder
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """The classes that are looked at: the given one, the subject's own, or the first network's top-1."""
+    """The classes that are compared: the given one, the image's own, or the first network's top-1."""
 
     names: Sequence[str]
     given: int | None
 
-    def __call__(self, logits_NK: Tensor, subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
-        best = logits_NK.argmax(1).tolist()
+    def __call__(self, forward: ForwardPass, images: Sequence[EvaluationImage]) -> tuple[Tensor, Tensor]:
+        best = forward.classes.predicted(forward.logits).tolist()
         chosen = [
-            self.given if self.given is not None else top if subject.target is None else subject.target
-            for top, subject in zip(best, subjects, strict=True)
+            self.given if self.given is not None else top if image.target is None else image.target
+            for top, image in zip(best, images, strict=True)
         ]
-        present = [{self.names.index(label) for label in s.labels if label in self.names} for s in subjects]
-        return torch.tensor(chosen), absent_classes(logits_NK, chosen, present)
+        present = [{self.names.index(label) for label in image.labels if label in self.names} for image in images]
+        return torch.tensor(chosen), absent_classes(forward.logits, chosen, present)
 
 
-def _look_at_all(
-    contenders: Sequence[Contender], subjects: Sequence[Subject], choice: _Choice
-) -> Iterator[tuple[Looks, list[Subject], int]]:
+def _batches(
+    networks: Sequence[ExplainedNetwork], images: Sequence[EvaluationImage], choice: _Choice
+) -> Iterator[tuple[ComparedBatch, list[EvaluationImage]]]:
     """What the pictures gave, in chunks of constant memory, with the boxes of the compared class."""
-    starts = range(0, len(subjects), _CHUNK)
-    for offset in track(starts, "comparing", disable=not sys.stderr.isatty()):
-        chunk = subjects[offset : offset + _CHUNK]
-        looks = look(contenders, chunk, choice)
-        those = [boxes_of_class(subject, choice.names[int(t)]) for subject, t in zip(chunk, looks.targets, strict=True)]
-        yield looks, those, offset
-
-
-def _inputs(contender: Contender, subjects: Sequence[Subject]) -> Tensor:
-    return torch.stack([subject.input(contender.preprocessing) for subject in subjects])
+    for offset in track(range(0, len(images), _CHUNK), "comparing", disable=not sys.stderr.isatty()):
+        chunk = images[offset : offset + _CHUNK]
+        batch = compare_batch(networks, chunk, choice)
+        yield (
+            batch,
+            [boxes_of_class(image, choice.names[int(k)]) for image, k in zip(chunk, batch.targets, strict=True)],
+        )
 
 
 def _spread(count: int, most: int) -> set[int]:
@@ -167,21 +178,22 @@ def _spread(count: int, most: int) -> set[int]:
 
 def _facts(comparison: Comparison, given: int | None, seconds: float) -> list[tuple[str, str]]:
     facts = []
-    for contender in comparison.contenders:
-        notes = [contender.source, *contender.notes]
-        notes += [f"{method}: {reason}" for method, reason in contender.unserved.items()]
-        facts.append((contender.name, "; ".join(notes)))
-    kinds = [finding.scenario for finding in comparison.findings]
+    for network in comparison.networks:
+        notes = [network.source, *network.notes]
+        notes += [f"{method}: {reason}" for method, reason in network.unserved.items()]
+        facts.append((network.name, "; ".join(notes)))
+    kinds = [image.scenario for image in comparison.images]
     compared = "the first network's top-1 of every picture, or the class of a generated one"
     return [
         *facts,
-        ("methods", ", ".join(comparison.contenders[0].methods) + f"; known: {', '.join(METHODS)}"),
+        ("methods", ", ".join(comparison.networks[0].methods) + f"; known: {', '.join(METHODS)}"),
         ("compared class", compared if given is None else comparison.class_names[given]),
+        ("task", ", ".join(f"{network.name}: {network.classes.task}" for network in comparison.networks)),
         ("class not present", "the first network's least probable class that no box of the picture has"),
         ("pictures", ", ".join(f"{kinds.count(kind)} {kind}" for kind in SCENARIOS if kind in kinds)),
         ("boxes", "those of the compared class where the picture's boxes have that label, else all of the picture"),
         ("heat", "raw map, ReLU where the method has one, upsampled (bilinear, half-pixel), min-max of each map"),
-        ("size", f"all heats at the input size of {comparison.contenders[0].name}"),
+        ("size", f"all heats at the input size of {comparison.networks[0].name}"),
         ("time", f"{seconds:.0f} s"),
     ]
 

@@ -13,10 +13,10 @@ from ..data.scenes import CLASS_NAMES, render_group, render_scene
 from ..data.shapes import SHAPES
 from ..errors import CheckpointError
 from ..surgery import Source, convert, fit_head, resolve
-from .images import Subject
-from .network import Contender, contender
+from .images import EvaluationImage
+from .network import ExplainedNetwork, explained_network
 
-__all__ = ["DEMO_METHODS", "DEMO_WEIGHTS", "demo_contenders", "demo_subjects"]
+__all__ = ["DEMO_METHODS", "DEMO_WEIGHTS", "demo_images", "demo_networks"]
 
 DEMO_METHODS = ("cam", "gradcam", "gradcam++", "layercam", "reciprocam")
 DEMO_WEIGHTS = "checkpoints/demo_legacy.safetensors"
@@ -31,21 +31,21 @@ _SCENES = (
 )
 
 
-def demo_subjects() -> list[Subject]:
+def demo_images() -> list[EvaluationImage]:
     """15 scenes, all of a class that the legacy network sees in them: six of one object, five of more, four small."""
     return [_scene(number, *row) for number, row in enumerate(_SCENES, start=1)]
 
 
-def _scene(number: int, label: int, count: int, shrink: float, seed: int) -> Subject:
+def _scene(number: int, label: int, count: int, shrink: float, seed: int) -> EvaluationImage:
     group = render_group(label, count, (7, 3, seed), SHAPES.height, shrink=shrink)
     kind = f" x {count}" if count > 1 else ", small" if shrink == _SMALL else ""
     boxes = torch.tensor(group.boxes, dtype=torch.float32) / SHAPES.height
     pixels = torch.from_numpy(group.image).permute(2, 0, 1).contiguous()
     name = CLASS_NAMES[label]
-    return Subject(f"{number:02d} {name}{kind}", pixels, boxes, (name,) * count, label)
+    return EvaluationImage(f"{number:02d} {name}{kind}", pixels, boxes, (name,) * count, label)
 
 
-def demo_contenders(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list[Contender]:
+def demo_networks(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list[ExplainedNetwork]:
     """The legacy network and its conversion, whose classifier is fitted to it on other generated scenes.
 
     Raises:
@@ -62,7 +62,7 @@ def demo_contenders(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list
     net = convert(legacy, head="gap", head_channels=128, input_size=SHAPES.height, seed=0)
     fit_head(net, _training_images(), teacher=legacy.model, ridge=_RIDGE)
     converted = Source(net, f"{legacy.name}, head=gap, classifier fitted", legacy.class_names, (), legacy.preprocessing)
-    return [contender(legacy, "legacy", methods), contender(converted, "converted", methods)]
+    return [explained_network(legacy, "legacy", methods), explained_network(converted, "converted", methods)]
 
 
 def _training_images() -> Tensor:

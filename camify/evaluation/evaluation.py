@@ -1,4 +1,4 @@
-"""Measuring a network and its maps on a labelled image folder."""
+"""Measuring a network and its maps on a labeled image folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import ConfigError, ConversionError, DataError
 from ..exporting import resolve_any
 from ..metrics.functional import mosaic_plan
 from ..surgery import Source
-from .class_names import count_classes
-from .engine import CENTRE_BOX, IOUS, Values
+from ..task import Classes, Task
+from .engine import CENTRE_BOX, IOUS, Rows
+from .evaluation_report import Evaluation, Figures
+from .images import LabeledFolder, find_labeled
 from .intervals import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
-from .labelled_images import Labelled, find_labelled
-from .network import Contender, contender, short_names
-from .passes import GRID, Run, close_look, cost_look, grid_look, main_look
-from .results import Evaluation, Figures
+from .network import ExplainedNetwork, explained_network, placed_on, short_names
+from .passes import GRID, Run, measure_all, measure_cost, measure_mosaics, measure_sample
 
 __all__ = ["evaluate"]
 
@@ -47,6 +47,8 @@ def evaluate(
     device: str | None = None,
     workers: int = 0,
     options: Mapping[str, Any] | None = None,
+    task: str | Task | None = None,
+    check_images: bool = True,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localisation, stability, faithfulness and cost.
 
@@ -68,6 +70,11 @@ def evaluate(
         device: where it is to run; None where the network is.
         workers: processes that decode images.
         options: of the methods.
+        task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean; None: what the network says.
+        check_images: decode every image first, so that what cannot be read is named before anything is measured.
+
+    Returns:
+        All figures; ``print`` shows them as tables, ``save(folder)`` writes them.
 
     Raises:
         CamifyError: something given cannot be used; before anything is measured, where it can be known.
@@ -79,57 +86,56 @@ def evaluate(
         )
     if threshold is not None and not 0 <= threshold < 1:
         raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
-    start = time.perf_counter()
-    measured = _contender(model, methods, options, device)
-    count = count_classes(measured.model, measured.preprocessing)
-    names = measured.class_names if class_names is None else list(class_names)
-    if names is not None and len(names) != count:
-        raise ConfigError(f"class_names: {len(names)} names for the network's {count} classes.")
-    measured.class_names = names
-    found = find_labelled(Path(data), split, measured.preprocessing, names, count, limit=limit, seed=seed)
-    run = Run(found.images, batch_size, workers, seed, threshold)
-    answers, rows = main_look(measured, run)
-    grids, reason = _grids(measured, run, mosaics)
-    drawn = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(seed))[:faithfulness]
-    closely = close_look(measured, run, sorted(drawn.tolist())) if faithfulness else {}
+    source, name = _source(model, methods)
+    with placed_on(source.model, device):
+        measured = explained_network(source, name, methods, options=options, task=task, class_names=class_names)
+        images = find_labeled(
+            Path(data), split, measured.preprocessing, measured.classes, measured.class_count,
+            limit=limit, seed=seed, check_images=check_images,
+        )  # fmt: skip
+        if measured.classes.task is Task.BINARY:  # which of the two the logit stands for
+            measured.classes = Classes(Task.BINARY, images.names)
+        return _measure(
+            measured, images, Run(images.images, batch_size, workers, seed, threshold), faithfulness, mosaics
+        )
+
+
+def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
+    if isinstance(model, str):
+        return resolve_any(model, methods), short_names([model])[0]
+    name = type(model).__name__
+    names, preprocessing = (getattr(model, key, None) for key in ("class_names", "preprocessing"))
+    return Source(model, name, names, preprocessing=preprocessing), name
+
+
+def _measure(network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int) -> Evaluation:
+    start, seed = time.perf_counter(), run.seed
+    answers, rows = measure_all(network, run)
+    grids, reason = _grids(network, run, mosaics)
+    drawn = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))[:faithfulness]
+    sample = measure_sample(network, run, sorted(drawn.tolist())) if faithfulness else {}
     return Evaluation(
-        contender=measured,
-        data=found,
+        network=network,
+        data=data,
         answers=answers,
         rows=rows,
         accuracy={f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
         hard_share=_hard_share(answers, seed),
         localisation=_localisation(rows, answers, answers.with_boxes, seed),
         hard=_localisation(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
-        without_boxes=_without_boxes(rows, grids, closely, seed),
+        without_boxes=_without_boxes(rows, grids, sample, seed),
         faithfulness={
             name: mean_figures({key: v for key, v in values.items() if key not in _STABILITY}, seed)
-            for name, values in closely.items()
+            for name, values in sample.items()
         },
-        classes=_classes(rows, answers, grids, found),
-        costs=cost_look(measured, run),
-        facts=_facts(measured, found, run, len(drawn), reason, time.perf_counter() - start),
+        classes=_classes(rows, answers, grids, data),
+        costs=measure_cost(network, run),
+        facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start),
     )
 
 
-def _contender(
-    model: str | nn.Module, methods: Sequence[str], options: Mapping[str, Any] | None, device: str | None
-) -> Contender:
-    if len(set(methods)) < len(methods):
-        raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
-    if isinstance(model, str):
-        source, name = resolve_any(model, methods), short_names([model])[0]
-    else:
-        name = type(model).__name__
-        names, known = (getattr(model, key, None) for key in ("class_names", "preprocessing"))
-        source = Source(model, name, names, preprocessing=known)
-    if device is not None:
-        source.model.to(device)
-    return contender(source, name, methods, options)
-
-
-def _grids(measured: Contender, run: Run, most: int) -> tuple[dict[str, Values], str]:
-    """Values of mosaics, or why there are none."""
+def _grids(network: ExplainedNetwork, run: Run, most: int) -> tuple[dict[str, Rows], str]:
+    """Rows of mosaics, or why there are none."""
     if not most:
         return {}, "not asked for"
     try:
@@ -137,10 +143,10 @@ def _grids(measured: Contender, run: Run, most: int) -> tuple[dict[str, Values],
     except DataError as error:  # too few classes
         return {}, str(error)
     try:
-        found = grid_look(measured, run, plan)
+        grids = measure_mosaics(network, run, plan)
     except ConversionError as error:  # the network takes images of one size only
         return {}, str(error)
-    return found, f"{len(plan)} of {GRID} x {GRID} images"
+    return grids, f"{len(plan)} of {GRID} x {GRID} images"
 
 
 def _hard_share(answers: Answers, seed: int) -> dict[str, Figure]:
@@ -150,7 +156,7 @@ def _hard_share(answers: Answers, seed: int) -> dict[str, Figure]:
     return {f"{iou:.1f}": figure(hard[:, index], seed=seed) for index, iou in enumerate(IOUS.tolist())}
 
 
-def _localisation(rows: Mapping[str, Values], answers: Answers, kept: Tensor, seed: int) -> Figures:
+def _localisation(rows: Mapping[str, Rows], answers: Answers, kept: Tensor, seed: int) -> Figures:
     if not bool(kept.any()):
         return {}
     centre = rows[CENTRE_BOX]
@@ -158,45 +164,61 @@ def _localisation(rows: Mapping[str, Values], answers: Answers, kept: Tensor, se
 
 
 def _without_boxes(
-    rows: Mapping[str, Values], grids: Mapping[str, Values], closely: Mapping[str, Values], seed: int
+    rows: Mapping[str, Rows], grids: Mapping[str, Rows], sample: Mapping[str, Rows], seed: int
 ) -> Figures:
     """Figures by method; of mosaics the intervals are over the mosaics."""
-    found: Figures = {}
+    figures: Figures = {}
     for name, values in rows.items():
         if "entropy" not in values:
             continue
         parts = {key: values[key] for key in ("entropy", "area")}
-        parts |= {key: closely[name][key] for key in _STABILITY if key in closely.get(name, {})}
+        parts |= {key: sample[name][key] for key in _STABILITY if key in sample.get(name, {})}
         parts |= {"grid": grids[name]["grid"].mean(1)} if name in grids else {}
-        found[name] = mean_figures(parts, seed)
-    return found
+        figures[name] = mean_figures(parts, seed)
+    return figures
 
 
 def _classes(
-    rows: Mapping[str, Values], answers: Answers, grids: Mapping[str, Values], data: Labelled
+    rows: Mapping[str, Rows], answers: Answers, grids: Mapping[str, Rows], data: LabeledFolder
 ) -> dict[int, dict[str, dict[str, float | int]]]:
     present = [number for number in data.classes.values() if bool((answers.labels == number).any())]
-    found = class_figures(rows, answers, present)
+    figures = class_figures(rows, answers, present)
     for number, (name, values) in ((number, item) for number in present for item in grids.items()):
-        found[number][name]["grid"] = float(values["grid"][values["classes"] == number].mean())
-    return found
+        figures[number][name]["grid"] = float(values["grid"][values["classes"] == number].mean())
+    return figures
 
 
 def _facts(
-    measured: Contender, data: Labelled, run: Run, sample: int, mosaics: str, seconds: float
+    network: ExplainedNetwork, data: LabeledFolder, run: Run, sample: int, mosaics: str, seconds: float
 ) -> list[tuple[str, str]]:
     count = len(run.images)
     drawn = "" if count == data.available else f", drawn of {data.available} with seed {run.seed}"
     boxed = "no boxes" if not data.has_boxes else f"boxes of {sum(bool(r.boxes) for r in run.images.records)}"
     cut = "the best one for these images" if run.threshold is None else f"{run.threshold}, as given"
     return [
-        ("network", "; ".join([measured.source, *measured.notes])),
+        ("network", "; ".join([network.source, *network.notes])),
         ("images", "; ".join([f"{data.folder}: {count} of {len(data.classes)} classes{drawn}; {boxed}", *data.notes])),
-        ("methods", ", ".join(measured.served)),
-        *((f"{name} left out", reason) for name, reason in measured.unserved.items()),
+        ("task", _task(network)),
+        ("methods", ", ".join(network.served)),
+        *((f"{name} left out", reason) for name, reason in network.unserved.items()),
         ("threshold of GT-known, Top-1 and Top-5 Loc", cut),
         ("sample for stability and faithfulness", f"{sample} images, drawn with seed {run.seed}"),
         ("mosaics", mosaics),
         ("intervals", _INTERVALS),
         ("time", f"{seconds:.0f} s"),
     ]
+
+
+def _task(network: ExplainedNetwork) -> str:
+    """What the logits mean, and what that makes of the accuracy."""
+    task = network.classes.task
+    if task is Task.MULTILABEL:
+        return (
+            "multilabel: labels do not exclude each other, so top-k only asks whether the folder's label is among the k"
+            " most probable"
+        )
+    if task is Task.BINARY:
+        first, second = network.titles
+        speaks_for = network.titles[network.classes.positive]
+        return f"binary: one logit, which speaks for {speaks_for}; the classes are {first} and {second}"
+    return "multiclass: the classes exclude each other"

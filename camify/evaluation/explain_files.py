@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain, product
@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ..boxes import component_boxes
+from ..boxes import BoxRule, component_boxes
 from ..errors import ConfigError
 from ..files import slug, write_whole
-from ..methods import PRECISIONS, Method, make_methods
+from ..methods import PRECISIONS, ForwardPass, Method, check_targets, make_methods, observe
 from ..preprocessing import Preprocessing
 from ..report.encoding import encoded
 from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
-from .batch_maps import batch_maps, precision_error
-from .image_batches import Batch, image_batches
-from .inference_speed import fastest_format, folded
+from ..task import Task
+from .images import ImageBatch, image_batches
+from .network import box_maps, box_rules
+from .timing import fastest_format, folded
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
 
@@ -40,14 +42,17 @@ class ExplainOptions:
 
     Attributes:
         methods: names of explanation methods, all from one forward.
-        targets: classes by index, the same for every image; empty: the ``topk`` most probable of each image.
+        targets: classes by index, the same for every image; empty: the ``topk`` most probable of each image, of one
+            logit first the class that it stands for.
         topk: how many classes.
         layer: exact name of the module whose map is looked at; None is the last spatial map.
         options: of the methods, such as ``variant``.
-        threshold: share of a map's range above which its box lies.
+        threshold: of the normalized map, in [0, 1), from which on a pixel belongs to its box; None takes that of the
+            box rule: of ``cam`` the network's own where it has one, else 0.5 of the min-max normalized map.
         colormap: name in ``matplotlib.colormaps``.
         picture: ``"png"`` or ``"jpg"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
+        task: what the logits mean; None takes what the network says.
     """
 
     methods: tuple[str, ...] = ("cam",)
@@ -55,13 +60,14 @@ class ExplainOptions:
     topk: int = 1
     layer: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    threshold: float = 0.2
+    threshold: float | None = None
     colormap: str = "inferno"
     picture: str = "png"
     precision: str = "fp32"
+    task: str | Task | None = None
 
     def __post_init__(self) -> None:
-        if self.topk < 1 or not 0 <= self.threshold < 1:
+        if self.topk < 1 or not (self.threshold is None or 0 <= self.threshold < 1):
             raise ConfigError(f"topk={self.topk} must be at least 1, threshold={self.threshold} in [0, 1).")
         if self.picture not in _FORMATS or self.precision not in PRECISIONS:
             raise ConfigError(
@@ -79,7 +85,9 @@ class Summary:
         before: how many were done before.
         unreadable: what could not be read, with the reason.
         memory_format: in which the network ran.
-        precision_error: of reduced precision on the first images (see ``precision_error``).
+        precision_error: what reduced precision changes on the first images: the largest difference of a probability,
+            and that of a map in shares of its peak.
+        box_rules: by method, how its boxes are cut.
     """
 
     results: int = 0
@@ -87,6 +95,7 @@ class Summary:
     unreadable: dict[Path, str] = field(default_factory=dict)
     memory_format: str = "as it was"
     precision_error: tuple[float, float] | None = None
+    box_rules: dict[str, BoxRule] = field(default_factory=dict)
 
 
 def explain_files(
@@ -97,17 +106,17 @@ def explain_files(
     options: ExplainOptions,
     *,
     source: str,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None = None,
     batch_size: int = 16,
     workers: int = 1,
     overwrite: bool = False,
-    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, _: batches,
+    progress: Callable[[Iterable[ImageBatch], int], Iterable[ImageBatch]] = lambda batches, _: batches,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Summary:
     """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
 
     A line is written when the image's files are whole: a run that was interrupted goes on behind the last one. Memory
-    does not depend on the number of images.
+    does not depend on the number of images. ``explain.json`` holds the options and the box rules.
 
     Args:
         model: in any mode; it may be put into another memory format.
@@ -116,7 +125,7 @@ def explain_files(
         out: folder to write, new or of the same run.
         options: what is drawn.
         source: what the model was, for the record.
-        class_names: of the model's classes.
+        class_names: of the model's classes; None takes its own.
         batch_size: images in one forward.
         workers: processes that decode images.
         overwrite: begin anew in a folder of another run, and replace what has the same name.
@@ -127,27 +136,31 @@ def explain_files(
         ConfigError: the folder holds another run, or other files.
         ConversionError: a method needs a CAM-ready network.
     """
-    settings = {"model": source, **asdict(options), "methods": list(options.methods), "targets": list(options.targets)}
+    methods = make_methods(model, options.methods, options.layer, options.options)
+    rules = box_rules(methods, options.threshold)
+    settings = {
+        "model": source, **asdict(options), "methods": list(options.methods), "targets": list(options.targets),
+        "task": None if options.task is None else str(options.task),
+        "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
+    }  # fmt: skip
     done = _done_before(out, settings, overwrite)
     names = _names(files, out, done, options.picture, overwrite)
     pending = [path for path in files if str(path) not in done]
-    summary = Summary(before=len(files) - len(pending))
-    if options.layer is None and len(pending) > _FEW:
-        model = folded(model)
-    methods = make_methods(model, options.methods, options.layer, options.options)
+    summary = Summary(before=len(files) - len(pending), box_rules=rules)
     batches = image_batches(pending, preprocessing, batch_size=batch_size, workers=workers)
+    run = _Run(model, methods, rules, options, class_names)
 
     def forwards() -> Iterator[list[Callable[[], dict[str, Any]]]]:
-        for index, batch in enumerate(progress(batches, len(batches))):
+        prepared = len(pending) <= _FEW
+        for batch in progress(batches, len(batches)):
             summary.unreadable |= batch.unreadable
-            if index == 0 and batch.paths and len(pending) > _FEW:
-                summary.memory_format = fastest_format(model, batch.images)
-            if summary.precision_error is None and batch.paths and options.precision != "fp32":
-                summary.precision_error = precision_error(
-                    model, batch.images[:4], methods, layer=options.layer, precision=options.precision
-                )
-            if batch.paths:
-                yield _jobs(batch, model, methods, preprocessing, options, class_names, names, out)
+            if not batch.paths:
+                continue
+            if not prepared:
+                summary.memory_format, prepared = run.prepare(batch.images), True
+            if summary.precision_error is None and options.precision != "fp32":
+                summary.precision_error = run.precision_error(batch.images[:4])
+            yield _jobs(batch, run, preprocessing, names, out)
 
     work = forwards()
     first = next(work, None)  # what is wrong with the network or the options shows before anything is written
@@ -209,8 +222,8 @@ def _done(results: Path) -> dict[str, str]:
     lines = results.read_bytes().split(b"\n")
     if lines.pop():  # the rest of an interrupted line
         write_whole(results, b"".join(line + b"\n" for line in lines))
-    found = [json.loads(line) for line in lines]
-    return {result["image"]: result["name"] for result in found}
+    written = [json.loads(line) for line in lines]
+    return {result["image"]: result["name"] for result in written}
 
 
 def _names(files: Sequence[Path], out: Path, done: dict[str, str], picture: str, overwrite: bool) -> dict[Path, str]:
@@ -234,103 +247,167 @@ def _names(files: Sequence[Path], out: Path, done: dict[str, str], picture: str,
     return names
 
 
+# ---------------------------------------------------------------- one forward
+
+
+@dataclass(frozen=True)
+class _BatchMaps:
+    """What a network says of N images, and where it looks; on the CPU.
+
+    Attributes:
+        titles: of the K classes.
+        logits: (N, K).
+        probabilities: (N, K).
+        targets: the classes that are explained, (N, T).
+        raw: signed maps (N, T, M, h, w) of M methods.
+        regions: the pixels (N, T, M, H, W), bool, that belong to boxes.
+    """
+
+    titles: list[str]
+    logits: Tensor
+    probabilities: Tensor
+    targets: Tensor
+    raw: Tensor
+    regions: NDArray[np.bool_]
+
+
+@dataclass
+class _Run:
+    """The network with its methods, as the batches are run through it."""
+
+    model: nn.Module
+    methods: dict[str, Method]
+    rules: Mapping[str, BoxRule]
+    options: ExplainOptions
+    class_names: Sequence[str] | None
+
+    def prepare(self, images: Tensor) -> str:
+        """Make the network fast, as far as its values stay; the memory format that it is in then."""
+        if self.options.layer is None:
+            self.model = folded(self.model, images)
+            self.methods = make_methods(self.model, self.options.methods, None, self.options.options)
+        return fastest_format(self.model, images)
+
+    def maps(self, images: Tensor, *, precision: str, targets: Tensor | None = None) -> _BatchMaps:
+        """One forward of images (N, C, H, W) for all methods; classes (N, T), None as the options say.
+
+        Raises:
+            ConfigError: the network has no such class, or no such layer.
+        """
+        parameter = next(self.model.parameters())
+        images = images.to(parameter.device, parameter.dtype)
+        if images.device.type == "cpu" and any(p.dim() == 4 and not p.is_contiguous() for p in self.model.parameters()):
+            images = images.to(memory_format=torch.channels_last)
+        kind = PRECISIONS[precision]
+        gradients = any(method.uses_gradients for method in self.methods.values())
+        with (
+            torch.autocast(images.device.type, dtype=kind, enabled=kind is not None),
+            observe(
+                self.model, images, self.options.layer,
+                gradients=gradients, task=self.options.task, class_names=self.class_names,
+            ) as forward,
+        ):  # fmt: skip
+            if targets is None and self.options.targets:
+                targets = torch.as_tensor(self.options.targets).expand(len(images), -1)
+            elif targets is None:
+                targets = forward.classes.ranked(forward.logits, self.options.topk)
+            targets = check_targets(targets, forward.logits)
+            raw = {name: method.look(forward, targets) for name, method in self.methods.items()}
+            with torch.autocast(images.device.type, enabled=False):
+                regions = self._regions(forward, raw, targets)
+            return _BatchMaps(
+                forward.classes.titles(forward.logits.shape[1]), forward.logits.cpu(), forward.probabilities.cpu(),
+                targets.cpu(), torch.stack(list(raw.values()), dim=2).cpu(), regions,
+            )  # fmt: skip
+
+    def _regions(self, forward: ForwardPass, raw: Mapping[str, Tensor], targets: Tensor) -> NDArray[np.bool_]:
+        size = (forward.images.shape[-2], forward.images.shape[-1])
+        regions = np.zeros((*targets.shape, len(raw), *size), dtype=bool)
+        for t, (m, (name, maps)) in product(range(targets.shape[1]), enumerate(raw.items())):
+            cut = box_maps(self.methods[name], self.rules[name], forward, maps[:, t], targets[:, t])
+            regions[:, t, m] = self.rules[name].regions(cut, size).cpu().numpy()
+        return regions
+
+    def precision_error(self, images: Tensor) -> tuple[float, float]:
+        """What reduced precision changes, of the explained classes; see ``Summary``."""
+        exact = self.maps(images, precision="fp32")
+        reduced = self.maps(images, precision=self.options.precision, targets=exact.targets)
+        peaks = exact.raw.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(exact.raw.dtype).tiny)
+        probabilities = (reduced.probabilities - exact.probabilities).abs().max()
+        return float(probabilities), float(((reduced.raw - exact.raw) / peaks).abs().max())
+
+
 # ---------------------------------------------------------------- one batch
 
 
 def _jobs(
-    batch: Batch,
-    model: nn.Module,
-    methods: dict[str, Method],
-    preprocessing: Preprocessing,
-    options: ExplainOptions,
-    class_names: Sequence[str],
-    names: dict[Path, str],
-    out: Path,
+    batch: ImageBatch, run: _Run, preprocessing: Preprocessing, names: dict[Path, str], out: Path
 ) -> list[Callable[[], dict[str, Any]]]:
     """One forward; for every image what draws and writes its files and gives its line."""
-    seen = batch_maps(
-        model,
-        batch.images,
-        methods,
-        targets=options.targets,
-        topk=options.topk,
-        layer=options.layer,
-        precision=options.precision,
-    )
-    logits, targets, raw = seen.logits, seen.targets, seen.raw
-    size = (batch.images.shape[-2], batch.images.shape[-1])
-    hot = _hot(raw, list(methods.values()), size, options.threshold)
-    probabilities, pictures = logits.softmax(1), preprocessing.restore(batch.images)
+    options = run.options
+    known = run.maps(batch.images, precision=options.precision)
+    pictures = preprocessing.restore(batch.images)
 
     def job(index: int) -> Callable[[], dict[str, Any]]:
-        path, name = batch.paths[index], names[batch.paths[index]]
-        chosen = targets[index].tolist()
-        classes = [
+        path, name, size = batch.paths[index], names[batch.paths[index]], batch.sizes[index]
+        raw, regions = known.raw[index], known.regions[index]
+        classes: list[dict[str, Any]] = [
             {
-                "class": class_names[k],
+                "class": known.titles[k],
                 "index": k,
-                "logit": float(logits[index, k]),
-                "probability": float(probabilities[index, k]),
+                "logit": float(known.logits[index, k]),
+                "probability": float(known.probabilities[index, k]),
             }
-            for k in chosen
+            for k in known.targets[index].tolist()
         ]
 
-        def run() -> dict[str, Any]:
-            for entry, maps, masks in zip(classes, raw[index], hot[index], strict=True):
+        def write() -> dict[str, Any]:
+            for entry, maps, masks in zip(classes, raw, regions, strict=True):
                 entry["maps"] = {
-                    method: _figures(one, mask, batch.sizes[index])
-                    for method, one, mask in zip(methods, maps, masks, strict=True)
+                    method: _figures(one, mask, size)
+                    for method, one, mask in zip(run.methods, maps, masks, strict=True)
                 }
-            picture = _picture(pictures[index], list(methods), classes, raw[index], hot[index], options, path.name)
+            picture = _picture(pictures[index], run, classes, raw, regions, path.name)
             files = {"picture": f"{name}_cam.{options.picture}", "raw_maps": f"{name}.npy"}
             write_whole(out / files["picture"], encoded(picture, options.picture))
-            write_whole(out / files["raw_maps"], _array(raw[index]))
-            return {"image": str(path), "name": name, "size": list(batch.sizes[index]), **files, "classes": classes}
+            write_whole(out / files["raw_maps"], _array(raw))
+            return {"image": str(path), "name": name, "size": list(size), **files, "classes": classes}
 
-        return run
+        return write
 
     return [job(index) for index in range(len(batch.paths))]
 
 
-def _hot(raw_NTMhw: Tensor, methods: Sequence[Method], size: tuple[int, int], threshold: float) -> NDArray[np.bool_]:
-    """Where heat is above the threshold, (N, T, M, H, W); class by class, method by method, as heat is large."""
-    hot = np.zeros((*raw_NTMhw.shape[:3], *size), dtype=bool)
-    for t, (m, method) in product(range(hot.shape[1]), enumerate(methods)):
-        hot[:, t, m] = (method.heat(raw_NTMhw[:, t, m], size) > threshold).numpy()
-    return hot
-
-
-def _figures(map_hw: Tensor, hot_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:
+def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:
     """Range of a raw map, and the box of its largest region in pixels of the file (xyxy, exclusive)."""
-    boxes = component_boxes(hot_HW, largest=True)
-    factors = np.array([file_size[1] / hot_HW.shape[1], file_size[0] / hot_HW.shape[0]] * 2)
+    boxes = component_boxes(region_HW, largest=True)
+    factors = np.array([file_size[1] / region_HW.shape[1], file_size[0] / region_HW.shape[0]] * 2)
     return {
         "low": float(map_hw.min()),
         "high": float(map_hw.max()),
-        "constant": not hot_HW.any(),
+        "constant": not region_HW.any(),
         "box": [round(float(value), 1) for value in boxes[0] * factors] if len(boxes) else None,
     }
 
 
 def _picture(
     image: Tensor,
-    methods: list[str],
+    run: _Run,
     classes: list[dict[str, Any]],
     maps_TMhw: Tensor,
-    hot_TMHW: NDArray[np.bool_],
-    options: ExplainOptions,
+    regions_TMHW: NDArray[np.bool_],
     title: str,
 ) -> Image.Image:
+    methods, colormap = list(run.methods), run.options.colormap
     rows = [
         [ClassMap(entry["class"], one, entry["logit"], entry["probability"]) for one in maps]
         for entry, maps in zip(classes, maps_TMhw, strict=True)
     ]
     if len(methods) == len(rows) == 1:
-        scale, region = float(rows[0][0].map_hw.max()), Region(hot_TMHW[0, 0], options.threshold)
-        return overlay_picture(
-            image, None, rows[0][0], scale=scale, region=region, colormap=options.colormap, title=title
-        )
-    return grid_picture(image, methods, rows, colormap=options.colormap, title=title)
+        region = Region(regions_TMHW[0, 0], run.rules[methods[0]].threshold)
+        scale = float(rows[0][0].map_hw.max())
+        return overlay_picture(image, None, rows[0][0], scale=scale, region=region, colormap=colormap, title=title)
+    return grid_picture(image, methods, rows, colormap=colormap, title=title)
 
 
 def _array(maps: Tensor) -> bytes:

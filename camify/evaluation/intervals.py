@@ -9,13 +9,22 @@ import torch
 from torch import Tensor
 
 from ..metrics.functional import bootstrap_means, percentiles, thresholds
-from .engine import IOUS, THRESHOLDS, Values
+from .engine import IOU_50, IOUS, THRESHOLDS, Rows
 
-__all__ = ["Answers", "Figure", "best_cut", "class_figures", "figure", "localisation_figures", "mean_figures"]
+__all__ = [
+    "MEAN_ROWS",
+    "Answers",
+    "Figure",
+    "best_cut",
+    "class_figures",
+    "figure",
+    "localisation_figures",
+    "mean_figures",
+]
 
 Statistic = Callable[[Tensor], Tensor]
-_MEANS = ("pointing", "energy", "entropy", "area")
-_HALF = 2  # level from which on a box has the IoU 0.5
+MEAN_ROWS = {"pointing_15px": "pointing", "energy": "energy", "entropy": "entropy", "area": "area"}
+"""Rows that have a mean by class, and the names of the means."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,7 @@ def mean_figures(values: Mapping[str, Tensor], seed: int = 0) -> dict[str, Figur
     return {name: figure(rows, seed=seed) for name, rows in values.items()}
 
 
-def localisation_figures(
-    values: Values, centre: Values, ranks: Tensor, kept: Tensor, seed: int = 0
-) -> dict[str, Figure]:
+def localisation_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor, seed: int = 0) -> dict[str, Figure]:
     """Everything that says whether the object was found, on the images kept (N,) bool.
 
     ``max_box_acc_v1`` (largest component, IoU 0.5), ``max_box_acc_v2`` (any component, mean over the IoUs) and its
@@ -89,11 +96,11 @@ def localisation_figures(
     one; ``pointing``, ``energy``; of maps ``threshold``, the best one of V1.
     """
     rows = {name: value[kept] for name, value in values.items()}
-    centre_hits, ranks = centre["largest"][kept] >= _HALF, ranks[kept]
-    hits = rows["largest"] >= _HALF
+    centre_hits, ranks = centre["largest"][kept] >= IOU_50, ranks[kept]
+    hits = rows["largest"] >= IOU_50
     every = torch.stack([rows["all"] > index for index in range(len(IOUS))], dim=1)
-    known = rows["given"] >= _HALF if "given" in rows else hits
-    found = {
+    known = rows["given"] >= IOU_50 if "given" in rows else hits
+    figures = {
         "max_box_acc_v1": figure(hits, _best, seed),
         "max_box_acc_v2": figure(every, lambda means: means.amax(-1).mean(-1), seed),
         **{f"v2_{iou:.1f}": figure(every[:, index], _best, seed) for index, iou in enumerate(IOUS.tolist())},
@@ -103,42 +110,46 @@ def localisation_figures(
         "gt_known": figure(known, _best, seed),
         "top1_loc": figure(_and(known, ranks < 1), _second_at_best, seed),
         "top5_loc": figure(_and(known, ranks < 5), _second_at_best, seed),
-        "pointing": figure(rows["pointing"], seed=seed),
+        "pointing": figure(rows["pointing_15px"], seed=seed),
         "energy": figure(rows["energy"], seed=seed),
     }
+    if "box_rule" in rows:
+        figures["box_rule"] = figure(rows["box_rule"][:, 0] >= IOU_50, seed=seed)
     if hits.shape[1] == THRESHOLDS:
-        found["threshold"] = figure(hits, lambda means: thresholds(THRESHOLDS)[means.argmax(-1)], seed)
-    return found
+        figures["threshold"] = figure(hits, lambda means: thresholds(THRESHOLDS)[means.argmax(-1)], seed)
+    return figures
 
 
-def best_cut(values: Values, kept: Tensor) -> int:
+def best_cut(values: Rows, kept: Tensor) -> int:
     """The threshold, or size of a fixed box, at which V1 is best on the images kept: its number."""
-    return int((values["largest"][kept] >= _HALF).double().mean(0).argmax())
+    return int((values["largest"][kept] >= IOU_50).double().mean(0).argmax())
 
 
 def class_figures(
-    rows: Mapping[str, Values], answers: Answers, classes: Sequence[int]
+    rows: Mapping[str, Rows], answers: Answers, classes: Sequence[int]
 ) -> dict[int, dict[str, dict[str, float | int]]]:
     """By class what each row of values gives, without intervals; boxes at the cut that is best for all images."""
     cuts = {name: best_cut(values, answers.with_boxes) for name, values in rows.items() if "largest" in values}
-    found: dict[int, dict[str, dict[str, float | int]]] = {}
+    figures: dict[int, dict[str, dict[str, float | int]]] = {}
     for number in classes:
         own = answers.labels == number
         boxed = own & answers.with_boxes
         network = {
             "count": int(own.sum()),
             "with_boxes": int(boxed.sum()),
-            "hard_share": _mean(answers.hard[boxed, _HALF - 1]),
+            "hard_share": _mean(answers.hard[boxed, IOU_50 - 1]),
             "top1": _mean(answers.ranks[own] < 1),
             "top5": _mean(answers.ranks[own] < 5),
         }
-        found[number] = {"network": network}
+        figures[number] = {"network": network}
         for name, values in rows.items():
-            parts: dict[str, float | int] = {key: _mean(values[key][own]) for key in _MEANS if key in values}
+            parts: dict[str, float | int] = {
+                name: _mean(values[key][own]) for key, name in MEAN_ROWS.items() if key in values
+            }
             if name in cuts:
-                parts["max_box_acc_v1"] = _mean(values["largest"][boxed, cuts[name]] >= _HALF)
-            found[number][name] = parts
-    return found
+                parts["max_box_acc_v1"] = _mean(values["largest"][boxed, cuts[name]] >= IOU_50)
+            figures[number][name] = parts
+    return figures
 
 
 def _mean(values: Tensor) -> float:

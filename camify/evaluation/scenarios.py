@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..metrics.functional import step_of
-
 __all__ = [
     "ABSENT",
     "MIRRORED",
@@ -18,7 +15,6 @@ __all__ = [
     "VIEWS",
     "absent_classes",
     "mirrored",
-    "overlap",
     "scenario_of",
 ]
 
@@ -47,14 +43,10 @@ def scenario_of(boxes_n4: Tensor | None, height: int, width: int) -> str:
 def absent_classes(logits_NK: Tensor, compared: list[int], present: list[set[int]]) -> Tensor:
     """The least probable class of every image that is not in it, (N,).
 
-    Where every class is, it is the least probable one beside the compared class.
-
-    Raises:
-        ConfigError: there is one class only.
+    Where every class is, it is the least probable one beside the compared class; of a network of one logit, whose
+    logits (N, 2) speak of a class and its absence, the other one.
     """
     classes = logits_NK.shape[1]
-    if classes < 2:
-        raise ConfigError("class not present: the network has one class only. Use one with more.")
     left = logits_NK.clone()
     for row, one, seen in zip(left, compared, present, strict=True):
         known = seen | {one}
@@ -65,10 +57,3 @@ def absent_classes(logits_NK: Tensor, compared: list[int], present: list[set[int
 def mirrored(images: Tensor) -> Tensor:
     """Images or maps (..., H, W) flipped left to right; twice gives the same again."""
     return images.flip(-1)
-
-
-def overlap(maps: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-    """The part that maps (..., H, W) of images and of the shifted images both see, place by place."""
-    height, width = maps.shape[-2:]
-    down, right = step_of(height, width)
-    return maps[..., : height - down, : width - right], moved[..., down:, right:]

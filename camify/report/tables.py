@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "MISSING", "Table", "count", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
-    "number", "percent", "percents",
+    "number", "percent", "percents", "text_tables",
 ]  # fmt: skip
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
@@ -71,6 +71,23 @@ def _markdown_table(table: Table) -> list[str]:
         table.note,
         "",
     ]
+
+
+def text_tables(tables: Sequence[Table]) -> str:
+    """Tables as plain text: columns of equal width, names at the left, numbers at the right."""
+    lines: list[str] = []
+    for table in tables:
+        cells = [table.head, *table.rows]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(table.head))]
+        lines.append(f"{table.section}: {table.title}")
+        for row in cells:
+            aligned = (
+                cell.ljust(width) if index < table.names else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append(f"  {'  '.join(aligned)}".rstrip())
+        lines.append("")
+    return "\n".join(lines)
 
 
 def markdown_sections(tables: Sequence[Table]) -> list[str]:

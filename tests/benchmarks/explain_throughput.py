@@ -25,7 +25,7 @@ from torchvision.models import get_model
 
 from camify.data import Preprocessing
 from camify.evaluation.explain_files import ExplainOptions, explain_files
-from camify.evaluation.image_batches import image_batches, image_files
+from camify.evaluation.images import image_batches, image_files
 
 
 def photographs(folder, count, photos=None):

@@ -12,8 +12,8 @@ import camify
 from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare
-from camify.evaluation.images import Subject
-from camify.evaluation.network import contender
+from camify.evaluation.images import EvaluationImage
+from camify.evaluation.network import explained_network
 from camify.model import CAMNet
 from camify.surgery import Source
 from camify.surgery.tiny_vgg import TinyVGG
@@ -31,20 +31,20 @@ def networks():
 
 
 @pytest.fixture
-def contenders(networks):
-    return contenders_of(networks)
+def explained(networks):
+    return explained_of(networks)
 
 
-def contenders_of(networks):
+def explained_of(networks):
     preprocessing = Preprocessing(96)
     return [
-        contender(Source(network, f"the {name}", THREE, (), preprocessing), name, METHOD_NAMES)
+        explained_network(Source(network, f"the {name}", THREE, (), preprocessing), name, METHOD_NAMES)
         for name, network in zip(("legacy", "converted"), networks, strict=True)
     ]
 
 
 @pytest.fixture(scope="session")
-def subjects():
+def pictures():
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 255, (5, 3, 60, 80), dtype=torch.uint8, generator=generator)
     boxes = [
@@ -55,16 +55,16 @@ def subjects():
         torch.tensor([[0.0, 0.0, 0.5, 1.0]]),
     ]
     return [
-        Subject(f"<b>{index}|</b>", image, box, () if box is None else ("bee",) * len(box))
+        EvaluationImage(f"<b>{index}|</b>", image, box, () if box is None else ("bee",) * len(box))
         for index, (image, box) in enumerate(zip(pixels, boxes, strict=True))
     ]
 
 
 @pytest.fixture(scope="session")
-def compared(networks, subjects, tmp_path_factory):
+def compared(networks, pictures, tmp_path_factory):
     """The folder of one comparison, for tests that only read it."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    return compare(contenders_of(networks), subjects, out, title="A <script> & title", figures=2)
+    return compare(explained_of(networks), pictures, out, title="A <script> & title", figures=2)
 
 
 # ---------------------------------------------------------------- a CAM network and a labelled folder

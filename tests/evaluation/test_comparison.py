@@ -16,10 +16,10 @@ from camify.data import Preprocessing
 from camify.errors import ConfigError, DataError
 from camify.evaluation.comparison import compare, compare_files
 from camify.evaluation.comparison_report import to_markdown
-from camify.evaluation.image_batches import image_files
-from camify.evaluation.images import boxes_of_class, find_subjects
-from camify.evaluation.network import class_names_of, find_contenders
+from camify.evaluation.images import boxes_of_class, find_images, image_files
+from camify.evaluation.network import find_networks, shared_titles
 from camify.methods import Method, register
+from camify.task import Classes
 
 from .conftest import METHOD_NAMES
 
@@ -97,7 +97,7 @@ def test_the_json_has_every_picture_pair_and_group(compared):
     found = json.loads((compared / "compare.json").read_text())
     assert len(found["images"]) == 5
     assert found["images"][3]["boxes"] is None
-    assert found["images"][3]["by_column"]["pointing"] == [None] * 9
+    assert found["images"][3]["by_column"]["pointing_15px"] == [None] * 9
     matrix = np.array(found["groups"]["overall"]["agreement"]["pearson"]["mean"], float)
     assert matrix.shape == (9, 9)
     np.testing.assert_allclose(matrix, matrix.T)
@@ -106,23 +106,23 @@ def test_the_json_has_every_picture_pair_and_group(compared):
     assert found["localisation"][0]["count"] == 4
 
 
-def test_without_boxes_there_is_no_localisation(contenders, subjects, tmp_path):
-    folder = compare(contenders, [subjects[3]], tmp_path / "out", title="Title")
+def test_without_boxes_there_is_no_localisation(explained, pictures, tmp_path):
+    folder = compare(explained, [pictures[3]], tmp_path / "out", title="Title")
     text = (folder / "compare.md").read_text()
     assert "## Localisation" not in text
     assert "boxes unknown (N 1)" in text
     assert json.loads((folder / "compare.json").read_text())["localisation"] == []
 
 
-def test_a_class_by_name_or_number_is_that_of_every_picture(contenders, subjects, tmp_path):
+def test_a_class_by_name_or_number_is_that_of_every_picture(explained, pictures, tmp_path):
     for number, target in enumerate(("c|at", "2")):
-        out = compare(contenders, subjects, tmp_path / f"out{number}", title="Title", target=target, figures=0)
+        out = compare(explained, pictures, tmp_path / f"out{number}", title="Title", target=target, figures=0)
         images = json.loads((out / "compare.json").read_text())["images"]
         assert {image["compared_class"] for image in images} == {"c|at"}
         # a picture with boxes of bees holds bees, whatever class is compared
         assert all(image["absent_class"] == "ant" for image in images if image["boxes"])
     with pytest.raises(ConfigError, match="no such class"):
-        compare(contenders, subjects, tmp_path / "no", title="Title", target="dog")
+        compare(explained, pictures, tmp_path / "no", title="Title", target="dog")
     assert not (tmp_path / "no").exists()
 
 
@@ -179,40 +179,41 @@ def test_wrong_input_is_said_before_anything_is_written(checkpoint, photos, tmp_
 
 
 def test_boxes_are_read_as_the_data_module_does(photos):
-    subjects = {subject.name: subject for subject in find_subjects(image_files([str(photos)]))}
-    torch.testing.assert_close(subjects["a|b.png"].boxes_at(60, 80), torch.tensor([[10.0, 10, 50, 50]]))
-    assert subjects["<i>x.png"].boxes is None
-    both = subjects["plain.png"]
+    pictures = {picture.name: picture for picture in find_images(image_files([str(photos)]))}
+    torch.testing.assert_close(pictures["a|b.png"].boxes_at(60, 80), torch.tensor([[10.0, 10, 50, 50]]))
+    assert pictures["<i>x.png"].boxes is None
+    both = pictures["plain.png"]
     assert both.labels == ("bee", "ant")
     assert boxes_of_class(both, "ant").boxes_at(60, 80).tolist() == [[40, 20, 70, 50]]
     assert boxes_of_class(both, "wasp") is both
     table = photos.parents[1] / "boxes.csv"
     table.write_text(table.read_text().replace("val/bee/plain.png,5,5,20,20", "val/bee/plain.png,5,5,2000,20"))
     with pytest.raises(DataError, match=r"boxes.csv:3: .*leaves the image"):
-        find_subjects(image_files([str(photos)]))
+        find_images(image_files([str(photos)]))
 
 
 def test_a_damaged_picture_is_named(photos):
     (photos / "broken.jpg").write_text("not an image")
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        find_subjects(image_files([str(photos)]))
+        find_images(image_files([str(photos)]))
 
 
-def test_networks_of_other_classes_are_refused(contenders):
-    first, second = contenders
-    assert class_names_of(contenders, [3, 3]) == ["ant", "bee", "c|at"]
-    second.class_names = None
-    assert class_names_of(contenders, [3, 3]) == ["ant", "bee", "c|at"]
-    first.class_names = None
-    assert class_names_of(contenders, [3, 3]) == ["class 0", "class 1", "class 2"]
-    first.class_names, second.class_names = ["ant", "bee", "cat"], ["ant", "cat", "bee"]
+def test_networks_of_other_classes_are_refused(explained):
+    first, second = explained
+    assert shared_titles(explained) == ["ant", "bee", "c|at"]
+    second.classes = Classes.of(None, None, 3)
+    assert shared_titles(explained) == ["ant", "bee", "c|at"]
+    first.classes = Classes.of(None, None, 3)
+    assert shared_titles(explained) == ["class 0", "class 1", "class 2"]
+    first.classes = Classes.of(None, ["ant", "bee", "cat"], 3)
+    second.classes = Classes.of(None, ["ant", "cat", "bee"], 3)
     with pytest.raises(ConfigError, match="class 1 is 'cat', that of the legacy 'bee'"):
-        class_names_of(contenders, [3, 3])
+        shared_titles(explained)
 
 
 def test_names_of_networks_are_short_and_differ(checkpoint):
-    found = find_contenders([str(checkpoint), "camify/tiny_vgg", "camify/tiny_vgg"], METHOD_NAMES)
-    assert [contender.name for contender in found] == ["my net", "tiny_vgg (1)", "tiny_vgg (2)"]
+    found = find_networks([str(checkpoint), "camify/tiny_vgg", "camify/tiny_vgg"], METHOD_NAMES)
+    assert [network.name for network in found] == ["my net", "tiny_vgg (1)", "tiny_vgg (2)"]
 
 
 def test_a_users_method_works_by_name(checkpoint, photos, tmp_path, clean_methods):

@@ -11,8 +11,7 @@ import pytest
 
 from camify.cli import main
 from camify.errors import ConfigError
-from camify.evaluation.evaluation_report import save_evaluation, to_csv, to_json, to_markdown
-from camify.evaluation.evaluation_tables import all_tables
+from camify.evaluation.evaluation_report import all_tables, to_csv, to_json, to_markdown
 
 from .conftest import METHODS, NAMES, SHOWN
 
@@ -62,16 +61,16 @@ def test_a_line_for_every_image(found):
 
 
 def test_only_an_evaluation_is_replaced_and_only_when_told(found, root, tmp_path):
-    out = save_evaluation(found, tmp_path / "new" / "out")
+    out = found.save(tmp_path / "new" / "out")
     assert sorted(path.name for path in out.iterdir()) == FILES
     (out / "mine.txt").touch()
     with pytest.raises(ConfigError, match="--overwrite true"):
-        save_evaluation(found, out)
+        found.save(out)
     assert (out / "mine.txt").exists()
-    save_evaluation(found, out, overwrite=True)
+    found.save(out, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == FILES
     with pytest.raises(ConfigError, match="is not camify's"):
-        save_evaluation(found, root, overwrite=True)
+        found.save(root, overwrite=True)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 

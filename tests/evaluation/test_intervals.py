@@ -40,7 +40,7 @@ def test_a_figure_is_that_of_the_known_values():
 
 def rows_of(levels):
     return {
-        "all": levels, "largest": levels, "pointing": torch.zeros(len(levels)), "energy": torch.zeros(len(levels)),
+        "all": levels, "largest": levels, "pointing_15px": torch.zeros(len(levels)), "energy": torch.zeros(len(levels)),
     }  # fmt: skip
 
 

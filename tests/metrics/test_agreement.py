@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 
+from camify.metrics.functional import correlations
 from camify.metrics.functional.agreement import (
     average_ranks,
     box_agreement,
-    correlations,
-    heat_boxes,
     mask_agreement,
-    peak_hits,
+    rank_correlations,
     top_area,
 )
 
@@ -25,7 +24,7 @@ def heats(count=5, height=17, width=23):
 
 def test_correlations_are_scipys():
     maps = heats()
-    pearson, spearman = correlations(maps), correlations(average_ranks(maps))
+    pearson, spearman = correlations(maps), rank_correlations(maps)
     for i in range(len(maps)):
         for j in range(len(maps)):
             a, b = maps[i].flatten().double().numpy(), maps[j].flatten().double().numpy()
@@ -78,37 +77,9 @@ def test_mask_agreement_by_hand():
     assert found[:, 2].isnan().all()
 
 
-def test_the_box_of_a_heat_is_that_of_its_largest_component():
-    heat = heats(6, 20, 30)
-    for index, box in enumerate(heat_boxes(heat, 0.5)):
-        labels, count = ndimage.label(heat[index].numpy() >= 0.5, structure=np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel())[1:]
-        wanted = []
-        for biggest in np.flatnonzero(sizes == sizes.max()) + 1:
-            rows, columns = np.nonzero(labels == biggest)
-            wanted.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        assert box.tolist() in wanted or count == 0
-
-
 def test_box_agreement_by_hand():
-    heat = torch.zeros(3, 10, 10)
-    heat[0, 2:6, 2:6] = 1  # 16 pixels
-    heat[1, 4:8, 4:8] = 0.6  # 16 pixels, 4 of them shared
-    boxes = heat_boxes(heat, 0.5)
-    assert boxes[:2].tolist() == [[2, 2, 6, 6], [4, 4, 8, 8]]
-    found = box_agreement(boxes)
-    assert float(found[0, 1]) == pytest.approx(4 / 28)
-    assert float(found[1, 1]) == 1
-    assert found[2].isnan().all()
-    assert boxes[2].isnan().all()
-
-
-def test_peaks_hit_boxes():
-    heat = torch.zeros(4, 10, 10)
-    heat[0, 3, 7] = 1  # row 3, column 7
-    heat[1, 7, 3] = 1
-    heat[2, 5, 8] = 1  # the column behind the box
-    boxes = torch.tensor([[0.0, 0, 1, 1], [6, 2, 8, 6]])
-    hits = peak_hits(heat, boxes)
-    assert hits[:3].tolist() == [1, 0, 0]
-    assert hits[3].isnan()
+    boxes = torch.tensor([[2.0, 2, 6, 6], [4, 4, 8, 8], [torch.nan] * 4])  # 16 pixels each, 4 of them shared
+    agreement = box_agreement(boxes)
+    assert float(agreement[0, 1]) == pytest.approx(4 / 28)
+    assert float(agreement[1, 1]) == 1
+    assert agreement[2].isnan().all()

@@ -1,6 +1,7 @@
 """Pure functions behind the metrics."""
 
 from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
+from .agreement import average_ranks, box_agreement, mask_agreement, rank_correlations, top_area
 from .baselines import (
     bootstrap_interval,
     bootstrap_means,
@@ -15,6 +16,7 @@ from .box import (
     best_ious_by_threshold,
     centre_boxes,
     iou_with_best_box,
+    label_ranks,
     resize_boxes,
     thresholds,
 )
@@ -33,10 +35,21 @@ from .faithfulness import (
 )
 from .level_sets import LevelBoxes, level_set_boxes
 from .pixel import average_precision, pixel_histograms, precision_recall
-from .pointing import box_masks, cell_masks, energy_share, mosaic_plan, mosaics, peak, pointing_distance, tiled
+from .pointing import (
+    box_masks,
+    cell_masks,
+    energy_share,
+    mosaic_plan,
+    mosaics,
+    peak,
+    pointing_distance,
+    pointing_hits,
+    tiled,
+)
 from .stability import (
     area,
     correlation,
+    correlations,
     drift,
     entropy,
     flip_equivariance,
@@ -55,6 +68,7 @@ __all__ = [
     "area_under_curve",
     "average_drop",
     "average_precision",
+    "average_ranks",
     "best_iou_at_threshold",
     "best_iou_by_threshold",
     "best_ious_by_threshold",
@@ -62,6 +76,7 @@ __all__ = [
     "blurred",
     "bootstrap_interval",
     "bootstrap_means",
+    "box_agreement",
     "box_masks",
     "calibrate",
     "calibrated_accuracy",
@@ -71,6 +86,7 @@ __all__ = [
     "coherency",
     "complexity",
     "correlation",
+    "correlations",
     "deletion_curves",
     "drift",
     "energy_share",
@@ -79,7 +95,9 @@ __all__ = [
     "hard_subset",
     "insertion_curves",
     "iou_with_best_box",
+    "label_ranks",
     "level_set_boxes",
+    "mask_agreement",
     "masked_images",
     "mosaic_plan",
     "mosaics",
@@ -88,12 +106,15 @@ __all__ = [
     "percentiles",
     "pixel_histograms",
     "pointing_distance",
+    "pointing_hits",
     "precision_recall",
     "random_maps",
+    "rank_correlations",
     "resize_boxes",
     "shift_equivariance",
     "shifted",
     "step_of",
     "thresholds",
     "tiled",
+    "top_area",
 ]

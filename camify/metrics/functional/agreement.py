@@ -1,38 +1,25 @@
-"""How alike are maps, and what do they say? Pure functions of heats (M, H, W), each map against each."""
+"""How alike are the maps of several methods? Of heats (M, H, W), each map against each."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ...boxes import component_boxes
-from . import box_masks, peak
+from .stability import correlations
 
 __all__ = [
     "average_ranks",
     "box_agreement",
-    "correlations",
-    "heat_boxes",
     "mask_agreement",
-    "peak_hits",
+    "rank_correlations",
     "top_area",
 ]
 
 
-def correlations(maps_MHW: Tensor) -> Tensor:
-    """Pearson's correlation of every two maps over their pixels, (M, M) float64; NaN where one is constant.
-
-    A map that differs by no more than the rounding of its upsampling counts as constant, as in
-    ``camify.maps.normalize``.
-    """
-    flat = maps_MHW.flatten(1)
-    span = flat.amax(1) - flat.amin(1)
-    varies = span > 4 * torch.finfo(flat.dtype).eps * flat.abs().amax(1)
-    centred = flat.double() - flat.double().mean(1, keepdim=True)
-    unit = centred / torch.where(varies, centred.norm(dim=1), torch.nan)[:, None]
-    return (unit @ unit.T).clamp(-1, 1)
+def rank_correlations(maps_MHW: Tensor) -> Tensor:
+    """Spearman's correlation of every two maps, (M, M) float64: Pearson's of their ranks; NaN where one is constant."""
+    return correlations(average_ranks(maps_MHW))
 
 
 def average_ranks(maps_MHW: Tensor) -> Tensor:
@@ -63,29 +50,8 @@ def mask_agreement(masks_MHW: Tensor) -> Tensor:
     return shared / (areas[:, None] + areas - shared)
 
 
-def heat_boxes(heats_MHW: Tensor, threshold: float) -> Tensor:
-    """Tight box of the largest component of ``heat >= threshold``, (M, 4) xyxy exclusive; NaN where there is none."""
-    boxes = torch.full((len(heats_MHW), 4), torch.nan, dtype=torch.float64)
-    for index, heat in enumerate(heats_MHW.cpu().numpy()):
-        found = component_boxes(np.asarray(heat >= threshold), largest=True)
-        if len(found):
-            boxes[index] = torch.from_numpy(found[0]).double()
-    return boxes
-
-
 def box_agreement(boxes_M4: Tensor) -> Tensor:
     """IoU of every two boxes, (M, M); NaN where one is missing."""
     missing = boxes_M4.isnan().any(1)
     ious = box_iou(boxes_M4.nan_to_num(), boxes_M4.nan_to_num())
     return torch.where(missing[:, None] | missing, torch.nan, ious)
-
-
-def peak_hits(heats_MHW: Tensor, boxes_n4: Tensor) -> Tensor:
-    """Whether the hottest pixel's centre lies in one of the boxes, (M,): 1, 0, or NaN of a map without heat.
-
-    The pointing game (Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop") without its tolerance of
-    15 pixels; of equally hot pixels the first in reading order counts.
-    """
-    (inside,) = box_masks([boxes_n4], *heats_MHW.shape[1:])
-    points = [peak(heat) for heat in heats_MHW]
-    return torch.tensor([torch.nan if point is None else inside[point] for point in points], dtype=torch.float64)

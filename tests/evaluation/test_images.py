@@ -10,14 +10,15 @@ import torch
 from camify.data import Preprocessing
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate
-from camify.evaluation.labelled_images import find_labelled
+from camify.evaluation.images import find_labeled
 from camify.surgery.tiny_vgg import TinyVGG
+from camify.task import Classes
 
 from .conftest import NAMES, PREPROCESSING, SHOWN
 
 
 def labelled(root, split=None, names=NAMES, count=7, **options):
-    return find_labelled(root, split, PREPROCESSING, names, count, **options)
+    return find_labeled(root, split, PREPROCESSING, Classes.of(None, names, count), count, **options)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_classes_that_the_network_does_not_have(root, copy):
 
 
 def test_damaged_files_and_boxes_are_named_before_work_starts(net, copy, monkeypatch):
-    monkeypatch.setattr("camify.evaluation.evaluation.main_look", None)
+    monkeypatch.setattr("camify.evaluation.evaluation.measure_all", None)
     (copy / "val" / "ant" / "1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1\.png"):
         evaluate(net, copy)
