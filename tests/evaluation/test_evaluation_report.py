@@ -90,3 +90,30 @@ def test_the_command(net, root, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("camify: error: ")
     assert "--overwrite true" in error
+
+
+def test_printing_shows_every_table_and_how_it_was_measured(found):
+    text = str(found)
+    lines = text.splitlines()
+    assert lines[0] == "Evaluation of CAMNet"
+    for table in all_tables(found):
+        start = lines.index(f"{table.section}: {table.title}")
+        block = lines[start + 1 : start + 2 + len(table.rows)]
+        for line, row in zip(block[1:], table.rows, strict=True):
+            assert line.split() == " ".join(row).split(), "whole, in order"
+        ends = {len(line) for line in block if line.rstrip().endswith(("]", "%"))}
+        assert len(ends) <= 2
+    value = found.localisation["cam"]["max_box_acc_v1"]
+    assert f"{value.value:.3f} [{value.low:.2f}, {value.high:.2f}]" in text
+    for label, fact in found.facts:
+        assert f"{label}: {fact}" in lines
+
+
+def test_the_dict_is_what_the_file_holds(found, tmp_path):
+    folder = found.save(tmp_path / "out")
+    assert json.loads((folder / "evaluation.json").read_text()) == json.loads(
+        json.dumps(found.to_dict(), allow_nan=False)
+    )
+    with pytest.raises(ConfigError, match="exists"):
+        found.save(tmp_path / "out")
+    assert found.save(tmp_path / "out", overwrite=True) == folder

@@ -247,3 +247,46 @@ def test_folding_batch_norms_changes_no_result_and_not_the_network(photos, tmp_p
         np.testing.assert_allclose(found, raw, rtol=1e-3, atol=1e-3 * float(np.abs(raw).max()))
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
     assert folded(plain, torch.rand(1, 3, 9, 9)) is plain
+
+
+class Recurrent(torch.nn.Module):
+    """One convolution, used twice, with a norm of its own each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.shared = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.norm1, self.norm2 = torch.nn.BatchNorm2d(8), torch.nn.BatchNorm2d(8)
+        self.classifier = torch.nn.Linear(8, 4)
+
+    def forward(self, images):
+        value = self.norm1(self.shared(self.first(images))).relu()
+        value = self.norm2(self.shared(value)).relu()
+        return self.classifier(value.mean((2, 3)))
+
+
+def test_a_convolution_that_is_used_twice_is_not_folded(photos, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    for norm, variance in ((model.norm1, 0.3), (model.norm2, 2.0)):
+        norm.running_mean.normal_()
+        norm.running_var.fill_(variance)
+    images = torch.rand(5, 3, 32, 32)
+    assert folded(model, images) is model
+    monkeypatch.setattr("camify.evaluation.explain_files._FEW", 0)
+    monkeypatch.setattr("camify.evaluation.explain_files.fastest_format", lambda model, images: "contiguous")
+    run(model, image_files([photos]), tmp_path / "out", ExplainOptions(methods=("gradcam",)))
+    for result in results(tmp_path / "out"):
+        with torch.no_grad():
+            logits = model(PREPROCESSING.read(result["image"])[None])[0]
+        assert result["classes"][0]["logit"] == pytest.approx(float(logits.max()), rel=1e-4)
+
+
+def test_a_fold_that_breaks_numerically_is_not_taken(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()).eval()
+    images = torch.rand(2, 3, 9, 9)
+    assert folded(model, images) is not model
+    with torch.no_grad():
+        torch.testing.assert_close(folded(model, images)(images), model(images))
+    model[0].weight.data.fill_(torch.nan)
+    assert folded(model, images) is model, "NaN is not equal"

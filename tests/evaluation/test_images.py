@@ -7,10 +7,13 @@ import shutil
 import pytest
 import torch
 
-from camify.data import Preprocessing
+from camify.cli import main
+from camify.data import ImageFolderDataModule, Preprocessing, sizes
+from camify.data.folder import class_folders, image_paths
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate
-from camify.evaluation.images import find_labeled
+from camify.evaluation.images import find_images, find_labeled, image_files
+from camify.evaluation.network import placed_on
 from camify.surgery.tiny_vgg import TinyVGG
 from camify.task import Classes
 
@@ -153,3 +156,130 @@ def test_what_the_network_cannot_serve_is_said(root):
     assert "192" in facts["mosaics"]
     assert "alphabetical" in facts["images"]
     assert [name for name in found.localisation if name.startswith(("cam", "grad"))] == ["gradcam"]
+
+
+# ---------------------------------------------------------------- what is an input, and in which order
+
+
+def test_hidden_files_are_left_out_everywhere_alike(copy, net):
+    (copy / "val" / "ant" / "._0.png").write_bytes(b"resource fork")
+    (copy / "val" / "ant" / ".thumbnails").mkdir()
+    shutil.copy(copy / "val" / "ant" / "0.png", copy / "val" / "ant" / ".thumbnails" / "0.png")
+    (copy / "val" / ".DS").mkdir()
+    files = image_files([copy])
+    assert len(files) == 12
+    assert files == image_paths(copy)
+    assert [record.path for record in labelled(copy).images.records] == files
+    assert image_files([copy / "val" / "ant" / "._0.png"]) == [copy / "val" / "ant" / "._0.png"], (
+        "what is named is taken"
+    )
+    assert evaluate(net, copy, faithfulness=0, mosaics=0).accuracy["top1"].count == 12
+
+
+def test_what_lies_below_the_folder_to_write_is_no_input(copy, tmp_path, monkeypatch):
+    out = copy / "val" / "ant" / "out"
+    out.mkdir()
+    shutil.copy(copy / "val" / "ant" / "0.png", out / "0_cam.png")
+    assert len(image_files([copy])) == 13
+    assert len(image_files([copy], outside=out)) == 12
+    monkeypatch.chdir(copy / "val" / "ant")
+    assert len(image_files(["."], outside="out")) == 3
+    with pytest.raises(DataError, match="below the folder to write"):
+        image_files([out], outside=out)
+
+
+def test_a_repeated_explain_explains_nothing_anew(copy, net, capsys):
+    folder, photos = net.save_pretrained(copy / "net"), copy / "val" / "ant"
+    arguments = ["explain", photos, "--model", folder, "--out", photos / "out", "--device", "cpu"]
+    for shown in ("3 of 3 images explained: ", "0 of 3 images explained (3 were done before): "):
+        main([str(argument) for argument in arguments])
+        assert shown in capsys.readouterr().out
+
+
+def test_class_folders_that_are_numbers_go_by_number(tmp_path, root):
+    for name in ("10", "9", "2", "1"):
+        shutil.copytree(root / "val" / "ant", tmp_path / "data" / "val" / name)
+        shutil.copytree(root / "val" / "ant", tmp_path / "data" / "train" / name)
+    assert class_folders(tmp_path / "data" / "val") == ["1", "2", "9", "10"]
+    folder = labelled(tmp_path / "data", names=None, count=4)
+    assert folder.classes == {"1": 0, "2": 1, "9": 2, "10": 3}
+    assert "in order of number were assumed" in folder.notes[0]
+    assert folder.notes[1] == "class folders are all numbers: in order of number, 1 to 10"
+    module = ImageFolderDataModule(str(tmp_path / "data"))
+    assert module.class_names == ["1", "2", "9", "10"]
+    assert module.notes == [folder.notes[1]]
+    (tmp_path / "data" / "val" / "1b").mkdir()
+    assert class_folders(tmp_path / "data" / "val") == ["1", "10", "1b", "2", "9"]
+    shutil.copytree(root / "val" / "ant", tmp_path / "data" / "train" / "bee")
+    assert ImageFolderDataModule(str(tmp_path / "data")).notes == []
+
+
+def test_checking_images_can_be_left_out(copy, net, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "camify.data.sizes.upright_rgb", lambda image, upright=sizes.upright_rgb: (decoded.append(1), upright(image))[1]
+    )
+    whole = evaluate(net, copy, faithfulness=0, mosaics=0)
+    assert len(decoded) == 12
+    quick = evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
+    assert len(decoded) == 12
+    assert quick.accuracy == whole.accuracy
+    assert {name: one.value for name, one in quick.localisation["cam"].items()} == {
+        name: one.value for name, one in whole.localisation["cam"].items()
+    }
+    assert "not decoded beforehand" in dict(quick.facts)["images"]
+    files = image_files([copy])
+    boxed = [image.boxes for image in find_images(files)]
+    decoded.clear()
+    unchecked = find_images(files, check_images=False)
+    assert not decoded
+    for image, boxes in zip(unchecked, boxed, strict=True):
+        assert (image.boxes is None) == (boxes is None)
+        assert boxes is None or torch.equal(image.boxes, boxes)
+    (copy / "boxes.csv").unlink()
+    (copy / "val" / "ant" / "0.png").write_bytes(b"no image")
+    assert len(find_images(files, check_images=False)) == 12
+    with pytest.raises(DataError, match=r"0\.png"):
+        evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
+
+
+# ---------------------------------------------------------------- the network afterwards
+
+
+class Moves(torch.nn.Module):
+    """A network that says where it is moved to."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.moves = net, []
+        self.class_names, self.preprocessing = net.class_names, net.preprocessing
+
+    def to(self, *args, **kwargs):
+        self.moves.append(str(args[0]))
+        return self
+
+    def forward(self, images):
+        return self.net(images)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_is_put_back_where_it_was(net, root, monkeypatch, fails):
+    wrapped = Moves(net)
+    options = {"methods": ["gradcam"], "faithfulness": 0, "mosaics": 0, "limit": 2, "device": "cuda:7"}
+    if fails:
+        monkeypatch.setattr("camify.evaluation.evaluation.measure_all", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(wrapped, root, **options)
+    else:
+        evaluate(wrapped, root, **options)
+    assert wrapped.moves == ["cuda:7", "cpu"]
+
+
+def test_a_network_on_several_devices_is_not_moved(net):
+    wrapped = Moves(net)
+    wrapped.extra = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    with pytest.raises(ConfigError, match="lies on 2 devices"), placed_on(wrapped, "cpu"):
+        pass
+    with placed_on(wrapped, None):
+        pass
+    assert wrapped.moves == []
