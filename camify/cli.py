@@ -19,7 +19,7 @@ from rich.table import Table
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .evaluation import evaluate
 from .evaluation.comparison import compare_files
-from .evaluation.evaluation_report import all_tables, free_output
+from .evaluation.evaluation_report import free_output
 from .evaluation.explain_files import ExplainOptions, explain_files
 from .evaluation.images import image_files
 from .evaluation.network import class_index, explained_network, read_class_names
@@ -31,7 +31,6 @@ from .preprocessing import Preprocessing
 from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
-from .report.tables import Table as TextTable
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect, resolve
 from .task import Classes, Task
 
@@ -97,20 +96,14 @@ def _parser() -> ArgumentParser:
     command.add_argument("images", nargs="+", help="image files, or folders of them")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
-    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
-    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    _add_network_options(command)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
     command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
-    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
     command.add_argument("--threshold", type=float | None, default=None, help="of boxes; default: the network's rule")
-    command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
-    command.add_argument("--batch_size", type=int, default=16)
-    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
-    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
 
@@ -141,26 +134,31 @@ def _parser() -> ArgumentParser:
     command = _Parser(description="Measure a network and its maps on labelled images, with baselines and intervals.")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
-    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
-    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
-    command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
+    _add_network_options(command)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
     command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
     command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
     command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
     command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
-    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
-    command.add_argument("--batch_size", type=int, default=16)
     command.add_argument("--seed", type=int, default=0, help="of all draws")
-    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
-    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
     commands.add_subcommand("evaluate", command)
 
     add_commands(commands, _Parser)
     return parser
+
+
+def _add_network_options(command: ArgumentParser) -> None:
+    """What explain and evaluate ask alike."""
+    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
+    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _inspect(options: Namespace) -> None:
@@ -296,31 +294,15 @@ def _compare(options: Namespace) -> None:
 def _evaluate(options: Namespace) -> None:
     free_output(options.output, overwrite=options.overwrite)
     names = None if options.class_names is None else read_class_names(options.class_names)
-    found = evaluate(
+    result = evaluate(
         options.model, options.data, methods=options.method, class_names=names, split=options.split,
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images,
     )  # fmt: skip
-    folder = found.save(options.output, overwrite=options.overwrite)
-    console = Console(highlight=False)
-    for table in all_tables(found):
-        console.print(_shown(table))
-    for label, text in found.facts:
-        console.print(f"{escape(label)}: {escape(text)}", soft_wrap=True)
-    console.print(f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
-
-
-def _shown(table: TextTable) -> Table:
-    """A table of texts for the terminal; of many rows the first."""
-    shown = Table(title=escape(f"{table.section}: {table.title}"), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for index, head in enumerate(table.head):
-        shown.add_column(escape(head), justify="left" if index < table.names else "right", overflow="fold")
-    for row in table.rows[:_MOST_ROWS]:
-        shown.add_row(*(escape(cell) for cell in row))
-    left = len(table.rows) - _MOST_ROWS
-    shown.caption = f"{left} more in evaluation.md" if left > 0 else None
-    return shown
+    folder = result.save(options.output, overwrite=options.overwrite)
+    console = Console(highlight=False, markup=False)
+    console.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
 
 
 def _report(options: Namespace) -> None:

@@ -151,35 +151,35 @@ _SECTION = "How alike the maps are"
 _TOP = f"IoU of the top {100 * TOP_SHARE:.0f} %"
 
 
-def all_tables(found: Comparison) -> list[Table]:
+def all_tables(comparison: Comparison) -> list[Table]:
     """The tables; none where nothing was measured."""
     made = [
-        agreement(found),
-        agreement_by_scenario(found, "pearson", "Pearson's correlation by scenario"),
-        agreement_by_scenario(found, "top_iou", f"{_TOP} by scenario"),
-        localisation(found),
-        pointing_by_scenario(found),
-        faithfulness(found),
-        drop_by_scenario(found),
-        changes(found),
-        cost_table(found.costs),
+        agreement(comparison),
+        agreement_by_scenario(comparison, "pearson", "Pearson's correlation by scenario"),
+        agreement_by_scenario(comparison, "top_iou", f"{_TOP} by scenario"),
+        localization(comparison),
+        pointing_by_scenario(comparison),
+        faithfulness(comparison),
+        drop_by_scenario(comparison),
+        changes(comparison),
+        cost_table(comparison.costs),
     ]
     return [table for table in made if table.rows]
 
 
-def agreement(found: Comparison) -> Table:
+def agreement(comparison: Comparison) -> Table:
     """Every measure of agreement over all pictures, for the pairs that are worth a row."""
-    means = mean_agreement(found.images, UNCHANGED)
+    means = mean_agreement(comparison.images, UNCHANGED)
     names = ("pearson", "spearman", "raw", "top_iou", "box_iou")
     rows = [
         [
-            *_pair(found, i, j),
+            *_pair(comparison, i, j),
             *(number(means[name].mean[i, j]) for name in names),
             count(means["pearson"].count[i, j]),
         ]
-        for i, j in compared_pairs(found.columns)
+        for i, j in compared_pairs(comparison.columns)
     ]
-    rules = "; ".join(f"{column}: {rule}" for column, rule in _rules(found).items())
+    rules = "; ".join(f"{column}: {rule}" for column, rule in _rules(comparison).items())
     return Table(
         _SECTION,
         "Agreement of the heats of the compared class, all pictures",
@@ -194,21 +194,24 @@ def agreement(found: Comparison) -> Table:
     )
 
 
-def _rules(found: Comparison) -> dict[str, BoxRule]:
+def _rules(comparison: Comparison) -> dict[str, BoxRule]:
     """The rule that cuts the boxes of each column."""
-    own = {network.name: box_rules(network.methods) for network in found.networks}
-    return {str(column): own[column.model][column.method] for column in found.columns}
+    own = {network.name: box_rules(network.methods) for network in comparison.networks}
+    return {str(column): own[column.model][column.method] for column in comparison.columns}
 
 
-def agreement_by_scenario(found: Comparison, measure: str, title: str) -> Table:
+def agreement_by_scenario(comparison: Comparison, measure: str, title: str) -> Table:
     """One measure of agreement, scenario by scenario."""
-    split = groups(found.images)
+    split = groups(comparison.images)
     means = [mean_agreement(own, view)[measure].mean for view, own in split.values()]
     return Table(
         _SECTION,
         title,
         ["", "and", *(f"{name} (N {len(own)})" for name, (_, own) in split.items())],
-        [[*_pair(found, i, j), *(number(mean[i, j]) for mean in means)] for i, j in compared_pairs(found.columns)],
+        [
+            [*_pair(comparison, i, j), *(number(mean[i, j]) for mean in means)]
+            for i, j in compared_pairs(comparison.columns)
+        ],
         f"Several instances: more than one box; small: one box of less than {100 * SMALL:.0f} % of the picture. Class"
         " not present: both maps are of a class that is not there; mirrored and shifted: both of the changed input."
         " Where methods part over the absent class, one of them shows evidence and the other what is salient. A"
@@ -217,27 +220,26 @@ def agreement_by_scenario(found: Comparison, measure: str, title: str) -> Table:
     )
 
 
-def _pair(found: Comparison, i: int, j: int) -> tuple[str, str]:
-    return str(found.columns[i]), str(found.columns[j])
+def _pair(comparison: Comparison, i: int, j: int) -> tuple[str, str]:
+    return str(comparison.columns[i]), str(comparison.columns[j])
 
 
-def localisation(found: Comparison) -> Table:
+def localization(comparison: Comparison) -> Table:
     """MaxBoxAcc and the pointing game beside the centre."""
-    hits = mean_value(found.images, "pointing_15px")
-    middle = nan_mean([image.centre["pointing_15px"] for image in found.images])
+    split, hits = comparison.localization, mean_value(comparison.images, "pointing_15px")
+    middle = nan_mean([image.centre["pointing_15px"] for image in comparison.images])
     rows = [
-        [*percents([row.accuracies[index] for row in found.localization]), f"{threshold:.2f}"]
-        for index, threshold in enumerate(found.localization[0].thresholds if found.localization else [])
+        [*percents([row.accuracies[index] for row in split]), f"{threshold:.2f}", percent(hits.mean[index])]
+        for index, threshold in enumerate(split[0].thresholds if split else [])
     ]
-    rows = [[*row, percent(hits.mean[index]), count(hits.count[index])] for index, row in enumerate(rows)]
-    centre = [*percents([row.centre_accuracy for row in found.localization]), MISSING]
+    rows = [[*row, count(hits.count[index])] for index, row in enumerate(rows)]
+    centre = [*percents([row.centre_accuracy for row in split]), MISSING, percent(middle.mean[0])]
+    heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
     return Table(
         "Localisation",
         "Do the maps find the object?",
-        ["", *(f"MaxBoxAcc, {row.group} (N {row.count})" for row in found.localization), "threshold", "pointing", "N"],
-        [*_labelled(found, rows), ["centre, no network", *centre, percent(middle.mean[0]), count(middle.count[0])]]
-        if rows
-        else [],
+        ["", *heads, "threshold", "pointing", "N"],
+        [*_labelled(comparison, rows), ["centre, no network", *centre, count(middle.count[0])]] if rows else [],
         "MaxBoxAcc (Choe et al. 2020): the share of pictures on which the box of the largest region above one threshold"
         " has IoU >= 0.5 with a true box. The threshold is the best one for these very pictures, which flatters every"
         " method, more so on few; the centre box is chosen likewise. Pointing: the hottest pixel is less than"
@@ -245,34 +247,34 @@ def localisation(found: Comparison) -> Table:
     )
 
 
-def pointing_by_scenario(found: Comparison) -> Table:
+def pointing_by_scenario(comparison: Comparison) -> Table:
     """The pointing game, scenario by scenario."""
-    split, rows, centre = _by_scenario(found, "pointing_15px")
+    split, rows, centre = _by_scenario(comparison, "pointing_15px")
     return Table(
         "Localisation",
         "Pointing game by scenario",
         ["", *_heads(split)],
-        [*rows, ["centre, no network", *percents([mean[0] for mean in centre])]] if found.localization else [],
+        [*rows, ["centre, no network", *percents([mean[0] for mean in centre])]] if comparison.localization else [],
         "The share of pictures whose hottest pixel lies in a box or less than 15 pixels from it. `centre` is the middle"
         " pixel, whatever is in the picture; of several instances one is enough, which makes them the easier ones.",
     )
 
 
-def faithfulness(found: Comparison) -> Table:
+def faithfulness(comparison: Comparison) -> Table:
     """Average drop and increase."""
-    means = [mean_value(found.images, name).mean for name in ("drop", "increase", "complexity")]
-    rows = [[*percents([means[0][i], means[1][i]]), number(means[2][i])] for i in range(len(found.columns))]
-    centre = [nan_mean([image.centre[name] for image in found.images]).mean for name in ("drop", "increase")]
+    means = [mean_value(comparison.images, name).mean for name in ("drop", "increase", "complexity")]
+    rows = [[*percents([means[0][i], means[1][i]]), number(means[2][i])] for i in range(len(comparison.columns))]
+    centre = [nan_mean([image.centre[name] for image in comparison.images]).mean for name in ("drop", "increase")]
     covered = centre_gaussian(100, 100).mean()
     blobs = [
         [f"{network.name}: centre blob", *percents([mean[index] for mean in centre]), number(covered)]
-        for index, network in enumerate(found.networks)
+        for index, network in enumerate(comparison.networks)
     ]
     return Table(
         "Faithfulness",
-        f"What is left of the class when only the hot parts are seen, N = {len(found.images)}",
+        f"What is left of the class when only the hot parts are seen, N = {len(comparison.images)}",
         ["", "average drop", "increase", "mean heat"],
-        [*_labelled(found, rows), *blobs],
+        [*_labelled(comparison, rows), *blobs],
         "Chattopadhay et al. 2018: the normalised picture is multiplied by the heat, so that what is cold fades to the"
         " mean colour. Average drop: the share of the class's probability that is lost, less is better; increase: how"
         " often it grows, more is better. Both reward heat that covers much, and networks never saw such pictures; a"
@@ -280,12 +282,12 @@ def faithfulness(found: Comparison) -> Table:
     )
 
 
-def drop_by_scenario(found: Comparison) -> Table:
+def drop_by_scenario(comparison: Comparison) -> Table:
     """Average drop, scenario by scenario."""
-    split, rows, centre = _by_scenario(found, "drop")
+    split, rows, centre = _by_scenario(comparison, "drop")
     blobs = [
         [f"{network.name}: centre blob", *percents([mean[index] for mean in centre])]
-        for index, network in enumerate(found.networks)
+        for index, network in enumerate(comparison.networks)
     ]
     return Table(
         "Faithfulness",
@@ -296,17 +298,17 @@ def drop_by_scenario(found: Comparison) -> Table:
     )
 
 
-def changes(found: Comparison) -> Table:
+def changes(comparison: Comparison) -> Table:
     """What mirroring, shifting and asking for another class do to the heat."""
     names = ("flip", "shift", "absent_correlation")
-    means = [mean_value(found.images, name).mean for name in names]
-    empty = mean_value(found.images, "absent_empty").mean
-    rows = [[*(number(mean[i]) for mean in means), percent(empty[i])] for i in range(len(found.columns))]
+    means = [mean_value(comparison.images, name).mean for name in names]
+    empty = mean_value(comparison.images, "absent_empty").mean
+    rows = [[*(number(mean[i]) for mean in means), percent(empty[i])] for i in range(len(comparison.columns))]
     return Table(
         "Changed inputs, changed question",
-        f"Correlation with the heat of the unchanged picture and the compared class, N = {len(found.images)}",
+        f"Correlation with the heat of the unchanged picture and the compared class, N = {len(comparison.images)}",
         ["", "mirrored input", "shifted input", "class not present", "of it without heat"],
-        _labelled(found, rows),
+        _labelled(comparison, rows),
         "Mirrored and shifted (by an eighth of the sides; what leaves the picture is lost): 1 is heat that moves along"
         " with the picture; what is missing is the network's and its grid's doing as much as the method's. Class not"
         " present: near 1 is a method that shows the same place for a class that is not there: what is salient, and not"
@@ -315,11 +317,11 @@ def changes(found: Comparison) -> Table:
     )
 
 
-def _labelled(found: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def _labelled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """The columns' rows with their labels; methods that a network cannot serve say so, in their place."""
-    by_column = {(column.model, column.method): row for column, row in zip(found.columns, rows, strict=True)}
+    by_column = {(column.model, column.method): row for column, row in zip(comparison.columns, rows, strict=True)}
     labelled = []
-    for network in found.networks:
+    for network in comparison.networks:
         for method in network.methods:
             row = by_column.get((network.name, method))
             blank = [network.refusal(method), *[MISSING] * (len(rows[0]) - 1)]
@@ -327,17 +329,19 @@ def _labelled(found: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str
     return labelled
 
 
-def _by_scenario(found: Comparison, value: str) -> tuple[dict[str, list[ImageFigures]], list[list[str]], list[Tensor]]:
+def _by_scenario(
+    comparison: Comparison, value: str
+) -> tuple[dict[str, list[ImageFigures]], list[list[str]], list[Tensor]]:
     """A value in every scenario: the scenarios, the columns' rows in percent, and the centre's means."""
-    split = _scenarios(found)
+    split = _scenarios(comparison)
     means = [mean_value(own, value).mean for own in split.values()]
     centre = [nan_mean([image.centre[value] for image in own]).mean for own in split.values()]
-    rows = [percents([mean[index] for mean in means]) for index in range(len(found.columns))]
-    return split, _labelled(found, rows), centre
+    rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
+    return split, _labelled(comparison, rows), centre
 
 
-def _scenarios(found: Comparison) -> dict[str, list[ImageFigures]]:
-    return {name: own for name, (view, own) in groups(found.images).items() if view == UNCHANGED}
+def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
+    return {name: own for name, (view, own) in groups(comparison.images).items() if view == UNCHANGED}
 
 
 def _heads(split: dict[str, list[ImageFigures]]) -> list[str]:
@@ -423,7 +427,6 @@ def to_markdown(page: Page) -> str:
 
 def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
     """All figures: by picture, by group of pictures, every pair of columns; NaN is null."""
-    found = comparison.images
     names = comparison.class_names
     document = {
         "schema_version": 2,
@@ -444,7 +447,7 @@ def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
                 "by_column": figures.values,
                 "centre": {key: value for key, value in figures.centre.items() if key != "largest"},
             }
-            for figures in found
+            for figures in comparison.images
         ],
         "groups": {
             name: {
@@ -452,7 +455,7 @@ def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
                 "agreement": {key: asdict(pair) for key, pair in mean_agreement(own, view).items()},
                 "by_column": {key: mean_value(own, key).mean for key in own[0].values} if view == UNCHANGED else {},
             }
-            for name, (view, own) in groups(found).items()
+            for name, (view, own) in groups(comparison.images).items()
         },
         "localisation": [asdict(row) for row in comparison.localization],
         "cost": comparison.costs,

@@ -155,64 +155,66 @@ _HARD_NOTE = """Images that a box around the centre, of whatever size, does not 
 map must know where the object is. Thresholds and sizes are the best ones for these images."""
 
 
-def all_tables(found: Evaluation) -> list[Table]:
+def all_tables(evaluation: Evaluation) -> list[Table]:
     """The tables; none where nothing was measured."""
-    boxed, hard = (_count(figures, "max_box_acc_v1") for figures in (found.localisation, found.hard))
-    sample = _count(found.faithfulness, "drop")
+    boxed, hard = (_count(figures, "max_box_acc_v1") for figures in (evaluation.localisation, evaluation.hard))
+    sample = _count(evaluation.faithfulness, "drop")
     parts = "Boxes, peaks and evidence"
     local, hardest = "Localisation", "The hard images: no centred box reaches IoU .5"
     made = [
-        _accuracy(found),
-        _table(local, f"MaxBoxAcc of the true class's maps, N = {boxed}", _BOXES, found.localisation, _BOXES_NOTE),
-        _table(local, f"{parts}, N = {boxed}", _HITS, found.localisation, _HITS_NOTE),
-        _table(hardest, f"MaxBoxAcc, N = {hard}", _BOXES, found.hard, _hard_note(found)),
-        _table(hardest, f"{parts}, N = {hard}", _HITS, found.hard, _HITS_NOTE),
-        _table("Without boxes", "Where the evidence lies, does it move along", _FREE, found.without_boxes, _FREE_NOTE),
+        _accuracy(evaluation),
+        _table(local, f"MaxBoxAcc of the true class's maps, N = {boxed}", _BOXES, evaluation.localisation, _BOXES_NOTE),
+        _table(local, f"{parts}, N = {boxed}", _HITS, evaluation.localisation, _HITS_NOTE),
+        _table(hardest, f"MaxBoxAcc, N = {hard}", _BOXES, evaluation.hard, _hard_note(evaluation)),
+        _table(hardest, f"{parts}, N = {hard}", _HITS, evaluation.hard, _HITS_NOTE),
+        _table(
+            "Without boxes", "Where the evidence lies, does it move along", _FREE, evaluation.without_boxes, _FREE_NOTE
+        ),
         _table(
             "Faithfulness",
             f"Of the network's first choice, N = {sample}",
             _FAITHFUL,
-            found.faithfulness,
+            evaluation.faithfulness,
             _FAITHFUL_NOTE,
         ),
-        cost_table({found.network.name: found.costs}),
-        class_table(found),
+        cost_table({evaluation.network.name: evaluation.costs}),
+        class_table(evaluation),
     ]
     return [table for table in made if table.rows]
 
 
-def class_table(found: Evaluation) -> Table:
+def class_table(evaluation: Evaluation) -> Table:
     """By class: images, accuracy, and V1 of every method beside the centre box; without boxes grid pointing."""
-    methods = [name for name in found.rows if name not in BASELINES]
-    shown = "max_box_acc_v1" if found.localisation else "grid"
-    columns = [*methods, *([CENTRE_BOX] if found.localisation else [])]
-    names = {number: name for name, number in found.data.classes.items()}
+    methods = [name for name in evaluation.rows if name not in BASELINES]
+    shown = "max_box_acc_v1" if evaluation.localisation else "grid"
+    columns = [*methods, *([CENTRE_BOX] if evaluation.localisation else [])]
+    names = {number: name for name, number in evaluation.data.classes.items()}
     rows = []
-    for index, parts in found.classes.items():
+    for index, parts in evaluation.classes.items():
         network = parts["network"]
         values = [number(parts[name].get(shown, math.nan)) for name in columns]
-        hard = [percent(network["hard_share"])] if found.localisation else []
+        hard = [percent(network["hard_share"])] if evaluation.localisation else []
         rows.append([names[index], str(network["count"]), number(network["top1"]), *hard, *values])
-    what = "MaxBoxAcc V1" if found.localisation else "grid pointing"
+    what = "MaxBoxAcc V1" if evaluation.localisation else "grid pointing"
     return Table(
         "By class",
         f"Accuracy and {what}",
-        ["class", "N", "top-1", *(["hard"] if found.localisation else []), *columns],
+        ["class", "N", "top-1", *(["hard"] if evaluation.localisation else []), *columns],
         rows,
         "Boxes at the threshold, centre box of the size, that is best for all images. More is in evaluation.json.",
     )
 
 
-def _accuracy(found: Evaluation) -> Table:
-    rows = [[name.replace("top", "top-"), _text(one), str(one.count)] for name, one in found.accuracy.items()]
+def _accuracy(evaluation: Evaluation) -> Table:
+    rows = [[name.replace("top", "top-"), _text(one), str(one.count)] for name, one in evaluation.accuracy.items()]
     return Table("Accuracy", "Share of images", ["", "accuracy", "N"], rows, "In brackets the 95 % interval.")
 
 
-def _table(section: str, title: str, head: Mapping[str, str], found: Figures, note: str) -> Table:
+def _table(section: str, title: str, head: Mapping[str, str], figures: Figures, note: str) -> Table:
     """A row for each method, then each baseline; columns of which nothing is known are left out."""
-    used = [key for key in head if any(math.isfinite(one[key].value) for one in found.values() if key in one)]
-    order = sorted(found, key=lambda name: name in BASELINES)
-    rows = [[name, *(_text(found[name].get(key)) for key in used)] for name in order]
+    used = [key for key in head if any(math.isfinite(one[key].value) for one in figures.values() if key in one)]
+    order = sorted(figures, key=lambda name: name in BASELINES)
+    rows = [[name, *(_text(figures[name].get(key)) for key in used)] for name in order]
     return Table(section, title, ["", *(head[key] for key in used)], rows if used else [], " ".join(note.split()))
 
 
@@ -223,8 +225,8 @@ def _text(one: Figure | None) -> str:
     return f"{one.value:.3f} [{one.low:.2f}, {one.high:.2f}]"
 
 
-def _hard_note(found: Evaluation) -> str:
-    shares = (f"{percent(share.value)} at IoU {iou}" for iou, share in found.hard_share.items())
+def _hard_note(evaluation: Evaluation) -> str:
+    shares = (f"{percent(share.value)} at IoU {iou}" for iou, share in evaluation.hard_share.items())
     return _HARD_NOTE.format(", ".join(shares))
 
 
@@ -244,34 +246,34 @@ def free_output(folder: str | Path, *, overwrite: bool) -> Path:
     return free_folder(Path(folder), MANIFEST, "--output", overwrite=overwrite)
 
 
-def to_markdown(found: Evaluation) -> str:
+def to_markdown(evaluation: Evaluation) -> str:
     """The tables with how to read them."""
-    lines = [f"# Evaluation of {markdown_text(found.network.name)}", ""]
-    lines += [*markdown_sections(all_tables(found)), *markdown_facts(found.facts)]
+    lines = [f"# Evaluation of {markdown_text(evaluation.network.name)}", ""]
+    lines += [*markdown_sections(all_tables(evaluation)), *markdown_facts(evaluation.facts)]
     return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
 
 
-def to_json(found: Evaluation) -> str:
+def to_json(evaluation: Evaluation) -> str:
     """``Evaluation.to_dict`` as text."""
-    return json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"
+    return json.dumps(evaluation.to_dict(), indent=1, allow_nan=False) + "\n"
 
 
-def to_csv(found: Evaluation) -> str:
+def to_csv(evaluation: Evaluation) -> str:
     """A line for every image: what the network said, and what each method's map of the true class reached.
 
     ``hard``: no centred box reaches IoU 0.5. ``METHOD iou``: of the largest region's box at the threshold of V1.
     Blank is unknown.
     """
-    answers = found.answers
-    names, titles = {number: name for name, number in found.data.classes.items()}, found.network.titles
+    answers, data = evaluation.answers, evaluation.data
+    names, titles = {number: name for name, number in data.classes.items()}, evaluation.network.titles
     columns: dict[str, list[Any]] = {
-        "image": [record.path.relative_to(found.data.folder).as_posix() for record in found.data.images.records],
+        "image": [record.path.relative_to(data.folder).as_posix() for record in data.images.records],
         "class": [names[number] for number in answers.labels.tolist()],
         "predicted": [names.get(n, titles[n]) for n in answers.predicted.tolist()],
         "probability": answers.probabilities.tolist(),
         "hard": [int(h) if b else "" for h, b in zip(answers.hard[:, 1], answers.with_boxes, strict=True)],
     }
-    for name, values in found.rows.items():
+    for name, values in evaluation.rows.items():
         if name in BASELINES:
             continue
         if "iou" in values:
@@ -292,5 +294,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _plain(found: Any) -> Any:
-    return asdict(found) if isinstance(found, Figure) else {name: _plain(part) for name, part in found.items()}
+def _plain(figures: Any) -> Any:
+    if isinstance(figures, Figure):
+        return asdict(figures)
+    return {name: _plain(part) for name, part in figures.items()}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,10 @@ def explain_files(
     summary = Summary(before=len(files) - len(pending), box_rules=rules)
     batches = image_batches(pending, preprocessing, batch_size=batch_size, workers=workers)
     run = _Run(model, methods, rules, options, class_names)
-
-    def forwards() -> Iterator[list[Callable[[], dict[str, Any]]]]:
-        prepared = len(pending) <= _FEW
+    prepared = len(pending) <= _FEW
+    waiting: list[Future[dict[str, Any]]] = []
+    with ExitStack() as stack:
+        pool, results = stack.enter_context(ThreadPoolExecutor(2)), None
         for batch in progress(batches, len(batches)):
             summary.unreadable |= batch.unreadable
             if not batch.paths:
@@ -160,18 +162,16 @@ def explain_files(
                 summary.memory_format, prepared = run.prepare(batch.images), True
             if summary.precision_error is None and options.precision != "fp32":
                 summary.precision_error = run.precision_error(batch.images[:4])
-            yield _jobs(batch, run, preprocessing, names, out)
-
-    work = forwards()
-    first = next(work, None)  # what is wrong with the network or the options shows before anything is written
-    if first is None:
-        return summary
-    if not done:
-        _begin(out, settings)
-    with ThreadPoolExecutor(2) as pool, (out / RESULTS).open("a", encoding="utf-8") as results:
-        waiting: list[Future[dict[str, Any]]] = []
-        for jobs in chain([first], work):
-            waiting, ready = [pool.submit(job) for job in jobs], waiting
+            maps = run.maps(batch.images, precision=options.precision)
+            if results is None:  # what is wrong with the network or the options showed before anything is written
+                if not done:
+                    _begin(out, settings)
+                results = stack.enter_context((out / RESULTS).open("a", encoding="utf-8"))
+            pictures, ready = preprocessing.restore(batch.images), waiting
+            waiting = [
+                pool.submit(_write_image, run, maps, index, picture, path, size, out, names[path])
+                for index, (picture, path, size) in enumerate(zip(pictures, batch.paths, batch.sizes, strict=True))
+            ]
             _record(ready, results, summary, report)
         _record(waiting, results, summary, report)
     return summary
@@ -337,45 +337,32 @@ class _Run:
         return float(probabilities), float(((reduced.raw - exact.raw) / peaks).abs().max())
 
 
-# ---------------------------------------------------------------- one batch
+# ---------------------------------------------------------------- one image
 
 
-def _jobs(
-    batch: ImageBatch, run: _Run, preprocessing: Preprocessing, names: dict[Path, str], out: Path
-) -> list[Callable[[], dict[str, Any]]]:
-    """One forward; for every image what draws and writes its files and gives its line."""
-    options = run.options
-    known = run.maps(batch.images, precision=options.precision)
-    pictures = preprocessing.restore(batch.images)
-
-    def job(index: int) -> Callable[[], dict[str, Any]]:
-        path, name, size = batch.paths[index], names[batch.paths[index]], batch.sizes[index]
-        raw, regions = known.raw[index], known.regions[index]
-        classes: list[dict[str, Any]] = [
-            {
-                "class": known.titles[k],
-                "index": k,
-                "logit": float(known.logits[index, k]),
-                "probability": float(known.probabilities[index, k]),
-            }
-            for k in known.targets[index].tolist()
-        ]
-
-        def write() -> dict[str, Any]:
-            for entry, maps, masks in zip(classes, raw, regions, strict=True):
-                entry["maps"] = {
-                    method: _figures(one, mask, size)
-                    for method, one, mask in zip(run.methods, maps, masks, strict=True)
-                }
-            picture = _picture(pictures[index], run, classes, raw, regions, path.name)
-            files = {"picture": f"{name}_cam.{options.picture}", "raw_maps": f"{name}.npy"}
-            write_whole(out / files["picture"], encoded(picture, options.picture))
-            write_whole(out / files["raw_maps"], _array(raw))
-            return {"image": str(path), "name": name, "size": list(size), **files, "classes": classes}
-
-        return write
-
-    return [job(index) for index in range(len(batch.paths))]
+def _write_image(
+    run: _Run, maps: _BatchMaps, index: int, image: Tensor, path: Path, size: tuple[int, int], out: Path, name: str
+) -> dict[str, Any]:
+    """Draw and write the files of an image of the batch; its line."""
+    raw, regions = maps.raw[index], maps.regions[index]
+    classes = [
+        {
+            "class": maps.titles[k],
+            "index": k,
+            "logit": float(maps.logits[index, k]),
+            "probability": float(maps.probabilities[index, k]),
+            "maps": {
+                method: _figures(one, region, size)
+                for method, one, region in zip(run.methods, raw[place], regions[place], strict=True)
+            },
+        }
+        for place, k in enumerate(maps.targets[index].tolist())
+    ]
+    picture, ending = _picture(image, run, classes, raw, regions, path.name), run.options.picture
+    files = {"picture": f"{name}_cam.{ending}", "raw_maps": f"{name}.npy"}
+    write_whole(out / files["picture"], encoded(picture, ending))
+    write_whole(out / files["raw_maps"], _array(raw))
+    return {"image": str(path), "name": name, "size": list(size), **files, "classes": classes}
 
 
 def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:

@@ -73,11 +73,11 @@ def _markdown_table(table: Table) -> list[str]:
     ]
 
 
-def text_tables(tables: Sequence[Table]) -> str:
-    """Tables as plain text: columns of equal width, names at the left, numbers at the right."""
+def text_tables(tables: Sequence[Table], most_rows: int = 20) -> str:
+    """Tables as plain text: columns of equal width, names at the left, numbers at the right; of many rows the first."""
     lines: list[str] = []
     for table in tables:
-        cells = [table.head, *table.rows]
+        cells = [table.head, *table.rows[:most_rows]]
         widths = [max(len(row[index]) for row in cells) for index in range(len(table.head))]
         lines.append(f"{table.section}: {table.title}")
         for row in cells:
@@ -86,7 +86,8 @@ def text_tables(tables: Sequence[Table]) -> str:
                 for index, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
             lines.append(f"  {'  '.join(aligned)}".rstrip())
-        lines.append("")
+        left = len(table.rows) - most_rows
+        lines += [f"  ... and {left} more", ""] if left > 0 else [""]
     return "\n".join(lines)
 
 
