@@ -13,7 +13,7 @@ from torch import Tensor
 from ..boxes import BoxRule
 from ..files import slug
 from ..metrics.functional import centre_gaussian, shifted
-from ..metrics.functional.pointing import TOLERANCE
+from ..metrics.functional.pointing import POINTING_TOLERANCE
 from ..report.encoding import encoded
 from ..report.grid import Cell, Row, grid_figure
 from ..report.html import render
@@ -243,7 +243,7 @@ def localization(comparison: Comparison) -> Table:
         "MaxBoxAcc (Choe et al. 2020): the share of pictures on which the box of the largest region above one threshold"
         " has IoU >= 0.5 with a true box. The threshold is the best one for these very pictures, which flatters every"
         " method, more so on few; the centre box is chosen likewise. Pointing: the hottest pixel is less than"
-        f" {TOLERANCE:.0f} pixels of the first network's input from a box; a map without a peak misses.",
+        f" {POINTING_TOLERANCE:.0f} pixels of the first network's input from a box; a map without a peak misses.",
     )
 
 

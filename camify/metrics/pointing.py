@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from .checks import check_boxes, check_labels, check_maps
 from .functional import box_masks, cell_masks, energy_share, peak, pointing_hits
-from .functional.pointing import TOLERANCE
+from .functional.pointing import POINTING_TOLERANCE
 from .shares import ShareMetric, mean_share, share_sum
 
 __all__ = ["EnergyPointingGame", "GridPointingGame", "PointingGame"]
@@ -47,7 +47,7 @@ class PointingGame(ShareMetric):
     centre_hits: Tensor
     totals: Tensor
 
-    def __init__(self, tolerance: float = TOLERANCE, num_classes: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, tolerance: float = POINTING_TOLERANCE, num_classes: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not tolerance >= 0 or (num_classes is not None and num_classes < 1):
             raise ConfigError(f"PointingGame: tolerance={tolerance} must be 0 or more, num_classes={num_classes} too.")

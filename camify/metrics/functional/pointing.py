@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import DataError
 
 __all__ = [
-    "TOLERANCE",
+    "POINTING_TOLERANCE",
     "box_masks",
     "cell_masks",
     "energy_share",
@@ -23,7 +23,7 @@ __all__ = [
     "tiled",
 ]
 
-TOLERANCE = 15.0
+POINTING_TOLERANCE = 15.0
 """Pixels of the pointing game, as in Zhang et al. 2018."""
 
 
@@ -43,7 +43,9 @@ def pointing_distance(point: tuple[int, int], mask_HW: Tensor) -> float:
     return float(((y - point[0]) ** 2 + (x - point[1]) ** 2).min().double().sqrt())
 
 
-def pointing_hits(points: Sequence[tuple[int, int] | None], masks_NHW: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+def pointing_hits(
+    points: Sequence[tuple[int, int] | None], masks_NHW: Tensor, tolerance: float = POINTING_TOLERANCE
+) -> Tensor:
     """The pointing game, image by image, (N,) float64: 1 a hit, 0 a miss, NaN where there is no object.
 
     A hit is a point on the object, or nearer to it than the tolerance. Zhang et al. 2018, "Top-down Neural Attention by
