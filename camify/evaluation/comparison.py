@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from ..report.grid import Row
 from ..task import Task
 from .comparison_figures import (
     Column,
-    ComparedBatch,
     Comparison,
     ImageFigures,
     compare_batch,
@@ -118,9 +117,12 @@ def compare(
     drawn: list[Drawing] = []
     rows: list[Row] = []
     shown, at_a_glance = _spread(len(images), figures), _spread(len(images), AT_A_GLANCE)
-    for batch, own in _batches(networks, images, choice):
-        columns = batch.columns
-        for index, one in enumerate(image_figures(batch, own)):
+    for offset in track(range(0, len(images), _CHUNK), "comparing", disable=not sys.stderr.isatty()):
+        chunk = images[offset : offset + _CHUNK]
+        batch = compare_batch(networks, chunk, choice)
+        columns, targets = batch.columns, batch.targets.tolist()
+        boxed = [boxes_of_class(image, names[target]) for image, target in zip(chunk, targets, strict=True)]
+        for index, one in enumerate(image_figures(batch, boxed)):
             number = len(measured)
             if number in shown:
                 drawn += drawings(number + 1, batch, index, one, networks, names)
@@ -128,11 +130,11 @@ def compare(
                 rows.append(overview_row(batch, index, one, names))
             measured.append(one)
     drawn.append(overview(rows, [(column.model, column.method) for column in columns]))
-    targets = torch.tensor([one.target for one in measured[:_CHUNK]])
+    first = torch.tensor([one.target for one in measured[:_CHUNK]])
     costs = {}
     for network in networks:
         inputs = torch.stack([image.input(network.preprocessing) for image in images[:_CHUNK]])
-        costs[network.name] = method_costs(network, inputs, targets)
+        costs[network.name] = method_costs(network, inputs, first)
     comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
     counts = f"{len(measured)} pictures, {len(networks)} networks, {len(networks[0].methods)} methods"
@@ -156,19 +158,6 @@ class _Choice:
         ]
         present = [{self.names.index(label) for label in image.labels if label in self.names} for image in images]
         return torch.tensor(chosen), absent_classes(forward.logits, chosen, present)
-
-
-def _batches(
-    networks: Sequence[ExplainedNetwork], images: Sequence[EvaluationImage], choice: _Choice
-) -> Iterator[tuple[ComparedBatch, list[EvaluationImage]]]:
-    """What the pictures gave, in chunks of constant memory, with the boxes of the compared class."""
-    for offset in track(range(0, len(images), _CHUNK), "comparing", disable=not sys.stderr.isatty()):
-        chunk = images[offset : offset + _CHUNK]
-        batch = compare_batch(networks, chunk, choice)
-        yield (
-            batch,
-            [boxes_of_class(image, choice.names[int(k)]) for image, k in zip(chunk, batch.targets, strict=True)],
-        )
 
 
 def _spread(count: int, most: int) -> set[int]:

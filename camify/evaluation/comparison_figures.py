@@ -12,21 +12,10 @@ from torch import Tensor
 from ..errors import ConversionError
 from ..maps import upsample
 from ..methods import ForwardPass, check_targets
-from ..metrics.functional import (
-    box_agreement,
-    centre_gaussian,
-    correlation,
-    correlations,
-    mask_agreement,
-    masked_images,
-    rank_correlations,
-    shifted,
-    thresholds,
-    top_area,
-)
+from ..metrics import functional
 from .engine import CENTRE_BOX, IOU_50, THRESHOLDS, Rows, baseline_rows, faithfulness_rows, map_rows, stability_rows
 from .images import EvaluationImage
-from .network import ExplainedNetwork, box_maps, box_rules
+from .network import ExplainedNetwork
 from .scenarios import ABSENT, MIRRORED, SCENARIOS, SHIFTED, UNCHANGED, VIEWS, mirrored, scenario_of
 
 __all__ = [
@@ -140,10 +129,12 @@ def compare_batch(
             probabilities.append(forward.probabilities.gather(1, both))
             seen = (inputs.shape[-2], inputs.shape[-1])
             heats = network.heats({name: part.raw for name, part in unchanged.items()}, seen)
-            masked += [_score(forward, masked_images(forward.images, heat), targets) for heat in heats.values()]
-            blob = centre_gaussian(*seen).expand(len(inputs), -1, -1)
-            centred.append(_score(forward, masked_images(forward.images, blob), targets))
-        for view, change in ((MIRRORED, mirrored), (SHIFTED, shifted)):
+            masked += [
+                _score(forward, functional.masked_images(forward.images, heat), targets) for heat in heats.values()
+            ]
+            blob = functional.centre_gaussian(*seen).expand(len(inputs), -1, -1)
+            centred.append(_score(forward, functional.masked_images(forward.images, blob), targets))
+        for view, change in ((MIRRORED, mirrored), (SHIFTED, functional.shifted)):
             with network.observe(change(inputs)) as forward:
                 views[view] = _parts(network, forward, targets, size)
         columns += [Column(network.name, method) for method in unchanged]
@@ -172,17 +163,15 @@ def compare_batch(
 
 def _parts(network: ExplainedNetwork, forward: ForwardPass, targets: Tensor, size: tuple[int, int]) -> dict[str, _Part]:
     raw = network.raw_maps(forward, targets)
-    rules, parts = box_rules(network.served), {}
+    cut, parts, nothing = network.boxes(forward, raw, targets, size), {}, torch.full((1, 4), torch.nan)
     for name, heat in network.heats(raw, size).items():
-        cut = box_maps(network.methods[name], rules[name], forward, raw[name], targets)
-        boxes = torch.full((len(heat), 4), torch.nan, dtype=torch.float64)
-        for row, own in zip(boxes, rules[name].boxes(cut, size), strict=True):
-            row[:] = own[0].double() if len(own) else torch.nan
+        boxes = torch.cat([own if len(own) else nothing for own in cut[name]]).double()
         parts[name] = _Part(raw[name].cpu(), heat.cpu(), boxes)
     return parts
 
 
-def _score(forward: ForwardPass, images: Tensor, targets: Tensor) -> Tensor:
+def _masked_scores(forward: ForwardPass, heat: Tensor, targets: Tensor) -> Tensor:
+    images = functional.masked_images(forward.images, heat)
     return forward.classes.scores(forward.network(images), targets)
 
 
@@ -240,7 +229,7 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
     boxes = image.boxes_at(height, width)
     turned = {**heats, MIRRORED: mirrored(heats[MIRRORED])}
     agreement = {view: _agreement(maps, batch.boxes[view][:, index]) for view, maps in turned.items()}
-    agreement[UNCHANGED]["raw"] = correlations(batch.raw[:, index])
+    agreement[UNCHANGED]["raw"] = functional.correlations(batch.raw[:, index])
     heat, absent = heats[UNCHANGED], heats[ABSENT]
     truth = None if boxes is None else [boxes]
     rows = map_rows(heat, batch.evidence[:, index], boxes=None if truth is None else truth * len(heat))
@@ -250,11 +239,14 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
     own = torch.stack([whole[models.index(name)] for name in names])
     rows |= stability_rows(heat, heats[MIRRORED], heats[SHIFTED])
     rows |= faithfulness_rows(own, batch.masked[:, index], heat)
-    rows |= {"absent_correlation": correlation(heat, absent), "absent_empty": (absent.amax((1, 2)) == 0).double()}
+    rows |= {
+        "absent_correlation": functional.correlation(heat, absent),
+        "absent_empty": (absent.amax((1, 2)) == 0).double(),
+    }
     for view, prefix in ((UNCHANGED, ""), (ABSENT, "absent_")):
         for place, name in enumerate(("low", "high")):
             rows[f"{prefix}{name}"] = batch.ranges[view][:, index, place]
-    blob = centre_gaussian(height, width).expand(len(whole), -1, -1)
+    blob = functional.centre_gaussian(height, width).expand(len(whole), -1, -1)
     centre = faithfulness_rows(whole, batch.centred[:, index], blob)
     nothing = torch.full((len(heat),), torch.nan, dtype=torch.float64)
     fixed: Rows = {} if truth is None else baseline_rows(truth, (height, width), [0], 0, None)[CENTRE_BOX]
@@ -281,10 +273,10 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
 def _agreement(heats: Tensor, boxes_M4: Tensor) -> dict[str, Tensor]:
     """By measure (M, M)."""
     return {
-        "pearson": correlations(heats),
-        "spearman": rank_correlations(heats),
-        "top_iou": mask_agreement(top_area(heats, TOP_SHARE)),
-        "box_iou": box_agreement(boxes_M4),
+        "pearson": functional.correlations(heats),
+        "spearman": functional.rank_correlations(heats),
+        "top_iou": functional.mask_agreement(functional.top_area(heats, TOP_SHARE)),
+        "box_iou": functional.box_agreement(boxes_M4),
     }
 
 
@@ -323,12 +315,16 @@ def localization_rows(images: Sequence[ImageFigures]) -> list[LocalizationRow]:
     centre = torch.stack([image.centre["largest"] for image in known]) >= IOU_50  # (N, sizes)
     best, middle = hits.sum(0).argmax(1), int(centre.sum(0).argmax())
     at_best = hits.gather(2, best.expand(len(known), -1)[:, :, None])[:, :, 0].double()
-    rows = []
+    rows, chosen = [], functional.thresholds(THRESHOLDS)[best].tolist()
     for name in (UNCHANGED, *SCENARIOS):
         own = torch.tensor([name in (UNCHANGED, image.scenario) for image in known])
         if bool(own.any()):
             accuracies, fixed = at_best[own].mean(0).tolist(), float(centre[own, middle].double().mean())
-            rows.append(LocalizationRow(name, accuracies, thresholds(THRESHOLDS)[best].tolist(), fixed, int(own.sum())))
+            rows.append(
+                LocalizationRow(
+                    name, accuracies, functional.thresholds(THRESHOLDS)[best].tolist(), fixed, int(own.sum())
+                )
+            )
     return rows
 
 

@@ -20,7 +20,6 @@ from ..report.html import render
 from ..report.tables import (
     MISSING,
     Table,
-    count,
     json_values,
     markdown_facts,
     markdown_sections,
@@ -175,7 +174,7 @@ def agreement(comparison: Comparison) -> Table:
         [
             *_pair(comparison, i, j),
             *(number(means[name].mean[i, j]) for name in names),
-            count(means["pearson"].count[i, j]),
+            str(int(means["pearson"].count[i, j])),
         ]
         for i, j in compared_pairs(comparison.columns)
     ]
@@ -232,14 +231,14 @@ def localization(comparison: Comparison) -> Table:
         [*percents([row.accuracies[index] for row in split]), f"{threshold:.2f}", percent(hits.mean[index])]
         for index, threshold in enumerate(split[0].thresholds if split else [])
     ]
-    rows = [[*row, count(hits.count[index])] for index, row in enumerate(rows)]
+    rows = [[*row, str(int(hits.count[index]))] for index, row in enumerate(rows)]
     centre = [*percents([row.centre_accuracy for row in split]), MISSING, percent(middle.mean[0])]
     heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
     return Table(
         "Localisation",
         "Do the maps find the object?",
         ["", *heads, "threshold", "pointing", "N"],
-        [*_labelled(comparison, rows), ["centre, no network", *centre, count(middle.count[0])]] if rows else [],
+        [*_labelled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
         "MaxBoxAcc (Choe et al. 2020): the share of pictures on which the box of the largest region above one threshold"
         " has IoU >= 0.5 with a true box. The threshold is the best one for these very pictures, which flatters every"
         " method, more so on few; the centre box is chosen likewise. Pointing: the hottest pixel is less than"

@@ -14,31 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods import ForwardPass
-from ..metrics.functional import (
-    adcc,
-    area,
-    area_under_curve,
-    average_drop,
-    best_iou_at_threshold,
-    best_ious_by_threshold,
-    box_masks,
-    centre_boxes,
-    centre_gaussian,
-    coherency,
-    complexity,
-    deletion_curves,
-    energy_share,
-    entropy,
-    flip_equivariance,
-    insertion_curves,
-    iou_with_best_box,
-    label_ranks,
-    peak,
-    pointing_hits,
-    random_maps,
-    shift_equivariance,
-    step_of,
-)
+from ..metrics import functional
 from ..task import Classes
 
 __all__ = [
@@ -102,7 +78,7 @@ def map_rows(
         predicted: N tensors (n, 4), the boxes that a rule cut.
     """
     heat, evidence = heat.detach().cpu(), evidence.detach().cpu()
-    rows = {"entropy": entropy(evidence), "area": area(heat)}
+    rows = {"entropy": functional.entropy(evidence), "area": functional.area(heat)}
     if boxes is not None:
         boxes = [own.cpu() for own in boxes]
         both = _ious(boxes, [partial(_every_and_largest, one) for one in heat], 2 * THRESHOLDS)
@@ -112,15 +88,17 @@ def map_rows(
             rows["given"] = _levels(_ious(boxes, [partial(_iou_at, one, threshold) for one in heat], 1))
         if predicted is not None:
             rows["box_rule"] = _levels(_ious(boxes, [partial(_best_iou, own) for own in predicted], 1))
-    objects = masks.cpu() if masks is not None else None if boxes is None else box_masks(boxes, *heat.shape[1:])
+    objects = (
+        masks.cpu() if masks is not None else None if boxes is None else functional.box_masks(boxes, *heat.shape[1:])
+    )
     if objects is not None:
-        rows["pointing_15px"] = pointing_hits([peak(one) for one in heat], objects)
-        rows["energy"] = torch.where(objects.flatten(1).any(1), energy_share(evidence, objects), torch.nan)
+        rows["pointing_15px"] = functional.pointing_hits([functional.peak(one) for one in heat], objects)
+        rows["energy"] = torch.where(objects.flatten(1).any(1), functional.energy_share(evidence, objects), torch.nan)
     return rows
 
 
 def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
-    """What the network says: ``label``, ``predicted``, ``rank`` of the label from 0, ``probability`` of the label.
+    """What the network says: ``labels``, ``predicted``, ``ranks`` of the labels from 0, their ``probabilities``.
 
     Args:
         logits: (N, K) of the classes; of a network of one logit (N, 2).
@@ -128,10 +106,10 @@ def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
         classes: what the logits mean.
     """
     return {
-        "label": labels,
+        "labels": labels,
         "predicted": logits.argmax(1),
-        "rank": label_ranks(logits, labels),
-        "probability": classes.scores(logits, labels),
+        "ranks": functional.label_ranks(logits, labels),
+        "probabilities": classes.scores(logits, labels),
     }
 
 
@@ -144,8 +122,8 @@ def stability_rows(heat: Tensor, heat_of_mirrored: Tensor, heat_of_shifted: Tens
         heat_of_shifted: of ``metrics.functional.shifted(x)``.
     """
     return {
-        "flip": flip_equivariance(heat, heat_of_mirrored),
-        "shift": shift_equivariance(heat, heat_of_shifted, step_of(*heat.shape[1:])),
+        "flip": functional.flip_equivariance(heat, heat_of_mirrored),
+        "shift": functional.shift_equivariance(heat, heat_of_shifted, functional.step_of(*heat.shape[1:])),
     }
 
 
@@ -160,11 +138,11 @@ def faithfulness_rows(
         heat: (N, H, W) in [0, 1].
         heat_of_masked: (N, H, W) of the masked images; None of a map that knows nothing of the image.
     """
-    drop, covered = average_drop(scores, masked_scores), complexity(heat)
+    drop, covered = functional.average_drop(scores, masked_scores), functional.complexity(heat)
     rows = {"drop": drop, "increase": (masked_scores > scores).double(), "complexity": covered}
     if heat_of_masked is not None:
-        same = coherency(heat, heat_of_masked)
-        rows |= {"coherency": same, "adcc": adcc(drop, same, covered)}
+        same = functional.coherency(heat, heat_of_masked)
+        rows |= {"coherency": same, "adcc": functional.adcc(drop, same, covered)}
     return rows
 
 
@@ -190,10 +168,12 @@ def curve_rows(forward: ForwardPass, heat: Tensor, targets: Tensor, *, batch_siz
         steps: of the curves, at most one a pixel.
     """
     options: dict[str, Any] = {"steps": min(steps, heat[0].numel()), "batch_size": batch_size}
-    network, images = _ClassLogits(forward), forward.images
+    network, images, area = _ClassLogits(forward), forward.images, functional.area_under_curve
     return {
-        "insertion": area_under_curve(insertion_curves(network, images, heat, targets, **options)),
-        "deletion": area_under_curve(deletion_curves(network, images, heat, targets, **options)),
+        "insertion": functional.area_under_curve(
+            functional.insertion_curves(network, images, heat, targets, **options)
+        ),
+        "deletion": area(functional.deletion_curves(network, images, heat, targets, **options)),
     }
 
 
@@ -203,8 +183,10 @@ def curve_rows(forward: ForwardPass, heat: Tensor, targets: Tensor, *, batch_siz
 def baseline_maps(size: tuple[int, int], numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
     """By name the maps (N, H, W) that know nothing of the images; the random ones depend on an image's number alone."""
     return {
-        CENTRE_GAUSSIAN: centre_gaussian(*size).expand(len(numbers), *size),
-        RANDOM_MAP: torch.cat([random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]),
+        CENTRE_GAUSSIAN: functional.centre_gaussian(*size).expand(len(numbers), *size),
+        RANDOM_MAP: torch.cat(
+            [functional.random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]
+        ),
     }
 
 
@@ -216,12 +198,12 @@ def baseline_rows(
     rows = {name: map_rows(heat, heat, boxes=boxes, threshold=threshold) for name, heat in maps.items()}
     if boxes is None:
         return rows
-    masks = box_masks(boxes, *size)
+    masks = functional.box_masks(boxes, *size)
     nothing = torch.full((len(boxes),), torch.nan, dtype=torch.float64)
-    candidates = centre_boxes(*size)
+    candidates = functional.centre_boxes(*size)
     rows[CENTRE_BOX] = {
         **_fixed(candidates, boxes),
-        "pointing_15px": pointing_hits([(size[0] // 2, size[1] // 2)] * len(boxes), masks),
+        "pointing_15px": functional.pointing_hits([(size[0] // 2, size[1] // 2)] * len(boxes), masks),
         "energy": nothing,
     }
     rows[WHOLE_IMAGE] = {
@@ -241,20 +223,20 @@ def hard_images(centre: Rows) -> Tensor:
 
 
 def _fixed(candidates: Tensor, boxes: Sequence[Tensor]) -> Rows:
-    ious = _ious(boxes, [partial(iou_with_best_box, candidates)] * len(boxes), len(candidates))
+    ious = _ious(boxes, [partial(functional.iou_with_best_box, candidates)] * len(boxes), len(candidates))
     return {"all": _levels(ious), "largest": _levels(ious)}
 
 
 def _every_and_largest(heat: Tensor, truth: Tensor) -> Tensor:
-    return torch.cat(best_ious_by_threshold(heat, truth, THRESHOLDS))
+    return torch.cat(functional.best_ious_by_threshold(heat, truth, THRESHOLDS))
 
 
 def _iou_at(heat: Tensor, threshold: float, truth: Tensor) -> Tensor:
-    return torch.tensor([best_iou_at_threshold(heat, truth, threshold, largest=True)], dtype=torch.float64)
+    return torch.tensor([functional.best_iou_at_threshold(heat, truth, threshold, largest=True)], dtype=torch.float64)
 
 
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    return iou_with_best_box(predicted, truth).amax(0, keepdim=True) if len(predicted) else torch.zeros(1)
+    return functional.iou_with_best_box(predicted, truth).amax(0, keepdim=True) if len(predicted) else torch.zeros(1)
 
 
 def _ious(boxes: Sequence[Tensor], measures: Sequence[Callable[[Tensor], Tensor]], count: int) -> Tensor:

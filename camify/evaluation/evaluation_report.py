@@ -140,8 +140,8 @@ that choice. V1 over centre box: on the same resamples; where its interval holds
 than a fixed box does."""
 _HITS_NOTE = f"""GT-known Loc: the largest region's box has IoU >= .5; Top-1, Top-5: and the true class comes first, or
 among the first five. Network's box rule: the box of `predict_boxes` for the true class, likewise. Pointing game: the
-hottest pixel is less than {POINTING_TOLERANCE:.0f} pixels of the input from the object. Energy: the share of positive evidence
-within the boxes; of the whole image it is their area."""
+hottest pixel is less than {POINTING_TOLERANCE:.0f} pixels of the input from the object. Energy: the share of positive
+evidence within the boxes; of the whole image it is their area."""
 _FREE_NOTE = """Grid pointing (Boehle et al. 2021): the share of a class's positive evidence in its own cell of a mosaic
 of four classes; chance is .25. Flip, shift: correlation of the heat with that of the image mirrored, or moved by an
 eighth, moved back. Entropy: 1 is evidence everywhere. Flip, shift, entropy and area do not say that a map is right.

@@ -70,6 +70,11 @@ class ExplainedNetwork:
         return self.classes.titles(self.class_count)
 
     @property
+    def calibrated(self) -> list[str]:
+        """The methods whose boxes the network's own rule cuts."""
+        return [name for name, rule in box_rules(self.methods).items() if rule.source != "default"]
+
+    @property
     def served(self) -> dict[str, Method]:
         """The methods that it has not refused."""
         return {name: method for name, method in self.methods.items() if name not in self.unserved}
@@ -103,6 +108,16 @@ class ExplainedNetwork:
     def evidence(self, method: str, raw: Tensor, size: tuple[int, int]) -> Tensor:
         """Raw maps at image size (..., H, W); after the ReLU where the method has one."""
         return upsample(raw.relu() if self.methods[method].relu else raw, size)
+
+    def boxes(
+        self, forward: ForwardPass, raw: Mapping[str, Tensor], targets: Tensor, size: tuple[int, int]
+    ) -> dict[str, list[Tensor]]:
+        """By method the boxes (1, 4), or (0, 4), of raw maps as its rule cuts them, xyxy pixels of that size."""
+        rules = box_rules({name: self.methods[name] for name in raw})
+        return {
+            name: rule.boxes(box_maps(self.methods[name], rule, forward, raw[name], targets), size)
+            for name, rule in rules.items()
+        }
 
     def refusal(self, method: str) -> str:
         """In few words why the network has no map of a method."""

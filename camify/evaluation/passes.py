@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Subset
 from ..data import collate
 from ..data.folder import LabelledImages
 from ..errors import ConversionError
-from ..methods import ForwardPass
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from .engine import (
     CENTRE_BOX,
@@ -30,7 +29,7 @@ from .engine import (
     stability_rows,
 )
 from .intervals import Answers
-from .network import ExplainedNetwork, box_maps, box_rules
+from .network import ExplainedNetwork
 from .scenarios import mirrored
 from .timing import method_costs
 
@@ -88,8 +87,10 @@ def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str,
         labels, boxes = batch["label"], batch.get("boxes")
         with network.observe(batch["image"]) as forward:
             size = (forward.images.shape[-2], forward.images.shape[-1])
-            raw = network.raw_maps(forward, labels.to(forward.images.device))
-            predicted = _own_boxes(network, forward, raw, labels) if boxes is not None else {}
+            targets = labels.to(forward.images.device)
+            raw = network.raw_maps(forward, targets)
+            own = {name: raw[name] for name in network.calibrated if name in raw and boxes is not None}
+            predicted = network.boxes(forward, own, targets, size)
             logits = forward.logits.cpu()
         if not raw:
             raise ConversionError(f"--method: {' '.join(network.unserved.values())}")
@@ -105,24 +106,7 @@ def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str,
             "hard": nothing if boxes is None else hard_images(parts[CENTRE_BOX]),
         }
         _add(answers, answer_rows(logits, labels, network.classes) | known)
-    said = _joined(answers)
-    return (
-        Answers(said["label"], said["predicted"], said["rank"], said["probability"], said["with_boxes"], said["hard"]),
-        {name: _joined(parts) for name, parts in rows.items()},
-    )
-
-
-def _own_boxes(
-    network: ExplainedNetwork, forward: ForwardPass, raw: Mapping[str, Tensor], labels: Tensor
-) -> dict[str, list[Tensor]]:
-    """By method the boxes of the network's own rule, where it has one."""
-    size = (forward.images.shape[-2], forward.images.shape[-1])
-    boxes = {}
-    for name, rule in box_rules(network.served).items():
-        if name in raw and rule.source != "default":
-            targets = labels.to(forward.images.device)
-            boxes[name] = rule.boxes(box_maps(network.methods[name], rule, forward, raw[name], targets), size)
-    return boxes
+    return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}
 
 
 def measure_cost(network: ExplainedNetwork, run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
-    "MISSING", "Table", "count", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
+    "MISSING", "Table", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
     "number", "percent", "percents", "text_tables",
 ]  # fmt: skip
 
@@ -52,11 +52,6 @@ def percent(value: Tensor | float) -> str:
 def percents(values: Sequence[Tensor | float]) -> list[str]:
     """Shares in percent."""
     return [percent(value) for value in values]
-
-
-def count(value: Tensor | int) -> str:
-    """A whole number."""
-    return str(int(value))
 
 
 def _markdown_table(table: Table) -> list[str]:

@@ -143,6 +143,6 @@ def test_answers(task):
     logits, labels = torch.tensor([[1.0, 3.0, 3.0], [0.5, -1.0, 2.0]]), torch.tensor([2, 0])
     rows = answer_rows(logits, labels, Classes.of(task, None, 3))
     assert rows["predicted"].tolist() == [1, 2]
-    assert rows["rank"].tolist() == [1, 1], "of equals the lower class comes first"
+    assert rows["ranks"].tolist() == [1, 1], "of equals the lower class comes first"
     wanted = logits.softmax(1) if task == "multiclass" else logits.sigmoid()
-    torch.testing.assert_close(rows["probability"], wanted[[0, 1], [2, 0]])
+    torch.testing.assert_close(rows["probabilities"], wanted[[0, 1], [2, 0]])
