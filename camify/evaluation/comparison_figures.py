@@ -129,11 +129,9 @@ def compare_batch(
             probabilities.append(forward.probabilities.gather(1, both))
             seen = (inputs.shape[-2], inputs.shape[-1])
             heats = network.heats({name: part.raw for name, part in unchanged.items()}, seen)
-            masked += [
-                _score(forward, functional.masked_images(forward.images, heat), targets) for heat in heats.values()
-            ]
+            masked += [_masked_scores(forward, heat, targets) for heat in heats.values()]
             blob = functional.centre_gaussian(*seen).expand(len(inputs), -1, -1)
-            centred.append(_score(forward, functional.masked_images(forward.images, blob), targets))
+            centred.append(_masked_scores(forward, blob, targets))
         for view, change in ((MIRRORED, mirrored), (SHIFTED, functional.shifted)):
             with network.observe(change(inputs)) as forward:
                 views[view] = _parts(network, forward, targets, size)
@@ -239,10 +237,8 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
     own = torch.stack([whole[models.index(name)] for name in names])
     rows |= stability_rows(heat, heats[MIRRORED], heats[SHIFTED])
     rows |= faithfulness_rows(own, batch.masked[:, index], heat)
-    rows |= {
-        "absent_correlation": functional.correlation(heat, absent),
-        "absent_empty": (absent.amax((1, 2)) == 0).double(),
-    }
+    rows["absent_correlation"] = functional.correlation(heat, absent)
+    rows["absent_empty"] = (absent.amax((1, 2)) == 0).double()
     for view, prefix in ((UNCHANGED, ""), (ABSENT, "absent_")):
         for place, name in enumerate(("low", "high")):
             rows[f"{prefix}{name}"] = batch.ranges[view][:, index, place]
@@ -320,11 +316,7 @@ def localization_rows(images: Sequence[ImageFigures]) -> list[LocalizationRow]:
         own = torch.tensor([name in (UNCHANGED, image.scenario) for image in known])
         if bool(own.any()):
             accuracies, fixed = at_best[own].mean(0).tolist(), float(centre[own, middle].double().mean())
-            rows.append(
-                LocalizationRow(
-                    name, accuracies, functional.thresholds(THRESHOLDS)[best].tolist(), fixed, int(own.sum())
-                )
-            )
+            rows.append(LocalizationRow(name, accuracies, chosen, fixed, int(own.sum())))
     return rows
 
 

@@ -88,10 +88,9 @@ def map_rows(
             rows["given"] = _levels(_ious(boxes, [partial(_iou_at, one, threshold) for one in heat], 1))
         if predicted is not None:
             rows["box_rule"] = _levels(_ious(boxes, [partial(_best_iou, own) for own in predicted], 1))
-    objects = (
-        masks.cpu() if masks is not None else None if boxes is None else functional.box_masks(boxes, *heat.shape[1:])
-    )
-    if objects is not None:
+        masks = functional.box_masks(boxes, *heat.shape[1:]) if masks is None else masks
+    if masks is not None:
+        objects = masks.cpu()
         rows["pointing_15px"] = functional.pointing_hits([functional.peak(one) for one in heat], objects)
         rows["energy"] = torch.where(objects.flatten(1).any(1), functional.energy_share(evidence, objects), torch.nan)
     return rows
@@ -182,11 +181,10 @@ def curve_rows(forward: ForwardPass, heat: Tensor, targets: Tensor, *, batch_siz
 
 def baseline_maps(size: tuple[int, int], numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
     """By name the maps (N, H, W) that know nothing of the images; the random ones depend on an image's number alone."""
+    drawn = [functional.random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]
     return {
         CENTRE_GAUSSIAN: functional.centre_gaussian(*size).expand(len(numbers), *size),
-        RANDOM_MAP: torch.cat(
-            [functional.random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]
-        ),
+        RANDOM_MAP: torch.cat(drawn),
     }
 
 
