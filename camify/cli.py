@@ -19,13 +19,13 @@ from rich.table import Table
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .evaluation import evaluate
 from .evaluation.comparison import compare_files
-from .evaluation.evaluation_report import free_output
+from .evaluation.evaluation_report import MANIFEST as EVALUATION
 from .evaluation.explain_files import ExplainOptions, explain_files
 from .evaluation.images import image_files
 from .evaluation.network import class_index, explained_network, read_class_names
 from .exporting import resolve_any
 from .exporting_commands import COMMANDS, add_commands
-from .files import write_whole
+from .files import free_folder, write_whole
 from .methods import METHODS, PRECISIONS
 from .preprocessing import Preprocessing
 from .report.page import render_page
@@ -292,7 +292,7 @@ def _compare(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace) -> None:
-    free_output(options.output, overwrite=options.overwrite)
+    free_folder(Path(options.output), EVALUATION, "--output", overwrite=options.overwrite)
     names = None if options.class_names is None else read_class_names(options.class_names)
     result = evaluate(
         options.model, options.data, methods=options.method, class_names=names, split=options.split,

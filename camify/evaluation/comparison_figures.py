@@ -19,24 +19,10 @@ from .network import ExplainedNetwork
 from .scenarios import ABSENT, MIRRORED, SCENARIOS, SHIFTED, UNCHANGED, VIEWS, mirrored, scenario_of
 
 __all__ = [
-    "MEASURES",
-    "TOP_SHARE",
-    "Choose",
-    "Column",
-    "ComparedBatch",
-    "Comparison",
-    "ImageFigures",
-    "LocalizationRow",
-    "Mean",
-    "compare_batch",
-    "compared_pairs",
-    "groups",
-    "image_figures",
-    "localization_rows",
-    "mean_agreement",
-    "mean_value",
-    "nan_mean",
-]
+    "MEASURES", "TOP_SHARE", "Choose", "Column", "ComparedBatch", "Comparison", "ImageFigures", "LocalizationRow",
+    "Mean", "compare_batch", "compared_pairs", "groups", "image_figures", "localization_rows", "mean_agreement",
+    "mean_value", "nan_mean",
+]  # fmt: skip
 
 TOP_SHARE = 0.2
 """Share of the area that a thresholded map takes."""

@@ -18,25 +18,10 @@ from ..metrics import functional
 from ..task import Classes
 
 __all__ = [
-    "BASELINES",
-    "CENTRE_BOX",
-    "CENTRE_GAUSSIAN",
-    "IOUS",
-    "IOU_50",
-    "RANDOM_MAP",
-    "STEPS",
-    "THRESHOLDS",
-    "WHOLE_IMAGE",
-    "Rows",
-    "answer_rows",
-    "baseline_maps",
-    "baseline_rows",
-    "curve_rows",
-    "faithfulness_rows",
-    "hard_images",
-    "map_rows",
-    "stability_rows",
-]
+    "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "RANDOM_MAP", "STEPS", "THRESHOLDS",
+    "WHOLE_IMAGE", "Rows", "answer_rows", "baseline_maps", "baseline_rows", "curve_rows", "faithfulness_rows",
+    "hard_images", "map_rows", "stability_rows",
+]  # fmt: skip
 
 IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
 IOU_50 = 2

@@ -30,7 +30,7 @@ from .intervals import MEAN_ROWS, Answers, Figure, best_cut
 from .network import ExplainedNetwork
 from .timing import cost_table
 
-__all__ = ["Evaluation", "Figures", "all_tables", "free_output", "to_csv", "to_json", "to_markdown"]
+__all__ = ["MANIFEST", "Evaluation", "Figures", "all_tables", "to_csv", "to_json", "to_markdown"]
 
 MANIFEST = "evaluation.json"
 _GROUPS = ("accuracy", "hard_share", "localisation", "hard", "without_boxes", "faithfulness")
@@ -97,7 +97,7 @@ class Evaluation:
         Raises:
             ConfigError: the folder exists and is not to be replaced, or is not an evaluation.
         """
-        target = free_output(folder, overwrite=overwrite)
+        target = free_folder(Path(folder), MANIFEST, "--output", overwrite=overwrite)
         with whole_folder(target) as aside:
             (aside / "evaluation.md").write_text(to_markdown(self), encoding="utf-8")
             (aside / "images.csv").write_text(to_csv(self), encoding="utf-8")
@@ -235,15 +235,6 @@ def _count(figures: Figures, key: str) -> int:
 
 
 # ---------------------------------------------------------------- files
-
-
-def free_output(folder: str | Path, *, overwrite: bool) -> Path:
-    """The folder, if an evaluation may be written there.
-
-    Raises:
-        ConfigError: it exists and is not to be replaced, or is not an evaluation.
-    """
-    return free_folder(Path(folder), MANIFEST, "--output", overwrite=overwrite)
 
 
 def to_markdown(evaluation: Evaluation) -> str:

@@ -18,15 +18,9 @@ from ..preprocessing import Preprocessing, read_image
 from ..task import Classes, Task
 
 __all__ = [
-    "EvaluationImage",
-    "ImageBatch",
-    "LabeledFolder",
-    "boxes_of_class",
-    "find_images",
-    "find_labeled",
-    "image_batches",
-    "image_files",
-]
+    "EvaluationImage", "ImageBatch", "LabeledFolder", "boxes_of_class", "find_images", "find_labeled",
+    "image_batches", "image_files",
+]  # fmt: skip
 
 _SPLIT = "val"
 

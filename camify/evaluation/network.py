@@ -25,17 +25,9 @@ from ..surgery import Source
 from ..task import Classes, Task
 
 __all__ = [
-    "ExplainedNetwork",
-    "box_maps",
-    "box_rules",
-    "class_index",
-    "explained_network",
-    "find_networks",
-    "placed_on",
-    "read_class_names",
-    "shared_titles",
-    "short_names",
-]
+    "ExplainedNetwork", "box_maps", "box_rules", "class_index", "explained_network", "find_networks", "placed_on",
+    "read_class_names", "shared_titles", "short_names",
+]  # fmt: skip
 
 
 @dataclass
