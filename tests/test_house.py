@@ -195,3 +195,22 @@ def test_the_import_reader_reads_relative_imports():
     found = set(imports(PACKAGE / "surgery" / "conversion.py"))
     assert {"camify.errors", "camify.model", "camify.anatomy", "torch"} <= found
     assert "camify.surgery" not in found
+
+
+def code_constants(text: str) -> list[str]:
+    """Modules with a string that is just this text."""
+    return [
+        module_of(path)
+        for path in sources()
+        if any(isinstance(node, ast.Constant) and node.value == text for node in ast.walk(tree_of(path)))
+    ]
+
+
+def test_the_file_of_boxes_is_spelt_once():
+    assert code_constants("boxes.csv") == ["camify.data.boxes"]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "evaluation").glob("*.py")), ids=lambda path: path.name)
+def test_evaluation_makes_no_probabilities_itself(path):
+    calls = {name_of(node.func).rpartition(".")[2] for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
+    assert not calls & {"softmax", "sigmoid", "log_softmax"}, "ask camify.task"
