@@ -19,8 +19,8 @@ from ..task import Classes
 
 __all__ = [
     "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "RANDOM_MAP", "STEPS", "THRESHOLDS",
-    "WHOLE_IMAGE", "Rows", "answer_rows", "baseline_maps", "baseline_rows", "curve_rows", "faithfulness_rows",
-    "hard_images", "map_rows", "stability_rows",
+    "WHOLE_IMAGE", "ClassLogits", "Rows", "answer_rows", "baseline_maps", "baseline_rows", "curve_rows",
+    "faithfulness_rows", "hard_images", "map_rows", "stability_rows",
 ]  # fmt: skip
 
 IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
@@ -130,33 +130,38 @@ def faithfulness_rows(
     return rows
 
 
-class _ClassLogits(nn.Module):
-    """A forward's network as a module: logits (N, K) of the classes, without the activation that it may end in."""
+class ClassLogits(nn.Module):
+    """A forward's network as a module: logits (N, K) of the classes, without the activation that it may end in.
+
+    To be used in the forward's context.
+    """
 
     def __init__(self, forward: ForwardPass) -> None:
         super().__init__()
         self.network, self.classes = forward.network, forward.classes
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
         return self.network(images)
 
 
-def curve_rows(forward: ForwardPass, heat: Tensor, targets: Tensor, *, batch_size: int, steps: int = STEPS) -> Rows:
-    """``insertion`` and ``deletion`` (N,): areas under the curves of a forward's images, in its context.
+def curve_rows(
+    network: nn.Module, images: Tensor, heat: Tensor, targets: Tensor, *, batch_size: int, steps: int = STEPS
+) -> Rows:
+    """``insertion`` and ``deletion`` (N,): areas under the curves.
 
     Args:
-        forward: of the images.
+        network: gives logits of the classes and knows what they mean: a CAMNet, or ``ClassLogits``.
+        images: (N, C, H, W), as the network takes them.
         heat: (N, H, W).
         targets: (N,) classes.
         batch_size: images in one forward.
         steps: of the curves, at most one a pixel.
     """
     options: dict[str, Any] = {"steps": min(steps, heat[0].numel()), "batch_size": batch_size}
-    network, images, area = _ClassLogits(forward), forward.images, functional.area_under_curve
+    area = functional.area_under_curve
     return {
-        "insertion": functional.area_under_curve(
-            functional.insertion_curves(network, images, heat, targets, **options)
-        ),
+        "insertion": area(functional.insertion_curves(network, images, heat, targets, **options)),
         "deletion": area(functional.deletion_curves(network, images, heat, targets, **options)),
     }
 

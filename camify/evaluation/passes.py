@@ -18,6 +18,7 @@ from ..errors import ConversionError
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from .engine import (
     CENTRE_BOX,
+    ClassLogits,
     Rows,
     answer_rows,
     baseline_maps,
@@ -166,8 +167,10 @@ def measure_sample(network: ExplainedNetwork, run: Run, numbers: Sequence[int]) 
             heats = network.heats(network.raw_maps(forward, targets), size)
             methods = list(heats)
             heats |= {name: maps.to(images) for name, maps in baseline_maps(size, own, run.seed).items()}
+            logits = ClassLogits(forward)
             curves = {
-                name: curve_rows(forward, heat, targets, batch_size=run.batch_size) for name, heat in heats.items()
+                name: curve_rows(logits, images, heat, targets, batch_size=run.batch_size)
+                for name, heat in heats.items()
             }
         changed = [_heats(network, change(images), targets) for change in (mirrored, shifted)]
         for name, heat in heats.items():

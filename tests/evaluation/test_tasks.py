@@ -15,7 +15,7 @@ from camify.cli import main
 from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare_files
-from camify.evaluation.engine import curve_rows
+from camify.evaluation.engine import ClassLogits, curve_rows
 from camify.evaluation.network import explained_network, short_names
 from camify.metrics.functional import area_under_curve, blurred, deletion_curves, insertion_curves
 from camify.model import CAMNet
@@ -177,7 +177,7 @@ def test_a_softmax_is_not_taken_twice(two_folders):
     assert not any("assumed: classes" in note for note in network.notes), "the softmax says it"
     images, heat, targets = torch.rand(2, 3, 32, 32), torch.rand(2, 32, 32), torch.tensor([0, 1])
     with network.observe(images) as forward:
-        rows = curve_rows(forward, heat, targets, batch_size=7, steps=8)
+        rows = curve_rows(ClassLogits(forward), images, heat, targets, batch_size=7, steps=8)
     for name, curves in (("insertion", insertion_curves), ("deletion", deletion_curves)):
         wanted = area_under_curve(curves(bare, images, heat, targets, steps=8))
         torch.testing.assert_close(rows[name], wanted, atol=1e-6, rtol=1e-5)
@@ -191,7 +191,9 @@ def test_curves_of_one_logit_are_those_of_its_sigmoid(names):
     images, heat = torch.rand(2, 3, 32, 32), torch.rand(2, 32, 32)
     with network.observe(images) as forward:
         targets = torch.tensor([0, 1])
-        rows = curve_rows(forward, heat, targets, batch_size=5, steps=4)
+        rows = curve_rows(ClassLogits(forward), images, heat, targets, batch_size=5, steps=4)
+    own = curve_rows(net, images, heat, targets, batch_size=5, steps=4)
+    torch.testing.assert_close(own, rows, atol=1e-6, rtol=1e-5)
     stands_for = 1 if names is not None and len(names) == 2 else 0
     for name, start, end in (("insertion", None, images), ("deletion", images, torch.zeros_like(images))):
         start = blurred(images) if start is None else start
