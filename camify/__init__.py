@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from . import data, methods, metrics
     from .boxes import BoxRule
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
-    from .evaluating import evaluate
+    from .evaluation import evaluate
     from .exporting import export
     from .methods import explain
     from .model import CAMNet
@@ -54,7 +54,7 @@ _HOMES = {
     "CAMNet": "model",
     "Preprocessing": "preprocessing",
     "Task": "task",
-    "evaluate": "evaluating",
+    "evaluate": "evaluation",
     "explain": "methods",
     "export": "exporting",
     "load": "sources",

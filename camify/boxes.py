@@ -28,7 +28,8 @@ class BoxRule:
         percentile: of the normaliser, None where it has none.
         threshold: in [0, 1).
         clamp_weights: the map is made of the positive weights of the classifier only (Bae et al. 2020, section 3.2).
-        source: ``"boxes"``, or ``"mosaics"``: chosen on 2 x 2 mosaics, whose cells stand for boxes.
+        source: ``"boxes"``, or ``"mosaics"``: chosen on 2 x 2 mosaics, whose cells stand for boxes; ``"default"``: not
+            chosen on any.
         count: images that it was chosen on.
         accuracy: share of them that it gives the right box (IoU 0.5).
     """
@@ -54,6 +55,12 @@ class BoxRule:
         """The pixels (N, H, W), bool, of images of that size that reach the threshold; none of a map without heat."""
         heat = normalize_maps(upsample(maps_NHW.float(), size), self.normalizer, self.percentile)
         return (heat >= self.threshold) & (heat.amax((1, 2), keepdim=True) > 0)
+
+    def __str__(self) -> str:
+        share = "" if self.percentile is None else f" {self.percentile:g}"
+        clamp = " of positive weights" if self.clamp_weights else ""
+        chosen = "the default" if self.source == "default" else f"the network's rule, from {self.source}"
+        return f"{self.normalizer}{share}{clamp} >= {self.threshold:g} ({chosen})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

@@ -17,20 +17,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .errors import CamifyError, ConfigError, ConversionError, DataError
-from .evaluating import all_tables, evaluate, free_output, save_evaluation
-from .explaining import ExplainOptions, explain_files, image_files
-from .explaining.classes import class_index, count_classes, numbered, read_class_names
-from .explaining.compare import compare_files
+from .evaluation import evaluate
+from .evaluation.comparison import compare_files
+from .evaluation.evaluation_report import MANIFEST as EVALUATION
+from .evaluation.explain_files import ExplainOptions, explain_files
+from .evaluation.images import image_files
+from .evaluation.network import class_index, explained_network, read_class_names
 from .exporting_commands import COMMANDS, add_commands
-from .files import write_whole
+from .files import free_folder, write_whole
 from .methods import METHODS, PRECISIONS
 from .preprocessing import Preprocessing
 from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
-from .report.tables import Table as TextTable
 from .sources import resolve
 from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
+from .task import Classes, Task
 
 __all__ = ["main"]
 
@@ -39,6 +41,8 @@ _SOURCE = (
     ", a checkpoint folder, the folder or .ckpt of a run, a file of camify export, or hf:USER/NAME"
 )
 _CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
+_TASKS = tuple(task.value for task in Task)
+_TASK = "what the logits mean; default: what the network says"
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -92,19 +96,14 @@ def _parser() -> ArgumentParser:
     command.add_argument("images", nargs="+", help="image files, or folders of them")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
-    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
-    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    _add_network_options(command)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
     command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
-    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
-    command.add_argument("--threshold", type=float, default=0.2, help="share of a map's range that makes its box")
+    command.add_argument("--threshold", type=float | None, default=None, help="of boxes; default: the network's rule")
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
-    command.add_argument("--batch_size", type=int, default=16)
-    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
-    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
 
@@ -124,6 +123,8 @@ def _parser() -> ArgumentParser:
     command.add_argument("--model", type=str, action="append", default=None, help=f"repeatable: {_SOURCE}")
     command.add_argument("--method", type=str, nargs="+", default=None, help=f"of {', '.join(METHODS)}, or your own")
     command.add_argument("--target", type=str | None, default=None, help="a class; default: the first model's top-1")
+    command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
+    command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
     command.add_argument("--demo", action="store_true", help="generated pictures and the embedded network; no download")
     command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
@@ -133,24 +134,31 @@ def _parser() -> ArgumentParser:
     command = _Parser(description="Measure a network and its maps on labelled images, with baselines and intervals.")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
-    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
-    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    _add_network_options(command)
+    command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
     command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
     command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
     command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
     command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
-    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
-    command.add_argument("--batch_size", type=int, default=16)
     command.add_argument("--seed", type=int, default=0, help="of all draws")
-    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
-    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
     commands.add_subcommand("evaluate", command)
 
     add_commands(commands, _Parser)
     return parser
+
+
+def _add_network_options(command: ArgumentParser) -> None:
+    """What explain and evaluate ask alike."""
+    command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
+    command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
+    command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
+    command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _inspect(options: Namespace) -> None:
@@ -197,22 +205,19 @@ def _convert(options: Namespace) -> None:
 
 
 def _explain(options: Namespace) -> None:
-    files = image_files(options.images)
+    files = image_files(options.images, outside=options.out)
     source = resolve(options.model).explained_by(options.method)
-    known = source.preprocessing
-    preprocessing = known or Preprocessing()
-    console = Console(highlight=False)
-    if known is None:
-        console.print(
-            f"Assumed: ImageNet's normalisation at {preprocessing.size} px; {options.model} does not say what it was"
-            " trained with.",
-            soft_wrap=True,
-        )
-    model = source.model.to(options.device)
-    count = count_classes(model, preprocessing)
-    names = source.class_names or numbered(count)
+    source.model.to(options.device)
+    network = explained_network(
+        source, options.model, options.method, layer=options.layer, options=options.options, task=options.task
+    )
+    names = network.classes.names
     if options.class_names is not None:
-        names = read_class_names(options.class_names, count)
+        names = tuple(read_class_names(options.class_names, network))
+    titles = Classes(network.classes.task, names).titles(network.class_count)
+    console = Console(highlight=False)
+    for note in network.notes:
+        console.print(escape(f"{note[0].upper()}{note[1:]}."), soft_wrap=True)
     if "scorecam" in options.method:
         console.print(
             "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
@@ -221,7 +226,7 @@ def _explain(options: Namespace) -> None:
         )
     wanted = ExplainOptions(
         methods=tuple(options.method),
-        targets=tuple(class_index(target, names, "--targets") for target in options.targets),
+        targets=tuple(class_index(target, titles, "--targets") for target in options.targets),
         topk=options.topk,
         layer=options.layer,
         options=dict(options.options),
@@ -229,6 +234,7 @@ def _explain(options: Namespace) -> None:
         colormap=_colormap(options.colormap),
         picture=options.picture,
         precision=options.precision,
+        task=options.task,
     )
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table(box=None, padding=(0, 2))
@@ -244,8 +250,8 @@ def _explain(options: Namespace) -> None:
 
     with bar:
         done = explain_files(
-            model,
-            preprocessing,
+            network.model,
+            network.preprocessing,
             files,
             Path(options.out),
             wanted,
@@ -260,6 +266,9 @@ def _explain(options: Namespace) -> None:
     console.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
     console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
+    given = "" if options.threshold is None else ", threshold as given"
+    console.print(f"Boxes{given}: {rules}", soft_wrap=True)
     if done.precision_error is not None:
         probability, heat = done.precision_error
         console.print(
@@ -278,39 +287,24 @@ def _explain(options: Namespace) -> None:
 def _compare(options: Namespace) -> None:
     folder = compare_files(
         options.images, options.model or [], options.method, out=options.out, target=options.target,
-        demo=options.demo, figures=options.figures, overwrite=options.overwrite,
+        demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
+        check_images=options.check_images,
     )  # fmt: skip
     Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
 def _evaluate(options: Namespace) -> None:
-    free_output(options.output, overwrite=options.overwrite)
+    free_folder(Path(options.output), EVALUATION, "--output", overwrite=options.overwrite)
     names = None if options.class_names is None else read_class_names(options.class_names)
-    found = evaluate(
+    result = evaluate(
         options.model, options.data, methods=options.method, class_names=names, split=options.split,
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
-        options=options.options,
+        options=options.options, task=options.task, check_images=options.check_images,
     )  # fmt: skip
-    folder = save_evaluation(found, options.output, overwrite=options.overwrite)
-    console = Console(highlight=False)
-    for table in all_tables(found):
-        console.print(_shown(table))
-    for label, text in found.facts:
-        console.print(f"{escape(label)}: {escape(text)}", soft_wrap=True)
-    console.print(f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
-
-
-def _shown(table: TextTable) -> Table:
-    """A table of texts for the terminal; of many rows the first."""
-    shown = Table(title=escape(f"{table.section}: {table.title}"), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for index, head in enumerate(table.head):
-        shown.add_column(escape(head), justify="left" if index < table.names else "right", overflow="fold")
-    for row in table.rows[:_MOST_ROWS]:
-        shown.add_row(*(escape(cell) for cell in row))
-    left = len(table.rows) - _MOST_ROWS
-    shown.caption = f"{left} more in evaluation.md" if left > 0 else None
-    return shown
+    folder = result.save(options.output, overwrite=options.overwrite)
+    console = Console(highlight=False, markup=False)
+    console.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
 
 
 def _report(options: Namespace) -> None:

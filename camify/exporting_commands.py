@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checkpoint import MANIFEST
 from .errors import ConfigError
-from .explaining import image_files
+from .evaluation.images import image_files
 from .exporting import EXPORT_PRECISIONS, export
 from .hub import is_repository, push_folder
 from .model import CAMNet

@@ -12,12 +12,25 @@ from pathlib import Path
 
 from ..errors import DataError
 
-__all__ = ["COLUMNS", "read_boxes"]
+__all__ = ["COLUMNS", "box_table", "read_boxes", "table_above"]
 
+_FILE = "boxes.csv"
+_LEVELS = 4  # folders, an image's own included, in which its table is looked for
 COLUMNS = ("image", "x0", "y0", "x1", "y1", "label")
 _SHOWN = 10
 
 Box = tuple[float, float, float, float]
+
+
+def box_table(folder: Path) -> Path:
+    """Where the boxes of a folder's images stand, if there are any."""
+    return folder / _FILE
+
+
+def table_above(image: Path) -> Path | None:
+    """The table of boxes in an image's folder or one of the three above; None where there is none."""
+    tables = (box_table(folder) for folder in image.resolve().parents[:_LEVELS])
+    return next((table for table in tables if table.is_file()), None)
 
 
 def read_boxes(

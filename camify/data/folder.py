@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..preprocessing import Preprocessing, read_image
-from .boxes import Box, read_boxes
+from .boxes import Box, box_table, read_boxes
 from .module import PreparedDataModule
 from .samples import finish
 from .sizes import image_sizes
@@ -27,6 +27,7 @@ __all__ = [
     "LabelledImages",
     "class_folders",
     "image_paths",
+    "order_notes",
     "own_boxes",
 ]
 
@@ -123,6 +124,11 @@ class ImageFolderDataModule(PreparedDataModule):
         self.class_names = class_folders(self.root / "train")
         self.splits: dict[str, LabelledImages] = {}
 
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said about how the folder was read."""
+        return order_notes(self.class_names)
+
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - every stage needs the same
         """Read folders, boxes and every image, and take the network's preprocessing."""
         self.settle_preprocessing()
@@ -175,7 +181,7 @@ def own_boxes(
     Raises:
         DataError: images cannot be read, or boxes cannot be right.
     """
-    table = root / "boxes.csv"
+    table = box_table(root)
     if not (decode or table.is_file()):
         return None
     names = {path: path.relative_to(root).as_posix() for path, _ in files}
@@ -200,7 +206,7 @@ def own_boxes(
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The classes of a folder: its folders that are not hidden, sorted.
+    """The classes of a folder: its folders that are not hidden, sorted by name; by number where all are numbers.
 
     Raises:
         DataError: there is no such folder, or it holds none.
@@ -210,7 +216,18 @@ def class_folders(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{folder}: holds no class folders. Put images into {folder.name}/CLASS/.")
-    return names
+    return sorted(names, key=int) if _are_numbers(names) else names
+
+
+def order_notes(class_names: Sequence[str]) -> list[str]:
+    """What has to be said about the order of class folders: nothing, unless it is that of numbers."""
+    if not _are_numbers(class_names):
+        return []
+    return [f"class folders are all numbers: in order of number, {class_names[0]} to {class_names[-1]}"]
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdecimal() for name in names)
 
 
 def image_paths(folder: Path) -> list[Path]:

@@ -32,7 +32,6 @@ class PreparedDataModule(pl.LightningDataModule):
     Attributes:
         preprocessing: how images become inputs; settled when a trainer sets the module up.
         splits: data sets by name.
-        notes: what was assumed, one sentence each.
     """
 
     class_names: list[str]
@@ -54,7 +53,11 @@ class PreparedDataModule(pl.LightningDataModule):
         self.preprocessing = agreed_preprocessing(given, None, default)
         self.preprocessing.training(augment)  # an unknown name is refused now
         self.splits: dict[str, Any] = {}
-        self.notes: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What was assumed about the data, one sentence each."""
+        return []
 
     def settle_preprocessing(self) -> bool:
         """Take what the trainer's network expects; whether that changed anything.

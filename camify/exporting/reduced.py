@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ConversionError
 from ..maps import select
+from ..metrics.functional import correlation
 from .onnx_file import OnnxFile, require
 from .record import as_properties
 from .tracing import quietly
@@ -136,18 +137,11 @@ def _loss(full: OnnxFile, reduced: OnnxFile, images: Tensor, labels: Tensor | No
             break  # files of fixed batches take pairs
         ours, theirs = full(batch), reduced(batch)
         top = ours["logits"].argmax(1)
-        pair = torch.stack([select(one["maps"], top).flatten(1).double() for one in (ours, theirs)])
-        parts.append((top, theirs["logits"].argmax(1), _correlations(*pair)))
+        alike = correlation(*(select(one["maps"], top) for one in (ours, theirs))).nan_to_num()  # 0 of a constant map
+        parts.append((top, theirs["logits"].argmax(1), alike))
     before, after, correlations = (torch.cat(part) for part in zip(*parts, strict=True))
     accuracy = None
     if labels is not None:
         labels = labels[: len(before)]
         accuracy = (float((before == labels).double().mean()), float((after == labels).double().mean()))
     return Loss(len(before), float((before == after).double().mean()), float(correlations.mean()), accuracy)
-
-
-def _correlations(first_NP: Tensor, second_NP: Tensor) -> Tensor:
-    first, second = (one - one.mean(1, keepdim=True) for one in (first_NP, second_NP))
-    scale = (first.norm(dim=1) * second.norm(dim=1)).clamp_min(1e-12)
-    correlations: Tensor = (first * second).sum(1) / scale
-    return correlations

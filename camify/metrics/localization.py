@@ -10,10 +10,17 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from .checks import check_boxes, check_labels, check_maps
-from .functional import best_iou_at_threshold, best_iou_by_threshold, centre_boxes, iou_with_best_box, thresholds
+from .functional import (
+    best_iou_at_threshold,
+    best_iou_by_threshold,
+    centre_boxes,
+    iou_with_best_box,
+    label_ranks,
+    thresholds,
+)
 from .shares import ShareMetric
 
-__all__ = ["LocalizationAccuracy", "MaxBoxAccuracy", "label_ranks"]
+__all__ = ["LocalizationAccuracy", "MaxBoxAccuracy"]
 
 _IOU = {1: (0.5,), 2: (0.3, 0.5, 0.7)}
 _MOST_THRESHOLDS = 1000
@@ -235,10 +242,3 @@ def _check_options(name: str, parity: str | None, count: int) -> None:
         raise ConfigError(f'{name}: parity={parity!r} is unknown. Choose None or "wsolevaluation".')
     if not 1 <= count <= _MOST_THRESHOLDS:
         raise ConfigError(f"{name}: count={count} must lie in 1 ... {_MOST_THRESHOLDS}.")
-
-
-def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first."""
-    own = scores.gather(1, labels[:, None])
-    earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from .checks import check_boxes, check_labels, check_maps
-from .functional import box_masks, cell_masks, energy_share, peak, pointing_distance
+from .functional import box_masks, cell_masks, energy_share, peak, pointing_hits
+from .functional.pointing import POINTING_TOLERANCE
 from .shares import ShareMetric, mean_share, share_sum
 
 __all__ = ["EnergyPointingGame", "GridPointingGame", "PointingGame"]
@@ -45,7 +47,7 @@ class PointingGame(ShareMetric):
     centre_hits: Tensor
     totals: Tensor
 
-    def __init__(self, tolerance: float = 15, num_classes: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, tolerance: float = POINTING_TOLERANCE, num_classes: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not tolerance >= 0 or (num_classes is not None and num_classes < 1):
             raise ConfigError(f"PointingGame: tolerance={tolerance} must be 0 or more, num_classes={num_classes} too.")
@@ -73,17 +75,14 @@ class PointingGame(ShareMetric):
             labels = torch.zeros(len(maps), dtype=torch.int64)
         check_labels("PointingGame", labels, len(maps), self.num_classes or 1)
         middle = (maps.shape[1] // 2, maps.shape[2] // 2)
-        for heat, mask, label in zip(maps.detach().cpu(), masks, labels.tolist(), strict=True):
-            if not bool(mask.any()):
-                continue
-            self.hits[label] += int(self._hits(peak(heat), mask))
-            self.centre_hits += int(self._hits(middle, mask))
+        hits = pointing_hits([peak(heat) for heat in maps.detach().cpu()], masks, self.tolerance)
+        centered = pointing_hits([middle] * len(masks), masks, self.tolerance)
+        for hit, centre_hit, label in zip(hits.tolist(), centered.tolist(), labels.tolist(), strict=True):
+            if math.isnan(hit):
+                continue  # no object
+            self.hits[label] += int(hit)
+            self.centre_hits += int(centre_hit)
             self.totals[label] += 1
-
-    def _hits(self, point: tuple[int, int] | None, mask: Tensor) -> bool:
-        if point is None:
-            return False
-        return bool(mask[point]) or pointing_distance(point, mask) < self.tolerance
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
-    "MISSING", "Table", "count", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
-    "number", "percent", "percents",
+    "MISSING", "Table", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
+    "number", "percent", "percents", "text_tables",
 ]  # fmt: skip
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
@@ -54,11 +54,6 @@ def percents(values: Sequence[Tensor | float]) -> list[str]:
     return [percent(value) for value in values]
 
 
-def count(value: Tensor | int) -> str:
-    """A whole number."""
-    return str(int(value))
-
-
 def _markdown_table(table: Table) -> list[str]:
     rule = [*["---"] * table.names, *["---:"] * (len(table.head) - table.names)]
     return [
@@ -71,6 +66,24 @@ def _markdown_table(table: Table) -> list[str]:
         table.note,
         "",
     ]
+
+
+def text_tables(tables: Sequence[Table], most_rows: int = 20) -> str:
+    """Tables as plain text: columns of equal width, names at the left, numbers at the right; of many rows the first."""
+    lines: list[str] = []
+    for table in tables:
+        cells = [table.head, *table.rows[:most_rows]]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(table.head))]
+        lines.append(f"{table.section}: {table.title}")
+        for row in cells:
+            aligned = (
+                cell.ljust(width) if index < table.names else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append(f"  {'  '.join(aligned)}".rstrip())
+        left = len(table.rows) - most_rows
+        lines += [f"  ... and {left} more", ""] if left > 0 else [""]
+    return "\n".join(lines)
 
 
 def markdown_sections(tables: Sequence[Table]) -> list[str]:

@@ -20,11 +20,11 @@ from PIL import Image
 
 import camify
 from camify.data.scenes import CLASS_NAMES, render_scene
-from camify.evaluating.figures import localisation_figures
-from camify.evaluating.labelled import find_labelled
-from camify.evaluating.localising import THRESHOLDS
-from camify.evaluating.passes import GRID, STEPS, Run, close_look, grid_look, main_look
-from camify.explaining.contenders import contender
+from camify.evaluation.engine import STEPS, THRESHOLDS
+from camify.evaluation.images import find_labeled
+from camify.evaluation.intervals import localisation_figures
+from camify.evaluation.network import explained_network
+from camify.evaluation.passes import GRID, Run, measure_all, measure_mosaics, measure_sample
 from camify.metrics.functional import centre_boxes, mosaic_plan
 from camify.surgery import Source
 
@@ -59,7 +59,7 @@ def seconds(*tasks: Callable[[], object], rounds: int = 2) -> list[float]:
 def passes() -> None:
     """Each pass as a ratio to the forwards that it needs."""
     model = camify.convert(torchvision.models.mobilenet_v2(), head="direct", num_classes=len(CLASS_NAMES)).eval()
-    measured = contender(Source(model, "mobilenet_v2", list(CLASS_NAMES)), "mobilenet_v2", METHODS)
+    measured = explained_network(Source(model, "mobilenet_v2", list(CLASS_NAMES)), "mobilenet_v2", METHODS)
     plain = torch.rand(BATCH, 3, 224, 224)
 
     def forwards(images: int) -> Callable[[], None]:
@@ -72,18 +72,16 @@ def passes() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder))
-        found = find_labelled(
-            Path(folder), None, measured.preprocessing, measured.class_names, len(CLASS_NAMES), seed=0
-        )
+        found = find_labeled(Path(folder), None, measured.preprocessing, measured.classes, measured.class_count, seed=0)
         run = Run(found.images, BATCH, 0, 0, None)
         plan = mosaic_plan(torch.tensor(found.images.labels), GRID, 0)
         # A mosaic has as many pixels as its images. Closely: image, mirrored, moved; of each map a mask and two curves.
         close = SAMPLE * (3 + (len(METHODS) + 2) * (1 + 2 * (STEPS + 1)))
-        main_look(measured, run)
+        measure_all(measured, run)
         for label, task, images in (
-            (f"every image, {len(METHODS)} methods, boxes", lambda: main_look(measured, run), COUNT),
-            (f"{len(plan)} mosaics", lambda: grid_look(measured, run, plan), plan.numel()),
-            (f"{SAMPLE} images closely", lambda: close_look(measured, run, range(SAMPLE)), close),
+            (f"every image, {len(METHODS)} methods, boxes", lambda: measure_all(measured, run), COUNT),
+            (f"{len(plan)} mosaics", lambda: measure_mosaics(measured, run, plan), plan.numel()),
+            (f"{SAMPLE} images closely", lambda: measure_sample(measured, run, range(SAMPLE)), close),
         ):
             needed, whole = seconds(forwards(-(-images // BATCH) * BATCH), task)
             print(f"{label:45} {images:5} forwards needed, {whole:6.1f} s: {whole / needed:.2f} of them", flush=True)
@@ -96,7 +94,7 @@ def intervals() -> None:
             {
                 "all": torch.randint(0, 4, (count, width), dtype=torch.uint8),
                 "largest": torch.randint(0, 4, (count, width), dtype=torch.uint8),
-                "pointing": torch.rand(count),
+                "pointing_15px": torch.rand(count),
                 "energy": torch.rand(count),
             }
             for width in (THRESHOLDS, len(centre_boxes(1, 1)))

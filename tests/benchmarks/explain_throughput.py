@@ -24,8 +24,8 @@ from PIL import Image
 from torchvision.models import get_model
 
 from camify.data import Preprocessing
-from camify.explaining import ExplainOptions, explain_files
-from camify.explaining.images import image_batches, image_files
+from camify.evaluation.explain_files import ExplainOptions, explain_files
+from camify.evaluation.images import image_batches, image_files
 
 
 def photographs(folder, count, photos=None):

@@ -21,6 +21,7 @@ __all__ = [
     "best_ious_by_threshold",
     "centre_boxes",
     "iou_with_best_box",
+    "label_ranks",
     "resize_boxes",
     "thresholds",
 ]
@@ -225,3 +226,10 @@ def resize_boxes(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, in
     (height, width), (new_height, new_width) = image_size, size
     new = torch.tensor([new_width, new_height] * 2, dtype=torch.float64)
     return boxes.double() * new / torch.tensor([width, height] * 2, dtype=torch.float64)
+
+
+def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first."""
+    own = scores.gather(1, labels[:, None])
+    earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import DataError
 
 __all__ = [
+    "POINTING_TOLERANCE",
     "box_masks",
     "cell_masks",
     "energy_share",
@@ -18,8 +19,12 @@ __all__ = [
     "mosaics",
     "peak",
     "pointing_distance",
+    "pointing_hits",
     "tiled",
 ]
+
+POINTING_TOLERANCE = 15.0
+"""Pixels of the pointing game, as in Zhang et al. 2018."""
 
 
 def peak(map_HW: Tensor) -> tuple[int, int] | None:
@@ -36,6 +41,26 @@ def pointing_distance(point: tuple[int, int], mask_HW: Tensor) -> float:
     if len(y) == 0:
         return float("inf")
     return float(((y - point[0]) ** 2 + (x - point[1]) ** 2).min().double().sqrt())
+
+
+def pointing_hits(
+    points: Sequence[tuple[int, int] | None], masks_NHW: Tensor, tolerance: float = POINTING_TOLERANCE
+) -> Tensor:
+    """The pointing game, image by image, (N,) float64: 1 a hit, 0 a miss, NaN where there is no object.
+
+    A hit is a point on the object, or nearer to it than the tolerance. Zhang et al. 2018, "Top-down Neural Attention by
+    Excitation Backprop", section 5.1.
+
+    Args:
+        points: (y, x) of each image, as `peak` gives it; None, a map without a peak, is a miss.
+        masks_NHW: (N, H, W) bool of the objects.
+        tolerance: pixels.
+    """
+    hits = []
+    for point, mask in zip(points, masks_NHW, strict=True):
+        distance = math.inf if point is None else pointing_distance(point, mask)
+        hits.append(float(distance == 0 or distance < tolerance) if bool(mask.any()) else math.nan)
+    return torch.tensor(hits, dtype=torch.float64)
 
 
 def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from ...errors import DataError
 __all__ = [
     "area",
     "correlation",
+    "correlations",
     "drift",
     "entropy",
     "flip_equivariance",
@@ -26,6 +27,9 @@ __all__ = [
 def correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Pearson's correlation (N,) float64 of two maps' pixels, in -1 ... 1; NaN where one of the two is constant.
 
+    A map that differs by no more than the rounding of its upsampling counts as constant, as in
+    ``camify.maps.normalize``.
+
     Args:
         maps: (N, H, W).
         others: (N, H, W).
@@ -35,11 +39,24 @@ def correlation(maps: Tensor, others: Tensor) -> Tensor:
     """
     if maps.shape != others.shape or maps.dim() != 3:
         raise DataError(f"Maps {tuple(maps.shape)} and {tuple(others.shape)} must both be (N, H, W).")
-    a, b = (one.detach().double().flatten(1) for one in (maps, others))
-    constant = (a == a[:, :1]).all(dim=1) | (b == b[:, :1]).all(dim=1)  # exactly: no rounding of a mean decides
-    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    a, b = a / torch.linalg.vector_norm(a, dim=1, keepdim=True), b / torch.linalg.vector_norm(b, dim=1, keepdim=True)
-    return torch.where(constant, torch.nan, (a * b).sum(dim=1).clamp(-1, 1))
+    return (_unit(maps) * _unit(others)).sum(dim=1).clamp(-1, 1)
+
+
+def correlations(maps_MHW: Tensor) -> Tensor:
+    """Pearson's correlation of every two maps, (M, M) float64; else as ``correlation``."""
+    unit = _unit(maps_MHW)
+    return (unit @ unit.T).clamp(-1, 1)
+
+
+def _unit(maps_NHW: Tensor) -> Tensor:
+    """Pixels (N, H * W) float64 with mean 0 and length 1; NaN of a constant map."""
+    flat = maps_NHW.detach().flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    eps = torch.finfo(flat.dtype).eps if flat.is_floating_point() else 0
+    varies = high - low > 4 * eps * torch.maximum(low.abs(), high.abs())
+    centered = flat.double() - flat.double().mean(dim=1, keepdim=True)
+    length = torch.linalg.vector_norm(centered, dim=1)
+    return centered / torch.where(varies, length, torch.nan)[:, None]
 
 
 def flip_equivariance(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:

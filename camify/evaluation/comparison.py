@@ -1,0 +1,197 @@
+"""camify compare: methods and networks side by side, as figures and in numbers, into a folder that is whole."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..files import free_folder, whole_folder
+from ..methods import METHODS, ForwardPass, find_method
+from ..report.grid import Row
+from ..task import Task
+from .comparison_figures import (
+    Column,
+    Comparison,
+    ImageFigures,
+    compare_batch,
+    image_figures,
+    localization_rows,
+)
+from .comparison_report import (
+    AT_A_GLANCE,
+    Drawing,
+    Page,
+    all_tables,
+    drawings,
+    overview,
+    overview_row,
+    to_html,
+    to_json,
+    to_markdown,
+)
+from .demo import DEMO_METHODS, demo_images, demo_networks
+from .images import EvaluationImage, boxes_of_class, find_images, image_files
+from .network import ExplainedNetwork, class_index, find_networks, shared_titles
+from .scenarios import SCENARIOS, absent_classes
+from .timing import method_costs
+
+__all__ = ["compare", "compare_files"]
+
+MANIFEST = "compare.json"
+_CHUNK = 8  # pictures looked at together
+
+
+def compare_files(
+    images: Sequence[str],
+    models: Sequence[str],
+    methods: Sequence[str] | None = None,
+    *,
+    out: str,
+    target: str | None = None,
+    demo: bool = False,
+    figures: int = 24,
+    overwrite: bool = False,
+    task: str | Task | None = None,
+    check_images: bool = True,
+) -> Path:
+    """Compare methods on networks for image files, or in the demo; the folder that was written.
+
+    Args:
+        images: files and folders; boxes come from a ``boxes.csv`` in their folder or one of the three above.
+        models: source strings, as ``camify.surgery.resolve`` takes them; of the same classes.
+        methods: names; None takes those that need one forward.
+        out: folder to write.
+        target: the class to compare, by name or number; None takes the first network's top-1 of every picture.
+        demo: generated scenes and the embedded legacy network against its conversion, instead of images and models.
+        figures: number of pictures that get figures of their own; all of them get into the tables.
+        overwrite: replace the folder where it holds a comparison.
+        task: what the logits mean; None takes what each network says.
+        check_images: decode every image before the work starts.
+
+    Raises:
+        CamifyError: something given cannot be used; nothing is written then.
+    """
+    folder = free_folder(Path(out), MANIFEST, "--out", overwrite=overwrite)
+    names = list(methods or DEMO_METHODS)
+    for name in names:
+        find_method(name)
+    if demo:
+        if images or models or target is not None:
+            raise ConfigError(
+                "--demo: brings its own images, models and classes. Leave out IMAGES, --model and --target."
+            )
+        networks, pictures = demo_networks(names), demo_images()
+        title = "Comparison of methods: camify's demo"
+    else:
+        if not images or not models:
+            raise ConfigError("compare: give IMAGES and --model, or --demo.")
+        pictures = find_images(image_files(images, outside=folder), check_images=check_images)
+        networks = find_networks(models, names, task=task)
+        title = "Comparison of methods"
+    return compare(networks, pictures, folder, title=title, target=target, figures=figures)
+
+
+def compare(
+    networks: Sequence[ExplainedNetwork],
+    images: Sequence[EvaluationImage],
+    folder: Path,
+    *,
+    title: str,
+    target: str | None = None,
+    figures: int = 24,
+) -> Path:
+    """Explain, measure, draw and write the folder, aside first and renamed when it is whole."""
+    start = time.perf_counter()
+    names = shared_titles(networks)
+    choice = _Choice(names, None if target is None else class_index(target, names, "--target"))
+    columns: list[Column] = []
+    measured: list[ImageFigures] = []
+    drawn: list[Drawing] = []
+    rows: list[Row] = []
+    shown, at_a_glance = _spread(len(images), figures), _spread(len(images), AT_A_GLANCE)
+    for offset in track(range(0, len(images), _CHUNK), "comparing", disable=not sys.stderr.isatty()):
+        chunk = images[offset : offset + _CHUNK]
+        batch = compare_batch(networks, chunk, choice)
+        columns, targets = batch.columns, batch.targets.tolist()
+        boxed = [boxes_of_class(image, names[target]) for image, target in zip(chunk, targets, strict=True)]
+        for index, one in enumerate(image_figures(batch, boxed)):
+            number = len(measured)
+            if number in shown:
+                drawn += drawings(number + 1, batch, index, one, networks, names)
+            if number in at_a_glance:
+                rows.append(overview_row(batch, index, one, names))
+            measured.append(one)
+    drawn.append(overview(rows, [(column.model, column.method) for column in columns]))
+    first = torch.tensor([one.target for one in measured[:_CHUNK]])
+    costs = {}
+    for network in networks:
+        inputs = torch.stack([image.input(network.preprocessing) for image in images[:_CHUNK]])
+        costs[network.name] = method_costs(network, inputs, first)
+    comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
+    facts = _facts(comparison, choice.given, time.perf_counter() - start)
+    counts = f"{len(measured)} pictures, {len(networks)} networks, {len(networks[0].methods)} methods"
+    page = Page(title, counts, drawn, len(measured) - len(shown), all_tables(comparison), facts)
+    _write(folder, page, to_json(comparison, facts))
+    return folder
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The classes that are compared: the given one, the image's own, or the first network's top-1."""
+
+    names: Sequence[str]
+    given: int | None
+
+    def __call__(self, forward: ForwardPass, images: Sequence[EvaluationImage]) -> tuple[Tensor, Tensor]:
+        best = forward.classes.predicted(forward.logits).tolist()
+        chosen = [
+            self.given if self.given is not None else top if image.target is None else image.target
+            for top, image in zip(best, images, strict=True)
+        ]
+        present = [{self.names.index(label) for label in image.labels if label in self.names} for image in images]
+        return torch.tensor(chosen), absent_classes(forward.logits, chosen, present)
+
+
+def _spread(count: int, most: int) -> set[int]:
+    """At most so many of the numbers below ``count``, evenly spread."""
+    return set(range(count)) if count <= most else {index * count // most for index in range(most)}
+
+
+def _facts(comparison: Comparison, given: int | None, seconds: float) -> list[tuple[str, str]]:
+    facts = []
+    for network in comparison.networks:
+        notes = [network.source, *network.notes]
+        notes += [f"{method}: {reason}" for method, reason in network.unserved.items()]
+        facts.append((network.name, "; ".join(notes)))
+    kinds = [image.scenario for image in comparison.images]
+    compared = "the first network's top-1 of every picture, or the class of a generated one"
+    return [
+        *facts,
+        ("methods", ", ".join(comparison.networks[0].methods) + f"; known: {', '.join(METHODS)}"),
+        ("compared class", compared if given is None else comparison.class_names[given]),
+        ("task", ", ".join(f"{network.name}: {network.classes.task}" for network in comparison.networks)),
+        ("class not present", "the first network's least probable class that no box of the picture has"),
+        ("pictures", ", ".join(f"{kinds.count(kind)} {kind}" for kind in SCENARIOS if kind in kinds)),
+        ("boxes", "those of the compared class where the picture's boxes have that label, else all of the picture"),
+        ("heat", "raw map, ReLU where the method has one, upsampled (bilinear, half-pixel), min-max of each map"),
+        ("size", f"all heats at the input size of {comparison.networks[0].name}"),
+        ("time", f"{seconds:.0f} s"),
+    ]
+
+
+def _write(folder: Path, page: Page, figures: str) -> None:
+    with whole_folder(folder) as aside:
+        (aside / "figures").mkdir()
+        for drawing in page.drawings:
+            (aside / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
+        (aside / "compare.html").write_text(to_html(page), encoding="utf-8")
+        (aside / "compare.md").write_text(to_markdown(page), encoding="utf-8")
+        (aside / MANIFEST).write_text(figures, encoding="utf-8")

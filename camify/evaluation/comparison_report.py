@@ -1,0 +1,462 @@
+"""A comparison as figures, tables, HTML, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from ..boxes import BoxRule
+from ..files import slug
+from ..metrics.functional import centre_gaussian, shifted
+from ..metrics.functional.pointing import POINTING_TOLERANCE
+from ..report.encoding import encoded
+from ..report.grid import Cell, Row, grid_figure
+from ..report.html import render
+from ..report.tables import (
+    MISSING,
+    Table,
+    json_values,
+    markdown_facts,
+    markdown_sections,
+    markdown_text,
+    number,
+    percent,
+    percents,
+)
+from .comparison_figures import (
+    TOP_SHARE,
+    ComparedBatch,
+    Comparison,
+    ImageFigures,
+    compared_pairs,
+    groups,
+    mean_agreement,
+    mean_value,
+    nan_mean,
+)
+from .network import ExplainedNetwork, box_rules
+from .scenarios import ABSENT, MIRRORED, SHIFTED, SMALL, UNCHANGED, mirrored
+from .timing import cost_table
+
+__all__ = [
+    "AT_A_GLANCE", "Drawing", "Page", "all_tables", "drawings", "overview", "overview_row", "to_html", "to_json",
+    "to_markdown",
+]  # fmt: skip
+
+# ---------------------------------------------------------------- figures
+
+AT_A_GLANCE = 12  # pictures in the overview
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure.
+
+    Attributes:
+        kind: ``"compared"``, ``"absent"``, ``"changed"`` or ``"overview"``.
+        name: of its file, without the ending.
+        title: what it shows.
+        png: encoded, for its file.
+        webp: encoded, for inside the page: a fifth of the size.
+    """
+
+    kind: str
+    name: str
+    title: str
+    png: bytes
+    webp: bytes
+
+
+def drawings(
+    number: int,
+    batch: ComparedBatch,
+    index: int,
+    figures: ImageFigures,
+    networks: Sequence[ExplainedNetwork],
+    names: Sequence[str],
+) -> Iterator[Drawing]:
+    """The three figures of a picture: compared class, class that is not there, mirrored and shifted input."""
+    head = f"{figures.name} · {figures.scenario}"
+    stem = f"{number:03d}_{slug(figures.name)}"
+    methods = [("", method) for method in networks[0].methods]
+    compared, absent = names[figures.target], names[figures.absent]
+    rows = [_row(batch, index, figures, network, p, UNCHANGED) for p, network in enumerate(networks)]
+    yield _drawing("compared", stem, f"{head} · compared class: {compared}", methods, rows)
+    rows = [_row(batch, index, figures, network, p, ABSENT) for p, network in enumerate(networks)]
+    yield _drawing("absent", f"{stem}_absent", f"{head} · a class that is not there: {absent}", methods, rows)
+    rows = [
+        _row(batch, index, figures, network, p, view)
+        for p, network in enumerate(networks)
+        for view in (UNCHANGED, MIRRORED, SHIFTED)
+    ]
+    title = f"{head} · {compared}: as it is, mirrored (turned back), shifted"
+    yield _drawing("changed", f"{stem}_changed", title, methods, rows)
+
+
+def overview(rows: Sequence[Row], heads: Sequence[tuple[str, str]]) -> Drawing:
+    """The first pictures on all columns."""
+    title = "Compared class, networks and methods at a glance"
+    return _encoded("overview", "overview", title, grid_figure(title, heads, rows[:AT_A_GLANCE], side=112))
+
+
+def overview_row(batch: ComparedBatch, index: int, figures: ImageFigures, names: Sequence[str]) -> Row:
+    """A picture on all columns."""
+    cells = [Cell(heats[index]) for heats in batch.heats[UNCHANGED]]
+    return Row(batch.pictures[index], figures.boxes, (figures.name, names[figures.target]), cells)
+
+
+def _row(
+    batch: ComparedBatch, index: int, figures: ImageFigures, network: ExplainedNetwork, place: int, view: str
+) -> Row:
+    which = int(view == ABSENT)
+    logit, probability = batch.logits[place, index, which], batch.probabilities[place, index, which]
+    cells = []
+    for method in network.methods:
+        column = next((i for i, c in enumerate(batch.columns) if c == (network.name, method)), None)
+        if column is None:
+            cells.append(Cell(None, note=network.refusal(method)))
+            continue
+        heat = batch.heats[view][column, index]
+        heat = mirrored(heat) if view == MIRRORED else heat
+        low, high = batch.ranges[view][column, index].tolist()
+        empty = "" if float(heat.max()) > 0 else ", no heat"
+        cells.append(Cell(heat, f"raw {low:.3g} to {high:.3g}{empty}"))
+    second = f"logit {float(logit):.2f} · p {float(probability):.3f}"
+    if view in (MIRRORED, SHIFTED):
+        second = view
+    picture = batch.pictures[index]
+    boxes = figures.boxes
+    if view == SHIFTED:
+        picture, boxes = shifted(picture[None])[0], None
+    return Row(picture, boxes, (network.name, second), cells)
+
+
+def _drawing(kind: str, name: str, title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Drawing:
+    return _encoded(kind, name, title, grid_figure(title, heads, rows))
+
+
+def _encoded(kind: str, name: str, title: str, figure: Image.Image) -> Drawing:
+    return Drawing(kind, name, title, encoded(figure, "png"), encoded(figure, "webp"))
+
+
+# ---------------------------------------------------------------- tables
+
+_SECTION = "How alike the maps are"
+_TOP = f"IoU of the top {100 * TOP_SHARE:.0f} %"
+
+
+def all_tables(comparison: Comparison) -> list[Table]:
+    """The tables; none where nothing was measured."""
+    made = [
+        agreement(comparison),
+        agreement_by_scenario(comparison, "pearson", "Pearson's correlation by scenario"),
+        agreement_by_scenario(comparison, "top_iou", f"{_TOP} by scenario"),
+        localization(comparison),
+        pointing_by_scenario(comparison),
+        faithfulness(comparison),
+        drop_by_scenario(comparison),
+        changes(comparison),
+        cost_table(comparison.costs),
+    ]
+    return [table for table in made if table.rows]
+
+
+def agreement(comparison: Comparison) -> Table:
+    """Every measure of agreement over all pictures, for the pairs that are worth a row."""
+    means = mean_agreement(comparison.images, UNCHANGED)
+    names = ("pearson", "spearman", "raw", "top_iou", "box_iou")
+    rows = [
+        [
+            *_pair(comparison, i, j),
+            *(number(means[name].mean[i, j]) for name in names),
+            str(int(means["pearson"].count[i, j])),
+        ]
+        for i, j in compared_pairs(comparison.columns)
+    ]
+    rules = "; ".join(f"{column}: {rule}" for column, rule in _rules(comparison).items())
+    return Table(
+        _SECTION,
+        "Agreement of the heats of the compared class, all pictures",
+        ["", "and", "Pearson", "Spearman", "Pearson of raw maps", _TOP, "IoU of boxes", "N"],
+        rows,
+        "Means over the N pictures on which both have heat, pixel by pixel; 1 is the same. Raw maps are signed, before"
+        " the ReLU: where they agree fully, the methods differ by the ReLU alone. The top 20 % are the hottest fifth of"
+        f" the picture, boxes those of the largest region that each column's box rule cuts ({rules}). That two methods"
+        " agree does not say that either is right; upsampled maps are smooth, so even unlike ones correlate. Other"
+        " pairs are in compare.json.",
+        names=2,
+    )
+
+
+def _rules(comparison: Comparison) -> dict[str, BoxRule]:
+    """The rule that cuts the boxes of each column."""
+    own = {network.name: box_rules(network.methods) for network in comparison.networks}
+    return {str(column): own[column.model][column.method] for column in comparison.columns}
+
+
+def agreement_by_scenario(comparison: Comparison, measure: str, title: str) -> Table:
+    """One measure of agreement, scenario by scenario."""
+    split = groups(comparison.images)
+    means = [mean_agreement(own, view)[measure].mean for view, own in split.values()]
+    return Table(
+        _SECTION,
+        title,
+        ["", "and", *(f"{name} (N {len(own)})" for name, (_, own) in split.items())],
+        [
+            [*_pair(comparison, i, j), *(number(mean[i, j]) for mean in means)]
+            for i, j in compared_pairs(comparison.columns)
+        ],
+        f"Several instances: more than one box; small: one box of less than {100 * SMALL:.0f} % of the picture. Class"
+        " not present: both maps are of a class that is not there; mirrored and shifted: both of the changed input."
+        " Where methods part over the absent class, one of them shows evidence and the other what is salient. A"
+        " scenario of few pictures says little.",
+        names=2,
+    )
+
+
+def _pair(comparison: Comparison, i: int, j: int) -> tuple[str, str]:
+    return str(comparison.columns[i]), str(comparison.columns[j])
+
+
+def localization(comparison: Comparison) -> Table:
+    """MaxBoxAcc and the pointing game beside the centre."""
+    split, hits = comparison.localization, mean_value(comparison.images, "pointing_15px")
+    middle = nan_mean([image.centre["pointing_15px"] for image in comparison.images])
+    rows = [
+        [*percents([row.accuracies[index] for row in split]), f"{threshold:.2f}", percent(hits.mean[index])]
+        for index, threshold in enumerate(split[0].thresholds if split else [])
+    ]
+    rows = [[*row, str(int(hits.count[index]))] for index, row in enumerate(rows)]
+    centre = [*percents([row.centre_accuracy for row in split]), MISSING, percent(middle.mean[0])]
+    heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
+    return Table(
+        "Localisation",
+        "Do the maps find the object?",
+        ["", *heads, "threshold", "pointing", "N"],
+        [*_labelled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
+        "MaxBoxAcc (Choe et al. 2020): the share of pictures on which the box of the largest region above one threshold"
+        " has IoU >= 0.5 with a true box. The threshold is the best one for these very pictures, which flatters every"
+        " method, more so on few; the centre box is chosen likewise. Pointing: the hottest pixel is less than"
+        f" {POINTING_TOLERANCE:.0f} pixels of the first network's input from a box; a map without a peak misses.",
+    )
+
+
+def pointing_by_scenario(comparison: Comparison) -> Table:
+    """The pointing game, scenario by scenario."""
+    split, rows, centre = _by_scenario(comparison, "pointing_15px")
+    return Table(
+        "Localisation",
+        "Pointing game by scenario",
+        ["", *_heads(split)],
+        [*rows, ["centre, no network", *percents([mean[0] for mean in centre])]] if comparison.localization else [],
+        "The share of pictures whose hottest pixel lies in a box or less than 15 pixels from it. `centre` is the middle"
+        " pixel, whatever is in the picture; of several instances one is enough, which makes them the easier ones.",
+    )
+
+
+def faithfulness(comparison: Comparison) -> Table:
+    """Average drop and increase."""
+    means = [mean_value(comparison.images, name).mean for name in ("drop", "increase", "complexity")]
+    rows = [[*percents([means[0][i], means[1][i]]), number(means[2][i])] for i in range(len(comparison.columns))]
+    centre = [nan_mean([image.centre[name] for image in comparison.images]).mean for name in ("drop", "increase")]
+    covered = centre_gaussian(100, 100).mean()
+    blobs = [
+        [f"{network.name}: centre blob", *percents([mean[index] for mean in centre]), number(covered)]
+        for index, network in enumerate(comparison.networks)
+    ]
+    return Table(
+        "Faithfulness",
+        f"What is left of the class when only the hot parts are seen, N = {len(comparison.images)}",
+        ["", "average drop", "increase", "mean heat"],
+        [*_labelled(comparison, rows), *blobs],
+        "Chattopadhay et al. 2018: the normalised picture is multiplied by the heat, so that what is cold fades to the"
+        " mean colour. Average drop: the share of the class's probability that is lost, less is better; increase: how"
+        " often it grows, more is better. Both reward heat that covers much, and networks never saw such pictures; a"
+        " method that does not beat the blob in the middle shows nothing by these figures.",
+    )
+
+
+def drop_by_scenario(comparison: Comparison) -> Table:
+    """Average drop, scenario by scenario."""
+    split, rows, centre = _by_scenario(comparison, "drop")
+    blobs = [
+        [f"{network.name}: centre blob", *percents([mean[index] for mean in centre])]
+        for index, network in enumerate(comparison.networks)
+    ]
+    return Table(
+        "Faithfulness",
+        "Average drop by scenario",
+        ["", *_heads(split)],
+        [*rows, *blobs] if len(split) > 2 else [],
+        "Less is better, but heat that covers more of the picture loses less: compare with the mean heat.",
+    )
+
+
+def changes(comparison: Comparison) -> Table:
+    """What mirroring, shifting and asking for another class do to the heat."""
+    names = ("flip", "shift", "absent_correlation")
+    means = [mean_value(comparison.images, name).mean for name in names]
+    empty = mean_value(comparison.images, "absent_empty").mean
+    rows = [[*(number(mean[i]) for mean in means), percent(empty[i])] for i in range(len(comparison.columns))]
+    return Table(
+        "Changed inputs, changed question",
+        f"Correlation with the heat of the unchanged picture and the compared class, N = {len(comparison.images)}",
+        ["", "mirrored input", "shifted input", "class not present", "of it without heat"],
+        _labelled(comparison, rows),
+        "Mirrored and shifted (by an eighth of the sides; what leaves the picture is lost): 1 is heat that moves along"
+        " with the picture; what is missing is the network's and its grid's doing as much as the method's. Class not"
+        " present: near 1 is a method that shows the same place for a class that is not there: what is salient, and not"
+        " why it is this class. Near 0 or below is evidence that differs from class to class. Where all classes of a"
+        " network are in a picture, the least probable one stands in.",
+    )
+
+
+def _labelled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The columns' rows with their labels; methods that a network cannot serve say so, in their place."""
+    by_column = {(column.model, column.method): row for column, row in zip(comparison.columns, rows, strict=True)}
+    labelled = []
+    for network in comparison.networks:
+        for method in network.methods:
+            row = by_column.get((network.name, method))
+            blank = [network.refusal(method), *[MISSING] * (len(rows[0]) - 1)]
+            labelled.append([f"{network.name}: {method}", *(blank if row is None else row)])
+    return labelled
+
+
+def _by_scenario(
+    comparison: Comparison, value: str
+) -> tuple[dict[str, list[ImageFigures]], list[list[str]], list[Tensor]]:
+    """A value in every scenario: the scenarios, the columns' rows in percent, and the centre's means."""
+    split = _scenarios(comparison)
+    means = [mean_value(own, value).mean for own in split.values()]
+    centre = [nan_mean([image.centre[value] for image in own]).mean for own in split.values()]
+    rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
+    return split, _labelled(comparison, rows), centre
+
+
+def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
+    return {name: own for name, (view, own) in groups(comparison.images).items() if view == UNCHANGED}
+
+
+def _heads(split: dict[str, list[ImageFigures]]) -> list[str]:
+    return [f"{name} (N {len(own)})" for name, own in split.items()]
+
+
+# ---------------------------------------------------------------- pages
+
+FIGURES = {
+    "overview": ("At a glance", "All pictures, or the first twelve, on every network and method."),
+    "compared": (
+        "Where the methods look",
+        """The same class for all networks and methods, named above each figure; below each heat the range of the raw
+        map, signed, in the method's own units, which differ between methods. The outlined box is the ground truth.""",
+    ),
+    "absent": (
+        "A class that is not there",
+        """Maps of the least probable class. Every map is scaled to full heat, so look at the raw range: the evidence
+        for a class that is not there should be weak or negative, which these colours alone do not tell.""",
+    ),
+    "changed": (
+        "Mirrored and shifted",
+        """The heat of the mirrored picture, turned back, and of the picture moved right and down by an eighth: the same
+        parts should be hot. Differences come from the network and the grid of its map as much as from a method.""",
+    ),
+}
+"""Kinds of figures in their order: heading and how to read them."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the pages tell; all text is shown as text, never as markup.
+
+    Attributes:
+        title: heading.
+        subtitle: what was compared, in one line.
+        drawings: the figures; their files lie in ``figures/``.
+        omitted: number of pictures without figures of their own.
+        tables: in order.
+        facts: how it was made, (label, text).
+    """
+
+    title: str
+    subtitle: str
+    drawings: Sequence[Drawing]
+    omitted: int
+    tables: Sequence[Table]
+    facts: Sequence[tuple[str, str]]
+
+    @property
+    def galleries(self) -> list[tuple[str, str, list[Drawing]]]:
+        """Heading, how to read it and figures, kind by kind."""
+        split = [
+            (heading, " ".join(note.split()), [drawing for drawing in self.drawings if drawing.kind == kind])
+            for kind, (heading, note) in FIGURES.items()
+        ]
+        return [gallery for gallery in split if gallery[2]]
+
+    @property
+    def sections(self) -> list[tuple[str, list[Table]]]:
+        """Heading and tables."""
+        names = dict.fromkeys(table.section for table in self.tables)
+        return [(name, [table for table in self.tables if table.section == name]) for name in names]
+
+
+def to_html(page: Page) -> str:
+    """One file that loads nothing from anywhere and needs no JavaScript."""
+    return render(Path(__file__).with_name("compare.html.j2"), page=page)
+
+
+def to_markdown(page: Page) -> str:
+    """The same, with the figures as files beside it."""
+    lines = [f"# {markdown_text(page.title)}", "", markdown_text(page.subtitle), ""]
+    for heading, note, drawings in page.galleries:
+        lines += [f"## {heading}", "", note, ""]
+        for drawing in drawings:
+            lines += [f"![{markdown_text(drawing.title)}](figures/{drawing.name}.png)", ""]
+    if page.omitted:
+        lines += [f"{page.omitted} more pictures are in the tables and in compare.json only.", ""]
+    lines += [*markdown_sections(page.tables), *markdown_facts(page.facts)]
+    return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
+
+
+def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
+    """All figures: by picture, by group of pictures, every pair of columns; NaN is null."""
+    names = comparison.class_names
+    document = {
+        "schema_version": 2,
+        "facts": dict(facts),
+        "settings": {"top_share": TOP_SHARE, "small_object": SMALL},
+        "box_rules": {column: rule.to_dict() for column, rule in _rules(comparison).items()},
+        "models": [
+            {"name": c.name, "source": c.source, "notes": c.notes, "cannot_serve": c.unserved}
+            for c in comparison.networks
+        ],
+        "columns": [column._asdict() for column in comparison.columns],
+        "images": [
+            {
+                "name": figures.name, "scenario": figures.scenario,
+                "compared_class": names[figures.target], "absent_class": names[figures.absent],
+                "boxes": None if figures.boxes is None else figures.boxes,
+                "logits": figures.logits, "probabilities": figures.probabilities,
+                "by_column": figures.values,
+                "centre": {key: value for key, value in figures.centre.items() if key != "largest"},
+            }
+            for figures in comparison.images
+        ],
+        "groups": {
+            name: {
+                "count": len(own),
+                "agreement": {key: asdict(pair) for key, pair in mean_agreement(own, view).items()},
+                "by_column": {key: mean_value(own, key).mean for key in own[0].values} if view == UNCHANGED else {},
+            }
+            for name, (view, own) in groups(comparison.images).items()
+        },
+        "localisation": [asdict(row) for row in comparison.localization],
+        "cost": comparison.costs,
+    }  # fmt: skip
+    return json.dumps(json_values(document), indent=1, ensure_ascii=True, allow_nan=False) + "\n"

@@ -1,0 +1,223 @@
+"""Measuring a network and its maps on a labeled image folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ConversionError, DataError
+from ..metrics.functional import mosaic_plan
+from ..sources import Source, resolve
+from ..task import Classes, Task
+from .engine import CENTRE_BOX, IOUS, Rows
+from .evaluation_report import Evaluation, Figures
+from .images import LabeledFolder, find_labeled
+from .intervals import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
+from .network import ExplainedNetwork, explained_network, placed_on, short_names
+from .passes import GRID, Run, measure_all, measure_cost, measure_mosaics, measure_sample
+
+__all__ = ["evaluate"]
+
+_STABILITY = ("flip", "shift")
+_INTERVALS = (
+    "95 %, percentile bootstrap over the images (of grid pointing over the mosaics), 1000 resamples, every choice made"
+    " anew in each; where all images agree no resample differs, and the interval is too narrow"
+)
+
+
+def evaluate(
+    model: str | nn.Module,
+    data: str | Path,
+    *,
+    methods: Sequence[str] = ("cam",),
+    class_names: Sequence[str] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    faithfulness: int = 32,
+    mosaics: int = 64,
+    threshold: float | None = None,
+    device: str | None = None,
+    workers: int = 0,
+    options: Mapping[str, Any] | None = None,
+    task: str | Task | None = None,
+    check_images: bool = True,
+) -> Evaluation:
+    """Measure a network's accuracy and its maps' localisation, stability, faithfulness and cost.
+
+    Maps for localisation are those of the true class, for faithfulness of the network's first choice. Every image is
+    seen once; mosaics and the sample need further forwards. No map is kept, only some kilobytes an image.
+
+    Args:
+        model: a source string (see ``camify.surgery.resolve``), an exported file or a network, which is left as it was.
+        data: folder of ``SPLIT/CLASS/*`` or ``CLASS/*``, optionally with ``boxes.csv``; classes go by name.
+        methods: names of explanation methods; all share one forward.
+        class_names: of the network's classes, in order; None takes its own.
+        split: folder of ``data``; None takes ``val``, or ``data`` itself where it has none.
+        limit: measure on so many images, drawn; None takes all.
+        batch_size: images in one forward.
+        seed: of all draws.
+        faithfulness: so many images, drawn, for stability and faithfulness, which need many forwards; 0 for none.
+        mosaics: at most so many mosaics of four images for the grid pointing game; 0 for none.
+        threshold: of the maps' boxes for GT-known, Top-1 and Top-5 Loc, in [0, 1); None takes the best one.
+        device: where it is to run; None where the network is.
+        workers: processes that decode images.
+        options: of the methods.
+        task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean; None: what the network says.
+        check_images: decode every image first, so that what cannot be read is named before anything is measured.
+
+    Returns:
+        All figures; ``print`` shows them as tables, ``save(folder)`` writes them.
+
+    Raises:
+        CamifyError: something given cannot be used; before anything is measured, where it can be known.
+    """
+    if batch_size < 1 or faithfulness < 0 or mosaics < 0 or workers < 0:
+        raise ConfigError(
+            f"batch_size={batch_size} must be at least 1; faithfulness={faithfulness}, mosaics={mosaics} and"
+            f" workers={workers} at least 0."
+        )
+    if threshold is not None and not 0 <= threshold < 1:
+        raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
+    source, name = _source(model, methods)
+    with placed_on(source.model, device):
+        measured = explained_network(source, name, methods, options=options, task=task, class_names=class_names)
+        images = find_labeled(
+            Path(data), split, measured.preprocessing, measured.classes, measured.class_count,
+            limit=limit, seed=seed, check_images=check_images,
+        )  # fmt: skip
+        if measured.classes.task is Task.BINARY:  # which of the two the logit stands for
+            measured.classes = Classes(Task.BINARY, images.names)
+        return _measure(
+            measured, images, Run(images.images, batch_size, workers, seed, threshold), faithfulness, mosaics
+        )
+
+
+def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
+    if isinstance(model, str):
+        return resolve(model).explained_by(methods), short_names([model])[0]
+    name = type(model).__name__
+    names, preprocessing = (getattr(model, key, None) for key in ("class_names", "preprocessing"))
+    return Source(model, name, names, preprocessing=preprocessing), name
+
+
+def _measure(network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int) -> Evaluation:
+    start, seed = time.perf_counter(), run.seed
+    answers, rows = measure_all(network, run)
+    grids, reason = _grids(network, run, mosaics)
+    drawn = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))[:faithfulness]
+    sample = measure_sample(network, run, sorted(drawn.tolist())) if faithfulness else {}
+    return Evaluation(
+        network=network,
+        data=data,
+        answers=answers,
+        rows=rows,
+        accuracy={f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
+        hard_share=_hard_share(answers, seed),
+        localisation=_localisation(rows, answers, answers.with_boxes, seed),
+        hard=_localisation(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
+        without_boxes=_without_boxes(rows, grids, sample, seed),
+        faithfulness={
+            name: mean_figures({key: v for key, v in values.items() if key not in _STABILITY}, seed)
+            for name, values in sample.items()
+        },
+        classes=_classes(rows, answers, grids, data),
+        costs=measure_cost(network, run),
+        facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start),
+    )
+
+
+def _grids(network: ExplainedNetwork, run: Run, most: int) -> tuple[dict[str, Rows], str]:
+    """Rows of mosaics, or why there are none."""
+    if not most:
+        return {}, "not asked for"
+    try:
+        plan = mosaic_plan(torch.tensor(run.images.labels), GRID, run.seed)[:most]
+    except DataError as error:  # too few classes
+        return {}, str(error)
+    try:
+        grids = measure_mosaics(network, run, plan)
+    except ConversionError as error:  # the network takes images of one size only
+        return {}, str(error)
+    return grids, f"{len(plan)} of {GRID} x {GRID} images"
+
+
+def _hard_share(answers: Answers, seed: int) -> dict[str, Figure]:
+    if not bool(answers.with_boxes.any()):
+        return {}
+    hard = answers.hard[answers.with_boxes]
+    return {f"{iou:.1f}": figure(hard[:, index], seed=seed) for index, iou in enumerate(IOUS.tolist())}
+
+
+def _localisation(rows: Mapping[str, Rows], answers: Answers, kept: Tensor, seed: int) -> Figures:
+    if not bool(kept.any()):
+        return {}
+    centre = rows[CENTRE_BOX]
+    return {name: localisation_figures(values, centre, answers.ranks, kept, seed) for name, values in rows.items()}
+
+
+def _without_boxes(
+    rows: Mapping[str, Rows], grids: Mapping[str, Rows], sample: Mapping[str, Rows], seed: int
+) -> Figures:
+    """Figures by method; of mosaics the intervals are over the mosaics."""
+    figures: Figures = {}
+    for name, values in rows.items():
+        if "entropy" not in values:
+            continue
+        parts = {key: values[key] for key in ("entropy", "area")}
+        parts |= {key: sample[name][key] for key in _STABILITY if key in sample.get(name, {})}
+        parts |= {"grid": grids[name]["grid"].mean(1)} if name in grids else {}
+        figures[name] = mean_figures(parts, seed)
+    return figures
+
+
+def _classes(
+    rows: Mapping[str, Rows], answers: Answers, grids: Mapping[str, Rows], data: LabeledFolder
+) -> dict[int, dict[str, dict[str, float | int]]]:
+    present = [number for number in data.classes.values() if bool((answers.labels == number).any())]
+    figures = class_figures(rows, answers, present)
+    for number, (name, values) in ((number, item) for number in present for item in grids.items()):
+        figures[number][name]["grid"] = float(values["grid"][values["classes"] == number].mean())
+    return figures
+
+
+def _facts(
+    network: ExplainedNetwork, data: LabeledFolder, run: Run, sample: int, mosaics: str, seconds: float
+) -> list[tuple[str, str]]:
+    count = len(run.images)
+    drawn = "" if count == data.available else f", drawn of {data.available} with seed {run.seed}"
+    boxed = "no boxes" if not data.has_boxes else f"boxes of {sum(bool(r.boxes) for r in run.images.records)}"
+    cut = "the best one for these images" if run.threshold is None else f"{run.threshold}, as given"
+    return [
+        ("network", "; ".join([network.source, *network.notes])),
+        ("images", "; ".join([f"{data.folder}: {count} of {len(data.classes)} classes{drawn}; {boxed}", *data.notes])),
+        ("task", _task(network)),
+        ("methods", ", ".join(network.served)),
+        *((f"{name} left out", reason) for name, reason in network.unserved.items()),
+        ("threshold of GT-known, Top-1 and Top-5 Loc", cut),
+        ("sample for stability and faithfulness", f"{sample} images, drawn with seed {run.seed}"),
+        ("mosaics", mosaics),
+        ("intervals", _INTERVALS),
+        ("time", f"{seconds:.0f} s"),
+    ]
+
+
+def _task(network: ExplainedNetwork) -> str:
+    """What the logits mean, and what that makes of the accuracy."""
+    task = network.classes.task
+    if task is Task.MULTILABEL:
+        return (
+            "multilabel: labels do not exclude each other, so top-k only asks whether the folder's label is among the k"
+            " most probable"
+        )
+    if task is Task.BINARY:
+        first, second = network.titles
+        speaks_for = network.titles[network.classes.positive]
+        return f"binary: one logit, which speaks for {speaks_for}; the classes are {first} and {second}"
+    return "multiclass: the classes exclude each other"

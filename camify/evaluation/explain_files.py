@@ -1,0 +1,403 @@
+"""Explaining many image files: pictures, raw maps, boxes and figures, streamed and resumable."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from ..boxes import BoxRule, component_boxes
+from ..errors import ConfigError
+from ..files import slug, write_whole
+from ..methods import PRECISIONS, ForwardPass, Method, check_targets, make_methods, observe
+from ..preprocessing import Preprocessing
+from ..report.encoding import encoded
+from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
+from ..task import Task
+from .images import ImageBatch, image_batches
+from .network import box_maps, box_rules
+from .timing import fastest_format, folded
+
+__all__ = ["ExplainOptions", "Summary", "explain_files"]
+
+SETTINGS, RESULTS = "explain.json", "results.jsonl"
+_FORMATS = ("png", "jpg")
+_FEW = 64  # images, for which preparing the network for speed does not pay
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What is drawn and written.
+
+    Attributes:
+        methods: names of explanation methods, all from one forward.
+        targets: classes by index, the same for every image; empty: the ``topk`` most probable of each image, of one
+            logit first the class that it stands for.
+        topk: how many classes.
+        layer: exact name of the module whose map is looked at; None is the last spatial map.
+        options: of the methods, such as ``variant``.
+        threshold: of the normalized map, in [0, 1), from which on a pixel belongs to its box; None takes that of the
+            box rule: of ``cam`` the network's own where it has one, else 0.5 of the min-max normalized map.
+        colormap: name in ``matplotlib.colormaps``.
+        picture: ``"png"`` or ``"jpg"``.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
+        task: what the logits mean; None takes what the network says.
+    """
+
+    methods: tuple[str, ...] = ("cam",)
+    targets: tuple[int, ...] = ()
+    topk: int = 1
+    layer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    threshold: float | None = None
+    colormap: str = "inferno"
+    picture: str = "png"
+    precision: str = "fp32"
+    task: str | Task | None = None
+
+    def __post_init__(self) -> None:
+        if self.topk < 1 or not (self.threshold is None or 0 <= self.threshold < 1):
+            raise ConfigError(f"topk={self.topk} must be at least 1, threshold={self.threshold} in [0, 1).")
+        if self.picture not in _FORMATS or self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"picture={self.picture!r}: choose {' or '.join(_FORMATS)}; precision={self.precision!r}: choose one of"
+                f" {', '.join(PRECISIONS)}."
+            )
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        results: how many images were explained.
+        before: how many were done before.
+        unreadable: what could not be read, with the reason.
+        memory_format: in which the network ran.
+        precision_error: what reduced precision changes on the first images: the largest difference of a probability,
+            and that of a map in shares of its peak.
+        box_rules: by method, how its boxes are cut.
+    """
+
+    results: int = 0
+    before: int = 0
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    memory_format: str = "as it was"
+    precision_error: tuple[float, float] | None = None
+    box_rules: dict[str, BoxRule] = field(default_factory=dict)
+
+
+def explain_files(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    files: Sequence[Path],
+    out: Path,
+    options: ExplainOptions,
+    *,
+    source: str,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 16,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[Iterable[ImageBatch], int], Iterable[ImageBatch]] = lambda batches, _: batches,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> Summary:
+    """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
+
+    A line is written when the image's files are whole: a run that was interrupted goes on behind the last one. Memory
+    does not depend on the number of images. ``explain.json`` holds the options and the box rules.
+
+    Args:
+        model: in any mode; it may be put into another memory format.
+        preprocessing: how an image becomes an input.
+        files: images; those that cannot be read are named in the summary.
+        out: folder to write, new or of the same run.
+        options: what is drawn.
+        source: what the model was, for the record.
+        class_names: of the model's classes; None takes its own.
+        batch_size: images in one forward.
+        workers: processes that decode images.
+        overwrite: begin anew in a folder of another run, and replace what has the same name.
+        progress: wraps the batches, given their number, for a progress bar.
+        report: is called with every result.
+
+    Raises:
+        ConfigError: the folder holds another run, or other files.
+        ConversionError: a method needs a CAM-ready network.
+    """
+    methods = make_methods(model, options.methods, options.layer, options.options)
+    rules = box_rules(methods, options.threshold)
+    settings = {
+        "model": source, **asdict(options), "methods": list(options.methods), "targets": list(options.targets),
+        "task": None if options.task is None else str(options.task),
+        "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
+    }  # fmt: skip
+    done = _done_before(out, settings, overwrite)
+    names = _names(files, out, done, options.picture, overwrite)
+    pending = [path for path in files if str(path) not in done]
+    summary = Summary(before=len(files) - len(pending), box_rules=rules)
+    batches = image_batches(pending, preprocessing, batch_size=batch_size, workers=workers)
+    run = _Run(model, methods, rules, options, class_names)
+    prepared = len(pending) <= _FEW
+    waiting: list[Future[dict[str, Any]]] = []
+    with ExitStack() as stack:
+        pool, results = stack.enter_context(ThreadPoolExecutor(2)), None
+        for batch in progress(batches, len(batches)):
+            summary.unreadable |= batch.unreadable
+            if not batch.paths:
+                continue
+            if not prepared:
+                summary.memory_format, prepared = run.prepare(batch.images), True
+            if summary.precision_error is None and options.precision != "fp32":
+                summary.precision_error = run.precision_error(batch.images[:4])
+            maps = run.maps(batch.images, precision=options.precision)
+            if results is None:  # what is wrong with the network or the options showed before anything is written
+                if not done:
+                    _begin(out, settings)
+                results = stack.enter_context((out / RESULTS).open("a", encoding="utf-8"))
+            pictures, ready = preprocessing.restore(batch.images), waiting
+            waiting = [
+                pool.submit(_write_image, run, maps, index, picture, path, size, out, names[path])
+                for index, (picture, path, size) in enumerate(zip(pictures, batch.paths, batch.sizes, strict=True))
+            ]
+            _record(ready, results, summary, report)
+        _record(waiting, results, summary, report)
+    return summary
+
+
+def _record(
+    ready: Iterable[Future[dict[str, Any]]], results: Any, summary: Summary, report: Callable[[dict[str, Any]], None]
+) -> None:
+    for future in ready:
+        result = future.result()
+        results.write(json.dumps(result, ensure_ascii=False) + "\n")
+        results.flush()
+        summary.results += 1
+        report(result)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def _done_before(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, str]:
+    """The images that this run has done before it was interrupted, with the names of their files."""
+    record = out / SETTINGS
+    written = json.loads(json.dumps(settings))
+    if record.is_file() and not overwrite:
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{record}: cannot be read ({error}). Choose another --out.") from error
+        changed = [key for key in written if not isinstance(before, dict) or before.get(key) != written[key]]
+        if changed:
+            raise ConfigError(
+                f"{out}: was made with another {', '.join(changed)}. Choose another --out, or add --overwrite true."
+            )
+        return _done(out / RESULTS)
+    return {}
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / RESULTS).unlink(missing_ok=True)
+    write_whole(out / SETTINGS, json.dumps(settings, indent=1))
+
+
+def _done(results: Path) -> dict[str, str]:
+    """Images of a results file, and what their files are called; a last line that was cut off is removed."""
+    if not results.is_file():
+        return {}
+    lines = results.read_bytes().split(b"\n")
+    if lines.pop():  # the rest of an interrupted line
+        write_whole(results, b"".join(line + b"\n" for line in lines))
+    written = [json.loads(line) for line in lines]
+    return {result["image"]: result["name"] for result in written}
+
+
+def _names(files: Sequence[Path], out: Path, done: dict[str, str], picture: str, overwrite: bool) -> dict[Path, str]:
+    """A name for the files of every image that is still to be done; equal names get a number."""
+    taken, names = set(done.values()), {}
+    for path in files:
+        if str(path) in done:
+            continue
+        stem = name = slug(path.stem)
+        number = 2
+        while name in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken.add(name)
+        names[path] = name
+    # Where a run was interrupted between an image's files and its line, they are this run's own.
+    if not done and not overwrite:
+        for name in names.values():
+            for path in (out / f"{name}_cam.{picture}", out / f"{name}.npy"):
+                if path.exists():
+                    raise ConfigError(f"{path}: exists. Choose another --out, or add --overwrite true.")
+    return names
+
+
+# ---------------------------------------------------------------- one forward
+
+
+@dataclass(frozen=True)
+class _BatchMaps:
+    """What a network says of N images, and where it looks; on the CPU.
+
+    Attributes:
+        titles: of the K classes.
+        logits: (N, K).
+        probabilities: (N, K).
+        targets: the classes that are explained, (N, T).
+        raw: signed maps (N, T, M, h, w) of M methods.
+        regions: the pixels (N, T, M, H, W), bool, that belong to boxes.
+    """
+
+    titles: list[str]
+    logits: Tensor
+    probabilities: Tensor
+    targets: Tensor
+    raw: Tensor
+    regions: NDArray[np.bool_]
+
+
+@dataclass
+class _Run:
+    """The network with its methods, as the batches are run through it."""
+
+    model: nn.Module
+    methods: dict[str, Method]
+    rules: Mapping[str, BoxRule]
+    options: ExplainOptions
+    class_names: Sequence[str] | None
+
+    def prepare(self, images: Tensor) -> str:
+        """Make the network fast, as far as its values stay; the memory format that it is in then."""
+        if self.options.layer is None:
+            self.model = folded(self.model, images)
+            self.methods = make_methods(self.model, self.options.methods, None, self.options.options)
+        return fastest_format(self.model, images)
+
+    def maps(self, images: Tensor, *, precision: str, targets: Tensor | None = None) -> _BatchMaps:
+        """One forward of images (N, C, H, W) for all methods; classes (N, T), None as the options say.
+
+        Raises:
+            ConfigError: the network has no such class, or no such layer.
+        """
+        parameter = next(self.model.parameters())
+        images = images.to(parameter.device, parameter.dtype)
+        if images.device.type == "cpu" and any(p.dim() == 4 and not p.is_contiguous() for p in self.model.parameters()):
+            images = images.to(memory_format=torch.channels_last)
+        kind = PRECISIONS[precision]
+        gradients = any(method.uses_gradients for method in self.methods.values())
+        with (
+            torch.autocast(images.device.type, dtype=kind, enabled=kind is not None),
+            observe(
+                self.model, images, self.options.layer,
+                gradients=gradients, task=self.options.task, class_names=self.class_names,
+            ) as forward,
+        ):  # fmt: skip
+            if targets is None and self.options.targets:
+                targets = torch.as_tensor(self.options.targets).expand(len(images), -1)
+            elif targets is None:
+                targets = forward.classes.ranked(forward.logits, self.options.topk)
+            targets = check_targets(targets, forward.logits)
+            raw = {name: method.look(forward, targets) for name, method in self.methods.items()}
+            with torch.autocast(images.device.type, enabled=False):
+                regions = self._regions(forward, raw, targets)
+            return _BatchMaps(
+                forward.classes.titles(forward.logits.shape[1]), forward.logits.cpu(), forward.probabilities.cpu(),
+                targets.cpu(), torch.stack(list(raw.values()), dim=2).cpu(), regions,
+            )  # fmt: skip
+
+    def _regions(self, forward: ForwardPass, raw: Mapping[str, Tensor], targets: Tensor) -> NDArray[np.bool_]:
+        size = (forward.images.shape[-2], forward.images.shape[-1])
+        regions = np.zeros((*targets.shape, len(raw), *size), dtype=bool)
+        for t, (m, (name, maps)) in product(range(targets.shape[1]), enumerate(raw.items())):
+            cut = box_maps(self.methods[name], self.rules[name], forward, maps[:, t], targets[:, t])
+            regions[:, t, m] = self.rules[name].regions(cut, size).cpu().numpy()
+        return regions
+
+    def precision_error(self, images: Tensor) -> tuple[float, float]:
+        """What reduced precision changes, of the explained classes; see ``Summary``."""
+        exact = self.maps(images, precision="fp32")
+        reduced = self.maps(images, precision=self.options.precision, targets=exact.targets)
+        peaks = exact.raw.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(exact.raw.dtype).tiny)
+        probabilities = (reduced.probabilities - exact.probabilities).abs().max()
+        return float(probabilities), float(((reduced.raw - exact.raw) / peaks).abs().max())
+
+
+# ---------------------------------------------------------------- one image
+
+
+def _write_image(
+    run: _Run, maps: _BatchMaps, index: int, image: Tensor, path: Path, size: tuple[int, int], out: Path, name: str
+) -> dict[str, Any]:
+    """Draw and write the files of an image of the batch; its line."""
+    raw, regions = maps.raw[index], maps.regions[index]
+    classes = [
+        {
+            "class": maps.titles[k],
+            "index": k,
+            "logit": float(maps.logits[index, k]),
+            "probability": float(maps.probabilities[index, k]),
+            "maps": {
+                method: _figures(one, region, size)
+                for method, one, region in zip(run.methods, raw[place], regions[place], strict=True)
+            },
+        }
+        for place, k in enumerate(maps.targets[index].tolist())
+    ]
+    picture, ending = _picture(image, run, classes, raw, regions, path.name), run.options.picture
+    files = {"picture": f"{name}_cam.{ending}", "raw_maps": f"{name}.npy"}
+    write_whole(out / files["picture"], encoded(picture, ending))
+    write_whole(out / files["raw_maps"], _array(raw))
+    return {"image": str(path), "name": name, "size": list(size), **files, "classes": classes}
+
+
+def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:
+    """Range of a raw map, and the box of its largest region in pixels of the file (xyxy, exclusive)."""
+    boxes = component_boxes(region_HW, largest=True)
+    factors = np.array([file_size[1] / region_HW.shape[1], file_size[0] / region_HW.shape[0]] * 2)
+    return {
+        "low": float(map_hw.min()),
+        "high": float(map_hw.max()),
+        "constant": not region_HW.any(),
+        "box": [round(float(value), 1) for value in boxes[0] * factors] if len(boxes) else None,
+    }
+
+
+def _picture(
+    image: Tensor,
+    run: _Run,
+    classes: list[dict[str, Any]],
+    maps_TMhw: Tensor,
+    regions_TMHW: NDArray[np.bool_],
+    title: str,
+) -> Image.Image:
+    methods, colormap = list(run.methods), run.options.colormap
+    rows = [
+        [ClassMap(entry["class"], one, entry["logit"], entry["probability"]) for one in maps]
+        for entry, maps in zip(classes, maps_TMhw, strict=True)
+    ]
+    if len(methods) == len(rows) == 1:
+        region = Region(regions_TMHW[0, 0], run.rules[methods[0]].threshold)
+        scale = float(rows[0][0].map_hw.max())
+        return overlay_picture(image, None, rows[0][0], scale=scale, region=region, colormap=colormap, title=title)
+    return grid_picture(image, methods, rows, colormap=colormap, title=title)
+
+
+def _array(maps: Tensor) -> bytes:
+    content = io.BytesIO()
+    np.save(content, maps.numpy())
+    return content.getvalue()

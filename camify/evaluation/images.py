@@ -1,0 +1,290 @@
+"""Images to explain and to measure on: files in batches, single pictures with boxes, labeled folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.boxes import box_table, read_boxes, table_above
+from ..data.folder import LabelledFile, LabelledImages, class_folders, image_paths, order_notes, own_boxes
+from ..data.sizes import image_sizes
+from ..errors import ConfigError, DataError
+from ..preprocessing import Preprocessing, read_image
+from ..task import Classes, Task
+
+__all__ = [
+    "EvaluationImage", "ImageBatch", "LabeledFolder", "boxes_of_class", "find_images", "find_labeled",
+    "image_batches", "image_files",
+]  # fmt: skip
+
+_SPLIT = "val"
+
+
+# ---------------------------------------------------------------- files
+
+
+def image_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> list[Path]:
+    """The image files among files and folders, each once, folders in order of name; hidden ones are left out.
+
+    Args:
+        given: files and folders. A file that is named is taken, also a hidden one.
+        outside: a folder, such as the one to write, whose files are no input.
+
+    Raises:
+        DataError: there is no such file or folder, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for name in given:
+        path = Path(name)
+        if not (path.is_dir() or path.is_file()):
+            raise DataError(f"{path}: no such file or folder.")
+        files += image_paths(path) if path.is_dir() else [path]
+    left_out = None if outside is None else Path(outside).resolve()
+    kept = [path for path in dict.fromkeys(files) if left_out is None or left_out not in path.resolve().parents]
+    if files and not kept:
+        raise DataError(f"{outside}: all images lie below the folder to write. Choose another one, or other images.")
+    return kept
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images that could be read, with the sizes (height, width) of their files; and those that could not, and why."""
+
+    paths: list[Path]
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    unreadable: dict[Path, str]
+
+
+class _Images(Dataset[tuple[Path, Tensor | None, tuple[int, int], str]]):
+    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
+        self.files, self.transform = files, preprocessing.evaluation()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Path, Tensor | None, tuple[int, int], str]:
+        path = self.files[index]
+        try:
+            image = read_image(path)
+        except DataError as error:
+            return path, None, (0, 0), str(error)
+        size = (image.shape[-2], image.shape[-1])
+        prepared: Tensor = self.transform(image)
+        return path, prepared.as_subclass(Tensor), size, ""
+
+
+def _collate(items: Sequence[tuple[Path, Tensor | None, tuple[int, int], str]]) -> ImageBatch:
+    good = [(path, image, size) for path, image, size, _ in items if image is not None]
+    images = torch.stack([image for _, image, _ in good]) if good else torch.zeros(0)
+    unreadable = {path: reason for path, image, _, reason in items if image is None}
+    return ImageBatch([path for path, _, _ in good], images, [size for *_, size in good], unreadable)
+
+
+def image_batches(
+    files: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int, workers: int
+) -> DataLoader[ImageBatch]:
+    """Batches of image files in order; a file that cannot be read is named in its batch."""
+    loader: DataLoader[ImageBatch] = DataLoader(
+        _Images(files, preprocessing),  # type: ignore[arg-type]  # of items; the loader is of batches
+        batch_size=batch_size,
+        num_workers=min(workers, len(files) // batch_size),
+        collate_fn=_collate,
+    )
+    return loader
+
+
+# ---------------------------------------------------------------- pictures with boxes
+
+
+@dataclass(frozen=True)
+class EvaluationImage:
+    """A picture to compare on.
+
+    Attributes:
+        name: as it is shown.
+        pixels: (3, H, W) uint8, upright; or a file that is read when it is needed.
+        boxes: (n, 4) xyxy in shares of the sides; None where the data know no boxes of it.
+        labels: of the boxes.
+        target: the class to compare where it is given, else None.
+    """
+
+    name: str
+    pixels: Tensor | Path
+    boxes: Tensor | None = None
+    labels: tuple[str, ...] = ()
+    target: int | None = None
+
+    def input(self, preprocessing: Preprocessing) -> Tensor:
+        """The picture as a network's input (C, S, S)."""
+        if isinstance(self.pixels, Path):
+            return preprocessing.read(self.pixels)
+        image: Tensor = preprocessing.evaluation()(self.pixels)
+        return image.as_subclass(Tensor)
+
+    def boxes_at(self, height: int, width: int) -> Tensor | None:
+        """Its boxes in pixels of that size."""
+        return None if self.boxes is None else self.boxes * torch.tensor([width, height, width, height])
+
+
+def boxes_of_class(image: EvaluationImage, name: str) -> EvaluationImage:
+    """The image with the boxes of one class, where some of its boxes have that label; else with all of them."""
+    if image.boxes is None or name not in image.labels:
+        return image
+    kept = [index for index, label in enumerate(image.labels) if label == name]
+    return replace(image, boxes=image.boxes[kept], labels=tuple(image.labels[i] for i in kept))
+
+
+def find_images(files: Sequence[Path], *, check_images: bool = True) -> list[EvaluationImage]:
+    """The pictures of image files, with the boxes of a ``boxes.csv`` in their folder or one of the three above.
+
+    Args:
+        files: images.
+        check_images: decode every image, so that what cannot be read is named before anything is computed.
+
+    Raises:
+        DataError: an image cannot be read, or a line on one of these images cannot be right.
+    """
+    tables: dict[Path, list[Path]] = {}
+    for file in files:
+        table = table_above(file)
+        if table is not None:
+            tables.setdefault(table, []).append(file)
+    needed = list(files) if check_images else [file for own in tables.values() for file in own]
+    sizes = image_sizes(needed, decode=check_images)
+    boxes: dict[Path, tuple[Tensor, tuple[str, ...]]] = {}
+    for table, own in tables.items():
+        boxes |= _boxes(table, {file: sizes[file] for file in own})
+    return [EvaluationImage(file.name, file, *boxes.get(file, (None, ()))) for file in files]
+
+
+def _boxes(table: Path, sizes: Mapping[Path, tuple[int, int]]) -> dict[Path, tuple[Tensor, tuple[str, ...]]]:
+    """Boxes in shares of the sides, and their labels, of those of the images (of known size) that the table has."""
+    names = {file.resolve().relative_to(table.parent).as_posix(): file for file in sizes}
+    boxes = {}
+    for name, rows in read_boxes(table, {name: sizes[file] for name, file in names.items()}, others=True).items():
+        sides = torch.tensor([*sizes[names[name]], *sizes[names[name]]])
+        shares = torch.tensor([box for box, _ in rows], dtype=torch.float32) / sides
+        boxes[names[name]] = (shares, tuple(label for _, label in rows))
+    return boxes
+
+
+# ---------------------------------------------------------------- labeled folders
+
+
+@dataclass(frozen=True)
+class LabeledFolder:
+    """Images with the network's number of their class.
+
+    Attributes:
+        folder: that holds the class folders.
+        images: in order of class and name.
+        classes: the network's number of every class of the folder, by name.
+        names: the network's classes in order, where the folder is what names them; else as they were given.
+        has_boxes: whether ``boxes.csv`` knows any of the images.
+        available: number of images in the folder.
+        notes: what has to be said about them.
+    """
+
+    folder: Path
+    images: LabelledImages
+    classes: dict[str, int]
+    names: tuple[str, ...] | None
+    has_boxes: bool
+    available: int
+    notes: tuple[str, ...] = ()
+
+
+def find_labeled(
+    root: Path,
+    split: str | None,
+    preprocessing: Preprocessing,
+    classes: Classes,
+    class_count: int,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    check_images: bool = True,
+) -> LabeledFolder:
+    """The images of ``root/SPLIT/CLASS/*``, or ``root/CLASS/*`` without splits, with boxes of ``root/boxes.csv``.
+
+    Args:
+        root: the data's folder.
+        split: None takes ``val``, or ``root`` itself where it has no folder of that name.
+        preprocessing: how an image becomes an input.
+        classes: the network's.
+        class_count: how many classes the network has; 2 of one logit.
+        limit: measure on so many images, drawn with the seed; None takes all.
+        seed: of the draw.
+        check_images: decode every image before anything is measured.
+
+    Raises:
+        DataError: a folder is missing or empty, an image cannot be read, or boxes cannot be right.
+        ConfigError: a class of the data is none of the network's, or the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit} must be at least 1.")
+    folder = root / (split or _SPLIT)
+    if split is None and not folder.is_dir():
+        folder = root
+    folders = class_folders(folder)
+    numbers, notes = _class_numbers(folders, classes, class_count, folder)
+    files = [(path, name) for name in folders for path in image_paths(folder / name)]
+    available = len(files)
+    if limit is not None and limit < available:
+        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit]
+        files = [files[index] for index in sorted(drawn.tolist())]
+    boxes = own_boxes(root, files, decode=check_images, others=True)
+    if boxes is None:
+        missing = "knows none of these images" if box_table(root).is_file() else "does not exist"
+        notes.append(f"no boxes: {box_table(root)} {missing}")
+    if not check_images:
+        notes.append("the images were not decoded beforehand (check_images false)")
+    records = [LabelledFile(path, numbers[name], None if boxes is None else boxes[path]) for path, name in files]
+    images = LabelledImages(records, preprocessing.evaluation())
+    names = tuple(folders) if classes.names is None else classes.names
+    return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
+
+
+def _class_numbers(
+    folders: Sequence[str], classes: Classes, count: int, folder: Path
+) -> tuple[dict[str, int], list[str]]:
+    """The network's number of every class folder, and what was assumed."""
+    names, one_logit = classes.names, classes.task is Task.BINARY
+    if names is None:
+        if len(folders) != count:
+            raise ConfigError(
+                f"{folder}: has {len(folders)} classes, the network {count}, and nothing names the network's."
+                " Give a checkpoint folder with class names, or a folder of every class in the network's order."
+            )
+        order = order_notes(folders)
+        how = "order of number" if order else "alphabetical order"
+        assumed = f"the network names no classes: those of the folder in {how} were assumed to be its own"
+        if one_logit:
+            assumed += f"; its one logit speaks for the second, {folders[1]}, against {folders[0]}"
+        return {name: index for index, name in enumerate(folders)}, [assumed, *order]
+    if one_logit and len(names) == 1 and len(folders) == 2 and names[0] in folders:
+        (other,) = (name for name in folders if name != names[0])
+        return {names[0]: 0, other: 1}, [
+            f"{other} was taken for the absence of {names[0]}, which the one logit stands for"
+        ]
+    _require_known(folders, names, folder)
+    twice = sorted({name for name in folders if list(names).count(name) > 1})
+    if twice:
+        raise DataError(f"{folder / twice[0]}: the network has several classes of that name. Name them apart.")
+    return {name: list(names).index(name) for name in folders}, []
+
+
+def _require_known(folders: Iterable[str], names: Sequence[str], folder: Path) -> None:
+    unknown = [name for name in folders if name not in names]
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise ConfigError(
+            f"{folder}: {listed}: no class of the network has that name. Its classes: {', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}. Rename the folders, or name the split with --split."
+        )

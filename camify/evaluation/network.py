@@ -1,0 +1,300 @@
+"""A network with the explanation methods that are asked of it: what its logits mean, and which rule cuts its boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..boxes import BoxRule
+from ..errors import ConfigError, ConversionError, DataError
+from ..maps import upsample
+from ..methods import ForwardPass, Method, make_methods, observe
+from ..methods.cam import CAM
+from ..methods.forward_pass import unwrapped
+from ..model import CAMNet
+from ..preprocessing import Preprocessing
+from ..sources import Source, resolve
+from ..task import Classes, Task
+
+__all__ = [
+    "ExplainedNetwork", "box_maps", "box_rules", "class_index", "explained_network", "find_networks", "placed_on",
+    "read_class_names", "shared_titles", "short_names",
+]  # fmt: skip
+
+
+@dataclass
+class ExplainedNetwork:
+    """A network that is explained or measured.
+
+    Attributes:
+        name: short; no other network of a comparison has it.
+        source: what it was named as.
+        model: the network.
+        preprocessing: how an image becomes its input.
+        methods: by name, those asked of it.
+        classes: what its logits mean, and the names as far as they are known.
+        class_count: K, number of classes; 2 of a network of one logit.
+        notes: what has to be said about it.
+        unserved: methods that it cannot serve, and why; filled when they are tried.
+    """
+
+    name: str
+    source: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    methods: dict[str, Method]
+    classes: Classes
+    class_count: int
+    notes: list[str] = field(default_factory=list)
+    unserved: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def titles(self) -> list[str]:
+        """A name for each of the K classes, also where none is known."""
+        return self.classes.titles(self.class_count)
+
+    @property
+    def calibrated(self) -> list[str]:
+        """The methods whose boxes the network's own rule cuts."""
+        return [name for name, rule in box_rules(self.methods).items() if rule.source != "default"]
+
+    @property
+    def served(self) -> dict[str, Method]:
+        """The methods that it has not refused."""
+        return {name: method for name, method in self.methods.items() if name not in self.unserved}
+
+    @contextmanager
+    def observe(self, images: Tensor) -> Iterator[ForwardPass]:
+        """One forward of images (N, C, H, W) for all methods; see ``camify.methods.observe``."""
+        gradients = any(method.uses_gradients for method in self.served.values())
+        images = images.to(next(self.model.parameters()))
+        names = self.classes.names
+        with observe(self.model, images, gradients=gradients, task=self.classes.task, class_names=names) as forward:
+            yield forward
+
+    def raw_maps(self, forward: ForwardPass, targets: Tensor) -> dict[str, Tensor]:
+        """Raw maps (N, h, w), or (N, T, h, w), by method; one after the other: gradients of one class are taken once.
+
+        A method that the network cannot serve is noted in ``unserved`` and is left out.
+        """
+        raw = {}
+        for name, method in self.served.items():
+            try:
+                raw[name] = method.look(forward, targets)
+            except ConversionError as error:  # noqa: PERF203 - one of several may be refused
+                self.unserved[name] = str(error)
+        return raw
+
+    def heats(self, raw: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """Raw maps by method as heat (N, H, W) in [0, 1]."""
+        return {name: self.methods[name].heat(maps, size) for name, maps in raw.items()}
+
+    def evidence(self, method: str, raw: Tensor, size: tuple[int, int]) -> Tensor:
+        """Raw maps at image size (..., H, W); after the ReLU where the method has one."""
+        return upsample(raw.relu() if self.methods[method].relu else raw, size)
+
+    def boxes(
+        self, forward: ForwardPass, raw: Mapping[str, Tensor], targets: Tensor, size: tuple[int, int]
+    ) -> dict[str, list[Tensor]]:
+        """By method the boxes (1, 4), or (0, 4), of raw maps as its rule cuts them, xyxy pixels of that size."""
+        rules = box_rules({name: self.methods[name] for name in raw})
+        return {
+            name: rule.boxes(box_maps(self.methods[name], rule, forward, raw[name], targets), size)
+            for name, rule in rules.items()
+        }
+
+    def refusal(self, method: str) -> str:
+        """In few words why the network has no map of a method."""
+        return "needs conversion" if isinstance(self.methods[method], CAM) else "cannot be served"
+
+
+def explained_network(
+    source: Source,
+    name: str,
+    methods: Sequence[str],
+    *,
+    layer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    task: str | Task | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ExplainedNetwork:
+    """A network with its methods; it is run once, to see its classes. What has to be assumed is said in its notes.
+
+    Args:
+        source: the network and what is known about it.
+        name: short.
+        methods: names, each one once.
+        layer: name of the module whose map is explained; None is the last spatial map.
+        options: of the methods.
+        task: what the logits mean; None takes what the network says.
+        class_names: in order; None takes the source's.
+
+    Raises:
+        ConfigError: a method, option, task or number of names cannot be.
+        ConversionError: the network cannot be run.
+    """
+    if len(set(methods)) < len(methods):
+        raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
+    task = task or source.task
+    made, notes = make_methods(source.model, methods, layer, options), list(source.notes)
+    preprocessing = source.preprocessing or Preprocessing()
+    if source.preprocessing is None:
+        notes.append("assumed: ImageNet's preprocessing, 224 px, as the source does not say what it expects")
+    image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
+    with observe(source.model, image.to(next(source.model.parameters())), task=task) as forward:
+        classes, count, activation = forward.classes, forward.logits.shape[1], forward.split.activation
+    known = class_names or source.class_names or classes.names
+    logits = 1 if classes.task is Task.BINARY else count
+    if known is not None and len(known) not in {logits, count}:
+        raise ConfigError(f"class_names: {len(known)} names for the network's {count} classes.")
+    said = task is not None or activation is not None or isinstance(unwrapped(source.model), CAMNet)
+    if classes.task is Task.MULTICLASS and not said:
+        notes.append(
+            "assumed: classes exclude each other (task multiclass), as the source does not say what its logits mean; if"
+            " they do not, give --task multilabel"
+        )
+    classes = Classes.of(classes.task, known, logits)
+    return ExplainedNetwork(name, source.name, source.model, preprocessing, made, classes, count, notes)
+
+
+def find_networks(
+    sources: Sequence[str], methods: Sequence[str], *, task: str | Task | None = None
+) -> list[ExplainedNetwork]:
+    """The networks of source strings.
+
+    Raises:
+        CamifyError: a source or method is unknown, or a source cannot be loaded.
+    """
+    return [
+        explained_network(resolve(text).explained_by(methods), name, methods, task=task)
+        for text, name in zip(sources, short_names(sources), strict=True)
+    ]
+
+
+@contextmanager
+def placed_on(model: nn.Module, device: str | torch.device | None) -> Iterator[None]:
+    """The network on a device, and back where it was afterwards, also after an error; None leaves it where it is.
+
+    Raises:
+        ConfigError: its parts lie on several devices.
+    """
+    homes = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    if device is None or not homes:
+        yield
+        return
+    if len(homes) > 1:
+        raise ConfigError(f"device={str(device)!r}: the network lies on {len(homes)} devices. Leave device None.")
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(homes.pop())
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def box_rules(methods: Mapping[str, Method], threshold: float | None = None) -> dict[str, BoxRule]:
+    """By method the rule that cuts its boxes: of ``cam`` the network's own where it has one, else ``BoxRule()``.
+
+    Args:
+        methods: made for one network.
+        threshold: instead of the rules' own.
+    """
+    rules = {}
+    for name, method in methods.items():
+        own = method.model.box_rule if isinstance(method, CAM) and isinstance(method.model, CAMNet) else None
+        rule = own or BoxRule(source="default")
+        rules[name] = rule if threshold is None else replace(rule, threshold=threshold, count=0, accuracy=None)
+    return rules
+
+
+def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw_NHW: Tensor, targets_N: Tensor) -> Tensor:
+    """The maps (N, h, w) that a rule cuts: the raw ones; of the classifier's positive weights where it says so."""
+    if rule.clamp_weights and isinstance(method.model, CAMNet):
+        weight = forward.classes.two_sided(method.model.classifier.weight.detach(), 0)
+        return rule.maps(forward.activations, weight.to(forward.activations), targets_N)
+    return raw_NHW.relu() if method.relu else raw_NHW
+
+
+# ---------------------------------------------------------------- names
+
+
+def short_names(sources: Sequence[str]) -> list[str]:
+    """Short names: of a folder its own, of a source what stands before the weights; equal ones are numbered."""
+    short = []
+    for source in sources:
+        head = source.partition("@")[0]
+        library = head.split("/")[0] in ("torchvision", "timm", "camify") and not Path(source).exists()
+        short.append(head.split("/", 1)[1] if library and "/" in head else Path(head).stem or head)
+    return [
+        name if short.count(name) == 1 else f"{name} ({short[: index + 1].count(name)})"
+        for index, name in enumerate(short)
+    ]
+
+
+def shared_titles(networks: Sequence[ExplainedNetwork]) -> list[str]:
+    """The classes that all networks share, in order; numbers where no network names them.
+
+    Raises:
+        ConfigError: two networks differ in number, names or order of their classes.
+    """
+    first, named = networks[0], None
+    for other in networks:
+        if other.class_count != first.class_count:
+            raise ConfigError(
+                f"{other.source}: has {other.class_count} classes, {first.source} has {first.class_count}."
+                " Compare networks of the same classes."
+            )
+        if other.classes.names is None:
+            continue
+        if named is not None and other.titles != named.titles:
+            index = next(i for i, (a, b) in enumerate(zip(named.titles, other.titles, strict=True)) if a != b)
+            raise ConfigError(
+                f"{other.source}: class {index} is {other.titles[index]!r}, that of {named.source}"
+                f" {named.titles[index]!r}. Compare networks of the same classes in the same order."
+            )
+        named = named or other
+    return (named or first).titles
+
+
+def class_index(given: str, names: Sequence[str], option: str) -> int:
+    """The class of a name, or of a number.
+
+    Raises:
+        ConfigError: there is none; says which there are.
+    """
+    if given in names:
+        return list(names).index(given)
+    if given.isdecimal() and int(given) < len(names):
+        return int(given)
+    raise ConfigError(f"{option} {given!r}: no such class. Known: {', '.join(names[:10])}.")
+
+
+def read_class_names(file: str | Path, network: ExplainedNetwork | None = None) -> list[str]:
+    """The lines of a text file (UTF-8): class names in the order of a network's logits.
+
+    Raises:
+        DataError: the file cannot be read, holds an empty line or a name twice, or not as many names as the network
+            has classes.
+    """
+    try:
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as class names, a line each ({error}).") from error
+    for number, name in enumerate(names, 1):
+        if not name or name in names[: number - 1]:
+            wrong = f"{name!r} stands there twice" if name else "is empty"
+            raise DataError(f"{file}, line {number}: {wrong}. Every class needs a name of its own.")
+    if network is not None:
+        one_logit = network.classes.task is Task.BINARY
+        if len(names) != network.class_count and not (one_logit and len(names) == 1):
+            raise DataError(f"{file}: holds {len(names)} names, and the network has {network.class_count} classes.")
+    return names

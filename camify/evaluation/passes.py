@@ -1,0 +1,210 @@
+"""What is run over the images: every image once, mosaics of them, and a sample with changed images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from ..data import collate
+from ..data.folder import LabelledImages
+from ..errors import ConversionError
+from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
+from .engine import (
+    CENTRE_BOX,
+    ClassLogits,
+    Rows,
+    answer_rows,
+    baseline_maps,
+    baseline_rows,
+    curve_rows,
+    faithfulness_rows,
+    hard_images,
+    map_rows,
+    stability_rows,
+)
+from .intervals import Answers
+from .network import ExplainedNetwork
+from .scenarios import mirrored
+from .timing import method_costs
+
+__all__ = ["GRID", "Run", "measure_all", "measure_cost", "measure_mosaics", "measure_sample"]
+
+GRID = 2
+_TIMED = 4  # images
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the passes go.
+
+    Attributes:
+        images: all that are measured on.
+        batch_size: images in one forward.
+        workers: processes that decode.
+        seed: of all draws.
+        threshold: of the maps' boxes; None finds the best.
+    """
+
+    images: LabelledImages
+    batch_size: int
+    workers: int
+    seed: int
+    threshold: float | None
+
+    def batches(self, numbers: Sequence[int], size: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Numbers of images and what ``collate`` makes of them, ``size`` together, under a progress bar."""
+        loader: DataLoader[Any] = DataLoader(
+            Subset(self.images, numbers),
+            batch_size=size,
+            num_workers=min(self.workers, len(numbers) // size),
+            collate_fn=collate,
+        )
+        first = 0
+        for batch in track(loader, label, total=len(loader), disable=not sys.stderr.isatty()):
+            yield list(numbers[first : first + size]), batch
+            first += size
+
+
+# ---------------------------------------------------------------- every image
+
+
+def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str, Rows]]:
+    """One forward of every image: the network's answers, and rows by method and baseline for its true class.
+
+    Raises:
+        ConversionError: the network cannot be run, or serves none of the methods.
+        DataError: a map is not finite.
+    """
+    answers: dict[str, list[Tensor]] = {}
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    for numbers, batch in run.batches(range(len(run.images)), run.batch_size, "measuring, batch"):
+        labels, boxes = batch["label"], batch.get("boxes")
+        with network.observe(batch["image"]) as forward:
+            size = (forward.images.shape[-2], forward.images.shape[-1])
+            targets = labels.to(forward.images.device)
+            raw = network.raw_maps(forward, targets)
+            own = {name: raw[name] for name in network.calibrated if name in raw and boxes is not None}
+            predicted = network.boxes(forward, own, targets, size)
+            logits = forward.logits.cpu()
+        if not raw:
+            raise ConversionError(f"--method: {' '.join(network.unserved.values())}")
+        parts = baseline_rows(boxes, size, numbers, run.seed, run.threshold)
+        for name, heat in network.heats(raw, size).items():
+            evidence = network.evidence(name, raw[name], size)
+            parts[name] = map_rows(heat, evidence, boxes=boxes, threshold=run.threshold, predicted=predicted.get(name))
+        for name, values in parts.items():
+            _add(rows.setdefault(name, {}), values)
+        nothing = torch.zeros(len(labels), 3, dtype=torch.bool)
+        known = {
+            "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
+            "hard": nothing if boxes is None else hard_images(parts[CENTRE_BOX]),
+        }
+        _add(answers, answer_rows(logits, labels, network.classes) | known)
+    return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}
+
+
+def measure_cost(network: ExplainedNetwork, run: Run) -> dict[str, Any]:
+    """What the methods that are served cost on the first images, as ``method_costs`` gives it."""
+    batch = collate([run.images[number] for number in range(min(_TIMED, len(run.images)))])
+    images = batch["image"].to(next(network.model.parameters()))
+    return method_costs(network, images, batch["label"].to(images.device))
+
+
+# ---------------------------------------------------------------- mosaics
+
+
+def measure_mosaics(network: ExplainedNetwork, run: Run, plan_MC: Tensor) -> dict[str, Rows]:
+    """By method ``grid`` (M, 4): of every mosaic and cell the share of the evidence for its class that lies in it.
+
+    Also ``classes`` (M, 4).
+
+    Args:
+        network: with its methods.
+        run: how the pass goes.
+        plan_MC: the images of every mosaic, as ``mosaic_plan`` gives them.
+
+    Raises:
+        ConversionError: the network does not take images of twice the size.
+    """
+    cells = GRID * GRID
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    at_once = max(1, run.batch_size // cells)
+    for _, batch in run.batches(plan_MC.flatten().tolist(), at_once * cells, "mosaics, batch"):
+        images, classes = tiled(batch["image"], GRID), batch["label"].reshape(-1, cells)
+        size = (images.shape[-2], images.shape[-1])
+        masks = cell_masks(torch.arange(cells).repeat(len(images)), GRID, *size)
+        with network.observe(images) as forward:
+            raw = network.raw_maps(forward, classes.to(forward.images.device))
+        for name, maps in raw.items():
+            evidence = network.evidence(name, maps, size).cpu().flatten(0, 1)
+            share = energy_share(evidence, masks).reshape(-1, cells)
+            _add(rows.setdefault(name, {}), {"grid": share, "classes": classes})
+    return {name: _joined(parts) for name, parts in rows.items()}
+
+
+# ---------------------------------------------------------------- a sample, changed
+
+
+def measure_sample(network: ExplainedNetwork, run: Run, numbers: Sequence[int]) -> dict[str, Rows]:
+    """By method, and for maps that know nothing, what needs further forwards; of the network's first choice.
+
+    The rows of ``faithfulness_rows`` and ``curve_rows``; of methods also those of ``stability_rows``. Masked and
+    emptied images fade into the mean color, insertion begins blurred.
+    """
+    rows: dict[str, dict[str, list[Tensor]]] = {}
+    for own, batch in run.batches(numbers, run.batch_size, "measuring closely, batch"):
+        with network.observe(batch["image"]) as forward:
+            images, targets = forward.images, forward.logits.argmax(1)
+            size = (images.shape[-2], images.shape[-1])
+            scores = network.classes.scores(forward.logits, targets)
+            heats = network.heats(network.raw_maps(forward, targets), size)
+            methods = list(heats)
+            heats |= {name: maps.to(images) for name, maps in baseline_maps(size, own, run.seed).items()}
+            logits = ClassLogits(forward)
+            curves = {
+                name: curve_rows(logits, images, heat, targets, batch_size=run.batch_size)
+                for name, heat in heats.items()
+            }
+        changed = [_heats(network, change(images), targets) for change in (mirrored, shifted)]
+        for name, heat in heats.items():
+            method = name if name in methods else None
+            parts = _faithfulness(network, method, images, heat, targets, scores) | curves[name]
+            if method is not None:
+                parts |= stability_rows(heat, *(maps[name] for maps in changed))
+            _add(rows.setdefault(name, {}), parts)
+    return {name: _joined(parts) for name, parts in rows.items()}
+
+
+def _faithfulness(
+    network: ExplainedNetwork, method: str | None, images: Tensor, heat: Tensor, targets: Tensor, scores: Tensor
+) -> Rows:
+    """The rows of a heat, with the masked images' own heat where a method made it."""
+    with network.observe(masked_images(images, heat)) as forward:
+        masked = network.classes.scores(forward.logits, targets)
+        if method is None:
+            return faithfulness_rows(scores, masked, heat)
+        raw = network.methods[method].look(forward, targets)
+    again = network.methods[method].heat(raw, (images.shape[-2], images.shape[-1]))
+    return faithfulness_rows(scores, masked, heat, again)
+
+
+def _heats(network: ExplainedNetwork, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    with network.observe(images) as forward:
+        raw = network.raw_maps(forward, targets)
+    return network.heats(raw, (images.shape[-2], images.shape[-1]))
+
+
+def _add(columns: dict[str, list[Tensor]], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        columns.setdefault(name, []).append(value.detach().cpu())
+
+
+def _joined(columns: Mapping[str, list[Tensor]]) -> Rows:
+    return {name: torch.cat(parts) for name, parts in columns.items()}

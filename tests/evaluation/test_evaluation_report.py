@@ -1,0 +1,119 @@
+"""What is written and shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from camify.cli import main
+from camify.errors import ConfigError
+from camify.evaluation.evaluation_report import all_tables, to_csv, to_json, to_markdown
+
+from .conftest import METHODS, NAMES, SHOWN
+
+FILES = ["evaluation.json", "evaluation.md", "images.csv"]
+
+
+def test_the_page_has_every_baseline_beside_every_figure(found):
+    text = to_markdown(found)
+    tables = re.findall(r"\*\*([^\n]+)\*\*\n\n((?:\|[^\n]+\n)+)\n([^\n]+)\n", text)
+    assert len(tables) == len(all_tables(found)) == 9
+    for _, table, note in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+        assert note.endswith(".")
+    local = [table for _, table, _ in tables if "| whole image |" in table]
+    assert len(local) == 4
+    for table in local:
+        names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+        assert names == [*METHODS, "centre box", "centre Gaussian", "whole image", "random map"]
+    assert "c\\|at" in text
+    value = found.localisation["cam"]["max_box_acc_v1"]
+    assert f"| cam | {value.value:.3f} \\[{value.low:.2f}, {value.high:.2f}\\] |" in text
+
+
+def test_the_json_has_all_figures(found):
+    document = json.loads(to_json(found))
+    one = found.hard["cam"]["energy"]
+    assert document["hard"]["cam"]["energy"]["value"] == pytest.approx(one.value, rel=1e-5)
+    assert document["localisation"]["centre box"]["energy"]["value"] is None
+    assert document["classes"]["c|at"]["network"]["count"] == 3
+    assert document["facts"]["intervals"].startswith("95 %")
+    assert document["cost"]["ratios"].keys() >= set(METHODS)
+
+
+def test_a_line_for_every_image(found):
+    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert len(lines) == 12
+    assert {line["class"] for line in lines} == set(SHOWN)
+    assert {line["predicted"] for line in lines} <= set(NAMES)
+    right = sum(line["class"] == line["predicted"] for line in lines) / 12
+    assert right == pytest.approx(found.accuracy["top1"].value)
+    hits = [float(line["cam iou"]) >= 0.5 for line in lines if line["cam iou"]]
+    assert len(hits) == 11
+    assert sum(hits) / 11 == pytest.approx(found.localisation["cam"]["max_box_acc_v1"].value)
+    (unboxed,) = (line for line in lines if not line["cam iou"])
+    assert unboxed["image"] == "dog/1.png"
+    assert unboxed["hard"] == unboxed["cam energy"] == ""
+
+
+def test_only_an_evaluation_is_replaced_and_only_when_told(found, root, tmp_path):
+    out = found.save(tmp_path / "new" / "out")
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    (out / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="--overwrite true"):
+        found.save(out)
+    assert (out / "mine.txt").exists()
+    found.save(out, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    with pytest.raises(ConfigError, match="is not camify's"):
+        found.save(root, overwrite=True)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_the_command(net, root, tmp_path, capsys):
+    folder, out = net.save_pretrained(tmp_path / "my net"), tmp_path / "out"
+    arguments = ["evaluate", "--model", folder, "--data", root, "--method", *METHODS, "--limit", "9", "--seed", "3"]
+    arguments += ["--faithfulness", "1", "--workers", "0", "--output", out, "--device", "cpu"]
+    main([str(argument) for argument in arguments])
+    shown = capsys.readouterr().out
+    assert "centre box" in shown
+    assert "9 of 4 classes, drawn of 12 with seed 3" in shown
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert "# Evaluation of my net" in (out / "evaluation.md").read_text()
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("camify: error: ")
+    assert "--overwrite true" in error
+
+
+def test_printing_shows_every_table_and_how_it_was_measured(found):
+    text = str(found)
+    lines = text.splitlines()
+    assert lines[0] == "Evaluation of CAMNet"
+    for table in all_tables(found):
+        start = lines.index(f"{table.section}: {table.title}")
+        block = lines[start + 1 : start + 2 + len(table.rows)]
+        for line, row in zip(block[1:], table.rows, strict=True):
+            assert line.split() == " ".join(row).split(), "whole, in order"
+        ends = {len(line) for line in block if line.rstrip().endswith(("]", "%"))}
+        assert len(ends) <= 2
+    value = found.localisation["cam"]["max_box_acc_v1"]
+    assert f"{value.value:.3f} [{value.low:.2f}, {value.high:.2f}]" in text
+    for label, fact in found.facts:
+        assert f"{label}: {fact}" in lines
+
+
+def test_the_dict_is_what_the_file_holds(found, tmp_path):
+    folder = found.save(tmp_path / "out")
+    assert json.loads((folder / "evaluation.json").read_text()) == json.loads(
+        json.dumps(found.to_dict(), allow_nan=False)
+    )
+    with pytest.raises(ConfigError, match="exists"):
+        found.save(tmp_path / "out")
+    assert found.save(tmp_path / "out", overwrite=True) == folder

@@ -1,0 +1,285 @@
+"""Which images are measured, and what stops it before it begins."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from camify.cli import main
+from camify.data import ImageFolderDataModule, Preprocessing, sizes
+from camify.data.folder import class_folders, image_paths
+from camify.errors import ConfigError, ConversionError, DataError
+from camify.evaluation import evaluate
+from camify.evaluation.images import find_images, find_labeled, image_files
+from camify.evaluation.network import placed_on
+from camify.sources.demo_network import TinyVGG
+from camify.task import Classes
+
+from .conftest import NAMES, PREPROCESSING, SHOWN
+
+
+def labelled(root, split=None, names=NAMES, count=7, **options):
+    return find_labeled(root, split, PREPROCESSING, Classes.of(None, names, count), count, **options)
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    return shutil.copytree(root, tmp_path / "data")
+
+
+def test_classes_go_by_name(root):
+    found = labelled(root)
+    assert found.classes == {name: NAMES.index(name) for name in sorted(SHOWN)}
+    for record in found.images.records:
+        assert record.label == NAMES.index(record.path.parent.name)
+    assert found.has_boxes
+    assert [len(record.boxes) for record in found.images.records] == [2, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]
+    assert (found.available, found.notes) == (12, ())
+
+
+def test_a_folder_without_splits(copy):
+    found = labelled(copy / "val")
+    assert len(found.images) == 12
+    assert not found.has_boxes
+    assert f"{copy / 'val' / 'boxes.csv'} does not exist" in found.notes[0]
+    other = copy / "other"
+    (copy / "val").rename(other)
+    found = labelled(copy, "other")
+    assert not found.has_boxes
+    assert "knows none of these images" in found.notes[0]
+
+
+def test_limit_draws_images(root):
+    first, again, other = (labelled(root, limit=5, seed=seed) for seed in (1, 1, 2))
+    assert [r.path for r in first.images.records] == [r.path for r in again.images.records]
+    assert [r.path for r in first.images.records] != [r.path for r in other.images.records]
+    assert (len(first.images), first.available) == (5, 12)
+    assert len(labelled(root, limit=50).images) == 12
+
+
+def test_a_network_without_names(root):
+    found = labelled(root, names=None, count=4)
+    assert found.classes == {name: index for index, name in enumerate(sorted(SHOWN))}
+    assert "alphabetical" in found.notes[0]
+    with pytest.raises(ConfigError, match="has 4 classes, the network 7"):
+        labelled(root, names=None)
+
+
+def test_names_that_are_given(net, root):
+    other = ["dog", "c|at", "fox", "ant", "x", "y", "z"]
+    found = evaluate(net, root, class_names=other, faithfulness=0, mosaics=0)
+    assert found.data.classes == {name: other.index(name) for name in SHOWN}
+    assert found.answers.labels.tolist() == [3] * 3 + [1] * 3 + [0] * 3 + [2] * 3
+    assert net.class_names == NAMES
+    with pytest.raises(ConfigError, match="3 names for the network's 7 classes"):
+        evaluate(net, root, class_names=other[:3])
+
+
+def test_classes_that_the_network_does_not_have(root, copy):
+    with pytest.raises(ConfigError, match="ant, fox: no class of the network"):
+        labelled(root, names=["dog", "c|at"], count=2)
+    with pytest.raises(DataError, match="several classes of that name"):
+        labelled(root, names=[*NAMES, "ant"], count=8)
+    (copy / "val").rename(copy / "test")
+    (copy / "train").mkdir()
+    with pytest.raises(ConfigError, match="name the split with --split"):
+        labelled(copy)
+    with pytest.raises(DataError, match="no such folder"):
+        labelled(copy, "val")
+
+
+def test_damaged_files_and_boxes_are_named_before_work_starts(net, copy, monkeypatch):
+    monkeypatch.setattr("camify.evaluation.evaluation.measure_all", None)
+    (copy / "val" / "ant" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png"):
+        evaluate(net, copy)
+    (copy / "val" / "ant" / "1.png").unlink()
+    (copy / "boxes.csv").write_text("image,x0,y0,x1,y1,label\nval/ant/0.png,9,0,3,9,ant\n")
+    with pytest.raises(DataError, match=r"boxes\.csv:2"):
+        evaluate(net, copy)
+    (copy / "boxes.csv").write_text("image,x0,y0,x1,y1,label\nval/ant/0.png,3,0,9,9,fly\n")
+    with pytest.raises(DataError, match="no box has the class of its image"):
+        evaluate(net, copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["cam", "cam"]}, "each one once"),
+        ({"methods": ["magic"]}, "magic"),
+        ({"methods": []}, "name at least one"),
+        ({"threshold": 1.0}, "threshold"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"limit": 0}, "limit"),
+        ({"options": {"glow": 1}}, "glow"),
+    ],
+)
+def test_options_that_cannot_be(net, root, options, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(net, root, **options)
+
+
+def test_without_boxes_the_rest_is_measured(net, copy):
+    (copy / "boxes.csv").unlink()
+    found = evaluate(net, copy, faithfulness=3, batch_size=8)
+    assert found.localisation == found.hard == found.hard_share == {}
+    assert found.without_boxes["cam"].keys() == {"grid", "flip", "shift", "entropy", "area"}
+    assert found.faithfulness["cam"]["drop"].count == 3
+    assert found.classes[NAMES.index("ant")]["cam"].keys() == {"entropy", "area", "grid"}
+
+
+def test_too_few_classes_for_mosaics(net, copy):
+    shutil.rmtree(copy / "val" / "ant")
+    found = evaluate(net, copy, faithfulness=0)
+    assert "grid" not in found.without_boxes["cam"]
+    assert "A 2 x 2 mosaic needs 4 classes, these images have 3." in dict(found.facts)["mosaics"]
+
+
+def test_a_batch_without_a_box(net, copy):
+    (copy / "boxes.csv").write_text("image,x0,y0,x1,y1,label\nval/fox/0.png,3,0,29,29,fox\n")
+    found = evaluate(net, copy, batch_size=3, faithfulness=0, mosaics=0)
+    assert found.localisation["cam"]["max_box_acc_v1"].count == 1
+
+
+def test_what_the_network_cannot_serve_is_said(root):
+    """A legacy network has no CAM, and takes only images of its own size."""
+    torch.manual_seed(0)
+    legacy = TinyVGG(4)
+    legacy.preprocessing = Preprocessing(96)
+    with pytest.raises(ConversionError, match=r"camify\.convert"):
+        evaluate(legacy, root)
+    found = evaluate(legacy, root, methods=["cam", "gradcam"], faithfulness=0, limit=9)
+    facts = dict(found.facts)
+    assert "needs a CAM-ready network" in facts["cam left out"]
+    assert "192" in facts["mosaics"]
+    assert "alphabetical" in facts["images"]
+    assert [name for name in found.localisation if name.startswith(("cam", "grad"))] == ["gradcam"]
+
+
+# ---------------------------------------------------------------- what is an input, and in which order
+
+
+def test_hidden_files_are_left_out_everywhere_alike(copy, net):
+    (copy / "val" / "ant" / "._0.png").write_bytes(b"resource fork")
+    (copy / "val" / "ant" / ".thumbnails").mkdir()
+    shutil.copy(copy / "val" / "ant" / "0.png", copy / "val" / "ant" / ".thumbnails" / "0.png")
+    (copy / "val" / ".DS").mkdir()
+    files = image_files([copy])
+    assert len(files) == 12
+    assert files == image_paths(copy)
+    assert [record.path for record in labelled(copy).images.records] == files
+    assert image_files([copy / "val" / "ant" / "._0.png"]) == [copy / "val" / "ant" / "._0.png"], (
+        "what is named is taken"
+    )
+    assert evaluate(net, copy, faithfulness=0, mosaics=0).accuracy["top1"].count == 12
+
+
+def test_what_lies_below_the_folder_to_write_is_no_input(copy, tmp_path, monkeypatch):
+    out = copy / "val" / "ant" / "out"
+    out.mkdir()
+    shutil.copy(copy / "val" / "ant" / "0.png", out / "0_cam.png")
+    assert len(image_files([copy])) == 13
+    assert len(image_files([copy], outside=out)) == 12
+    monkeypatch.chdir(copy / "val" / "ant")
+    assert len(image_files(["."], outside="out")) == 3
+    with pytest.raises(DataError, match="below the folder to write"):
+        image_files([out], outside=out)
+
+
+def test_a_repeated_explain_explains_nothing_anew(copy, net, capsys):
+    folder, photos = net.save_pretrained(copy / "net"), copy / "val" / "ant"
+    arguments = ["explain", photos, "--model", folder, "--out", photos / "out", "--device", "cpu"]
+    for shown in ("3 of 3 images explained: ", "0 of 3 images explained (3 were done before): "):
+        main([str(argument) for argument in arguments])
+        assert shown in capsys.readouterr().out
+
+
+def test_class_folders_that_are_numbers_go_by_number(tmp_path, root):
+    for name in ("10", "9", "2", "1"):
+        shutil.copytree(root / "val" / "ant", tmp_path / "data" / "val" / name)
+        shutil.copytree(root / "val" / "ant", tmp_path / "data" / "train" / name)
+    assert class_folders(tmp_path / "data" / "val") == ["1", "2", "9", "10"]
+    folder = labelled(tmp_path / "data", names=None, count=4)
+    assert folder.classes == {"1": 0, "2": 1, "9": 2, "10": 3}
+    assert "in order of number were assumed" in folder.notes[0]
+    assert folder.notes[1] == "class folders are all numbers: in order of number, 1 to 10"
+    module = ImageFolderDataModule(str(tmp_path / "data"))
+    assert module.class_names == ["1", "2", "9", "10"]
+    assert module.notes == [folder.notes[1]]
+    (tmp_path / "data" / "val" / "1b").mkdir()
+    assert class_folders(tmp_path / "data" / "val") == ["1", "10", "1b", "2", "9"]
+    shutil.copytree(root / "val" / "ant", tmp_path / "data" / "train" / "bee")
+    assert ImageFolderDataModule(str(tmp_path / "data")).notes == []
+
+
+def test_checking_images_can_be_left_out(copy, net, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "camify.data.sizes.upright_rgb", lambda image, upright=sizes.upright_rgb: (decoded.append(1), upright(image))[1]
+    )
+    whole = evaluate(net, copy, faithfulness=0, mosaics=0)
+    assert len(decoded) == 12
+    quick = evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
+    assert len(decoded) == 12
+    assert quick.accuracy == whole.accuracy
+    assert {name: one.value for name, one in quick.localisation["cam"].items()} == {
+        name: one.value for name, one in whole.localisation["cam"].items()
+    }
+    assert "not decoded beforehand" in dict(quick.facts)["images"]
+    files = image_files([copy])
+    boxed = [image.boxes for image in find_images(files)]
+    decoded.clear()
+    unchecked = find_images(files, check_images=False)
+    assert not decoded
+    for image, boxes in zip(unchecked, boxed, strict=True):
+        assert (image.boxes is None) == (boxes is None)
+        assert boxes is None or torch.equal(image.boxes, boxes)
+    (copy / "boxes.csv").unlink()
+    (copy / "val" / "ant" / "0.png").write_bytes(b"no image")
+    assert len(find_images(files, check_images=False)) == 12
+    with pytest.raises(DataError, match=r"0\.png"):
+        evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
+
+
+# ---------------------------------------------------------------- the network afterwards
+
+
+class Moves(torch.nn.Module):
+    """A network that says where it is moved to."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.moves = net, []
+        self.class_names, self.preprocessing = net.class_names, net.preprocessing
+
+    def to(self, *args, **kwargs):
+        self.moves.append(str(args[0]))
+        return self
+
+    def forward(self, images):
+        return self.net(images)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_is_put_back_where_it_was(net, root, monkeypatch, fails):
+    wrapped = Moves(net)
+    options = {"methods": ["gradcam"], "faithfulness": 0, "mosaics": 0, "limit": 2, "device": "cuda:7"}
+    if fails:
+        monkeypatch.setattr("camify.evaluation.evaluation.measure_all", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(wrapped, root, **options)
+    else:
+        evaluate(wrapped, root, **options)
+    assert wrapped.moves == ["cuda:7", "cpu"]
+
+
+def test_a_network_on_several_devices_is_not_moved(net):
+    wrapped = Moves(net)
+    wrapped.extra = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    with pytest.raises(ConfigError, match="lies on 2 devices"), placed_on(wrapped, "cpu"):
+        pass
+    with placed_on(wrapped, None):
+        pass
+    assert wrapped.moves == []
