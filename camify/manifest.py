@@ -27,7 +27,7 @@ def manifest_of(model: Any) -> dict[str, Any]:
     """
     return {
         "class_names": model.class_names,
-        "task": str(model.task),
+        "task": str(model.task) if model.task_is_known else None,
         "untrained": list(model.untrained),
         "preprocessing": None if model.preprocessing is None else model.preprocessing.to_dict(),
         "licence": model.licence,

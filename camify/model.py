@@ -71,7 +71,7 @@ class CAMNet(nn.Module):
         self.certificate: Certificate | None = None
         self.class_names: list[str] | None = None
         self._preprocessing: Preprocessing | None = None
-        self._task = Task.of(None, classifier.out_features)
+        self._task: Task | None = None
         self.untrained: tuple[str, ...] = ()
         self.register_load_state_dict_post_hook(_forget_untrained)  # type: ignore[no-untyped-call]
         self.results: dict[str, Any] = {}
@@ -90,12 +90,17 @@ class CAMNet(nn.Module):
 
     @property
     def task(self) -> Task:
-        """What the logits mean; set it by name or as a ``Task``."""
-        return self._task
+        """What the logits mean; set it by name or as a ``Task``. Where nobody said, what their number suggests."""
+        return Task.of(self._task, self.num_classes)
 
     @task.setter
     def task(self, value: Task | str | None) -> None:
-        self._task = Task.of(value, self.num_classes)
+        self._task = None if value is None else Task.of(value, self.num_classes)
+
+    @property
+    def task_is_known(self) -> bool:
+        """Whether somebody said what the logits mean, or there is but one."""
+        return self._task is not None or self.num_classes == 1
 
     @property
     def classes(self) -> Classes:
@@ -175,8 +180,8 @@ class CAMNet(nn.Module):
         self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
         self.class_names, self.results, self.certificate, self.box_rule = None, {}, None, None
         self.untrained = tuple(dict.fromkeys((*self.untrained, "classifier")))
-        if (self.task is Task.BINARY) != (num_classes == 1):
-            self.task = None
+        if self._task is not None and (self._task is Task.BINARY) != (num_classes == 1):
+            self._task = None
 
     # the head and the rest ------------------------------------------------
 

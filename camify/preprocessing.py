@@ -152,6 +152,11 @@ class Preprocessing:
             return pictures.flip(-3)
         return as_three_channels(pictures)
 
+    def describe(self) -> str:
+        """In a few words what a network takes."""
+        size, numbers = f"{self.height} x {self.width} px", (_shown(self.mean), _shown(self.std))
+        return f"{size}, {self.input_format}, mean {numbers[0]}, deviation {numbers[1]}"
+
     # ------------------------------------------------------------ agreement
 
     def differences(self, other: Preprocessing) -> list[str]:

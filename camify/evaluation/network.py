@@ -154,7 +154,8 @@ def explained_network(
     logits = 1 if classes.task is Task.BINARY else count
     if known is not None and len(known) not in {logits, count}:
         raise ConfigError(f"class_names: {len(known)} names for the network's {count} classes.")
-    said = task is not None or activation is not None or isinstance(unwrapped(source.model), CAMNet)
+    inner = unwrapped(source.model)
+    said = task is not None or activation is not None or (isinstance(inner, CAMNet) and inner.task_is_known)
     if classes.task is Task.MULTICLASS and not said:
         notes.append(
             "assumed: classes exclude each other (task multiclass), as the source does not say what its logits mean; if"

@@ -38,7 +38,7 @@ def record_of(
         "licence": model.licence,
         "num_classes": model.num_classes,
         "class_names": model.class_names,
-        "task": str(model.task),
+        "task": str(model.task) if model.task_is_known else None,
         "untrained": list(model.untrained),
         "preprocessing": None if model.preprocessing is None else model.preprocessing.to_dict(),
         "input": {"name": "image", "size": list(size), **(raw if preprocess else prepared)},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..boxes import BoxRule
 from ..errors import CheckpointError, ConversionError
 from ..exporting.exporting import FORMATS, open_exported
 from ..exporting.onnx_file import OnnxFile
@@ -75,6 +76,9 @@ def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the fil
     network.class_names, network.preprocessing = record["class_names"], record["preprocessing"]
     network.task, network.untrained = record["task"], tuple(record["untrained"])
     network.licence = record["licence"]
+    rule = None if record["box_rule"] is None else BoxRule.from_dict(record["box_rule"])
+    if rule is not None and not rule.clamp_weights:  # a file has no weights whose positive ones could be taken
+        network.box_rule = rule
     return replace(Source.of(network, text), only_maps=True)
 
 

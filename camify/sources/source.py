@@ -50,7 +50,8 @@ class Source:
         name = name or type(model).__name__
         if not isinstance(model, CAMNet):
             return cls(model, name, notes=notes)
-        return cls(model, name, model.class_names, notes, model.preprocessing, model.licence, model.task)
+        task = model.task if model.task_is_known else None
+        return cls(model, name, model.class_names, notes, model.preprocessing, model.licence, task)
 
     @property
     def headless(self) -> bool:

@@ -188,7 +188,7 @@ def _settle_task(net: CAMNet, task: str | Task | None, source: Source, anatomy: 
     if task is None and known is not None and (known is Task.BINARY) == (net.num_classes == 1):
         task = known
     net.task = task
-    if task is None and source.class_names is None and net.num_classes > 1 and net.certificate is not None:
+    if not net.task_is_known and net.certificate is not None:
         note = "Task multiclass assumed: one class per image. For several labels per image give task='multilabel'."
         net.certificate = replace(net.certificate, notes=(*net.certificate.notes, note))
 

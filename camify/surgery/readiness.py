@@ -18,6 +18,7 @@ from ..maps import identity_error
 from ..model import CAMNet
 from ..sources import Source, resolve
 from ..sources.exported_files import exported_file_of
+from ..task import Classes
 from .inspection import inspect
 
 __all__ = ["CheckResult", "check"]
@@ -76,7 +77,7 @@ def _check_model(model: CAMNet, report: Report) -> None:
     report("identity", f"mean(map) + bias = logit, error {error:.1e}")
     with torch.no_grad():
         logits, maps = model.float().forward_with_maps(images)
-    _report_prediction(logits, maps, model.num_classes, model.class_names, report)
+    _report_prediction(logits, maps, model.num_classes, model.classes, report)
 
 
 def _check_file(file: OnnxFile | Pt2File, source: str, report: Report) -> None:
@@ -97,7 +98,8 @@ def _check_file(file: OnnxFile | Pt2File, source: str, report: Report) -> None:
             f"{source}: the maps do not add up to the logits: error {error:.1e}, allowed {allowed:.0e}"
         )
     report("identity", f"logit - mean(map) is the same for two images, error {error:.1e}")
-    _report_prediction(second["logits"], second["maps"], record["num_classes"], record["class_names"], report)
+    classes = Classes.of(record["task"], record["class_names"], record["num_classes"])
+    _report_prediction(second["logits"], second["maps"], record["num_classes"], classes, report)
 
 
 def _noise(file: OnnxFile | Pt2File, seed: int) -> Tensor:
@@ -108,12 +110,14 @@ def _noise(file: OnnxFile | Pt2File, seed: int) -> Tensor:
     return torch.randn(batch, entry["channels"], *entry["size"], generator=generator)
 
 
-def _report_prediction(logits: Tensor, maps: Tensor, count: int, names: list[str] | None, report: Report) -> None:
+def _report_prediction(logits: Tensor, maps: Tensor, count: int, classes: Classes, report: Report) -> None:
     if logits.shape[1] != count or maps.shape[1] != count:
         raise CheckpointError(f"gives {logits.shape[1]} logits and {maps.shape[1]} maps for {count} classes")
-    report("classes", f"{count}, {'named' if names else 'without names'}")
-    probability, top = logits.softmax(1)[0].max(0)
-    name = f" ({names[int(top)]})" if names else ""
+    known = "named" if classes.names else "without names"
+    report("classes", f"{classes.count(count)}, {known}, task {classes.task}")
+    logits = classes.two_sided(logits)
+    probability, top = classes.probabilities(logits)[0].max(0)
+    name = f" ({classes.titles(logits.shape[1])[int(top)]})" if classes.names else ""
     height, width = maps.shape[2:]
     report("sample", f"noise: class {int(top)}{name}, probability {float(probability):.3f}, map {height} x {width}")
 

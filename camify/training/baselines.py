@@ -12,11 +12,52 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..model import CAMNet
 from ..modes import evaluating
-from .asking import whole_split
+from .asking import is_dry_run, whole_split
 from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
 from .scores import class_score, score_inputs
 
-__all__ = ["measure", "validation_batches"]
+__all__ = ["MeasureBaselines", "measure", "validation_batches"]
+
+
+class MeasureBaselines(pl.Callback):
+    """Measures on the validation split what a run begins with; all processes take part.
+
+    Attributes:
+        legacy: figures of the legacy network, where it has as many classes as the data; measured when training starts,
+            before ``Course``, which belongs to the module and so comes after every other callback, lets it go.
+        start: figures of the converted network before its first step; they are logged at step 0.
+    """
+
+    def __init__(self) -> None:
+        self.legacy: dict[str, float] = {}
+        self.start: dict[str, float] = {}
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What every later figure is compared with."""
+        return {"legacy": self.legacy, "start": self.start}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures, plain values."""
+        return self.figures
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the figures of an interrupted run."""
+        self.legacy, self.start = dict(state_dict["legacy"]), dict(state_dict["start"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure the legacy network, believed or not: as its classes are counted."""
+        if not self.legacy and pl_module.legacy is not None and not is_dry_run(trainer):
+            self.legacy = measure(pl_module.legacy, trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure the converted network before its first step."""
+        if pl_module.cam_net is None or trainer.global_step > 0 or is_dry_run(trainer):
+            return
+        self.start = measure(pl_module.cam_net, trainer, pl_module)
+        before = {f"{who}/{key}": value for who, row in self.figures.items() for key, value in row.items()}
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics(before, step=0)
 
 
 def validation_batches(

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from ..batch import Batch
 from ..boxes import BoxRule
 from ..errors import CheckpointError
 from ..files import write_whole
@@ -21,10 +22,52 @@ from ..model import CAMNet
 from ..modes import evaluating
 from ..report.encoding import encoded
 from ..report.overlay import ClassMap, overlay_picture, sheet_picture
+from .asking import is_dry_run, run_folder, single_loader
+from .calibration import calibrate_boxes
 
-__all__ = ["best_weights", "export_cam_net", "export_legacy"]
+__all__ = ["ExportBest", "best_weights", "export_cam_net", "export_legacy"]
 
 _SAME = 1e-5
+_COMPARED = 8  # images
+
+
+class ExportBest(pl.Callback):
+    """Exports the best epoch's weights when a run ends: ``export/`` in its folder, loaded again and compared.
+
+    The box rule is chosen on the validation split. Of a legacy network that was trained as it is (``head="none"``)
+    ``legacy.safetensors`` is written. ``RunRecord`` does this too, with its own figures.
+
+    Attributes:
+        exported: what was written: ``folder`` and ``reload_error``, or ``file``; empty before.
+    """
+
+    def __init__(self) -> None:
+        self.exported: dict[str, Any] = {}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Export with the figures of the last validation."""
+        if trainer.is_global_zero and not is_dry_run(trainer):
+            figures = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
+            self.exported = self.export(trainer, pl_module, figures)
+
+    def export(self, trainer: pl.Trainer, module: Any, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the best weights with these figures; what was written, as ``exported`` has it."""
+        best, folder = best_weights(trainer), run_folder(trainer)
+        weights = None if best is None else best[0]
+        if module.cam_net is None:
+            file = folder / "legacy.safetensors"
+            export_legacy(module.model, weights, file, module.class_names)
+            return {"file": str(file)}
+        images = Batch.of(next(iter(single_loader(trainer.val_dataloaders)))).images[:_COMPARED].cpu().float()
+        error = export_cam_net(
+            module.cam_net,
+            weights,
+            folder / "export",
+            results,
+            images,
+            rule_of=lambda network: calibrate_boxes(network, trainer, module),
+        )
+        return {"folder": str(folder / "export"), "reload_error": error}
 
 
 def best_weights(trainer: pl.Trainer) -> tuple[dict[str, Tensor], str] | None:

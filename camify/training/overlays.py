@@ -125,8 +125,8 @@ class CAMOverlayLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Before the first batch, look at the watched images: with the weights that are validated, averaged or not."""
-        network = getattr(pl_module, "model", None)
-        if batch_idx == 0 and dataloader_idx == 0 and isinstance(network, CAMNet) and self._has_turn(trainer):
+        network: CAMNet | None = getattr(pl_module, "cam_net", None)
+        if batch_idx == 0 and dataloader_idx == 0 and network is not None and self._has_turn(trainer):
             self.finds.begin()
             self._attempt(self._look, trainer, pl_module, network)
 
@@ -141,7 +141,7 @@ class CAMOverlayLogger(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""
-        if isinstance(getattr(pl_module, "model", None), CAMNet) and self._has_turn(trainer):
+        if getattr(pl_module, "cam_net", None) is not None and self._has_turn(trainer):
             self._attempt(self._draw_epoch, trainer, pl_module)
 
     def _has_turn(self, trainer: pl.Trainer) -> bool:

@@ -16,19 +16,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..batch import Batch
 from ..boxes import BoxRule
 from ..files import write_whole
 from ..model import CAMNet
 from ..report.page import render_page
 from ..report.run import MAP_FIGURES, RESULTS, read_run
-from .asking import count_samples, is_dry_run, run_folder, single_loader
+from .asking import count_samples, is_dry_run, run_folder
 from .background import Background
-from .baselines import measure
-from .calibration import calibrate_boxes
-from .export import best_weights, export_cam_net, export_legacy
+from .baselines import MeasureBaselines
+from .export import ExportBest
 from .fine_tuner import CAMFineTuner
 from .screens import closing_screen, epoch_line, opening_screen
 from .selection import decline, pareto_set
@@ -56,19 +54,17 @@ class RunRecord(pl.Callback):
     def __init__(self, report: bool = True, quiet: bool = False, quality: str | None = None) -> None:
         self.report, self.quiet, self.wanted_quality = report, quiet, quality
         self.history: list[dict[str, float]] = []
-        self.legacy: dict[str, float] = {}
-        self.start: dict[str, float] = {}
-        self.exported: dict[str, Any] = {}
+        self.baselines, self.export = MeasureBaselines(), ExportBest()
         self._page: Future[None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Figures so far, plain values."""
-        return {"history": self.history, "legacy": self.legacy, "start": self.start}
+        return {"history": self.history, **self.baselines.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the figures of an interrupted run."""
         self.history = list(state_dict["history"])
-        self.legacy, self.start = dict(state_dict["legacy"]), dict(state_dict["start"])
+        self.baselines.load_state_dict(state_dict)
 
     # ------------------------------------------------------------ hooks
 
@@ -79,8 +75,7 @@ class RunRecord(pl.Callback):
         speaks = trainer.is_global_zero and not self.quiet
         if speaks:
             opening_screen(trainer, pl_module, run_folder(trainer))
-        if not self.legacy and pl_module.legacy is not None:  # believed or not: as its classes are counted
-            self.legacy = measure(pl_module.legacy, trainer, pl_module)
+        self.baselines.on_train_start(trainer, pl_module)
         pl_module.trusted_legacy()
         for note in pl_module.class_notes if speaks else ():
             print(f"{note}\n")  # noqa: T201 - the user's terminal
@@ -91,12 +86,7 @@ class RunRecord(pl.Callback):
             return
         if pl_module.fit_report is not None and trainer.is_global_zero and not self.quiet:
             print(f"{pl_module.fit_report}\n")  # noqa: T201 - the user's terminal
-        if pl_module.cam_net is None:
-            return
-        self.start = measure(pl_module.cam_net, trainer, pl_module)
-        before = {f"{who}/{key}": value for who, row in self._before().items() for key, value in row.items()}
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics(before, step=0)
+        self.baselines.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's figures, write results and page, print one line."""
@@ -111,7 +101,7 @@ class RunRecord(pl.Callback):
             network.box_rule = _box_rule(self.history[-1], pl_module)
         self._write(trainer, pl_module, finished=False)
         if not self.quiet:
-            epoch_line(self.history[-1], before, self._before(), decline(self.history, "val/acc", self.quality))
+            epoch_line(self.history[-1], before, self.baselines.figures, decline(self.history, "val/acc", self.quality))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the best epoch, write the final results and page, say what came out."""
@@ -119,29 +109,13 @@ class RunRecord(pl.Callback):
             return
         if not self.history:
             return
-        best = best_weights(trainer)
         epoch = _best_epoch(trainer, self.history)
         folder = run_folder(trainer)
-        self.exported = {"epoch": epoch["epoch"], **self._results(epoch, pl_module)}
-        weights = best[0] if best else None
-        network = pl_module.cam_net
-        if network is not None:
-            images = _some_images(trainer)
-            error = export_cam_net(
-                network,
-                weights,
-                folder / "export",
-                self._results(epoch, pl_module),
-                images,
-                rule_of=lambda network: calibrate_boxes(network, trainer, pl_module),
-            )
-            self.exported |= {"folder": str(folder / "export"), "reload_error": error}
-        else:
-            export_legacy(pl_module.model, weights, folder / "legacy.safetensors", pl_module.class_names)
-            self.exported["file"] = str(folder / "legacy.safetensors")
+        results = self._results(epoch, pl_module)
+        self.export.exported = {"epoch": epoch["epoch"], **results, **self.export.export(trainer, pl_module, results)}
         self._write(trainer, pl_module, finished=True)
         if not self.quiet:
-            closing_screen(folder, self.exported, self._before())
+            closing_screen(folder, self.export.exported, self.baselines.figures)
 
     def on_exception(
         self,
@@ -169,10 +143,6 @@ class RunRecord(pl.Callback):
         logged = self.history[-1] if self.history else {}
         return self.wanted_quality or next((key for key in MAP_FIGURES if key in logged), next(iter(MAP_FIGURES)))
 
-    def _before(self) -> dict[str, dict[str, float]]:
-        """What every later figure is compared with."""
-        return {"legacy": self.legacy, "start": self.start}
-
     def _results(self, epoch: dict[str, float], module: CAMFineTuner) -> dict[str, Any]:
         results: dict[str, Any] = {
             key: value for key, value in epoch.items() if key.startswith("val/") and math.isfinite(value)
@@ -181,9 +151,8 @@ class RunRecord(pl.Callback):
         results["validation_images"] = count_samples(module.trainer.val_dataloaders)
         if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdecimal():
             results["seed"] = int(seed)
-        results |= {
-            f"{who}/{key.removeprefix('val/')}": v for who, row in self._before().items() for key, v in row.items()
-        }
+        for who, row in self.baselines.figures.items():
+            results |= {f"{who}/{key.removeprefix('val/')}": value for key, value in row.items()}
         return results
 
     def _write(self, trainer: pl.Trainer, module: CAMFineTuner, *, finished: bool) -> None:
@@ -192,16 +161,16 @@ class RunRecord(pl.Callback):
             "finished": finished,
             "source": module.source,
             "classes": module.class_names,
-            "legacy": {"val/acc": None, **self.legacy},
-            "start": self.start,
-            "exported": self.exported,
+            "legacy": {"val/acc": None, **self.baselines.legacy},
+            "start": self.baselines.start,
+            "exported": self.export.exported,
             "history": self.history,
             "pareto": {
                 "figures": ["val/acc", self.quality],
                 "epochs": [row["epoch"] for row in pareto_set(self.history, "val/acc", self.quality)],
             },
             "data": type(getattr(trainer, "datamodule", None)).__name__,
-            "certificate": _certificate(module.model),
+            "certificate": _certificate(module.cam_net),
             "environment": environment(trainer),
         }
         text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
@@ -228,9 +197,9 @@ def _write_page(folder: Path) -> None:
     write_whole(folder / "report.html", render_page(read_run(folder)))
 
 
-def _certificate(network: nn.Module) -> dict[str, Any]:
+def _certificate(network: CAMNet | None) -> dict[str, Any]:
     """What the conversion did, as the page shows it."""
-    certificate = network.certificate if isinstance(network, CAMNet) else None
+    certificate = None if network is None else network.certificate
     if certificate is None:
         return {}
     parts = certificate.to_dict()["parts"]
@@ -247,10 +216,6 @@ def environment(trainer: pl.Trainer) -> dict[str, str]:
         "device": f"{trainer.strategy.root_device.type} ({device})",
         "precision": str(trainer.precision),
     }
-
-
-def _some_images(trainer: pl.Trainer) -> Tensor:
-    return Batch.of(next(iter(single_loader(trainer.val_dataloaders)))).images[:8].cpu().float()
 
 
 def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[str, float]:

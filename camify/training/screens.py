@@ -11,7 +11,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..model import CAMNet
 from ..report.run import MAP_FIGURES
 from ..surgery import find_recipe
 from .asking import count_samples
@@ -24,14 +23,21 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
     """Print what is trained on what, for how long, and where everything will be."""
     console = Console(highlight=False)
     network, options = module.model, module.hparams
-    if isinstance(network, CAMNet) and network.certificate is not None:
-        console.print(network.certificate.table())
+    certificate = getattr(module.cam_net, "certificate", None)
+    if certificate is not None:
+        console.print(certificate.table())
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     train, val = (count_samples(loader) for loader in (trainer.train_dataloader, trainer.val_dataloaders))
     names = module.class_names or []
     table.add_row("data", f"{train} training, {val} validation images, {len(names)} classes: {_shorten(names)}")
+    datamodule = getattr(trainer, "datamodule", None)
+    for note in getattr(datamodule, "notes", []):
+        table.add_row("", note)
+    if network_preprocessing := getattr(network, "preprocessing", None):
+        table.add_row("input", network_preprocessing.describe())
+    table.add_row("task", str(module.task))
     table.add_row("schedule", _schedule(trainer, module))
     table.add_row("optimiser", f"{options['optimizer']}, lr {options['lr']:g}, head x{options['head_lr_factor']:g}")
     recipe = find_recipe(options["recipe"])
@@ -48,7 +54,7 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
 
 def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
     epochs, frozen = trainer.max_epochs or 0, module.hparams["freeze_epochs"]
-    if not isinstance(module.model, CAMNet):
+    if module.cam_net is None:
         return f"{epochs} epochs, the whole legacy network, no conversion"
     if frozen >= epochs:
         return f"{epochs} epochs of the new head; the features stay frozen"

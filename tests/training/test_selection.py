@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from scipy import ndimage
+from torch.utils.data import DataLoader, IterableDataset
 
 import camify
 from camify.boxes import BoxRule
 from camify.checkpoint import manifest_digest
+from camify.task import Classes, Task
 from camify.training import RunRecord
+from camify.training.calibration import _examples
 from camify.training.selection import decline, pareto_set
 from tests.training.conftest import SIZE, BlobData, Blobs, SmallLegacy
 
@@ -192,3 +196,19 @@ def test_without_boxes_the_cells_of_mosaics_calibrate(run):
     assert results["pareto"]["figures"] == ["val/acc", "val/grid_pointing"]
     assert len(results["pareto"]["epochs"]) >= 1
     assert len(net.predict_boxes(torch.randn(2, 3, SIZE, SIZE))) == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_calibration_keeps_no_more_images_than_it_needs(known):
+    """1,300 images, of which 512 are enough; evenly spread where their number is known."""
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.full((1, 2, 2), float(index)), index % 3) for index in range(1300)])
+
+    loader = DataLoader(list(Stream()) if known else Stream(), batch_size=100)
+    net = SimpleNamespace(classes=Classes(Task.MULTICLASS))
+    module = SimpleNamespace(cam_net=net, device=torch.device("cpu"), targets=lambda batch: batch.labels)
+    images, labels, boxes = _examples(SimpleNamespace(val_dataloaders=loader), module)
+    assert len(images) == len(labels) == len(boxes) == (434 if known else 512)
+    assert images[-1].max() == (1299 if known else 511)
