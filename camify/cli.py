@@ -19,7 +19,7 @@ from rich.table import Table
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .evaluation import evaluate
 from .evaluation.comparison import compare_files
-from .evaluation.evaluation_report import MANIFEST as EVALUATION
+from .evaluation.evaluation_report import EVALUATION
 from .evaluation.explain_files import ExplainOptions, explain_files
 from .evaluation.images import image_files
 from .evaluation.network import class_index, explained_network, read_class_names

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-class _Reached(Exception):  # noqa: N818 - no error: it carries the map out of the network's forward
+class _MapReached(Exception):  # noqa: N818 - no error: it carries the map out of the network's forward
     def __init__(self, value: Tensor) -> None:
         self.value = value
 
@@ -50,7 +50,7 @@ class _Last(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Never returns."""
-        raise _Reached(self.layer(*args, **kwargs))
+        raise _MapReached(self.layer(*args, **kwargs))
 
 
 class UntracedFeatures(nn.Module):
@@ -66,7 +66,7 @@ class UntracedFeatures(nn.Module):
         """(N, C, H, W) -> (N, C, h, w)."""
         try:
             self.network(x)
-        except _Reached as reached:
+        except _MapReached as reached:
             return self.layout.to_map(reached.value)
         raise ConversionError("The network took a way past its last spatial map.")
 

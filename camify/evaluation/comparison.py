@@ -29,7 +29,7 @@ from .comparison_report import (
     AT_A_GLANCE,
     Drawing,
     Page,
-    all_tables,
+    comparison_tables,
     drawings,
     overview,
     overview_row,
@@ -45,7 +45,7 @@ from .timing import method_costs
 
 __all__ = ["compare", "compare_files"]
 
-MANIFEST = "compare.json"
+COMPARISON = "compare.json"
 _CHUNK = 8  # pictures looked at together
 
 
@@ -79,7 +79,7 @@ def compare_files(
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
     """
-    folder = free_folder(Path(out), MANIFEST, "--out", overwrite=overwrite)
+    folder = free_folder(Path(out), COMPARISON, "--out", overwrite=overwrite)
     names = list(methods or DEMO_METHODS)
     for name in names:
         find_method(name)
@@ -138,7 +138,7 @@ def compare(
     comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
     counts = f"{len(measured)} pictures, {len(networks)} networks, {len(networks[0].methods)} methods"
-    page = Page(title, counts, drawn, len(measured) - len(shown), all_tables(comparison), facts)
+    page = Page(title, counts, drawn, len(measured) - len(shown), comparison_tables(comparison), facts)
     _write(folder, page, to_json(comparison, facts))
     return folder
 
@@ -194,4 +194,4 @@ def _write(folder: Path, page: Page, figures: str) -> None:
             (aside / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
         (aside / "compare.html").write_text(to_html(page), encoding="utf-8")
         (aside / "compare.md").write_text(to_markdown(page), encoding="utf-8")
-        (aside / MANIFEST).write_text(figures, encoding="utf-8")
+        (aside / COMPARISON).write_text(figures, encoding="utf-8")

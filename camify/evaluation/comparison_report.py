@@ -44,7 +44,7 @@ from .scenarios import ABSENT, MIRRORED, SHIFTED, SMALL, UNCHANGED, mirrored
 from .timing import cost_table
 
 __all__ = [
-    "AT_A_GLANCE", "Drawing", "Page", "all_tables", "drawings", "overview", "overview_row", "to_html", "to_json",
+    "AT_A_GLANCE", "Drawing", "Page", "comparison_tables", "drawings", "overview", "overview_row", "to_html", "to_json",
     "to_markdown",
 ]  # fmt: skip
 
@@ -150,7 +150,7 @@ _SECTION = "How alike the maps are"
 _TOP = f"IoU of the top {100 * TOP_SHARE:.0f} %"
 
 
-def all_tables(comparison: Comparison) -> list[Table]:
+def comparison_tables(comparison: Comparison) -> list[Table]:
     """The tables; none where nothing was measured."""
     made = [
         agreement(comparison),

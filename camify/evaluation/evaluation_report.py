@@ -30,9 +30,9 @@ from .intervals import MEAN_ROWS, Answers, Figure, best_cut
 from .network import ExplainedNetwork
 from .timing import cost_table
 
-__all__ = ["MANIFEST", "Evaluation", "Figures", "all_tables", "to_csv", "to_json", "to_markdown"]
+__all__ = ["EVALUATION", "Evaluation", "Figures", "evaluation_tables", "to_csv", "to_json", "to_markdown"]
 
-MANIFEST = "evaluation.json"
+EVALUATION = "evaluation.json"
 _GROUPS = ("accuracy", "hard_share", "localisation", "hard", "without_boxes", "faithfulness")
 
 Figures = dict[str, dict[str, Figure]]
@@ -75,7 +75,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         facts = "\n".join(f"{label}: {text}" for label, text in self.facts)
-        return f"Evaluation of {self.network.name}\n\n{text_tables(all_tables(self))}\n{facts}"
+        return f"Evaluation of {self.network.name}\n\n{text_tables(evaluation_tables(self))}\n{facts}"
 
     def to_dict(self) -> dict[str, Any]:
         """All figures with their intervals, as JSON values; NaN is None."""
@@ -97,11 +97,11 @@ class Evaluation:
         Raises:
             ConfigError: the folder exists and is not to be replaced, or is not an evaluation.
         """
-        target = free_folder(Path(folder), MANIFEST, "--output", overwrite=overwrite)
+        target = free_folder(Path(folder), EVALUATION, "--output", overwrite=overwrite)
         with whole_folder(target) as aside:
             (aside / "evaluation.md").write_text(to_markdown(self), encoding="utf-8")
             (aside / "images.csv").write_text(to_csv(self), encoding="utf-8")
-            (aside / MANIFEST).write_text(to_json(self), encoding="utf-8")
+            (aside / EVALUATION).write_text(to_json(self), encoding="utf-8")
         return target
 
 
@@ -155,7 +155,7 @@ _HARD_NOTE = """Images that a box around the centre, of whatever size, does not 
 map must know where the object is. Thresholds and sizes are the best ones for these images."""
 
 
-def all_tables(evaluation: Evaluation) -> list[Table]:
+def evaluation_tables(evaluation: Evaluation) -> list[Table]:
     """The tables; none where nothing was measured."""
     boxed, hard = (_count(figures, "max_box_acc_v1") for figures in (evaluation.localisation, evaluation.hard))
     sample = _count(evaluation.faithfulness, "drop")
@@ -240,7 +240,7 @@ def _count(figures: Figures, key: str) -> int:
 def to_markdown(evaluation: Evaluation) -> str:
     """The tables with how to read them."""
     lines = [f"# Evaluation of {markdown_text(evaluation.network.name)}", ""]
-    lines += [*markdown_sections(all_tables(evaluation)), *markdown_facts(evaluation.facts)]
+    lines += [*markdown_sections(evaluation_tables(evaluation)), *markdown_facts(evaluation.facts)]
     return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
 
 

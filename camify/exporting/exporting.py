@@ -19,13 +19,13 @@ from ..model import CAMNet
 from .network import ExportedNetwork, prepared
 from .onnx_file import OnnxFile, write_onnx
 from .pt2_file import Pt2File, write_pt2
-from .record import record_of
-from .reduced import PRECISIONS, Loss, reduce_precision
-from .tracing import AXES, example_of, trace
+from .record import file_metadata
+from .reduced import EXPORT_PRECISIONS, Loss, reduce_precision
+from .tracing import AXES, example_of, export_graph
 
 __all__ = ["FORMATS", "Exported", "export", "open_exported"]
 
-TOLERANCE = 1e-4
+LARGEST_ERROR = 1e-4
 _FILES: dict[str, tuple[Callable[..., None], Callable[[str | Path], Any]]] = {
     ".onnx": (write_onnx, OnnxFile),
     ".pt2": (write_pt2, Pt2File),
@@ -114,14 +114,14 @@ def export(
         raise ConfigError(f"{path}: exists. Choose another name, or say overwrite=True.")
     if opset is not None and path.suffix != ".onnx":
         raise ConfigError(f"opset={opset}: only .onnx has one.")
-    if precision not in PRECISIONS or (precision != "fp32" and (path.suffix != ".onnx" or images is None)):
-        known = ", ".join(PRECISIONS)
+    if precision not in EXPORT_PRECISIONS or (precision != "fp32" and (path.suffix != ".onnx" or images is None)):
+        known = ", ".join(EXPORT_PRECISIONS)
         raise ConfigError(f"precision={precision!r}: choose one of {known}; all but fp32 for .onnx, and with images=.")
     if precision == "fp16" and boxes:
         raise ConfigError("precision='fp16': boxes count pixels, which half precision cannot. Leave boxes out.")
     size, channels = _input_of(model, input_size)
     network = prepared(model, preprocess=preprocess, boxes=boxes)
-    record = record_of(model, preprocess=preprocess, outputs=network.outputs, size=size, channels=channels)
+    record = file_metadata(model, preprocess=preprocess, outputs=network.outputs, size=size, channels=channels)
     options = {} if opset is None else {"opset": opset}
     reduce: Callable[[Path, Path], Loss] | None = None
     if precision != "fp32" and images is not None:
@@ -146,7 +146,7 @@ def _attempt(
     """Trace with these axes dynamic, write aside, verify, rename."""
     write, read = _FILES[path.suffix]
     size, channels = tuple(record["input"]["size"]), record["input"]["channels"]
-    program, dynamic = trace(network, example_of(network, size, channels), axes)
+    program, dynamic = export_graph(network, example_of(network, size, channels), axes)
     record = {**record, "dynamic": list(dynamic)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,8 +240,8 @@ def _difference(name: str, found: Tensor, wanted: Tensor, shape: tuple[int, ...]
         return 0.0
     scale = wanted.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     error = float((found - wanted).abs().max() / scale)
-    if not error <= TOLERANCE:
-        raise CheckpointError(f"{name} of {shape} differ by {error:.1e} (allowed {TOLERANCE:.0e}).")
+    if not error <= LARGEST_ERROR:
+        raise CheckpointError(f"{name} of {shape} differ by {error:.1e} (allowed {LARGEST_ERROR:.0e}).")
     return error
 
 

@@ -12,7 +12,7 @@ from ..errors import CheckpointError, ConfigError
 from ..model import CAMNet
 from ..task import Classes
 
-__all__ = ["RECORD", "as_properties", "read_record", "record_of"]
+__all__ = ["RECORD", "as_properties", "file_metadata", "read_record"]
 
 RECORD = "camify.json"
 FORMAT_VERSION = 1
@@ -24,7 +24,7 @@ _KINDS: dict[str, Any] = {
 _ADDED: dict[str, Any] = {"task": str | None, "untrained": list}  # later, and missing from older files
 
 
-def record_of(
+def file_metadata(
     model: CAMNet, *, preprocess: bool, outputs: tuple[str, ...], size: tuple[int, int], channels: int
 ) -> dict[str, Any]:
     """The record of a network, before it is known which axes are dynamic and how exact the file is."""

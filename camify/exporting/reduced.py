@@ -19,9 +19,9 @@ from .onnx_file import OnnxFile, require
 from .record import as_properties
 from .tracing import quietly
 
-__all__ = ["PRECISIONS", "Loss", "reduce_precision"]
+__all__ = ["EXPORT_PRECISIONS", "Loss", "reduce_precision"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
+EXPORT_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)

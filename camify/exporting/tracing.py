@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from ..errors import ConversionError
 from .network import ExportedNetwork
 
-__all__ = ["AXES", "example_of", "quietly", "trace"]
+__all__ = ["AXES", "example_of", "export_graph", "quietly"]
 
 AXES = (("batch", "height", "width"), ("batch",), ())
 """Which axes may vary, tried in this order."""
@@ -29,7 +29,9 @@ def example_of(network: ExportedNetwork, size: tuple[int, int], channels: int, b
     return torch.randint(0, 256, (batch, *size, 3), generator=generator, dtype=torch.uint8)
 
 
-def trace(network: ExportedNetwork, example: Tensor, axes: tuple[str, ...]) -> tuple[ExportedProgram, tuple[str, ...]]:
+def export_graph(
+    network: ExportedNetwork, example: Tensor, axes: tuple[str, ...]
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     """The network as a graph of tensor steps, and those of the axes that did become dynamic.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from .html import render
 
-__all__ = ["Frame", "ImageTrack", "RunReport", "chart", "known", "line", "number", "percent", "render_page"]
+__all__ = ["Frame", "ImageTrack", "RunReport", "chart", "known", "line", "number_text", "render_page", "share_text"]
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
@@ -122,7 +122,7 @@ def render_page(report: RunReport) -> str:
     shown = [(kind, *words) for kind, words in KINDS.items() if any(track.kind == kind for track in report.images)]
     return render(
         Path(__file__).with_name("page.html.j2"),
-        {"percent": percent, "number": number},
+        {"percent": share_text, "number": number_text},
         report=report,
         newest=newest,
         before=report.results[0] if report.results else {},
@@ -135,11 +135,11 @@ def render_page(report: RunReport) -> str:
         has_predicted=any(frame.predicted is not None for frame in frames),
         metrics=sorted({key for row in report.history for key in row} - {"epoch"}),
         charts=[
-            chart("Loss", [line(report.history, *item) for item in LOSSES.items()], number),
+            chart("Loss", [line(report.history, *item) for item in LOSSES.items()], number_text),
             chart(
                 "Accuracy",
                 [line(report.history, "val/acc", "accuracy"), line(report.history, key, name)],
-                percent,
+                share_text,
                 top=1.0,
                 baseline=report.baseline,
             ),
@@ -221,11 +221,11 @@ def known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def percent(value: float | None) -> str:
+def share_text(value: float | None) -> str:
     """A share, 0 to 1, in percent."""
     return f"{100 * value:.1f} %" if known(value) else MISSING
 
 
-def number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """A number with four digits."""
     return f"{value:.4g}" if known(value) else MISSING

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .html import render
-from .page import STYLES, ImageTrack, RunReport, chart, line, number, percent
+from .page import STYLES, ImageTrack, RunReport, chart, line, number_text, share_text
 
 __all__ = ["render_runs"]
 
 _CURVES = {
-    "val/acc": ("Accuracy", percent),
-    "val/max_box_acc": ("Box accuracy", percent),
-    "val/grid_pointing": ("Grid pointing", percent),
-    "val/loss": ("Validation loss", number),
-    "train/loss": ("Training loss", number),
+    "val/acc": ("Accuracy", share_text),
+    "val/max_box_acc": ("Box accuracy", share_text),
+    "val/grid_pointing": ("Grid pointing", share_text),
+    "val/loss": ("Validation loss", number_text),
+    "train/loss": ("Training loss", number_text),
 }
 
 
@@ -32,7 +32,7 @@ def render_runs(reports: Sequence[RunReport]) -> str:
             title,
             [line(report.history, key, name) for name, report in zip(names, reports, strict=True)],
             text,
-            top=1.0 if text is percent else 0.0,
+            top=1.0 if text is share_text else 0.0,
             baseline=reports[0].baseline if key == reports[0].quality[0] else ("", None),
         )
         for key, (title, text) in _CURVES.items()
@@ -40,7 +40,7 @@ def render_runs(reports: Sequence[RunReport]) -> str:
     ]
     return render(
         Path(__file__).with_name("runs.html.j2"),
-        {"percent": percent, "number": number},
+        {"percent": share_text, "number": number_text},
         runs=[
             (f"s{index % STYLES}", name, report)
             for index, (name, report) in enumerate(zip(names, reports, strict=True))

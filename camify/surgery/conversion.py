@@ -145,7 +145,8 @@ def convert(
         module.training = copied.modes.get(module, model.training)
     finer = map_stride is not None or bool(plan and plan.changes)
     net.certificate = certify(net, anatomy, source.name, head, copied.layers, recast, finer=finer)
-    net.untrained = (*new, *(() if old else ("classifier",)))
+    drawn = (name for name in new if next(net.features.get_submodule(name).parameters(), None) is not None)
+    net.untrained = (*drawn, *(() if old else ("classifier",)))
     if rows is not None and wanted is not None:
         put_rows(net, wanted, rows, anatomy.images)
     net.to(next(model.parameters()))

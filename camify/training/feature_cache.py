@@ -44,7 +44,7 @@ class FrozenPart(nn.Module):
         handle = layer.register_forward_pre_hook(self._stop)
         try:
             self.features._call_impl(images)  # type: ignore[no-untyped-call] # where it was compiled, not that: it stops half-way
-        except _Reached:
+        except _FeaturesReached:
             pass
         finally:
             handle.remove()
@@ -55,10 +55,10 @@ class FrozenPart(nn.Module):
 
     def _stop(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG002 - torch's signature
         self._input = inputs[0]
-        raise _Reached
+        raise _FeaturesReached
 
 
-class _Reached(Exception):  # noqa: N818 - no error: the rest of the network is not needed
+class _FeaturesReached(Exception):  # noqa: N818 - no error: the rest of the network is not needed
     pass
 
 

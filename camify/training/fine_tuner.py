@@ -37,7 +37,7 @@ from .labels import read_labels
 from .legacy_classes import check_classes
 from .losses import Objective, classification_loss, object_masks
 from .optimization import build_optimizer, check_options
-from .preparing import prepare, record_of, settle_options
+from .preparing import checkpoint_manifest, prepare, settle_options
 from .resuming import StopSafely
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
@@ -527,7 +527,7 @@ class CAMFineTuner(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
         if self.cam_net is not None:
-            checkpoint.update(record_of(self.cam_net))
+            checkpoint.update(checkpoint_manifest(self.cam_net))
         if self.earlier_maps.before is not None and self.trainer.world_size == 1:
             checkpoint[_EARLIER] = self.earlier_maps.before
 

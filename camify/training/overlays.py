@@ -28,7 +28,7 @@ from .background import Background
 from .finds import Finds, FoundImage
 from .loggers import Offer, PictureLog
 from .probe_pictures import ProbePictures, find_entry
-from .probes import Look, Probes, look, named_probes, read_probes
+from .probes import Look, Probes, named_probes, observe_watched, read_probes
 
 __all__ = ["CAMOverlayLogger"]
 
@@ -188,7 +188,7 @@ class CAMOverlayLogger(pl.Callback):
             if self.history:
                 self._catch_up(trainer)
         with trainer.precision_plugin.forward_context():
-            found = look(network, self.methods, self._probes.batch, pl_module.device)
+            found = observe_watched(network, self.methods, self._probes.batch, pl_module.device)
         self.history[trainer.current_epoch] = found
 
     def _catch_up(self, trainer: pl.Trainer) -> None:

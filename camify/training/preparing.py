@@ -17,7 +17,7 @@ from ..sources import Source, resolve
 from ..surgery import convert, find_recipe, settle_fine_tuning, settle_head
 from ..task import Task
 
-__all__ = ["Prepared", "prepare", "record_of", "settle_options"]
+__all__ = ["Prepared", "checkpoint_manifest", "prepare", "settle_options"]
 
 _CONVERSION = ("recipe", "pool", "head_channels", "dropout", "map_stride", "input_size")
 _INITS = ("random", "ridge", "recast")
@@ -101,7 +101,7 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapp
     return prepared
 
 
-def record_of(network: CAMNet) -> dict[str, str]:
+def checkpoint_manifest(network: CAMNet) -> dict[str, str]:
     """What a Lightning checkpoint says of a CAMNet beside its weights, as JSON."""
     try:
         manifest = {"schema_version": SCHEMA_VERSION, **network.manifest()}

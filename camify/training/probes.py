@@ -22,7 +22,7 @@ from ..preprocessing import as_three_channels
 from .asking import single_loader
 from .labels import read_labels
 
-__all__ = ["Look", "Probes", "choose_probes", "look", "named_probes", "pictures_of", "read_probes"]
+__all__ = ["Look", "Probes", "choose_probes", "named_probes", "observe_watched", "pictures_of", "read_probes"]
 
 
 _LABELS_READ = 512  # samples whose labels are read where the data set does not list them
@@ -130,7 +130,7 @@ def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
     return as_three_channels(pictures)
 
 
-def look(network: CAMNet, methods: Sequence[str], batch: Batch, device: torch.device) -> Look:
+def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, device: torch.device) -> Look:
     """What a network says of the watched images; all methods share one forward."""
     chosen = make_methods(network, methods)
     gradients = any(method.uses_gradients for method in chosen.values())

@@ -11,7 +11,7 @@ import pytest
 
 from camify.cli import main
 from camify.errors import ConfigError
-from camify.evaluation.evaluation_report import all_tables, to_csv, to_json, to_markdown
+from camify.evaluation.evaluation_report import evaluation_tables, to_csv, to_json, to_markdown
 
 from .conftest import METHODS, NAMES, SHOWN
 
@@ -21,7 +21,7 @@ FILES = ["evaluation.json", "evaluation.md", "images.csv"]
 def test_the_page_has_every_baseline_beside_every_figure(found):
     text = to_markdown(found)
     tables = re.findall(r"\*\*([^\n]+)\*\*\n\n((?:\|[^\n]+\n)+)\n([^\n]+)\n", text)
-    assert len(tables) == len(all_tables(found)) == 9
+    assert len(tables) == len(evaluation_tables(found)) == 9
     for _, table, note in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
         assert note.endswith(".")
@@ -96,7 +96,7 @@ def test_printing_shows_every_table_and_how_it_was_measured(found):
     text = str(found)
     lines = text.splitlines()
     assert lines[0] == "Evaluation of CAMNet"
-    for table in all_tables(found):
+    for table in evaluation_tables(found):
         start = lines.index(f"{table.section}: {table.title}")
         block = lines[start + 1 : start + 2 + len(table.rows)]
         for line, row in zip(block[1:], table.rows, strict=True):

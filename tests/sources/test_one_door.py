@@ -21,7 +21,7 @@ from camify.sources import LOADERS, Loader, Source, load, resolve
 from camify.sources.demo_network import DEMO_WEIGHTS, TinyVGG
 from camify.surgery.readiness import check
 from camify.task import Task
-from camify.training.preparing import record_of
+from camify.training.preparing import checkpoint_manifest
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -50,7 +50,7 @@ def make_net(bias=0.0):
 
 def lightning(net, path):
     state = {f"model.{key}": value for key, value in net.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 1, **record_of(net)}, path)
+    torch.save({"state_dict": state, "epoch": 1, **checkpoint_manifest(net)}, path)
 
 
 @pytest.fixture(autouse=True)
