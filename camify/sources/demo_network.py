@@ -13,7 +13,7 @@ from .weight_files import network_of_file
 __all__ = ["DEMO_WEIGHTS", "TinyVGG", "is_demo", "load_demo"]
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_legacy.safetensors")
-"""Trained on the generated shapes (configs/demo_legacy.yaml); the same as checkpoints/demo_legacy.safetensors."""
+"""Trained on the generated shapes: a copy of the ``legacy.safetensors`` that configs/demo_legacy.yaml leaves."""
 _NAME = "camify/tiny_vgg"
 _SHAPES = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of the generated shapes
 

@@ -34,7 +34,7 @@ from camify.normalizers import Normalizer
 from camify.report.overlay import ClassMap, grid_picture, sheet_picture
 from camify.training.cam_quality import logits_and_maps
 
-LEGACY = "camify/tiny_vgg@checkpoints/demo_legacy.safetensors"
+LEGACY = "camify/tiny_vgg@demo"
 OPTIONS: dict[str, dict[str, Any]] = {
     "camify, defaults": {},
     "init=ridge": {"init": "ridge"},

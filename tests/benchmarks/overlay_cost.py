@@ -102,9 +102,9 @@ def thread_times() -> dict[str, float]:
 
 def demo() -> tuple[camify.CAMFineTuner, object, dict]:
     """The demo's network, data and number of epochs."""
-    root, data = Path(__file__).parents[2], camify.data.ShapesDataModule()
+    data = camify.data.ShapesDataModule()
     module = camify.CAMFineTuner(
-        f"camify/tiny_vgg@{root / 'checkpoints' / 'demo_legacy.safetensors'}",
+        "camify/tiny_vgg@demo",
         class_names=data.class_names, head_channels=128, input_size=96, lr=0.005, freeze_epochs=1,
     )  # fmt: skip
     return module, {"datamodule": data}, {"max_epochs": 4}

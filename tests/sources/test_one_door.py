@@ -9,6 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from PIL import Image
@@ -207,14 +208,14 @@ def test_a_loader_is_one_row(monkeypatch):
         del LOADERS[0]
 
 
-def test_the_demos_weights_come_with_the_package_and_are_the_repositorys(tmp_path, monkeypatch):
-    assert DEMO_WEIGHTS.read_bytes() == (ROOT / "checkpoints" / "demo_legacy.safetensors").read_bytes()
+def test_the_demos_weights_come_with_the_package(tmp_path, monkeypatch):
     settings = (ROOT / "pyproject.toml").read_text()
     assert '"sources/*.safetensors"' in settings[settings.index("package-data") :]  # a wheel holds it
     monkeypatch.chdir(tmp_path)
     found = resolve("camify/tiny_vgg@demo")
     assert found.name == "camify/tiny_vgg@demo"
-    state = resolve(f"camify/tiny_vgg@{ROOT / 'checkpoints' / 'demo_legacy.safetensors'}").model.state_dict()
+    state = safetensors.torch.load_file(DEMO_WEIGHTS)
+    assert found.model.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in found.model.state_dict().items())
 
 
