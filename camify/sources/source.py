@@ -54,6 +54,11 @@ class Source:
         return cls(model, name, model.class_names, notes, model.preprocessing, model.licence, task)
 
     @property
+    def cam_ready(self) -> bool:
+        """Whether the network is a ``CAMNet``."""
+        return isinstance(self.model, CAMNet)
+
+    @property
     def headless(self) -> bool:
         """Whether the weights are those of the features alone, and the head is random."""
         return bool(self.missing_head)

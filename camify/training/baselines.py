@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..model import CAMNet
 from ..modes import evaluating
 from .asking import is_dry_run, whole_split
 from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
@@ -80,10 +79,11 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     task = module.task
     name, score = class_score(task, module.num_classes, sync_on_compute=count > 1)
     score, figures = score.to(module.device), dict[str, float]()
-    clamp = bool(module.hparams["clamp_weights"])
-    quality = CAMQuality(module.hparams["cam_metrics"], module.hparams["grid_mosaics"], alone=count == 1)
+    options = module.options.metrics
+    clamp = options.clamp_weights
+    quality = CAMQuality(options.cam_metrics, options.grid_mosaics, alone=count == 1)
     quality.to(module.device)
-    shown = network if isinstance(network, CAMNet) and task.exclusive else None
+    shown: Any = network if network is module.cam_net and task.exclusive else None
     with evaluating(network.to(module.device)), trainer.precision_plugin.forward_context():
         for batch, targets in validation_batches(trainer, module, rank, count):
             if shown is not None:

@@ -37,7 +37,7 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
         if len(set(labels.tolist())) < 4:
             return None
         images, labels, boxes, source = *_mosaic_cells(images, labels), "mosaics"
-    clamp = bool(module.hparams["clamp_weights"])
+    clamp = module.options.metrics.clamp_weights
     size = (images.shape[-2], images.shape[-1])
     plain, maps = BoxRule(clamp_weights=clamp), []
     home = network.classifier.weight.device

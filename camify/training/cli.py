@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -23,13 +24,14 @@ from .. import data as _data  # noqa: F401 - a config names its data modules wit
 from ..errors import CamifyError, ConfigError
 from ..surgery import find_recipe
 from .fine_tuner import CAMFineTuner
+from .options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
 from .overlays import CAMOverlayLogger
 from .predictions import PredictionTable
-from .preparing import settle_options
 from .record import RunRecord
 
 __all__ = ["FineTuningCLI", "main"]
 
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",  # Lightning with a newer torch
@@ -37,12 +39,27 @@ _NOISE = (
 )
 
 
+_BY_NAME = re.compile(rf"--model\.({'|'.join(GROUP_OF)})(?=[=+]|$)")
+
+
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong in one line, and which option may have been meant."""
+    """Says what is wrong in one line, and which option may have been meant; groups options given by their names."""
+
+    def parse_args(self, args: Any = None, *given: Any, **options: Any) -> Any:
+        """Parse a command line."""
+        words = sys.argv[1:] if args is None else list(args)
+        words = [_BY_NAME.sub(lambda found: f"--model.{GROUP_OF[found[1]]}.{found[1]}", word) for word in words]
+        return super().parse_args(words, *given, **options)
+
+    def parse_object(self, obj: Any, *given: Any, **options: Any) -> Any:
+        """Parse options that are given as a dict."""
+        plain = obj.as_dict() if isinstance(obj, Namespace) else obj
+        return super().parse_object(_with_groups(plain), *given, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for ``main`` to print."""
         found = _inner_error(ex)
+        message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(found) if found is not None else _essence(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
         guesses = difflib.get_close_matches(unknown[1], self._option_names(), n=1) if unknown else []
@@ -54,6 +71,21 @@ class OneLineParser(LightningArgumentParser):
         for action in self._actions:
             parsers += (getattr(action, "_name_parser_map", None) or {}).values()
         return sorted({o.lstrip("-") for parser in parsers for a in parser._actions for o in a.option_strings})
+
+
+def _with_groups(config: Any) -> Any:
+    """A configuration whose model options stand in their groups; anything else as it is."""
+    if not isinstance(config, dict):
+        return config
+    moved = {key: _with_groups(part) if key in _SUBCOMMANDS else part for key, part in config.items()}
+    model = moved.get("model")
+    if isinstance(model, dict):
+        by_name = {name: value for name, value in model.items() if name in GROUP_OF}
+        groups = {name: value for name, value in model.items() if name in GROUPS and isinstance(value, dict)}
+        moved["model"] = {name: value for name, value in model.items() if name not in by_name} | put_into_groups(
+            by_name, groups
+        )
+    return moved
 
 
 def _essence(message: str) -> str:
@@ -86,19 +118,24 @@ class FineTuningCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict``; a run keeps everything in ``trainer.default_root_dir``."""
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
-        super().__init__(
-            CAMFineTuner,
-            pl.LightningDataModule,
-            subclass_mode_data=True,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},  # a new run gets a new folder, see _choose_folder
-            seed_everything_default=0,
-            parser_class=OneLineParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-            run=run,
-        )
+        load = get_loader("yaml")
+        set_loader("yaml", lambda text: _with_groups(load(text)), (yaml.YAMLError,))
+        try:
+            super().__init__(
+                CAMFineTuner,
+                pl.LightningDataModule,
+                subclass_mode_data=True,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"overwrite": True},  # a new run gets a new folder, see _choose_folder
+                seed_everything_default=0,
+                parser_class=OneLineParser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+                run=run,
+            )
+        finally:
+            set_loader("yaml", load, (yaml.YAMLError,))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks every run has, and class names from the data."""
@@ -126,12 +163,19 @@ class FineTuningCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle what the recipe decides, so that it is written down; give a new run a folder of its own."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        for name, value in settle_options(config.model).items():
-            config.model[name] = value
+        given = config.model
+        options = FineTuningOptions.of(
+            given.recipe, {name: vars(given[name]) for name in GROUPS}, {name: given[name] for name in FLAT}
+        )
+        for name, value in options.by_name().items():
+            if name in FLAT:  # where people look for them
+                given[name], given[f"{GROUP_OF[name]}.{name}"] = value, None
+            else:
+                given[f"{GROUP_OF[name]}.{name}"] = value
         recipe = find_recipe(config.model.recipe)
         if recipe is not None and config.trainer.max_epochs is None:
             config.trainer.max_epochs = recipe.fine_tuning.epochs
-        if config.model.task == "multilabel" and config.checkpoint.monitor == "val/acc":
+        if options.loss.task == "multilabel" and config.checkpoint.monitor == "val/acc":
             config.checkpoint.monitor = "val/map"
         folder = Path(config.trainer.default_root_dir)
         if self.subcommand == "fit" and not config.ckpt_path and not config.trainer.fast_dev_run:

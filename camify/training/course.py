@@ -43,30 +43,31 @@ class Course(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
-        options, network = pl_module.hparams, pl_module.model
+        options, network = pl_module.options, pl_module.model
         given = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
-        if options["freeze_epochs"] and given is not None and not given.get("find_unused_parameters", False):
+        if options.optimization.freeze_epochs and given is not None and not given.get("find_unused_parameters", False):
             raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")
-        if options["channels_last"]:
+        if options.optimization.channels_last:
             network.to(memory_format=torch.channels_last)
         if pl_module.cam_net is not None:
-            layers = options["adl_layers"] or []
-            self._hooks = drop_attention(network.features, layers, options["adl_drop_rate"], options["adl_gamma"])
-            if options["compile"]:
+            change = options.augmentation
+            layers = change.adl_layers or []
+            self._hooks = drop_attention(network.features, layers, change.adl_drop_rate, change.adl_gamma)
+            if options.optimization.compile:
                 network.features.compile()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Weigh the classes, fit the classifier in closed form, let the legacy network go or teach."""
-        options = pl_module.hparams
+        options, beside = pl_module.options, pl_module.legacy_network
         if trainer.global_step == 0:
-            pl_module.trusted_legacy()
-        if options["class_weights"] is not None:
-            pl_module.objective.class_weights = _class_weights(options["class_weights"], trainer, pl_module)
-        if options["init"] == "ridge" and trainer.global_step == 0 and pl_module.cam_net is not None:
+            beside.trusted(pl_module)
+        if options.loss.class_weights is not None:
+            pl_module.objective.class_weights = _class_weights(options.loss.class_weights, trainer, pl_module)
+        if options.conversion.init == "ridge" and trainer.global_step == 0 and pl_module.cam_net is not None:
             _fit_classifier(trainer, pl_module)
         # Where it does not teach, the legacy's memory is needed no more.
-        legacy = pl_module.trusted_legacy() if options["teacher"] == "legacy" else None
-        pl_module.keep_aside(legacy=None, teacher=None if legacy is None else legacy.to(pl_module.device))
+        legacy = beside.trusted(pl_module) if options.loss.teacher == "legacy" else None
+        beside.let_go(teacher=None if legacy is None else legacy.to(pl_module.device))
         if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
             self._begin_epoch(trainer, pl_module)
             go_on(trainer, self._seed, self._resumed)
@@ -81,9 +82,9 @@ class Course(pl.Callback):
     def _begin_epoch(self, trainer: pl.Trainer, module: Any) -> None:
         if module.cam_net is None:
             return
-        frozen = trainer.current_epoch < module.hparams["freeze_epochs"]
+        frozen = trainer.current_epoch < module.options.optimization.freeze_epochs
         set_frozen(module.model, frozen, module.frozen_by_user)
-        if frozen and module.hparams["feature_cache"] != "off":
+        if frozen and module.options.cache.feature_cache != "off":
             self._cache = self._cache or FeatureCache.of(module, trainer)
             self._cache.serve(trainer, trainer.current_epoch)
         elif self._cache is not None:
@@ -103,7 +104,7 @@ class Course(pl.Callback):
         self._drop_cache(trainer)
         for handle in self._hooks:
             handle.remove()
-        pl_module.keep_aside(legacy=None, teacher=None)
+        pl_module.legacy_network.let_go()
         if pl_module.cam_net is not None:
             set_frozen(pl_module.model, False, pl_module.frozen_by_user)
 
@@ -135,15 +136,12 @@ def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -
     known = read_labels(single_loader(trainer.train_dataloader))
     if known is None:
         raise ConfigError("class_weights='balanced': the training data tells no labels. Give a list of numbers.")
-    targets = module.task.targets(
-        known[1], module.num_classes, allow_unknown=bool(module.hparams["allow_unknown_labels"])
-    )
-    return balanced_weights(targets, module.num_classes, task=module.task)
+    return balanced_weights(module.targets_of(known[1]), module.num_classes, task=module.task)
 
 
 def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
     """In every process the same: each reads the whole split."""
-    images, legacy = whole_split(trainer.train_dataloader), module.trusted_legacy()
+    images, legacy = whole_split(trainer.train_dataloader), module.legacy_network.trusted(module)
     if legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se")
     else:

@@ -193,7 +193,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
     @classmethod
     def of(cls, module: Any, trainer: pl.Trainer) -> FeatureCache:
         """The cache that a fine-tuner's options ask for."""
-        loader, options = single_loader(trainer.train_dataloader), module.hparams
+        loader, options = single_loader(trainer.train_dataloader), module.options.cache
         if trainer.world_size > 1:
             raise ConfigError("feature_cache works in one process. Leave it out, or train with one device.")
         if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
@@ -205,9 +205,9 @@ class FeatureCache(Dataset[dict[str, Any]]):
         return cls(
             module.model,
             loader,
-            where=options["feature_cache"],
-            limit_gb=options["feature_cache_gb"],
-            views=options["cached_views"],
+            where=options.feature_cache,
+            limit_gb=options.feature_cache_gb,
+            views=options.cached_views,
             teacher=module.teacher,
             folder=folder,
             device=module.device,

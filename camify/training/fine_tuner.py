@@ -1,6 +1,6 @@
 """CAMFineTuner: a converted classifier as a LightningModule."""
 
-# ruff: noqa: ARG002 - arguments of the constructor are read from `hparams`, where the recipe has settled them
+# ruff: noqa: ARG002 - the constructor reads its arguments by name; hooks have Lightning's signatures
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
-from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -34,10 +33,21 @@ from .course import Course
 from .earlier_maps import EarlierMaps
 from .feature_cache import run_new_layers
 from .labels import read_labels
-from .legacy_classes import check_classes
+from .legacy_classes import LegacyNetwork
 from .losses import Objective, classification_loss, object_masks
-from .optimization import build_optimizer, check_options
-from .preparing import checkpoint_manifest, prepare, settle_options
+from .optimization import build_optimizer
+from .options import (
+    FLAT,
+    GROUPS,
+    AugmentationOptions,
+    CacheOptions,
+    ConversionOptions,
+    FineTuningOptions,
+    LossOptions,
+    MetricsOptions,
+    OptimizationOptions,
+)
+from .preparing import checkpoint_manifest, prepare
 from .resuming import StopSafely
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
@@ -55,8 +65,10 @@ class CAMFineTuner(pl.LightningModule):
     optionally ``boxes`` or ``mask``) as camify's data modules give them, or with Hugging Face's keys, or tuples
     (images, labels, ...): see ``camify.batch.Batch``.
 
-    Where an option is None, the recipe decides, else the default that is named here; ``hparams``, checkpoints and the
-    run's ``config.yaml`` hold what was decided.
+    The options stand in six groups (``camify.training.options``); those that people set most are arguments of their own
+    too. Every other one can also be given by its name alone: ``momentum=0.8``. Where an option is None, the recipe
+    decides, else the default that its group names; ``options``, ``hparams``, checkpoints and the run's ``config.yaml``
+    hold what was decided.
 
     Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and the figures of ``cam_metrics``, of the true
     classes' maps. By default these are, where boxes are known, ``val/max_box_acc`` (version 1: IoU 0.5, largest
@@ -70,69 +82,27 @@ class CAMFineTuner(pl.LightningModule):
             names are kept where its classifier is (see ``camify.convert``).
         recipe: a published network by name (``camify.surgery.RECIPES``): its layers, where ``model`` is a legacy
             network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
-        head: ``"gap"`` (default), ``"direct"``, ``"recast"``, or ``"none"`` to train a legacy network as it is,
-            without maps.
-        pool: ``"gap"`` (default), ``"gmp"``, ``"lse"`` or ``"tap"`` (thresholded average, Bae et al. 2020).
-        head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
-        dropout: between pooling and classifier; default 0.
-        init: how the classifier starts: ``"random"`` (default), as the conversion draws it; ``"ridge"``: fitted in
-            closed form, before the first step, to the legacy's logits where its classes are the data's, else to the
-            labels (see ``camify.fit_head``); ``"recast"``: the old head at every position (``head="recast"``).
-        map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
-        input_size: side of the input at which the conversion is proven, pixels, or (height, width); None: what the
-            weights expect, else 224.
+        head: ``"gap"`` (default), ``"direct"``, ``"recast"`` or ``"none"``; see ``ConversionOptions``.
+        init: how the classifier starts: ``"random"`` (default), ``"ridge"`` or ``"recast"``; see ``ConversionOptions``.
+        input_size: side of the input, pixels, or (height, width); see ``ConversionOptions``.
         optimizer: ``"sgd"`` (default) or ``"adamw"``.
         lr: peak learning rate of the legacy's features; default 1e-3.
-        head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation.
-        fast_layers: layers of the features, by name, that learn at the head's rate; default none.
-        bias_lr_factor: biases learn this much faster; default 1.
-        momentum: of SGD; default 0.9.
-        nesterov: Nesterov's momentum; default true.
+        head_lr_factor: the new head learns this much faster; default 10.
         weight_decay: of all weights; default 5e-4.
-        decay_biases: whether biases decay as the weights do; default true.
-        schedule: ``"cosine"`` (default), ``"step"`` or ``"one_cycle"`` (which has its own warm-up).
-        lr_drops: with ``"step"``, the fractions of the training after which rates are tenfold less.
-        warmup_epochs: linear rise of each group's learning rate after its start, before the schedule; default 0.5.
-        freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed; default 1.
-        gradient_clip: largest norm of a step's gradient, longer ones are scaled down to it; default 10, which few
-            steps of networks with batch norm reach, while others diverge without it; 0 is off, as it is in published
-            recipes. ``Trainer(gradient_clip_val=...)`` goes before. Lightning cannot clip by norm under FSDP: off.
-        label_smoothing: of the cross-entropy, in [0, 1).
-        task: ``"multiclass"``: labels (N,), cross-entropy, ``val/acc``; ``"multilabel"``: labels (N, K) in [0, 1],
-            binary cross-entropy, ``val/map``; ``"binary"``: a network of one logit, labels (N,) of 0 and 1, binary
-            cross-entropy, ``val/acc``; its class names are two: negative, positive. None: what the network says, else
-            by the number of its logits. The checkpoint keeps it.
-        allow_unknown_labels: -1 and NaN stand for labels that are not known (multilabel and binary); they count neither
-            in the loss nor in the figures. Else they are refused.
-        legacy_class_names: the legacy network's classes in order, where its source does not know them. Where nothing
-            names them and there are as many as in the data, its accuracy on training labels is measured first, and it
-            is believed to know the data's classes (as a teacher, for ``init="ridge"``, for kept rows) only where that
-            is well above chance.
-        class_weights: of the classes in the loss, or ``"balanced"``: each class counts the same.
-        teacher: ``"legacy"``: the legacy network's logits are a second target (Hinton et al. 2015).
-        teacher_weight: of that target in the loss, in [0, 1]; the labels have the rest.
-        teacher_temperature: softens both distributions.
-        box_weight: of the guidance by boxes or masks, for the training images that have them: one minus the share of
-            the true class's positive evidence that lies on the object (Rao et al. 2023), evidence relative to the
-            mean of all classes; 0 is off.
-        hide_and_seek: probability that a cell of an image is hidden (Singh & Lee 2017, there 0.5); 0 is off.
-        cutmix: both parameters of the Beta distribution of the pasted area (Yun et al. 2019, there 1); 0 is off.
-        adl_layers: layers of the features behind which the most attended cells are dropped (Choe & Shim 2019).
-        adl_drop_rate: how often they are dropped; else cells are weighed by their attention.
-        adl_gamma: share of the largest attention from which on a cell is dropped.
-        clamp_weights: maps from the positive weights of the classifier only (Bae et al. 2020); logits stay.
-        normalizer: of the maps whose boxes are measured: ``"minmax"``, ``"max"``, ``"pas"`` or ``"ivr"`` (see
-            ``camify.normalizers``).
-        percentile: of ``"pas"`` and ``"ivr"``; None takes the published 90 and 45.
-        layer_decay: the rate of each layer of the features is this factor of the next one's; 1 is off.
-        channels_last: weights in that memory format; what runs through them follows.
-        compile: let ``torch.compile`` compile the features.
-        feature_cache: compute the features of frozen epochs once: ``"memory"``, ``"disk"`` or ``"off"``.
-        feature_cache_gb: the most that they may take.
-        cached_views: draws of the augmentation that are kept of every image; None: the augmentation has no chance.
-        cam_metrics: CAM metrics of validation by name (``camify.training.CAM_METRICS``); None: those above. Those of
-            masked images cost a forward more, ``insertion_auc`` and ``deletion_auc`` 17.
-        grid_mosaics: mosaics that ``grid_pointing`` looks at, four forwards each.
+        freeze_epochs: epochs in which the features stay as they are; default 1.
+        task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``; see ``LossOptions``.
+        cam_metrics: CAM metrics of validation by name (``camify.training.CAM_METRICS``); None: those above.
+        conversion: how a legacy network becomes CAM-ready.
+        optimization: how the weights learn.
+        loss: what is learned.
+        augmentation: what is changed of images and features in training.
+        cache: the features of frozen epochs, kept.
+        metrics: which maps are measured, and by what.
+        **others: any option of the groups by its own name.
+
+    Attributes:
+        options: what was decided, in its groups.
+        fit_report: what a start in closed form gave (``init="ridge"``), once training has begun.
 
     Raises:
         ConversionError, CheckpointError, ConfigError: before anything is trained.
@@ -144,104 +114,75 @@ class CAMFineTuner(pl.LightningModule):
         class_names: list[str] | None = None,
         recipe: str | None = None,
         head: Literal["gap", "direct", "recast", "none"] | None = None,
-        pool: Literal["gap", "gmp", "lse", "tap"] | None = None,
-        head_channels: int | list[int] | None = None,
-        dropout: float | None = None,
-        map_stride: int | None = None,
         init: Literal["random", "ridge", "recast"] | None = None,
         input_size: int | tuple[int, int] | None = None,
         optimizer: Literal["sgd", "adamw"] | None = None,
         lr: float | None = None,
         head_lr_factor: float | None = None,
-        fast_layers: list[str] | None = None,
-        bias_lr_factor: float | None = None,
-        momentum: float | None = None,
-        nesterov: bool | None = None,
         weight_decay: float | None = None,
-        decay_biases: bool | None = None,
-        schedule: Literal["cosine", "step", "one_cycle"] | None = None,
-        lr_drops: list[float] | None = None,
-        warmup_epochs: float | None = None,
         freeze_epochs: int | None = None,
-        gradient_clip: float | None = None,
-        label_smoothing: float = 0.0,
         task: Literal["multiclass", "multilabel", "binary"] | None = None,
-        class_weights: list[float] | Literal["balanced"] | None = None,
-        teacher: Literal["legacy"] | None = None,
-        teacher_weight: float = 0.5,
-        teacher_temperature: float = 2.0,
-        box_weight: float = 0.0,
-        hide_and_seek: float = 0.0,
-        cutmix: float = 0.0,
-        adl_layers: list[str] | None = None,
-        adl_drop_rate: float = 0.75,
-        adl_gamma: float = 0.9,
-        clamp_weights: bool = False,
-        normalizer: Literal["minmax", "max", "pas", "ivr"] = "minmax",
-        percentile: float | None = None,
-        layer_decay: float = 1.0,
-        channels_last: bool = False,
-        compile: bool = False,  # noqa: A002 - torch's word
-        feature_cache: Literal["off", "memory", "disk"] = "off",
-        feature_cache_gb: float = 4.0,
-        cached_views: int | None = None,
         cam_metrics: list[str] | None = None,
-        grid_mosaics: int = 16,
-        allow_unknown_labels: bool = False,
-        legacy_class_names: list[str] | None = None,
+        conversion: ConversionOptions = ConversionOptions(),
+        optimization: OptimizationOptions = OptimizationOptions(),
+        loss: LossOptions = LossOptions(),
+        augmentation: AugmentationOptions = AugmentationOptions(),
+        cache: CacheOptions = CacheOptions(),
+        metrics: MetricsOptions = MetricsOptions(),
+        **others: Any,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["model"])
-        self.save_hyperparameters(settle_options(self.hparams))  # None becomes what was decided
-        check_options(self.hparams)
+        given = locals()
+        by_name = {name: given[name] for name in FLAT} | others
+        self.options = options = FineTuningOptions.of(recipe, {name: given[name] for name in GROUPS}, by_name)
+        self.save_hyperparameters({"class_names": class_names, "recipe": recipe, **options.by_name()})
         if class_names is not None and len(class_names) < 2:
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")
-        prepared = prepare(model, class_names, self.hparams)
+        prepared = prepare(model, class_names, options)
+        self.legacy_network = LegacyNetwork(prepared.legacy, unproven=prepared.unproven_classes)
         self.fit_report: FitReport | None = None
-        self.keep_aside(legacy=prepared.legacy, teacher=None)
         self.model, self.source, self._layers = prepared.network, prepared.source, prepared.layers
         self.frozen_by_user = [p for p in self.model.parameters() if not p.requires_grad]
-        self.unproven_classes = prepared.unproven_classes
-        self.class_notes: list[str] = []
-        self.num_classes = count = prepared.num_classes
-        self.task, self.class_names = Task.of(prepared.task, count), class_names
+        self.num_classes, self.task = prepared.num_classes, Task.of(prepared.task, prepared.num_classes)
+        self.class_names = class_names or getattr(self.cam_net, "class_names", None)
+        self._check_options()
         if self.cam_net is not None:
-            self.class_names = class_names or self.cam_net.class_names
-        allowed = (1, 2) if self.task is Task.BINARY else (count,)
-        if self.class_names is not None and len(self.class_names) not in allowed:
+            self.cam_net.class_names, self.cam_net.task = self.class_names, self.task
+        self.normalizer = Normalizer.published(options.metrics.normalizer, options.metrics.percentile)
+        self.objective = Objective.of(options.loss, self.task)
+        cutmix = options.augmentation.cutmix
+        self.cutmix = v2.CutMix(alpha=cutmix, num_classes=self.num_classes) if cutmix else None
+        self.score_name, self.val_accuracy = class_score(self.task, self.num_classes)
+        self.val_loss = MeanMetric()
+        self.quality = CAMQuality(options.metrics.cam_metrics, options.metrics.grid_mosaics)
+        self.earlier_maps = EarlierMaps()
+        self._grid_pointing: dict[str, float] = {}
+
+    def _check_options(self) -> None:
+        """Refuse options that do not fit the network or its task."""
+        options, count = self.options, self.num_classes
+        if self.class_names is not None and len(self.class_names) not in self._name_counts:
             raise ConfigError(
                 f"The data has {len(self.class_names)} classes, the network {count}. Convert it with num_classes."
             )
-        if self.cam_net is not None:
-            self.cam_net.class_names, self.cam_net.task = self.class_names, self.task
-        if init == "ridge" and self.task is not Task.MULTICLASS:
+        if options.conversion.init == "ridge" and self.task is not Task.MULTICLASS:
             raise ConfigError(
                 f"init='ridge' with task {self.task}: it fits classes that exclude each other. Use random."
             )
-        if cutmix and self.task is not Task.MULTICLASS:
+        if options.augmentation.cutmix and self.task is not Task.MULTICLASS:
             raise ConfigError(f"cutmix with task {self.task}: it mixes one class with another. Leave it out.")
-        if teacher is not None and self.legacy is None:
+        if options.loss.teacher is not None and self.legacy is None:
             raise ConfigError(
                 "teacher='legacy': there is no legacy network with the data's classes. Leave teacher out."
             )
-        weights = class_weights if isinstance(class_weights, list) else None
-        if weights is not None and (len(weights) != count or min(weights) < 0):
+        weights = options.loss.class_weights
+        if isinstance(weights, list) and (len(weights) != count or min(weights) < 0):
             raise ConfigError(f"class_weights={weights}: {count} numbers of at least 0 are needed, one per class.")
-        if isinstance(class_weights, str) and class_weights != "balanced":
-            raise ConfigError(f"class_weights={class_weights!r}: give a list of numbers, or 'balanced'.")
-        self.normalizer = Normalizer.published(normalizer, percentile)
-        self.objective = Objective(
-            task=self.task,
-            label_smoothing=label_smoothing,
-            distillation=teacher_weight if teacher else 0.0,
-            temperature=teacher_temperature,
-            energy=box_weight,
-        )
-        self.cutmix = v2.CutMix(alpha=cutmix, num_classes=count) if cutmix else None
-        self.score_name, self.val_accuracy = class_score(self.task, count)
-        self.val_loss, self.quality = MeanMetric(), CAMQuality(cam_metrics, grid_mosaics)
-        self.earlier_maps = EarlierMaps()
-        self._grid_pointing: dict[str, float] = {}
+
+    @property
+    def _name_counts(self) -> tuple[int, ...]:
+        """How many names the classes may have: the one logit of a binary network speaks of two classes."""
+        return (1, 2) if self.task is Task.BINARY else (self.num_classes,)
 
     @property
     def cam_net(self) -> CAMNet | None:
@@ -258,61 +199,15 @@ class CAMFineTuner(pl.LightningModule):
         """What the network's logits speak of."""
         return Classes.of(self.task, self.class_names, self.num_classes)
 
-    # Outside the module tree: they are never trained, moved or saved with it.
-
     @property
     def legacy(self) -> nn.Module | None:
         """The legacy network where its classes are the data's, until training starts."""
-        return self._aside["legacy"]
+        return self.legacy_network.network
 
     @property
     def teacher(self) -> nn.Module | None:
         """The network whose logits are a second target, while there is one."""
-        return self._aside["teacher"]
-
-    def keep_aside(self, *, legacy: nn.Module | None, teacher: nn.Module | None) -> None:
-        """Keep these networks; assigning them would make them parts of this one."""
-        self._aside = {"legacy": legacy, "teacher": teacher}
-
-    def trusted_legacy(self) -> nn.Module | None:
-        """The legacy network where its classes are the data's; measured once, when training starts, if nothing says so.
-
-        Equal counts are not equal classes. A legacy network whose classes have no names is believed where its accuracy
-        on training labels is well above chance; else labels take its place, and rows of the classifier that were kept
-        from it are drawn anew. ``class_notes`` says what was measured.
-        """
-        if self.legacy is None or not self.unproven_classes:
-            return self.legacy
-        self.unproven_classes = False
-        loader = single_loader(self.trainer.train_dataloader)
-        titles = self.classes.titles(self.num_classes)
-        check = check_classes(self.legacy, loader, self.targets, self.classes, self.device)
-        if check.trusted:
-            self._say(
-                f"The legacy network's classes have no names; its accuracy is {check.describe(titles)}: believed."
-            )
-            return self.legacy
-        self._distrust_legacy(f"its accuracy is {check.describe(titles)}")
-        return None
-
-    def _distrust_legacy(self, reason: str) -> None:
-        network = self.cam_net
-        first = self.trainer.global_step == 0  # a run that goes on has trained them
-        drawn = first and network is not None and "classifier" not in network.untrained
-        if drawn and network is not None:
-            nn.init.normal_(network.classifier.weight, std=0.01)
-            nn.init.zeros_(network.classifier.bias)
-            network.untrained = (*network.untrained, "classifier")
-        rows = " Its classifier's rows were not kept but drawn anew." if drawn else ""
-        self._say(
-            f"The legacy network is not taken to know the data's classes: {reason}. Labels are used instead.{rows} If"
-            " it does, name its classes: class_to_idx or classes in its file, or legacy_class_names."
-        )
-        self.keep_aside(legacy=None, teacher=None)
-
-    def _say(self, note: str) -> None:
-        self.class_notes.append(note)
-        rank_zero_info(note)
+        return self.legacy_network.teacher
 
     # ------------------------------------------------------------ steps
 
@@ -329,17 +224,19 @@ class CAMFineTuner(pl.LightningModule):
         """
         if batch.labels is None:
             raise DataError("The batches have no labels. Training, validating and testing need them.")
-        return self.task.targets(
-            batch.labels, self.num_classes, allow_unknown=bool(self.hparams["allow_unknown_labels"])
-        )
+        return self.targets_of(batch.labels)
+
+    def targets_of(self, labels: Tensor) -> Tensor:
+        """Labels as the loss takes them."""
+        return self.task.targets(labels, self.num_classes, allow_unknown=self.options.loss.allow_unknown_labels)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, and its terms where there are several."""
         batch = Batch.of(batch)
         inputs, labels = batch.images, self.targets(batch)
         cached = batch.size is not None
-        if self.hparams["hide_and_seek"]:
-            inputs = hide_patches(inputs, self.hparams["hide_and_seek"])
+        if self.options.augmentation.hide_and_seek:
+            inputs = hide_patches(inputs, self.options.augmentation.hide_and_seek)
         if self.cutmix is not None:
             inputs, labels = self.cutmix(inputs, labels)
         masks = object_masks(batch) if self.objective.energy else None
@@ -395,7 +292,7 @@ class CAMFineTuner(pl.LightningModule):
     def _logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.cam_net is None:
             return self.model(images), None
-        return logits_and_maps(self.cam_net, images, clamp_weights=self.hparams["clamp_weights"])
+        return logits_and_maps(self.cam_net, images, clamp_weights=self.options.metrics.clamp_weights)
 
     def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
         batch = Batch.of(batch)
@@ -409,7 +306,7 @@ class CAMFineTuner(pl.LightningModule):
         network = self.cam_net
         if maps is None or network is None or not self.task.exclusive:
             return {}
-        clamp = bool(self.hparams["clamp_weights"])
+        clamp = self.options.metrics.clamp_weights
         seen = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
         if stage == "val" and not self.trainer.sanity_checking:
             seen.drift = self.earlier_maps.drift(seen.own)
@@ -432,8 +329,7 @@ class CAMFineTuner(pl.LightningModule):
         if known is None:
             return None, partial(read_images, loader)
         numbers, labels = known
-        allow = bool(self.hparams["allow_unknown_labels"])
-        classes = self.classes.of_targets(self.task.targets(labels, self.num_classes, allow_unknown=allow))
+        classes = self.classes.of_targets(self.targets_of(labels))
         return classes.tolist(), lambda places: read_images(loader, [numbers[place] for place in places])
 
     def on_validation_epoch_start(self) -> None:
@@ -484,8 +380,7 @@ class CAMFineTuner(pl.LightningModule):
         if network is None:
             return
         self._agree_on_preprocessing(network, data, stage)
-        sizes = (1, 2) if self.task is Task.BINARY else (network.num_classes,)
-        if network.class_names is None and names is not None and len(names) in sizes:
+        if network.class_names is None and names is not None and len(names) in self._name_counts:
             self.class_names = network.class_names = list(names)
 
     def _agree_on_preprocessing(self, network: CAMNet, data: Any, stage: str) -> None:
@@ -541,7 +436,9 @@ class CAMFineTuner(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
-        optimizer = build_optimizer(self.model, self.hparams, self._layers)
+        head = [] if self.cam_net is None else self.cam_net.parameter_groups()["head"]
+        features = self.model if self.cam_net is None else self.cam_net.features
+        optimizer = build_optimizer(self.model, features, head, self.options.optimization, self._layers)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [self._factor(g["name"]) for g in optimizer.param_groups]
         )
@@ -553,16 +450,16 @@ class CAMFineTuner(pl.LightningModule):
     ) -> None:  # fmt: skip
         """Clip as the trainer says, else by ``gradient_clip``; the gradients were found finite before."""
         if gradient_clip_val is None and not isinstance(self.trainer.strategy, FSDPStrategy):
-            gradient_clip_val = self.hparams["gradient_clip"]
+            gradient_clip_val = self.options.optimization.gradient_clip
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _factor(self, group: str) -> Any:
+        options = self.options.optimization
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = total / max(1, self.trainer.max_epochs or 1)
-        warmup = round(self.hparams["warmup_epochs"] * per_epoch)
+        warmup = round(options.warmup_epochs * per_epoch)
         late = group.startswith("features") and self.cam_net is not None
-        start = round(self.hparams["freeze_epochs"] * per_epoch) if late else 0
-        if self.hparams["schedule"] == "one_cycle":
+        start = round(options.freeze_epochs * per_epoch) if late else 0
+        if options.schedule == "one_cycle":
             return lambda step: one_cycle_factor(step, total, start=start)
-        drops = self.hparams["lr_drops"]
-        return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=drops)
+        return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=options.lr_drops)

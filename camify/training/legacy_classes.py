@@ -1,4 +1,4 @@
-"""Whether a legacy network's classes are the data's: known by name, or measured on the training labels."""
+"""The legacy network beside the one that is trained: whether its classes are the data's, and what it is used for."""
 
 from __future__ import annotations
 
@@ -8,19 +8,85 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..model import CAMNet
 from ..modes import evaluating
 from ..task import Classes
+from .asking import single_loader
 from .labels import spread
 
-__all__ = ["ClassCheck", "check_classes"]
+__all__ = ["ClassCheck", "LegacyNetwork", "check_classes"]
 
 _IMAGES = 256  # training images that are looked at: tells chance from knowledge
 _CHUNK = 32
 _ERRORS = 4.0  # standard errors above chance
+
+
+class LegacyNetwork:
+    """The legacy network of a run; no part of the module, so that it is never trained, moved or saved with it.
+
+    Attributes:
+        network: gives logits; None where its classes are not the data's, or where it is needed no more.
+        teacher: the network whose logits are a second target, while there is one.
+        notes: what was found out about its classes.
+    """
+
+    def __init__(self, network: nn.Module | None, *, unproven: bool) -> None:
+        self.network = network
+        self.teacher: nn.Module | None = None
+        self.notes: list[str] = []
+        self._unproven = unproven
+
+    def let_go(self, *, teacher: nn.Module | None = None) -> None:
+        """Free its memory; only a teacher stays."""
+        self.network, self.teacher = None, teacher
+
+    def trusted(self, module: Any) -> nn.Module | None:
+        """The network where its classes are the data's; measured once, when training starts, if nothing says so.
+
+        Equal counts are not equal classes. A legacy network whose classes have no names is believed where its accuracy
+        on training labels is well above chance; else labels take its place, and rows of the classifier that were kept
+        from it are drawn anew.
+
+        Args:
+            module: the ``CAMFineTuner``, in its trainer.
+        """
+        if self.network is None or not self._unproven:
+            return self.network
+        self._unproven = False
+        loader = single_loader(module.trainer.train_dataloader)
+        titles = module.classes.titles(module.num_classes)
+        check = check_classes(self.network, loader, module.targets, module.classes, module.device)
+        said = check.describe(titles)
+        if check.trusted:
+            self._say(f"The legacy network's classes have no names; its accuracy is {said}: believed.")
+            return self.network
+        first = module.trainer.global_step == 0  # a run that goes on has trained them
+        rows = " Its classifier's rows were not kept but drawn anew." if first and _redraw_kept(module.cam_net) else ""
+        self._say(
+            f"The legacy network is not taken to know the data's classes: its accuracy is {said}. Labels are used"
+            f" instead.{rows} If it does, name its classes: class_to_idx or classes in its file, or legacy_class_names."
+        )
+        self.let_go()
+        return None
+
+    def _say(self, note: str) -> None:
+        self.notes.append(note)
+        rank_zero_info(note)
+
+
+def _redraw_kept(network: CAMNet | None) -> bool:
+    """Draw a classifier whose rows were kept anew; whether there was one."""
+    if network is None or "classifier" in network.untrained:
+        return False
+    nn.init.normal_(network.classifier.weight, std=0.01)
+    nn.init.zeros_(network.classifier.bias)
+    network.untrained = (*network.untrained, "classifier")
+    return True
 
 
 @dataclass(frozen=True)

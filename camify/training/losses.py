@@ -13,6 +13,7 @@ from ..errors import ConfigError, DataError
 from ..maps import select, upsample
 from ..metrics.functional import box_masks
 from ..task import Task
+from .options import LossOptions
 
 __all__ = ["Objective", "balanced_weights", "classification_loss", "distillation_loss", "energy_loss", "object_masks"]
 
@@ -122,6 +123,12 @@ class Objective:
                 f"distillation={self.distillation} must be in [0, 1], temperature={self.temperature} positive,"
                 f" box_weight={self.energy} not negative."
             )
+
+    @classmethod
+    def of(cls, options: LossOptions, task: Task) -> Objective:
+        """The loss that the options ask for; ``class_weights`` are set when the labels are known."""
+        distillation = options.teacher_weight if options.teacher else 0.0
+        return cls(task, options.label_smoothing, None, distillation, options.teacher_temperature, options.box_weight)
 
     def __call__(
         self,

@@ -1,9 +1,8 @@
-"""From what the user has to what is trained: a legacy network is converted, options that were left out are settled."""
+"""From what the user has to what is trained: a legacy network is converted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +13,13 @@ from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
 from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
 from ..sources import Source, resolve
-from ..surgery import convert, find_recipe, settle_fine_tuning, settle_head
+from ..surgery import convert
 from ..task import Task
+from .options import FineTuningOptions
 
-__all__ = ["Prepared", "checkpoint_manifest", "prepare", "settle_options"]
+__all__ = ["Prepared", "checkpoint_manifest", "prepare"]
 
-_CONVERSION = ("recipe", "pool", "head_channels", "dropout", "map_stride", "input_size")
-_INITS = ("random", "ridge", "recast")
+_CONVERSION = ("pool", "head_channels", "dropout", "map_stride", "input_size")
 
 
 @dataclass
@@ -46,58 +45,35 @@ class Prepared:
     layers: dict[str, int] | None = None
 
 
-def settle_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the start, the head and of fine-tuning that are None, settled by the recipe or the defaults.
-
-    Raises:
-        ConfigError: ``init`` is unknown or contradicts ``head``.
-        ConversionError: no recipe has that name, or an option contradicts it.
-    """
-    recipe, init, head = find_recipe(options["recipe"]), options["init"], options["head"]
-    if init not in (None, *_INITS):
-        raise ConfigError(f"init={init!r} is unknown. Choose {', '.join(_INITS)}.")
-    if init == "recast" and head not in (None, "recast"):
-        raise ConfigError(f"init='recast' keeps the old head, head={head!r} does not. Leave one of them out.")
-    if init == "random" and head == "recast":
-        raise ConfigError("head='recast' keeps the old head, init='random' does not. Leave one of them out.")
-    names = ("pool", "dropout", "head_channels", "map_stride")
-    given = {"head": "recast" if init == "recast" else head, **{name: options[name] for name in names}}
-    settled = settle_head(recipe, given)
-    default = "recast" if settled["head"] == "recast" else "random"
-    return {"init": init or default, **settled, **settle_fine_tuning(recipe, options)}
-
-
-def prepare(model: str | nn.Module, class_names: list[str] | None, options: Mapping[str, Any]) -> Prepared:
+def prepare(model: str | nn.Module, class_names: list[str] | None, options: FineTuningOptions) -> Prepared:
     """The network to train: converted where it is a legacy one, which is then kept for comparison."""
     named = model if isinstance(model, str) else type(model).__name__
     source = resolve(model) if isinstance(model, str) else Source.of(model)
     source.require_layers("it cannot be trained")
-    if options["legacy_class_names"] is not None:
-        source = replace(source, class_names=list(options["legacy_class_names"]))
-    legacy, head, task = source.model, options["head"], options["task"]
-    if head in ("none", "recast"):
-        source.require_head(f"head={head!r}")
-    if head == "none":
-        return Prepared(
-            legacy.train(), named, _count_logits(legacy, options["input_size"], source), task or source.task
-        )
-    if isinstance(legacy, CAMNet) and _has_classes(legacy, class_names):
-        return Prepared(legacy.train(), named, legacy.num_classes, task or legacy.task)
-    conversion = {name: options[name] for name in _CONVERSION}
-    if isinstance(legacy, CAMNet):  # has its layers already; other classes need another classifier only
-        head, conversion = "direct", {**conversion, "recipe": None}
-    # what the legacy knew of the data's classes stays, row by row, where both are named and its head is kept
-    net = convert(replace(source, notes=()), head=head, class_names=class_names, task=task, **conversion).train()
-    prepared = Prepared(net, named, net.num_classes, task or net.task, layers=_timm_layers(legacy))
+    conversion, task = options.conversion, options.loss.task
+    if conversion.legacy_class_names is not None:
+        source = replace(source, class_names=list(conversion.legacy_class_names))
+    if conversion.head in ("none", "recast"):
+        source.require_head(f"head={conversion.head!r}")
+    if conversion.head == "none":
+        count = _count_logits(source, conversion.input_size)
+        return Prepared(source.model.train(), named, count, task or source.task)
+    ready = source.cam_net if source.cam_ready else None
+    if ready is not None and _has_classes(ready, class_names):
+        return Prepared(ready.train(), named, ready.num_classes, task or ready.task)
+    given = {name: getattr(conversion, name) for name in _CONVERSION}
+    # A CAMNet has its layers already; other classes need another classifier only.
+    head, recipe = (conversion.head, options.recipe) if ready is None else ("direct", None)
+    # What the legacy knew of the data's classes stays, row by row, where both are named and its head is kept.
+    net = convert(replace(source, notes=()), head=head, class_names=class_names, task=task, recipe=recipe, **given)
+    prepared = Prepared(net.train(), named, net.num_classes, task or net.task, layers=_timm_layers(source.model))
     if net.certificate is not None:
         net.certificate = net.certificate.named(named, source.notes)
         known = source.class_names is not None and class_names is not None
         same = not known or source.class_names == class_names
         if same and not source.headless and net.certificate.legacy_classes == net.num_classes:
-            prepared.legacy, prepared.unproven_classes = (
-                LogitsOf.of(legacy),
-                not known and not isinstance(legacy, CAMNet),
-            )
+            prepared.legacy = LogitsOf.of(source.model)
+            prepared.unproven_classes = not known and ready is None
     return prepared
 
 
@@ -110,14 +86,14 @@ def checkpoint_manifest(network: CAMNet) -> dict[str, str]:
     return {CKPT_RECORD: json.dumps(manifest)}
 
 
-def _count_logits(network: nn.Module, input_size: int | tuple[int, int] | None, source: Source) -> int:
+def _count_logits(source: Source, input_size: int | tuple[int, int] | None) -> int:
     """Number of logits of a network that is trained as it is.
 
     Raises:
         ConfigError: it ends in a softmax or sigmoid, behind which no loss can be taken.
     """
     size = input_size or (224 if source.preprocessing is None else source.preprocessing.size)
-    anatomy = examine(network, size, None)
+    anatomy = examine(source.model, size, None)
     if anatomy.activation is not None:
         raise ConfigError(
             f"head='none': the network ends in a {anatomy.activation}, and the loss needs what comes before it. Take"

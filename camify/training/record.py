@@ -76,8 +76,8 @@ class RunRecord(pl.Callback):
         if speaks:
             opening_screen(trainer, pl_module, run_folder(trainer))
         self.baselines.on_train_start(trainer, pl_module)
-        pl_module.trusted_legacy()
-        for note in pl_module.class_notes if speaks else ():
+        pl_module.legacy_network.trusted(pl_module)
+        for note in pl_module.legacy_network.notes if speaks else ():
             print(f"{note}\n")  # noqa: T201 - the user's terminal
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -235,7 +235,7 @@ def _box_rule(figures: dict[str, float], module: CAMFineTuner) -> BoxRule | None
     return BoxRule(
         *module.normalizer,
         threshold=threshold,
-        clamp_weights=bool(module.hparams["clamp_weights"]),
+        clamp_weights=module.options.metrics.clamp_weights,
         count=count_samples(module.trainer.val_dataloaders) or 0,
         accuracy=figures.get("val/max_box_acc"),
     )

@@ -22,7 +22,7 @@ __all__ = ["closing_screen", "epoch_line", "opening_screen"]
 def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> None:
     """Print what is trained on what, for how long, and where everything will be."""
     console = Console(highlight=False)
-    network, options = module.model, module.hparams
+    network, options = module.model, module.options.optimization
     certificate = getattr(module.cam_net, "certificate", None)
     if certificate is not None:
         console.print(certificate.table())
@@ -39,8 +39,8 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
         table.add_row("input", network_preprocessing.describe())
     table.add_row("task", str(module.task))
     table.add_row("schedule", _schedule(trainer, module))
-    table.add_row("optimiser", f"{options['optimizer']}, lr {options['lr']:g}, head x{options['head_lr_factor']:g}")
-    recipe = find_recipe(options["recipe"])
+    table.add_row("optimizer", f"{options.optimizer}, lr {options.lr:g}, head x{options.head_lr_factor:g}")
+    recipe = find_recipe(module.options.recipe)
     if recipe is not None:
         published = f"{recipe.fine_tuning.epochs} epochs in batches of {recipe.fine_tuning.batch_size}"
         table.add_row("recipe", f"{recipe.name}, fine-tuned as in {recipe.fine_tuning_source} ({published})")
@@ -53,7 +53,7 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
 
 
 def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
-    epochs, frozen = trainer.max_epochs or 0, module.hparams["freeze_epochs"]
+    epochs, frozen = trainer.max_epochs or 0, module.options.optimization.freeze_epochs
     if module.cam_net is None:
         return f"{epochs} epochs, the whole legacy network, no conversion"
     if frozen >= epochs:

@@ -32,6 +32,7 @@ from camify.maps import select, upsample
 from camify.metrics.functional import mosaics
 from camify.normalizers import Normalizer
 from camify.report.overlay import ClassMap, grid_picture, sheet_picture
+from camify.training import MetricsOptions
 from camify.training.cam_quality import logits_and_maps
 
 LEGACY = "camify/tiny_vgg@demo"
@@ -99,7 +100,7 @@ def photographs(folder: str, network: str) -> Setting:
 def quality(module: Any, loader: DataLoader[Any]) -> dict[str, float]:
     """Accuracy, box accuracy at IoU 0.5 and 0.7, share of evidence on the object, grid pointing; 0 to 1."""
     net = module.model.eval()
-    maps_of = partial(logits_and_maps, net, clamp_weights=module.hparams["clamp_weights"])
+    maps_of = partial(logits_and_maps, net, clamp_weights=module.options.metrics.clamp_weights)
     boxes = {iou: camify.metrics.MaxBoxAccuracy(version=1, iou_thresholds=[iou]) for iou in (0.5, 0.7)}
     energy, grid, right, count = camify.metrics.EnergyPointingGame(), camify.metrics.GridPointingGame(), 0, 0
     images, labels = [], []
@@ -240,10 +241,9 @@ def options(setting: Setting, seeds: int, epochs: int) -> None:
             note(name, quality(module, data.val_dataloader()) | times)
             if not given:
                 for other, change in AFTERWARDS.items():
-                    module.hparams.update(change)
+                    module.options = replace(module.options, metrics=MetricsOptions(**change))
                     module.normalizer = Normalizer.published(change.get("normalizer", "minmax"))
                     note(other, quality(module, data.val_dataloader()) | times)
-                    module.hparams.update(dict.fromkeys(change))
     table(rows)
 
 

@@ -139,7 +139,7 @@ def test_equal_counts_are_not_equal_classes(trainer, order):
     assert float(runner.callback_metrics["val/acc"]) == 1.0
     trusted = order == [0, 1, 2]
     assert f"fitted to {'teacher' if trusted else 'labels'}" in str(module.fit_report)
-    (note,) = module.class_notes
+    (note,) = module.legacy_network.notes
     assert ("believed" if trusted else "not taken to know") in note
     assert "on 96 training images, where chance is 33.3%" in note
 
@@ -167,7 +167,7 @@ def test_names_say_which_class_is_which(trainer):
     runner = trainer()
     runner.fit(module, data, data)
     assert float(runner.callback_metrics["val/acc"]) == 1.0
-    assert module.class_notes == []
+    assert module.legacy_network.notes == []
 
 
 def test_other_classes_of_a_network_change_its_last_layer_only():

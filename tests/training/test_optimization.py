@@ -238,8 +238,9 @@ def test_the_runs_configuration_holds_what_was_decided(tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump(options))
     main(["fit", "--config", str(path)])
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]
-    assert (saved["recipe"], saved["lr"], saved["schedule"]) == ("zhou2016/alexnet-gap", 0.01, "step")
-    assert (saved["head"], saved["dropout"], saved["freeze_epochs"]) == ("gap", 0.0, 0)
+    assert (saved["recipe"], saved["lr"], saved["freeze_epochs"]) == ("zhou2016/alexnet-gap", 0.01, 0)
+    assert (saved["optimization"]["schedule"], saved["optimization"]["lr"]) == ("step", None)
+    assert (saved["head"], saved["conversion"]["dropout"]) == ("gap", 0.0)
 
 
 @pytest.mark.filterwarnings("ignore")
