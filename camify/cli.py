@@ -167,7 +167,10 @@ def _inspect(options: Namespace) -> None:
         raise ConversionError(f"{options.source}: {inspection.reason}")
     console = Console(highlight=False)
     console.print(inspection.table())
-    if not inspection.cam_ready:
+    if inspection.num_classes is None:
+        fit = f"python train.py fit --config configs/your_data.yaml --model.model {options.source}"
+        console.print(f"Next: {fit} --data.init_args.root IMAGES", soft_wrap=True)
+    elif not inspection.cam_ready:
         console.print(f"Next: camify convert {options.source} OUT", soft_wrap=True)
 
 

@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "weights", "state_dict_ema", "model_ema", "ema")
 _CLASS_FIELDS = ("class_to_idx", "idx_to_class", "class_names", "classes")
+_HYPER = "hyper_parameters"  # of Lightning
 _WRAPPERS = ("module", "_orig_mod", "model", "net", "backbone", "network")
 _DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # as torchvision's own files still have it
 _COUNTER = "num_batches_tracked"
@@ -33,8 +34,8 @@ _SAVE = "Save the tensors alone: torch.save(model.state_dict(), FILE)."
 def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State, list[str] | None]:
     """The state dict in a file and, where the file names them, its classes in order; nothing in the file is run.
 
-    Classes are read from ``class_to_idx``, ``idx_to_class``, ``class_names`` or ``classes`` beside the weights, at any
-    depth, or as JSON from the metadata of a safetensors file.
+    Classes are read from ``class_to_idx``, ``idx_to_class``, ``class_names`` or ``classes`` beside the weights or among
+    them, at any depth, in Lightning's ``hyper_parameters``, or as JSON from the metadata of a safetensors file.
 
     Args:
         path: of ``torch.save`` or safetensors.
@@ -60,7 +61,8 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     levels = [content]
     for key in where.split(".") if where else ():
         levels.append(levels[-1][key])
-    return state, _names_in(levels[:-1], path, notes)  # the innermost is the state dict itself
+    hyper = [level[_HYPER] for level in levels if isinstance(level.get(_HYPER), Mapping)]
+    return state, _names_in([*hyper, *levels], path, notes)
 
 
 def read_plain(path: Path) -> Any:
@@ -109,8 +111,9 @@ def _names_in(levels: Sequence[Mapping[Any, Any]], path: Path, notes: list[str])
     named = {}
     for level in reversed(levels):
         for field in _CLASS_FIELDS:
-            if level.get(field) is not None and field not in named:
-                names = _ordered_names(level[field], field, path)
+            value = level.get(field)  # a tensor of that name is one of the weights
+            if value is not None and not isinstance(value, Tensor) and field not in named:
+                names = _ordered_names(value, field, path)
                 if names is None:
                     notes.append(f"field {field} of the file is no list of names: left out")
                 else:
@@ -166,8 +169,9 @@ def _unnest(content: Any, depth: int = 4) -> tuple[State, str, list[str]] | None
     """The state dict, the keys that lead to it and the state dicts beside it; plain weights come before EMA."""
     if not isinstance(content, Mapping):
         return None
-    if content and all(isinstance(key, str) and _is_plain(value) for key, value in content.items()):
-        return dict(content), "", []
+    tensors = {key: value for key, value in content.items() if key not in _CLASS_FIELDS or isinstance(value, Tensor)}
+    if tensors and all(isinstance(key, str) and _is_plain(value) for key, value in tensors.items()):
+        return tensors, "", []
     nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)] if depth else []
     for key in nests:
         if found := _unnest(content[key], depth - 1):

@@ -27,6 +27,7 @@ class Inspection:
     ``verdict`` is ``"native"`` (one linear layer after global average pooling: CAM-ready as it is),
     ``"foldable"`` (the head is linear after pooling once its parts are multiplied out: kept exactly),
     ``"convertible"`` (the head is not linear after pooling: a new one takes its place) or ``"unsupported"``.
+    ``num_classes`` is None where the weights hold no head.
     """
 
     verdict: str
@@ -56,7 +57,7 @@ class Inspection:
             table.add_row("last spatial map", f"{self.feature_layer}, {self.map_channels} channels")
             table.add_row("map size", f"{height} x {width} at {input_h} x {input_w} px")
             table.add_row("head", ", ".join(self.head_layers) or "functions only")
-            table.add_row("classes", str(self.num_classes))
+            table.add_row("classes", str(self.num_classes or "not known: the weights hold no head"))
             table.add_row("task", self.task or "not known; multiclass is assumed")
         return table
 
@@ -96,7 +97,7 @@ def inspect(
         head_layers=tuple(anatomy.head_layers),
         map_size=(height, width),
         map_channels=channels,
-        num_classes=anatomy.logits.shape[1],
+        num_classes=None if source.headless else anatomy.logits.shape[1],
         input_shape=anatomy.input_shape,
         task=str(task) if task is not None else "binary" if anatomy.logits.shape[1] == 1 else None,
     )

@@ -68,3 +68,19 @@ def test_what_does_not_fit_is_left_out_with_a_note(tmp_path):
     assert source.class_names is None
     assert source.notes == ("field classes of the file is no list of names: left out",)
     assert resolve(save(tmp_path / "w.pth", {"classes": ["no", "yes"]}, classes=1)).class_names == ["no", "yes"]
+
+
+def test_names_among_the_weights_and_in_the_hyperparameters_of_lightning(tmp_path):
+    state, path = TinyVGG(3).state_dict(), tmp_path / "w.ckpt"
+    for content in (
+        {**state, "class_to_idx": INDEX},
+        {"state_dict": {**state, "classes": NAMES}},
+        {"state_dict": state, "hyper_parameters": {"lr": 0.1, "class_names": NAMES}},
+    ):
+        torch.save(content, path)
+        source = resolve(f"camify/tiny_vgg@{path}")
+        assert source.class_names == NAMES
+        assert all(torch.equal(state[key], value) for key, value in source.model.state_dict().items())
+    torch.save({**state, "class_to_idx": {"ant": 7}}, path)
+    with pytest.raises(CheckpointError, match="class_to_idx does not give every index"):
+        resolve(f"camify/tiny_vgg@{path}")

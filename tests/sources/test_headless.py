@@ -101,6 +101,8 @@ def test_what_would_use_the_head_refuses_before_work_starts(tmp_path, resnet, ca
         assert not inspection.cam_ready
         assert inspection.verdict == "convertible"
         assert "no head" in inspection.reason
+        assert inspection.num_classes is None
+        assert "weights hold no head" in str(inspection)
     assert check(resnet)[-1].holds is False
     assert camify.inspect("torchvision/resnet18@none", input_size=64).cam_ready
 
