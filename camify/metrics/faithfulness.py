@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import DataError
-from .checks import check_maps, check_shares
+from .checks import check_maps, check_pair, check_scores, check_shares
 from .functional import adcc, area_under_curve, average_drop, coherency, complexity
 from .shares import MeanShare
 
@@ -34,7 +33,7 @@ class AverageDrop(MeanShare):
         Raises:
             DataError: the shapes differ, or a number is not in [0, 1].
         """
-        _check_scores("AverageDrop", scores, masked_scores)
+        check_scores("AverageDrop", scores, masked_scores)
         self._add(average_drop(scores, masked_scores))
 
 
@@ -53,7 +52,7 @@ class AverageIncrease(MeanShare):
 
     def update(self, scores: Tensor, masked_scores: Tensor) -> None:
         """Add images; arguments and errors as in `AverageDrop.update`."""
-        _check_scores("AverageIncrease", scores, masked_scores)
+        check_scores("AverageIncrease", scores, masked_scores)
         self._add(masked_scores > scores)
 
 
@@ -77,7 +76,7 @@ class Coherency(MeanShare):
         Raises:
             DataError: the shapes differ, maps hold NaN or leave [0, 1].
         """
-        _check_pair("Coherency", maps, maps_of_masked)
+        check_pair("Coherency", maps, maps_of_masked)
         self._add(coherency(maps, maps_of_masked))
 
 
@@ -123,8 +122,8 @@ class ADCC(MeanShare):
         Raises:
             DataError: numbers or shapes do not fit, or a number is NaN or not in [0, 1].
         """
-        _check_scores("ADCC", scores, masked_scores)
-        _check_pair("ADCC", maps, maps_of_masked, len(scores))
+        check_scores("ADCC", scores, masked_scores)
+        check_pair("ADCC", maps, maps_of_masked, len(scores))
         drop = average_drop(scores, masked_scores)
         self._add(adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps)))
 
@@ -167,15 +166,3 @@ class DeletionAUC(InsertionAUC):
     """
 
     higher_is_better = False
-
-
-def _check_scores(name: str, scores: Tensor, masked_scores: Tensor) -> None:
-    check_shares(name, "scores", scores, (None,))
-    check_shares(name, "masked_scores", masked_scores, tuple(scores.shape))
-
-
-def _check_pair(name: str, maps: Tensor, others: Tensor, count: int | None = None) -> None:
-    check_maps(name, maps, count)
-    check_maps(name, others, len(maps))
-    if maps.shape != others.shape:
-        raise DataError(f"{name}: maps {tuple(maps.shape)} and maps_of_masked {tuple(others.shape)} differ.")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
-from .checks import check_boxes, check_labels, check_maps
+from ..errors import ConfigError
+from .checks import check_class_scores, check_map_boxes
 from .functional import (
     best_iou_at_threshold,
     best_iou_by_threshold,
@@ -100,11 +100,9 @@ class MaxBoxAccuracy(ShareMetric):
                 [0, 1], or a box is empty, NaN or wholly outside the image.
         """
         truths = [truth.cpu() for truth in boxes]
-        check_maps("MaxBoxAccuracy", maps, len(truths))
-        height, width = maps.shape[1:]
-        check_boxes("MaxBoxAccuracy", truths, height, width)
+        check_map_boxes("MaxBoxAccuracy", maps, truths)
         wanted = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
-        centred = centre_boxes(height, width)
+        centred = centre_boxes(*maps.shape[1:])
         pairs = [(heat, truth) for heat, truth in zip(maps.detach().cpu(), truths, strict=True) if len(truth)]
         if not pairs:
             return
@@ -200,14 +198,10 @@ class LocalizationAccuracy(ShareMetric):
                 range, or a box is empty, NaN or wholly outside the image.
         """
         truths = [truth.cpu() for truth in boxes]
-        check_maps("LocalizationAccuracy", maps, len(truths))
-        height, width = maps.shape[1:]
-        check_boxes("LocalizationAccuracy", truths, height, width)
-        if scores.dim() != 2 or len(scores) != len(truths) or bool(scores.isnan().any()):
-            raise DataError(f"LocalizationAccuracy: scores {tuple(scores.shape)} must be ({len(truths)}, K), no NaN.")
-        check_labels("LocalizationAccuracy", labels, len(truths), scores.shape[1])
+        check_map_boxes("LocalizationAccuracy", maps, truths)
+        check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
-        centred = centre_boxes(height, width)
+        centred = centre_boxes(*maps.shape[1:])
         for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
             if len(truth) == 0:
                 continue

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .checks import check_boxes, check_labels, check_maps
-from .functional import box_masks, cell_masks, energy_share, peak, pointing_hits
+from .checks import check_labels, check_maps, check_objects
+from .functional import cell_masks, energy_share, object_masks, peak, pointing_hits
 from .functional.pointing import POINTING_TOLERANCE
 from .shares import ShareMetric, mean_share, share_sum
 
@@ -68,7 +68,8 @@ class PointingGame(ShareMetric):
             DataError: numbers or shapes do not fit, maps hold NaN, a box is empty, NaN or wholly outside, or a label
                 is out of range, missing or not expected.
         """
-        masks = _object_masks("PointingGame", maps, objects)
+        check_objects("PointingGame", maps, objects)
+        masks = object_masks(objects, *maps.shape[1:])
         if (labels is None) != (self.num_classes is None):
             raise DataError("PointingGame: labels and num_classes go together; one of them is missing.")
         if labels is None:
@@ -131,7 +132,8 @@ class EnergyPointingGame(ShareMetric):
         Raises:
             DataError: numbers or shapes do not fit, maps hold NaN, or a box is empty, NaN or wholly outside.
         """
-        masks = _object_masks("EnergyPointingGame", maps, objects)
+        check_objects("EnergyPointingGame", maps, objects)
+        masks = object_masks(objects, *maps.shape[1:])
         seen = masks.flatten(1).any(dim=1)
         masks, heat = masks[seen], maps.detach().cpu()[seen]
         self.energy += share_sum(energy_share(heat, masks)).to(self.energy)
@@ -203,16 +205,3 @@ class GridPointingGame(ShareMetric):
             "chance": torch.tensor(1 / self.grid**2, device=self.energy.device),
             "count": self.total,
         }
-
-
-def _object_masks(name: str, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> Tensor:
-    """Masks (N, H, W) of boxes or masks, on the CPU."""
-    check_maps(name, maps, len(objects), unit=False)
-    height, width = maps.shape[1:]
-    if isinstance(objects, Tensor):
-        if objects.shape != maps.shape or objects.dtype != torch.bool:
-            raise DataError(f"{name}: masks {tuple(objects.shape)} must be bool and {tuple(maps.shape)}.")
-        return objects.cpu()
-    boxes = [found.cpu() for found in objects]
-    check_boxes(name, boxes, height, width)
-    return box_masks(boxes, height, width)

@@ -17,6 +17,7 @@ __all__ = [
     "energy_share",
     "mosaic_plan",
     "mosaics",
+    "object_masks",
     "peak",
     "pointing_distance",
     "pointing_hits",
@@ -73,6 +74,11 @@ def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
         for x0, y0, x1, y1 in found.tolist():
             mask[_pixels(y0, y1, height), _pixels(x0, x1, width)] = True
     return masks
+
+
+def object_masks(objects: Sequence[Tensor] | Tensor, height: int, width: int) -> Tensor:
+    """Masks (N, height, width), bool, on the CPU: as they are given, or of boxes as ``box_masks`` makes them."""
+    return objects.cpu() if isinstance(objects, Tensor) else box_masks(objects, height, width)
 
 
 def _pixels(low: float, high: float, size: int) -> slice:
