@@ -6,7 +6,7 @@ side. The names of rows carry their definition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,9 @@ from ..task import Classes
 __all__ = [
     "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "PIXELS", "PIXEL_BINS", "RANDOM_MAP", "STEPS",
     "THRESHOLDS", "WHOLE_IMAGE", "ClassLogits", "Rows", "Statistic", "answer_rows", "baseline_maps", "baseline_rows",
-    "best", "best_threshold", "box_hits", "center_box_hits", "center_pointing_row", "curve_rows", "energy_row",
-    "faithfulness_rows", "hard_images", "hits_where", "map_rows", "mean_of_best", "pixel_row", "pointing_row",
-    "second_at_best", "stability_rows",
+    "best", "best_threshold", "box_hits", "center_box_hits", "center_pixel_row", "center_pointing_row", "curve_rows",
+    "energy_row", "faithfulness_rows", "hard_images", "hits_where", "map_rows", "mean_of_best", "pixel_row",
+    "pointing_row", "second_at_best", "stability_rows", "uniform_energy_row",
 ]  # fmt: skip
 
 IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
@@ -103,13 +103,25 @@ def energy_row(evidence: Tensor, masks: Tensor) -> Tensor:
     return torch.where(masks.flatten(1).any(1), functional.energy_share(evidence, masks), torch.nan)
 
 
-def pixel_row(bins: NDArray[np.intp], masks: Tensor) -> Tensor:
-    """``functional.pixel_histograms`` (N, 2, PIXEL_BINS + 1) float64 of each image, in units of ``PIXELS`` pixels.
+def uniform_energy_row(masks: Tensor) -> Tensor:
+    """The same of a constant map."""
+    return energy_row(torch.ones(masks.shape), masks)
 
-    Args:
-        bins: (N, H, W), as ``functional.pixel_bins`` gives them.
-        masks: (N, H, W) bool of the objects.
+
+def pixel_row(heat: Tensor, masks: Tensor) -> Tensor:
+    """``functional.pixel_histograms`` (N, 2, PIXEL_BINS + 1) of each image, float64, in units of ``PIXELS`` pixels.
+
+    Their mean has the precision, the recall and the area under both of all pixels of all images.
     """
+    return _pixel_row(functional.pixel_bins(heat, PIXEL_BINS), masks)
+
+
+def center_pixel_row(masks: Tensor) -> Tensor:
+    """The same of a blob in the middle."""
+    return _pixel_row([functional.centre_gaussian_bins(*masks.shape[1:], PIXEL_BINS)] * len(masks), masks)
+
+
+def _pixel_row(bins: Iterable[NDArray[np.intp]], masks: Tensor) -> Tensor:
     pairs = zip(bins, masks, strict=True)
     return torch.stack([functional.count_pixels(own, mask, None, PIXEL_BINS) for own, mask in pairs]) / PIXELS
 
@@ -231,7 +243,7 @@ def baseline_rows(
         "all": levels, "largest": levels, "pointing_15px": center_pointing_row(masks), "energy": nothing
     }  # fmt: skip
     rows[WHOLE_IMAGE] = {
-        "all": whole, "largest": whole, "pointing_15px": nothing, "energy": energy_row(torch.ones(masks.shape), masks)
+        "all": whole, "largest": whole, "pointing_15px": nothing, "energy": uniform_energy_row(masks)
     }  # fmt: skip
     return {name: rows[name] for name in BASELINES}
 

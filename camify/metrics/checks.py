@@ -12,7 +12,7 @@ from ..errors import DataError
 
 __all__ = [
     "check_boxes", "check_class_scores", "check_labels", "check_map_boxes", "check_maps", "check_masks",
-    "check_objects", "check_pair", "check_scores", "check_shares",
+    "check_objects", "check_scores", "check_shares",
 ]  # fmt: skip
 
 
@@ -59,21 +59,13 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
 
 
 def check_map_boxes(name: str, maps: Tensor, boxes: Sequence[Tensor]) -> None:
-    """Maps (N, H, W) in [0, 1] and N images' boxes in their pixels.
-
-    Raises:
-        DataError: they are not.
-    """
+    """What ``check_maps`` and ``check_boxes`` ask of maps (N, H, W) in [0, 1] and N images' boxes."""
     check_maps(name, maps, len(boxes))
     check_boxes(name, boxes, *maps.shape[1:])
 
 
 def check_objects(name: str, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> None:
-    """Finite maps (N, H, W), and of each its objects: masks (N, H, W) bool, or boxes in its pixels.
-
-    Raises:
-        DataError: they are not.
-    """
+    """Finite maps (N, H, W), and of each its objects: masks (N, H, W) bool, or boxes; else DataError."""
     check_maps(name, maps, len(objects), unit=False)
     if not isinstance(objects, Tensor):
         check_boxes(name, objects, *maps.shape[1:])
@@ -82,11 +74,7 @@ def check_objects(name: str, maps: Tensor, objects: Sequence[Tensor] | Tensor) -
 
 
 def check_masks(name: str, maps: Tensor, masks: Tensor, what: str = "masks") -> None:
-    """Masks of the maps' shape, bool or of 0 and 1.
-
-    Raises:
-        DataError: they are not.
-    """
+    """Masks of the maps' shape, bool or of 0 and 1; else DataError."""
     if masks.shape != maps.shape:
         raise DataError(f"{name}: {what} {tuple(masks.shape)} are not {tuple(maps.shape)}.")
     if masks.dtype != torch.bool and not bool(((masks == 0) | (masks == 1)).all()):
@@ -128,33 +116,13 @@ def check_shares(name: str, what: str, values: Tensor, shape: tuple[int | None, 
 
 
 def check_class_scores(name: str, scores: Tensor, labels: Tensor, count: int) -> None:
-    """Scores (N, K) without NaN and labels (N,) of their classes; N is ``count``.
-
-    Raises:
-        DataError: they are not.
-    """
+    """Scores (count, K) without NaN and labels (count,) of their classes; else DataError."""
     if scores.dim() != 2 or len(scores) != count or bool(scores.isnan().any()):
         raise DataError(f"{name}: scores {tuple(scores.shape)} must be ({count}, K), no NaN.")
     check_labels(name, labels, count, scores.shape[1])
 
 
 def check_scores(name: str, scores: Tensor, masked_scores: Tensor) -> None:
-    """Probabilities (N,) of images, and of the masked images.
-
-    Raises:
-        DataError: they are not.
-    """
+    """Probabilities (N,) of images and of the masked images, as ``check_shares`` asks them."""
     check_shares(name, "scores", scores, (None,))
     check_shares(name, "masked_scores", masked_scores, tuple(scores.shape))
-
-
-def check_pair(name: str, maps: Tensor, others: Tensor, count: int | None = None) -> None:
-    """Maps (N, H, W) in [0, 1] and as many of the masked images; N is ``count`` where that is given.
-
-    Raises:
-        DataError: they are not.
-    """
-    check_maps(name, maps, count)
-    check_maps(name, others, len(maps))
-    if maps.shape != others.shape:
-        raise DataError(f"{name}: maps {tuple(maps.shape)} and maps_of_masked {tuple(others.shape)} differ.")

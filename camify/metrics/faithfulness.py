@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .checks import check_maps, check_pair, check_scores, check_shares
+from ..errors import DataError
+from .checks import check_maps, check_scores, check_shares
 from .functional import adcc, area_under_curve, average_drop, coherency, complexity
 from .shares import MeanShare
 
@@ -34,7 +35,7 @@ class AverageDrop(MeanShare):
             DataError: the shapes differ, or a number is not in [0, 1].
         """
         check_scores("AverageDrop", scores, masked_scores)
-        self._add(average_drop(scores, masked_scores))
+        self._add_shares(average_drop(scores, masked_scores))
 
 
 class AverageIncrease(MeanShare):
@@ -53,7 +54,7 @@ class AverageIncrease(MeanShare):
     def update(self, scores: Tensor, masked_scores: Tensor) -> None:
         """Add images; arguments and errors as in `AverageDrop.update`."""
         check_scores("AverageIncrease", scores, masked_scores)
-        self._add(masked_scores > scores)
+        self._add_shares(masked_scores > scores)
 
 
 class Coherency(MeanShare):
@@ -76,8 +77,8 @@ class Coherency(MeanShare):
         Raises:
             DataError: the shapes differ, maps hold NaN or leave [0, 1].
         """
-        check_pair("Coherency", maps, maps_of_masked)
-        self._add(coherency(maps, maps_of_masked))
+        _check_pair("Coherency", maps, maps_of_masked)
+        self._add_shares(coherency(maps, maps_of_masked))
 
 
 class Complexity(MeanShare):
@@ -100,7 +101,7 @@ class Complexity(MeanShare):
             DataError: maps hold NaN or leave [0, 1].
         """
         check_maps("Complexity", maps)
-        self._add(complexity(maps))
+        self._add_shares(complexity(maps))
 
 
 class ADCC(MeanShare):
@@ -123,9 +124,9 @@ class ADCC(MeanShare):
             DataError: numbers or shapes do not fit, or a number is NaN or not in [0, 1].
         """
         check_scores("ADCC", scores, masked_scores)
-        check_pair("ADCC", maps, maps_of_masked, len(scores))
+        _check_pair("ADCC", maps, maps_of_masked, len(scores))
         drop = average_drop(scores, masked_scores)
-        self._add(adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps)))
+        self._add_shares(adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps)))
 
 
 class InsertionAUC(MeanShare):
@@ -149,7 +150,7 @@ class InsertionAUC(MeanShare):
         """
         check_shares(type(self).__name__, "curves", curves[:, :2] if curves.dim() == 2 else curves, (None, 2))
         check_shares(type(self).__name__, "curves", curves, (None, None))
-        self._add(area_under_curve(curves))
+        self._add_shares(area_under_curve(curves))
 
 
 class DeletionAUC(InsertionAUC):
@@ -166,3 +167,10 @@ class DeletionAUC(InsertionAUC):
     """
 
     higher_is_better = False
+
+
+def _check_pair(name: str, maps: Tensor, others: Tensor, count: int | None = None) -> None:
+    check_maps(name, maps, count)
+    check_maps(name, others, len(maps))
+    if maps.shape != others.shape:
+        raise DataError(f"{name}: maps {tuple(maps.shape)} and maps_of_masked {tuple(others.shape)} differ.")
