@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..methods import ForwardPass
@@ -22,9 +20,9 @@ from ..task import Classes
 __all__ = [
     "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "PIXELS", "PIXEL_BINS", "RANDOM_MAP", "STEPS",
     "THRESHOLDS", "WHOLE_IMAGE", "ClassLogits", "Rows", "Statistic", "answer_rows", "baseline_maps", "baseline_rows",
-    "best", "best_threshold", "box_hits", "center_box_hits", "center_pixel_row", "center_pointing_row", "curve_rows",
+    "best", "best_threshold", "box_hits", "center_box_hits", "curve_rows",
     "energy_row", "faithfulness_rows", "hard_images", "hits_where", "map_rows", "mean_of_best", "pixel_row",
-    "pointing_row", "second_at_best", "stability_rows", "uniform_energy_row",
+    "pointing_row", "second_at_best", "stability_rows",
 ]  # fmt: skip
 
 IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
@@ -73,57 +71,42 @@ def map_rows(
     heat, evidence = heat.detach().cpu(), evidence.detach().cpu()
     rows = {"entropy": functional.entropy(evidence), "area": functional.area(heat)}
     if boxes is not None:
-        boxes = [own.cpu() for own in boxes]
-        both = _ious(boxes, [partial(_every_and_largest, one) for one in heat], 2 * THRESHOLDS)
+        both = _ious(heat, boxes, _every_and_largest, 2 * THRESHOLDS)
         largest = both[:, THRESHOLDS:]
         rows |= {"all": _levels(both[:, :THRESHOLDS]), "largest": _levels(largest), "iou": largest.half()}
         if threshold is not None:
-            rows["given"] = _levels(_ious(boxes, [partial(_iou_at, one, threshold) for one in heat], 1))
+            cut = partial(functional.best_iou_at_threshold, threshold=threshold, largest=True)
+            rows["given"] = _levels(_ious(heat, boxes, cut, 1))
         if predicted is not None:
-            rows["box_rule"] = _levels(_ious(boxes, [partial(_best_iou, own) for own in predicted], 1))
+            rows["box_rule"] = _levels(_ious(predicted, boxes, _best_iou, 1))
         masks = functional.box_masks(boxes, *heat.shape[1:]) if masks is None else masks
     if masks is not None:
         rows |= {"pointing_15px": pointing_row(heat, masks), "energy": energy_row(evidence, masks)}
     return rows
 
 
-def pointing_row(maps: Tensor, masks: Tensor) -> Tensor:
-    """``functional.pointing_hits`` (N,) of the peaks of maps (N, H, W) on masks (N, H, W) bool."""
-    return functional.pointing_hits([functional.peak(one) for one in maps.detach().cpu()], masks.cpu())
+def pointing_row(maps: Tensor | None, masks: Tensor) -> Tensor:
+    """``functional.pointing_hits`` (N,) on masks (N, H, W) of the peaks of maps (N, H, W), None: of the middle."""
+    middle = (masks.shape[1] // 2, masks.shape[2] // 2)
+    points = [middle] * len(masks) if maps is None else [functional.peak(one) for one in maps.detach().cpu()]
+    return functional.pointing_hits(points, masks.cpu())
 
 
-def center_pointing_row(masks: Tensor) -> Tensor:
-    """The same of the middle of the image."""
-    return functional.pointing_hits([(masks.shape[1] // 2, masks.shape[2] // 2)] * len(masks), masks)
-
-
-def energy_row(evidence: Tensor, masks: Tensor) -> Tensor:
-    """``functional.energy_share`` (N,) of maps (N, H, W) in masks (N, H, W) bool; NaN where there is no object."""
+def energy_row(evidence: Tensor | None, masks: Tensor) -> Tensor:
+    """``functional.energy_share`` (N,) of maps (N, H, W), None: constant ones, in masks (N, H, W); NaN in empty."""
+    evidence = torch.ones(masks.shape) if evidence is None else evidence
     masks = masks.to(evidence.device)
     return torch.where(masks.flatten(1).any(1), functional.energy_share(evidence, masks), torch.nan)
 
 
-def uniform_energy_row(masks: Tensor) -> Tensor:
-    """The same of a constant map."""
-    return energy_row(torch.ones(masks.shape), masks)
+def pixel_row(heat: Tensor | None, masks: Tensor) -> Tensor:
+    """``functional.pixel_histograms`` (N, 2, PIXEL_BINS + 1) of each heat, None: of a blob in the middle, float64.
 
-
-def pixel_row(heat: Tensor, masks: Tensor) -> Tensor:
-    """``functional.pixel_histograms`` (N, 2, PIXEL_BINS + 1) of each image, float64, in units of ``PIXELS`` pixels.
-
-    Their mean has the precision, the recall and the area under both of all pixels of all images.
+    In units of ``PIXELS`` pixels; the mean has the average precision of all pixels of all images.
     """
-    return _pixel_row(functional.pixel_bins(heat, PIXEL_BINS), masks)
-
-
-def center_pixel_row(masks: Tensor) -> Tensor:
-    """The same of a blob in the middle."""
-    return _pixel_row([functional.centre_gaussian_bins(*masks.shape[1:], PIXEL_BINS)] * len(masks), masks)
-
-
-def _pixel_row(bins: Iterable[NDArray[np.intp]], masks: Tensor) -> Tensor:
-    pairs = zip(bins, masks, strict=True)
-    return torch.stack([functional.count_pixels(own, mask, None, PIXEL_BINS) for own, mask in pairs]) / PIXELS
+    blob = functional.centre_gaussian_bins(*masks.shape[1:], PIXEL_BINS)
+    pairs = zip([blob] * len(masks) if heat is None else functional.pixel_bins(heat, PIXEL_BINS), masks, strict=True)
+    return torch.stack([functional.count_pixels(bins, mask, None, PIXEL_BINS) for bins, mask in pairs]) / PIXELS
 
 
 def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
@@ -239,12 +222,9 @@ def baseline_rows(
     nothing = torch.full((len(boxes),), torch.nan, dtype=torch.float64)
     levels = _levels(_center_ious(boxes, size))
     whole = levels[:, -1:]  # the largest
-    rows[CENTRE_BOX] = {
-        "all": levels, "largest": levels, "pointing_15px": center_pointing_row(masks), "energy": nothing
-    }  # fmt: skip
-    rows[WHOLE_IMAGE] = {
-        "all": whole, "largest": whole, "pointing_15px": nothing, "energy": uniform_energy_row(masks)
-    }  # fmt: skip
+    middle, uniform = pointing_row(None, masks), energy_row(None, masks)
+    rows[CENTRE_BOX] = {"all": levels, "largest": levels, "pointing_15px": middle, "energy": nothing}
+    rows[WHOLE_IMAGE] = {"all": whole, "largest": whole, "pointing_15px": nothing, "energy": uniform}
     return {name: rows[name] for name in BASELINES}
 
 
@@ -261,38 +241,36 @@ def box_hits(heat: Tensor, boxes: Sequence[Tensor], *, largest: bool) -> Tensor:
 
     float64, 1 a hit, 0 a miss, NaN where there is no box. Arguments as in ``map_rows``.
     """
-    ious = partial(functional.best_iou_by_threshold, count=THRESHOLDS, largest=largest)
-    return _hits(_ious([own.cpu() for own in boxes], [partial(ious, one) for one in heat.detach().cpu()], THRESHOLDS))
+    measure = partial(functional.best_iou_by_threshold, count=THRESHOLDS, largest=largest)
+    return _hits(_ious(heat.detach().cpu(), boxes, measure, THRESHOLDS))
 
 
 def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """The same of the fixed boxes around the centre, (N, 3, S) for S sizes."""
-    return _hits(_center_ious([own.cpu() for own in boxes], size))
+    return _hits(_center_ious(boxes, size))
 
 
 def _center_ious(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     candidates = functional.centre_boxes(*size)
-    return _ious(boxes, [partial(functional.iou_with_best_box, candidates)] * len(boxes), len(candidates))
+    return _ious([candidates] * len(boxes), boxes, functional.iou_with_best_box, len(candidates))
 
 
 def _every_and_largest(heat: Tensor, truth: Tensor) -> Tensor:
     return torch.cat(functional.best_ious_by_threshold(heat, truth, THRESHOLDS))
 
 
-def _iou_at(heat: Tensor, threshold: float, truth: Tensor) -> Tensor:
-    return torch.tensor([functional.best_iou_at_threshold(heat, truth, threshold, largest=True)], dtype=torch.float64)
-
-
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:
     return functional.iou_with_best_box(predicted, truth).amax(0, keepdim=True) if len(predicted) else torch.zeros(1)
 
 
-def _ious(boxes: Sequence[Tensor], measures: Sequence[Callable[[Tensor], Tensor]], count: int) -> Tensor:
-    """What each measure gives for the boxes of its image, (N, count) float64; NaN where there are none."""
+def _ious(
+    given: Iterable[Tensor], boxes: Sequence[Tensor], measure: Callable[[Tensor, Tensor], Tensor | float], count: int
+) -> Tensor:
+    """The measure of what is given for each image and of its boxes, (N, count) float64; NaN where there are none."""
     rows = torch.full((len(boxes), count), torch.nan, dtype=torch.float64)
-    for row, truth, measure in zip(rows, boxes, measures, strict=True):
+    for row, one, truth in zip(rows, given, boxes, strict=True):
         if len(truth):
-            row[:] = measure(truth)
+            row[:] = torch.as_tensor(measure(one, truth))
     return rows
 
 

@@ -13,15 +13,8 @@ from . import engine
 from .engine import IOU_50, IOUS, THRESHOLDS, Rows, Statistic
 
 __all__ = [
-    "MEAN_ROWS",
-    "Answers",
-    "Figure",
-    "best_cut",
-    "class_figures",
-    "figure",
-    "localisation_figures",
-    "mean_figures",
-]
+    "MEAN_ROWS", "Answers", "Figure", "best_cut", "class_figures", "figure", "localisation_figures", "mean_figures",
+]  # fmt: skip
 
 MEAN_ROWS = {"pointing_15px": "pointing", "energy": "energy", "entropy": "entropy", "area": "area"}
 """Rows that have a mean by class, and the names of the means."""

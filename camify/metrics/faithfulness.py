@@ -35,7 +35,7 @@ class AverageDrop(MeanShare):
             DataError: the shapes differ, or a number is not in [0, 1].
         """
         check_scores("AverageDrop", scores, masked_scores)
-        self._add_shares(average_drop(scores, masked_scores))
+        self._add({"": average_drop(scores, masked_scores)})
 
 
 class AverageIncrease(MeanShare):
@@ -54,7 +54,7 @@ class AverageIncrease(MeanShare):
     def update(self, scores: Tensor, masked_scores: Tensor) -> None:
         """Add images; arguments and errors as in `AverageDrop.update`."""
         check_scores("AverageIncrease", scores, masked_scores)
-        self._add_shares(masked_scores > scores)
+        self._add({"": masked_scores > scores})
 
 
 class Coherency(MeanShare):
@@ -78,7 +78,7 @@ class Coherency(MeanShare):
             DataError: the shapes differ, maps hold NaN or leave [0, 1].
         """
         _check_pair("Coherency", maps, maps_of_masked)
-        self._add_shares(coherency(maps, maps_of_masked))
+        self._add({"": coherency(maps, maps_of_masked)})
 
 
 class Complexity(MeanShare):
@@ -101,7 +101,7 @@ class Complexity(MeanShare):
             DataError: maps hold NaN or leave [0, 1].
         """
         check_maps("Complexity", maps)
-        self._add_shares(complexity(maps))
+        self._add({"": complexity(maps)})
 
 
 class ADCC(MeanShare):
@@ -126,7 +126,7 @@ class ADCC(MeanShare):
         check_scores("ADCC", scores, masked_scores)
         _check_pair("ADCC", maps, maps_of_masked, len(scores))
         drop = average_drop(scores, masked_scores)
-        self._add_shares(adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps)))
+        self._add({"": adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps))})
 
 
 class InsertionAUC(MeanShare):
@@ -150,7 +150,7 @@ class InsertionAUC(MeanShare):
         """
         check_shares(type(self).__name__, "curves", curves[:, :2] if curves.dim() == 2 else curves, (None, 2))
         check_shares(type(self).__name__, "curves", curves, (None, None))
-        self._add_shares(area_under_curve(curves))
+        self._add({"": area_under_curve(curves)})
 
 
 class DeletionAUC(InsertionAUC):

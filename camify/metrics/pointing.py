@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from .checks import check_labels, check_maps, check_objects
-from .functional import cell_masks, energy_share, object_masks, peak, pointing_hits
+from .functional import cell_masks, energy_share, masks_of_objects, peak, pointing_hits
 from .functional.pointing import POINTING_TOLERANCE
 from .shares import RowMetric, ShareMetric
 
@@ -69,7 +69,7 @@ class PointingGame(ShareMetric):
                 is out of range, missing or not expected.
         """
         check_objects("PointingGame", maps, objects)
-        masks = object_masks(objects, *maps.shape[1:])
+        masks = masks_of_objects(objects, *maps.shape[1:])
         if (labels is None) != (self.num_classes is None):
             raise DataError("PointingGame: labels and num_classes go together; one of them is missing.")
         if labels is None:
@@ -127,7 +127,7 @@ class EnergyPointingGame(RowMetric):
             DataError: numbers or shapes do not fit, maps hold NaN, or a box is empty, NaN or wholly outside.
         """
         check_objects("EnergyPointingGame", maps, objects)
-        masks = object_masks(objects, *maps.shape[1:])
+        masks = masks_of_objects(objects, *maps.shape[1:])
         seen = masks.flatten(1).any(dim=1)
         masks, heat = masks[seen], maps.detach().cpu()[seen]
         self._add({"energy": energy_share(heat, masks), "uniform_energy": masks.double().mean((-2, -1))})

@@ -78,19 +78,13 @@ class RowMetric(ShareMetric):
 
 
 class RowMeans(RowMetric):
-    """The mean rows of any names."""
+    """The mean rows by name: ``update`` takes rows (N, *shape) of all names or of some."""
 
-    def update(self, rows: Mapping[str, Tensor]) -> None:
-        """Add images: rows (N, *shape) of all names or of some."""
-        self._add(rows)
-
-    def compute(self) -> dict[str, Tensor]:
-        """The mean rows (*shape) over all images so far, float32; NaN of none."""
-        return self._means()
+    update, compute = RowMetric._add, RowMetric._means
 
 
 class MeanShare(RowMetric):
-    """Mean of one number in 0..1 per image; NaN without images. A metric says in ``update`` which number."""
+    """Mean of one number in 0..1 per image, the row ``""``; NaN without images. A metric says in ``update`` which."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__({"": ()}, **kwargs)
@@ -98,6 +92,3 @@ class MeanShare(RowMetric):
     def compute(self) -> Tensor:
         """The mean over all images so far."""
         return self._means()[""]
-
-    def _add_shares(self, shares: Tensor) -> None:
-        self._add({"": shares})

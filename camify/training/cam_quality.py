@@ -18,7 +18,7 @@ from ..evaluation.engine import IOU_50, IOUS, PIXEL_BINS, THRESHOLDS, Statistic
 from ..maps import class_maps, normalize, select, upsample
 from ..metrics import GridPointingGame, functional
 from ..metrics.checks import check_class_scores, check_map_boxes, check_masks, check_objects, check_scores, check_shares
-from ..metrics.functional import masked_images, mosaic_plan, object_masks, shifted, tiled
+from ..metrics.functional import masked_images, masks_of_objects, mosaic_plan, shifted, tiled
 from ..metrics.shares import RowMeans
 from ..model import CAMNet
 from ..modes import evaluating
@@ -70,21 +70,19 @@ class ValidationBatch:
 
     @classmethod
     def of(
-        cls,
-        network: CAMNet,
-        batch: Batch,
-        targets: Tensor,
-        logits: Tensor,
-        maps: Tensor,
-        normalizer: Normalizer,
+        cls, network: CAMNet, batch: Batch, targets: Tensor, logits: Tensor, maps: Tensor, normalizer: Normalizer,
         clamp_weights: bool,
-    ) -> ValidationBatch:
+    ) -> ValidationBatch:  # fmt: skip
         """A batch with what a network said of it; targets as ``Task.targets`` gives them."""
         classes = network.classes
         logits, maps = classes.two_sided(logits), classes.two_sided(maps)
-        heat_of = partial(normalize_maps, **normalizer._asdict())
-        labels = classes.of_targets(targets)
+        labels, heat_of = classes.of_targets(targets), partial(normalize_maps, **normalizer._asdict())
         return cls(network, batch.images, labels, logits, maps, batch.boxes, batch.masks, heat_of, clamp_weights)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, pixels."""
+        return self.images.shape[-2], self.images.shape[-1]
 
     @cached_property
     def own(self) -> Tensor:
@@ -94,7 +92,7 @@ class ValidationBatch:
     @cached_property
     def evidence(self) -> Tensor:
         """The true class's raw map at image size, (N, H, W)."""
-        return self._at_image_size(self.own)
+        return upsample(self.own, self.size)
 
     @cached_property
     def heat(self) -> Tensor:
@@ -104,24 +102,26 @@ class ValidationBatch:
     @property
     def objects(self) -> Sequence[Tensor] | Tensor:
         """Masks where they are known, else boxes."""
-        if self.masks is not None:
-            return self.masks
-        return [] if self.boxes is None else self.boxes
+        return self._given_boxes if self.masks is None else self.masks
 
     @cached_property
     def object_masks(self) -> Tensor:
         """Where the objects are, (N, H, W) bool."""
-        return object_masks(self.objects, *self.images.shape[-2:])
+        return masks_of_objects(self.objects, *self.size)
 
     @cached_property
     def largest_hits(self) -> Tensor:
         """Whether the largest component's box hits at IoU 0.5, (N, T) at every threshold; see ``engine.box_hits``."""
-        return engine.box_hits(self.heat, self.boxes or (), largest=True)[:, IOU_50 - 1]
+        return engine.box_hits(self.heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
 
     @cached_property
     def center_hits(self) -> Tensor:
         """Whether fixed boxes around the center hit, (N, 3, S); see ``engine.center_box_hits``."""
-        return engine.center_box_hits(self.boxes or (), (self.images.shape[-2], self.images.shape[-1]))
+        return engine.center_box_hits(self._given_boxes, self.size)
+
+    @property
+    def _given_boxes(self) -> Sequence[Tensor]:
+        return [] if self.boxes is None else self.boxes
 
     def known_and_top(self, count: int) -> Tensor:
         """The hits of the largest component, and those of them whose class is among the first, (N, 2, T)."""
@@ -138,7 +138,7 @@ class ValidationBatch:
     def masked(self) -> tuple[Tensor, Tensor]:
         """Its probability and heat where only what the map shows is left of the image."""
         logits, own = self._look_again(masked_images(self.images, self.heat))
-        return self.network.classes.scores(logits, self.labels), self.heat_of(self._at_image_size(own))
+        return self.network.classes.scores(logits, self.labels), self.heat_of(upsample(own, self.size))
 
     def faithfulness(self, name: str, title: str) -> Tensor:
         """The row of that name (N,) of ``engine.faithfulness_rows``; the title is for errors."""
@@ -163,25 +163,18 @@ class ValidationBatch:
     @cached_property
     def moved(self) -> Tensor:
         """Its raw map at image size of the image moved by an eighth, (N, H, W)."""
-        return self._at_image_size(self._look_again(shifted(self.images))[1])
+        return upsample(self._look_again(shifted(self.images))[1], self.size)
 
     def _look_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
         classes = self.network.classes
         logits, maps = logits_and_maps(self.network, images, clamp_weights=self.clamp_weights)
         return classes.two_sided(logits), select(classes.two_sided(maps), self.labels).float()
 
-    def _at_image_size(self, maps_NHW: Tensor) -> Tensor:
-        height, width = self.images.shape[-2:]
-        return upsample(maps_NHW, (height, width))
-
 
 class _Figure(NamedTuple):
-    """A figure that is logged.
+    """A figure that is logged: what ``statistic`` makes of the mean of a batch's ``row`` (N, *shape) of shares.
 
-    Attributes:
-        row: of a batch that has what the metric needs, (N, *shape), shares; NaN of an image that has none.
-        statistic: makes the figure of the mean row.
-        shape: of one image's row.
+    The batch has what the metric needs; an image that has no figure has NaN.
     """
 
     row: Callable[[Any], Tensor]
@@ -190,16 +183,13 @@ class _Figure(NamedTuple):
 
 
 class _CAMMetric(NamedTuple):
-    """What one name stands for.
+    """What one name stands for: figures by the names that they are logged by, and which data they need.
 
-    Attributes:
-        figures: by the names that they are logged by.
-        needs: "boxes", "masks", "boxes or masks", "earlier maps", or nothing but labels.
-        title: the torchmetrics class of the same definition; errors name it.
+    ``title`` is the torchmetrics class of the same definition: errors name it.
     """
 
     figures: Mapping[str, _Figure]
-    needs: str = ""
+    needs: str = ""  # "boxes", "masks", "boxes or masks", "earlier maps", or nothing but labels
     title: str = ""
 
 
@@ -234,15 +224,15 @@ CAM_METRICS: Mapping[str, _CAMMetric] = {
     }, "boxes", "LocalizationAccuracy"),
     "px_ap": _CAMMetric({
         "px_ap": _Figure(lambda batch: engine.pixel_row(batch.heat, batch.masks), *_PIXELS),
-        "centre_px_ap": _Figure(lambda batch: engine.center_pixel_row(batch.masks), *_PIXELS),
+        "centre_px_ap": _Figure(lambda batch: engine.pixel_row(None, batch.masks), *_PIXELS),
     }, "masks", "PixelAveragePrecision"),
     "pointing": _CAMMetric({
         "pointing": _Figure(lambda batch: engine.pointing_row(batch.evidence, batch.object_masks)),
-        "centre_pointing": _Figure(lambda batch: engine.center_pointing_row(batch.object_masks)),
+        "centre_pointing": _Figure(lambda batch: engine.pointing_row(None, batch.object_masks)),
     }, "boxes or masks", "PointingGame"),
     "energy": _CAMMetric({
         "energy": _Figure(lambda batch: engine.energy_row(batch.evidence, batch.object_masks)),
-        "uniform_energy": _Figure(lambda batch: engine.uniform_energy_row(batch.object_masks)),
+        "uniform_energy": _Figure(lambda batch: engine.energy_row(None, batch.object_masks)),
     }, "boxes or masks", "EnergyPointingGame"),
     "area": _CAMMetric({"map_area": _Figure(lambda batch: functional.area(batch.heat))}),
     "entropy": _CAMMetric({"map_entropy": _Figure(lambda batch: functional.entropy(batch.own))}),
@@ -302,8 +292,8 @@ class CAMQuality(nn.Module):
             ConfigError: a metric was asked for by name, and the data have no boxes or masks.
         """
         boxes, masks = batch.boxes is not None, batch.masks is not None
-        given = {"": True, "boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
-        given["earlier maps"] = batch.drift is not None
+        given = {"": True, "earlier maps": batch.drift is not None}
+        given |= {"boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
         rows: engine.Rows = {}
         for name in self.names:
             metric = CAM_METRICS[name]
@@ -331,7 +321,7 @@ class CAMQuality(nn.Module):
         self.means.reset()
         for name in self.names:
             logged = {
-                label: float(figure.statistic(means[label][None]))
+                label: float(figure.statistic(means[label][None].cpu()))
                 for label, figure in CAM_METRICS[name].figures.items()
             }
             if not all(math.isnan(value) for value in logged.values()):  # NaN: no image has what it needs

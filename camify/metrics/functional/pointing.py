@@ -11,18 +11,9 @@ from torch import Tensor
 from ...errors import DataError
 
 __all__ = [
-    "POINTING_TOLERANCE",
-    "box_masks",
-    "cell_masks",
-    "energy_share",
-    "mosaic_plan",
-    "mosaics",
-    "object_masks",
-    "peak",
-    "pointing_distance",
-    "pointing_hits",
-    "tiled",
-]
+    "POINTING_TOLERANCE", "box_masks", "cell_masks", "energy_share", "masks_of_objects", "mosaic_plan", "mosaics",
+    "peak", "pointing_distance", "pointing_hits", "tiled",
+]  # fmt: skip
 
 POINTING_TOLERANCE = 15.0
 """Pixels of the pointing game, as in Zhang et al. 2018."""
@@ -76,7 +67,7 @@ def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
     return masks
 
 
-def object_masks(objects: Sequence[Tensor] | Tensor, height: int, width: int) -> Tensor:
+def masks_of_objects(objects: Sequence[Tensor] | Tensor, height: int, width: int) -> Tensor:
     """Masks (N, height, width), bool, on the CPU: as they are given, or of boxes as ``box_masks`` makes them."""
     return objects.cpu() if isinstance(objects, Tensor) else box_masks(objects, height, width)
 
