@@ -6,7 +6,7 @@ side. The names of rows carry their definition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,11 @@ from ..metrics import functional
 from ..task import Classes
 
 __all__ = [
-    "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "RANDOM_MAP", "STEPS", "THRESHOLDS",
-    "WHOLE_IMAGE", "ClassLogits", "Rows", "answer_rows", "baseline_maps", "baseline_rows", "curve_rows",
-    "faithfulness_rows", "hard_images", "map_rows", "stability_rows",
+    "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "PIXELS", "PIXEL_BINS", "RANDOM_MAP", "STEPS",
+    "THRESHOLDS", "WHOLE_IMAGE", "ClassLogits", "Rows", "Statistic", "answer_rows", "baseline_maps", "baseline_rows",
+    "best", "best_threshold", "box_hits", "center_box_hits", "curve_rows",
+    "energy_row", "faithfulness_rows", "hard_images", "hits_where", "map_rows", "mean_of_best", "pixel_row",
+    "pointing_row", "second_at_best", "stability_rows",
 ]  # fmt: skip
 
 IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
@@ -30,11 +32,15 @@ THRESHOLDS = 100
 """From 0 in steps of 0.01."""
 STEPS = 32
 """Of the insertion and deletion curves."""
+PIXEL_BINS, PIXELS = 1000, 2.0**24
+"""Of ``pixel_row``: thresholds, and how many pixels make up 1."""
 CENTRE_BOX, CENTRE_GAUSSIAN, WHOLE_IMAGE, RANDOM_MAP = "centre box", "centre Gaussian", "whole image", "random map"
 BASELINES = (CENTRE_BOX, CENTRE_GAUSSIAN, WHOLE_IMAGE, RANDOM_MAP)
 
 Rows = dict[str, Tensor]
 """By name one row per image: (N,), or (N, T) at each of T thresholds."""
+Statistic = Callable[[Tensor], Tensor]
+"""From mean rows (B, ...) to figures (B,)."""
 
 
 def map_rows(
@@ -65,20 +71,42 @@ def map_rows(
     heat, evidence = heat.detach().cpu(), evidence.detach().cpu()
     rows = {"entropy": functional.entropy(evidence), "area": functional.area(heat)}
     if boxes is not None:
-        boxes = [own.cpu() for own in boxes]
-        both = _ious(boxes, [partial(_every_and_largest, one) for one in heat], 2 * THRESHOLDS)
+        both = _ious(heat, boxes, _every_and_largest, 2 * THRESHOLDS)
         largest = both[:, THRESHOLDS:]
         rows |= {"all": _levels(both[:, :THRESHOLDS]), "largest": _levels(largest), "iou": largest.half()}
         if threshold is not None:
-            rows["given"] = _levels(_ious(boxes, [partial(_iou_at, one, threshold) for one in heat], 1))
+            cut = partial(functional.best_iou_at_threshold, threshold=threshold, largest=True)
+            rows["given"] = _levels(_ious(heat, boxes, cut, 1))
         if predicted is not None:
-            rows["box_rule"] = _levels(_ious(boxes, [partial(_best_iou, own) for own in predicted], 1))
+            rows["box_rule"] = _levels(_ious(predicted, boxes, _best_iou, 1))
         masks = functional.box_masks(boxes, *heat.shape[1:]) if masks is None else masks
     if masks is not None:
-        objects = masks.cpu()
-        rows["pointing_15px"] = functional.pointing_hits([functional.peak(one) for one in heat], objects)
-        rows["energy"] = torch.where(objects.flatten(1).any(1), functional.energy_share(evidence, objects), torch.nan)
+        rows |= {"pointing_15px": pointing_row(heat, masks), "energy": energy_row(evidence, masks)}
     return rows
+
+
+def pointing_row(maps: Tensor | None, masks: Tensor) -> Tensor:
+    """``functional.pointing_hits`` (N,) on masks (N, H, W) of the peaks of maps (N, H, W), None: of the middle."""
+    middle = (masks.shape[1] // 2, masks.shape[2] // 2)
+    points = [middle] * len(masks) if maps is None else [functional.peak(one) for one in maps.detach().cpu()]
+    return functional.pointing_hits(points, masks.cpu())
+
+
+def energy_row(evidence: Tensor | None, masks: Tensor) -> Tensor:
+    """``functional.energy_share`` (N,) of maps (N, H, W), None: constant ones, in masks (N, H, W); NaN in empty."""
+    evidence = torch.ones(masks.shape) if evidence is None else evidence
+    masks = masks.to(evidence.device)
+    return torch.where(masks.flatten(1).any(1), functional.energy_share(evidence, masks), torch.nan)
+
+
+def pixel_row(heat: Tensor | None, masks: Tensor) -> Tensor:
+    """``functional.pixel_histograms`` (N, 2, PIXEL_BINS + 1) of each heat, None: of a blob in the middle, float64.
+
+    In units of ``PIXELS`` pixels; the mean has the average precision of all pixels of all images.
+    """
+    blob = functional.centre_gaussian_bins(*masks.shape[1:], PIXEL_BINS)
+    pairs = zip([blob] * len(masks) if heat is None else functional.pixel_bins(heat, PIXEL_BINS), masks, strict=True)
+    return torch.stack([functional.count_pixels(bins, mask, None, PIXEL_BINS) for bins, mask in pairs]) / PIXELS
 
 
 def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
@@ -97,24 +125,26 @@ def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
     }
 
 
-def stability_rows(heat: Tensor, heat_of_mirrored: Tensor, heat_of_shifted: Tensor) -> Rows:
+def stability_rows(heat: Tensor, heat_of_mirrored: Tensor | None = None, heat_of_shifted: Tensor | None = None) -> Rows:
     """``flip`` and ``shift`` (N,): Pearson's correlation with the map of the changed image, moved back.
 
     Args:
         heat: (N, H, W) of images x; raw maps may be given as well.
-        heat_of_mirrored: of ``x.flip(-1)``.
-        heat_of_shifted: of ``metrics.functional.shifted(x)``.
+        heat_of_mirrored: of ``x.flip(-1)``; None leaves ``flip`` out.
+        heat_of_shifted: of ``metrics.functional.shifted(x)``; None leaves ``shift`` out.
     """
-    return {
-        "flip": functional.flip_equivariance(heat, heat_of_mirrored),
-        "shift": functional.shift_equivariance(heat, heat_of_shifted, functional.step_of(*heat.shape[1:])),
-    }
+    rows: Rows = {}
+    if heat_of_mirrored is not None:
+        rows["flip"] = functional.flip_equivariance(heat, heat_of_mirrored)
+    if heat_of_shifted is not None:
+        rows["shift"] = functional.shift_equivariance(heat, heat_of_shifted, functional.step_of(*heat.shape[1:]))
+    return rows
 
 
 def faithfulness_rows(
-    scores: Tensor, masked_scores: Tensor, heat: Tensor, heat_of_masked: Tensor | None = None
+    scores: Tensor, masked_scores: Tensor, heat: Tensor | None = None, heat_of_masked: Tensor | None = None
 ) -> Rows:
-    """``drop``, ``increase`` and ``complexity`` (N,); with the masked images' own heat ``coherency`` and ``adcc``.
+    """``drop``, ``increase`` (N,); with the heat ``complexity``; with that of the masked ``coherency``, ``adcc``.
 
     Args:
         scores: (N,) probabilities of one class per image.
@@ -122,11 +152,13 @@ def faithfulness_rows(
         heat: (N, H, W) in [0, 1].
         heat_of_masked: (N, H, W) of the masked images; None of a map that knows nothing of the image.
     """
-    drop, covered = functional.average_drop(scores, masked_scores), functional.complexity(heat)
-    rows = {"drop": drop, "increase": (masked_scores > scores).double(), "complexity": covered}
-    if heat_of_masked is not None:
-        same = functional.coherency(heat, heat_of_masked)
-        rows |= {"coherency": same, "adcc": functional.adcc(drop, same, covered)}
+    drop = functional.average_drop(scores, masked_scores)
+    rows = {"drop": drop, "increase": (masked_scores > scores).double()}
+    if heat is not None:
+        rows["complexity"] = functional.complexity(heat)
+        if heat_of_masked is not None:
+            same = functional.coherency(heat, heat_of_masked)
+            rows |= {"coherency": same, "adcc": functional.adcc(drop, same, rows["complexity"])}
     return rows
 
 
@@ -146,8 +178,9 @@ class ClassLogits(nn.Module):
 
 
 def curve_rows(
-    network: nn.Module, images: Tensor, heat: Tensor, targets: Tensor, *, batch_size: int, steps: int = STEPS
-) -> Rows:
+    network: nn.Module, images: Tensor, heat: Tensor, targets: Tensor, *, batch_size: int, steps: int = STEPS,
+    curves: Sequence[str] = ("insertion", "deletion"),
+) -> Rows:  # fmt: skip
     """``insertion`` and ``deletion`` (N,): areas under the curves.
 
     Args:
@@ -157,13 +190,12 @@ def curve_rows(
         targets: (N,) classes.
         batch_size: images in one forward.
         steps: of the curves, at most one a pixel.
+        curves: which of the two.
     """
     options: dict[str, Any] = {"steps": min(steps, heat[0].numel()), "batch_size": batch_size}
+    made = {"insertion": functional.insertion_curves, "deletion": functional.deletion_curves}
     area = functional.area_under_curve
-    return {
-        "insertion": area(functional.insertion_curves(network, images, heat, targets, **options)),
-        "deletion": area(functional.deletion_curves(network, images, heat, targets, **options)),
-    }
+    return {name: area(made[name](network, images, heat, targets, **options)) for name in curves}
 
 
 # ---------------------------------------------------------------- what knows nothing of the image
@@ -188,17 +220,11 @@ def baseline_rows(
         return rows
     masks = functional.box_masks(boxes, *size)
     nothing = torch.full((len(boxes),), torch.nan, dtype=torch.float64)
-    candidates = functional.centre_boxes(*size)
-    rows[CENTRE_BOX] = {
-        **_fixed(candidates, boxes),
-        "pointing_15px": functional.pointing_hits([(size[0] // 2, size[1] // 2)] * len(boxes), masks),
-        "energy": nothing,
-    }
-    rows[WHOLE_IMAGE] = {
-        **_fixed(candidates[-1:], boxes),  # the largest
-        "pointing_15px": nothing,
-        "energy": torch.where(masks.flatten(1).any(1), masks.double().mean((1, 2)), torch.nan),
-    }
+    levels = _levels(_center_ious(boxes, size))
+    whole = levels[:, -1:]  # the largest
+    middle, uniform = pointing_row(None, masks), energy_row(None, masks)
+    rows[CENTRE_BOX] = {"all": levels, "largest": levels, "pointing_15px": middle, "energy": nothing}
+    rows[WHOLE_IMAGE] = {"all": whole, "largest": whole, "pointing_15px": nothing, "energy": uniform}
     return {name: rows[name] for name in BASELINES}
 
 
@@ -210,31 +236,78 @@ def hard_images(centre: Rows) -> Tensor:
 # ---------------------------------------------------------------- boxes at every threshold
 
 
-def _fixed(candidates: Tensor, boxes: Sequence[Tensor]) -> Rows:
-    ious = _ious(boxes, [partial(functional.iou_with_best_box, candidates)] * len(boxes), len(candidates))
-    return {"all": _levels(ious), "largest": _levels(ious)}
+def box_hits(heat: Tensor, boxes: Sequence[Tensor], *, largest: bool) -> Tensor:
+    """Whether the best box, or that of the largest component, hits: (N, 3, T) at each of ``IOUS`` and ``THRESHOLDS``.
+
+    float64, 1 a hit, 0 a miss, NaN where there is no box. Arguments as in ``map_rows``.
+    """
+    measure = partial(functional.best_iou_by_threshold, count=THRESHOLDS, largest=largest)
+    return _hits(_ious(heat.detach().cpu(), boxes, measure, THRESHOLDS))
+
+
+def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The same of the fixed boxes around the centre, (N, 3, S) for S sizes."""
+    return _hits(_center_ious(boxes, size))
+
+
+def _center_ious(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    candidates = functional.centre_boxes(*size)
+    return _ious([candidates] * len(boxes), boxes, functional.iou_with_best_box, len(candidates))
 
 
 def _every_and_largest(heat: Tensor, truth: Tensor) -> Tensor:
     return torch.cat(functional.best_ious_by_threshold(heat, truth, THRESHOLDS))
 
 
-def _iou_at(heat: Tensor, threshold: float, truth: Tensor) -> Tensor:
-    return torch.tensor([functional.best_iou_at_threshold(heat, truth, threshold, largest=True)], dtype=torch.float64)
-
-
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:
     return functional.iou_with_best_box(predicted, truth).amax(0, keepdim=True) if len(predicted) else torch.zeros(1)
 
 
-def _ious(boxes: Sequence[Tensor], measures: Sequence[Callable[[Tensor], Tensor]], count: int) -> Tensor:
-    """What each measure gives for the boxes of its image, (N, count) float64; NaN where there are none."""
+def _ious(
+    given: Iterable[Tensor], boxes: Sequence[Tensor], measure: Callable[[Tensor, Tensor], Tensor | float], count: int
+) -> Tensor:
+    """The measure of what is given for each image and of its boxes, (N, count) float64; NaN where there are none."""
     rows = torch.full((len(boxes), count), torch.nan, dtype=torch.float64)
-    for row, truth, measure in zip(rows, boxes, measures, strict=True):
+    for row, one, truth in zip(rows, given, boxes, strict=True):
         if len(truth):
-            row[:] = measure(truth)
+            row[:] = torch.as_tensor(measure(one, truth))
     return rows
 
 
 def _levels(ious_NT: Tensor) -> Tensor:
     return (ious_NT[..., None] >= IOUS).sum(-1).to(torch.uint8)
+
+
+def _hits(ious_NT: Tensor) -> Tensor:
+    reached = (ious_NT[:, None] >= IOUS[:, None]).double()
+    return torch.where(ious_NT.isnan()[:, None], torch.nan, reached)
+
+
+# ---------------------------------------------------------------- from mean rows to figures
+
+
+def best(means: Tensor) -> Tensor:
+    """The best of hits (B, T)."""
+    return means.amax(-1)
+
+
+def best_threshold(means: Tensor) -> Tensor:
+    """Where hits (B, T) are best: the first of equal thresholds; NaN where they are."""
+    at_best = functional.thresholds(means.shape[-1])[means.argmax(-1)]
+    return torch.where(means.isnan().any(-1), torch.nan, at_best)
+
+
+def mean_of_best(means: Tensor) -> Tensor:
+    """The mean over the IoUs of hits (B, 3, T), each at its own best threshold."""
+    return means.amax(-1).mean(-1)
+
+
+def hits_where(hits: Tensor, also: Tensor) -> Tensor:
+    """Hits (N, 2, T) for ``second_at_best``: as they are (N, T), and where something else (N,) bool holds too."""
+    return torch.stack([hits, hits * also[:, None]], dim=1)
+
+
+def second_at_best(means: Tensor) -> Tensor:
+    """The second row of hits (B, 2, T) where the first is best."""
+    place = means[:, 0].argmax(-1, keepdim=True)
+    return means[:, 1].gather(-1, place)[:, 0]

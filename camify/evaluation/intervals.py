@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..metrics.functional import bootstrap_means, percentiles, thresholds
-from .engine import IOU_50, IOUS, THRESHOLDS, Rows
+from ..metrics.functional import bootstrap_means, percentiles
+from . import engine
+from .engine import IOU_50, IOUS, THRESHOLDS, Rows, Statistic
 
 __all__ = [
-    "MEAN_ROWS",
-    "Answers",
-    "Figure",
-    "best_cut",
-    "class_figures",
-    "figure",
-    "localisation_figures",
-    "mean_figures",
-]
+    "MEAN_ROWS", "Answers", "Figure", "best_cut", "class_figures", "figure", "localisation_figures", "mean_figures",
+]  # fmt: skip
 
-Statistic = Callable[[Tensor], Tensor]
 MEAN_ROWS = {"pointing_15px": "pointing", "energy": "energy", "entropy": "entropy", "area": "area"}
 """Rows that have a mean by class, and the names of the means."""
 
@@ -101,22 +94,22 @@ def localisation_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor
     every = torch.stack([rows["all"] > index for index in range(len(IOUS))], dim=1)
     known = rows["given"] >= IOU_50 if "given" in rows else hits
     figures = {
-        "max_box_acc_v1": figure(hits, _best, seed),
-        "max_box_acc_v2": figure(every, lambda means: means.amax(-1).mean(-1), seed),
-        **{f"v2_{iou:.1f}": figure(every[:, index], _best, seed) for index, iou in enumerate(IOUS.tolist())},
+        "max_box_acc_v1": figure(hits, engine.best, seed),
+        "max_box_acc_v2": figure(every, engine.mean_of_best, seed),
+        **{f"v2_{iou:.1f}": figure(every[:, index], engine.best, seed) for index, iou in enumerate(IOUS.tolist())},
         "over_centre_box": figure(
             torch.cat([hits, centre_hits], dim=1), lambda means: _gain(means, hits.shape[1]), seed
         ),
-        "gt_known": figure(known, _best, seed),
-        "top1_loc": figure(_and(known, ranks < 1), _second_at_best, seed),
-        "top5_loc": figure(_and(known, ranks < 5), _second_at_best, seed),
+        "gt_known": figure(known, engine.best, seed),
+        "top1_loc": figure(engine.hits_where(known, ranks < 1), engine.second_at_best, seed),
+        "top5_loc": figure(engine.hits_where(known, ranks < 5), engine.second_at_best, seed),
         "pointing": figure(rows["pointing_15px"], seed=seed),
         "energy": figure(rows["energy"], seed=seed),
     }
     if "box_rule" in rows:
         figures["box_rule"] = figure(rows["box_rule"][:, 0] >= IOU_50, seed=seed)
     if hits.shape[1] == THRESHOLDS:
-        figures["threshold"] = figure(hits, lambda means: thresholds(THRESHOLDS)[means.argmax(-1)], seed)
+        figures["threshold"] = figure(hits, engine.best_threshold, seed)
     return figures
 
 
@@ -156,20 +149,5 @@ def _mean(values: Tensor) -> float:
     return float(values.double().nanmean())
 
 
-def _best(means: Tensor) -> Tensor:
-    return means.amax(-1)
-
-
 def _gain(means: Tensor, split: int) -> Tensor:
     return means[..., :split].amax(-1) - means[..., split:].amax(-1)
-
-
-def _and(hits: Tensor, also: Tensor) -> Tensor:
-    """Hits (N, 2, T): as they are, and where the other holds too."""
-    return torch.stack([hits, hits & also[:, None]], dim=1)
-
-
-def _second_at_best(means: Tensor) -> Tensor:
-    """The second row of means (B, 2, T) where the first is best."""
-    place = means[:, 0].argmax(-1, keepdim=True)
-    return means[:, 1].gather(-1, place)[:, 0]

@@ -16,19 +16,8 @@ from ..data import collate
 from ..data.folder import LabelledImages
 from ..errors import ConversionError
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
-from .engine import (
-    CENTRE_BOX,
-    ClassLogits,
-    Rows,
-    answer_rows,
-    baseline_maps,
-    baseline_rows,
-    curve_rows,
-    faithfulness_rows,
-    hard_images,
-    map_rows,
-    stability_rows,
-)
+from . import engine
+from .engine import CENTRE_BOX, ClassLogits, Rows
 from .intervals import Answers
 from .network import ExplainedNetwork
 from .scenarios import mirrored
@@ -95,18 +84,20 @@ def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str,
             logits = forward.logits.cpu()
         if not raw:
             raise ConversionError(f"--method: {' '.join(network.unserved.values())}")
-        parts = baseline_rows(boxes, size, numbers, run.seed, run.threshold)
+        parts = engine.baseline_rows(boxes, size, numbers, run.seed, run.threshold)
         for name, heat in network.heats(raw, size).items():
             evidence = network.evidence(name, raw[name], size)
-            parts[name] = map_rows(heat, evidence, boxes=boxes, threshold=run.threshold, predicted=predicted.get(name))
+            parts[name] = engine.map_rows(
+                heat, evidence, boxes=boxes, threshold=run.threshold, predicted=predicted.get(name)
+            )
         for name, values in parts.items():
             _add(rows.setdefault(name, {}), values)
         nothing = torch.zeros(len(labels), 3, dtype=torch.bool)
         known = {
             "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
-            "hard": nothing if boxes is None else hard_images(parts[CENTRE_BOX]),
+            "hard": nothing if boxes is None else engine.hard_images(parts[CENTRE_BOX]),
         }
-        _add(answers, answer_rows(logits, labels, network.classes) | known)
+        _add(answers, engine.answer_rows(logits, labels, network.classes) | known)
     return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}
 
 
@@ -166,10 +157,10 @@ def measure_sample(network: ExplainedNetwork, run: Run, numbers: Sequence[int]) 
             scores = network.classes.scores(forward.logits, targets)
             heats = network.heats(network.raw_maps(forward, targets), size)
             methods = list(heats)
-            heats |= {name: maps.to(images) for name, maps in baseline_maps(size, own, run.seed).items()}
+            heats |= {name: maps.to(images) for name, maps in engine.baseline_maps(size, own, run.seed).items()}
             logits = ClassLogits(forward)
             curves = {
-                name: curve_rows(logits, images, heat, targets, batch_size=run.batch_size)
+                name: engine.curve_rows(logits, images, heat, targets, batch_size=run.batch_size)
                 for name, heat in heats.items()
             }
         changed = [_heats(network, change(images), targets) for change in (mirrored, shifted)]
@@ -177,7 +168,7 @@ def measure_sample(network: ExplainedNetwork, run: Run, numbers: Sequence[int]) 
             method = name if name in methods else None
             parts = _faithfulness(network, method, images, heat, targets, scores) | curves[name]
             if method is not None:
-                parts |= stability_rows(heat, *(maps[name] for maps in changed))
+                parts |= engine.stability_rows(heat, *(maps[name] for maps in changed))
             _add(rows.setdefault(name, {}), parts)
     return {name: _joined(parts) for name, parts in rows.items()}
 
@@ -189,10 +180,10 @@ def _faithfulness(
     with network.observe(masked_images(images, heat)) as forward:
         masked = network.classes.scores(forward.logits, targets)
         if method is None:
-            return faithfulness_rows(scores, masked, heat)
+            return engine.faithfulness_rows(scores, masked, heat)
         raw = network.methods[method].look(forward, targets)
     again = network.methods[method].heat(raw, (images.shape[-2], images.shape[-1]))
-    return faithfulness_rows(scores, masked, heat, again)
+    return engine.faithfulness_rows(scores, masked, heat, again)
 
 
 def _heats(network: ExplainedNetwork, images: Tensor, targets: Tensor) -> dict[str, Tensor]:

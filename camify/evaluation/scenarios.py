@@ -6,17 +6,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "ABSENT",
-    "MIRRORED",
-    "SCENARIOS",
-    "SHIFTED",
-    "SMALL",
-    "UNCHANGED",
-    "VIEWS",
-    "absent_classes",
-    "mirrored",
+    "ABSENT", "MIRRORED", "SCENARIOS", "SHIFTED", "SMALL", "UNCHANGED", "VIEWS", "absent_classes", "mirrored",
     "scenario_of",
-]
+]  # fmt: skip
 
 SMALL = 0.05
 """Share of the picture below which an object is small."""

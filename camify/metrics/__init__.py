@@ -7,18 +7,7 @@ from .pointing import EnergyPointingGame, GridPointingGame, PointingGame
 from .segmentation import PixelAveragePrecision
 
 __all__ = [
-    "ADCC",
-    "AverageDrop",
-    "AverageIncrease",
-    "Coherency",
-    "Complexity",
-    "DeletionAUC",
-    "EnergyPointingGame",
-    "GridPointingGame",
-    "InsertionAUC",
-    "LocalizationAccuracy",
-    "MaxBoxAccuracy",
-    "PixelAveragePrecision",
-    "PointingGame",
-    "functional",
-]
+    "ADCC", "AverageDrop", "AverageIncrease", "Coherency", "Complexity", "DeletionAUC", "EnergyPointingGame",
+    "GridPointingGame", "InsertionAUC", "LocalizationAccuracy", "MaxBoxAccuracy", "PixelAveragePrecision",
+    "PointingGame", "functional",
+]  # fmt: skip

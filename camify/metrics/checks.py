@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ..errors import DataError
 
-__all__ = ["check_boxes", "check_labels", "check_maps", "check_shares"]
+__all__ = [
+    "check_boxes", "check_class_scores", "check_labels", "check_map_boxes", "check_maps", "check_masks",
+    "check_objects", "check_scores", "check_shares",
+]  # fmt: skip
 
 
 def check_maps(name: str, maps: Tensor, count: int | None = None, *, unit: bool = True) -> None:
@@ -55,6 +58,29 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
             )
 
 
+def check_map_boxes(name: str, maps: Tensor, boxes: Sequence[Tensor]) -> None:
+    """What ``check_maps`` and ``check_boxes`` ask of maps (N, H, W) in [0, 1] and N images' boxes."""
+    check_maps(name, maps, len(boxes))
+    check_boxes(name, boxes, *maps.shape[1:])
+
+
+def check_objects(name: str, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> None:
+    """Finite maps (N, H, W), and of each its objects: masks (N, H, W) bool, or boxes; else DataError."""
+    check_maps(name, maps, len(objects), unit=False)
+    if not isinstance(objects, Tensor):
+        check_boxes(name, objects, *maps.shape[1:])
+    elif objects.shape != maps.shape or objects.dtype != torch.bool:
+        raise DataError(f"{name}: masks {tuple(objects.shape)} must be bool and {tuple(maps.shape)}.")
+
+
+def check_masks(name: str, maps: Tensor, masks: Tensor, what: str = "masks") -> None:
+    """Masks of the maps' shape, bool or of 0 and 1; else DataError."""
+    if masks.shape != maps.shape:
+        raise DataError(f"{name}: {what} {tuple(masks.shape)} are not {tuple(maps.shape)}.")
+    if masks.dtype != torch.bool and not bool(((masks == 0) | (masks == 1)).all()):
+        raise DataError(f"{name}: {what} must be bool or hold 0 and 1 only. Compare with > 0.")
+
+
 def _touch(boxes: Tensor, height: int, width: int) -> bool:
     """Whether each of the boxes (n, 4) is one, and touches the image."""
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -87,3 +113,16 @@ def check_shares(name: str, what: str, values: Tensor, shape: tuple[int | None, 
         raise DataError(f"{name}: {what} are of shape {tuple(values.shape)}, not ({wanted}).")
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise DataError(f"{name}: {what} must be probabilities, in [0, 1] and without NaN. Apply softmax or sigmoid.")
+
+
+def check_class_scores(name: str, scores: Tensor, labels: Tensor, count: int) -> None:
+    """Scores (count, K) without NaN and labels (count,) of their classes; else DataError."""
+    if scores.dim() != 2 or len(scores) != count or bool(scores.isnan().any()):
+        raise DataError(f"{name}: scores {tuple(scores.shape)} must be ({count}, K), no NaN.")
+    check_labels(name, labels, count, scores.shape[1])
+
+
+def check_scores(name: str, scores: Tensor, masked_scores: Tensor) -> None:
+    """Probabilities (N,) of images and of the masked images, as ``check_shares`` asks them."""
+    check_shares(name, "scores", scores, (None,))
+    check_shares(name, "masked_scores", masked_scores, tuple(scores.shape))

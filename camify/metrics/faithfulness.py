@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import DataError
-from .checks import check_maps, check_shares
+from .checks import check_maps, check_scores, check_shares
 from .functional import adcc, area_under_curve, average_drop, coherency, complexity
 from .shares import MeanShare
 
@@ -34,8 +34,8 @@ class AverageDrop(MeanShare):
         Raises:
             DataError: the shapes differ, or a number is not in [0, 1].
         """
-        _check_scores("AverageDrop", scores, masked_scores)
-        self._add(average_drop(scores, masked_scores))
+        check_scores("AverageDrop", scores, masked_scores)
+        self._add({"": average_drop(scores, masked_scores)})
 
 
 class AverageIncrease(MeanShare):
@@ -53,8 +53,8 @@ class AverageIncrease(MeanShare):
 
     def update(self, scores: Tensor, masked_scores: Tensor) -> None:
         """Add images; arguments and errors as in `AverageDrop.update`."""
-        _check_scores("AverageIncrease", scores, masked_scores)
-        self._add(masked_scores > scores)
+        check_scores("AverageIncrease", scores, masked_scores)
+        self._add({"": masked_scores > scores})
 
 
 class Coherency(MeanShare):
@@ -78,7 +78,7 @@ class Coherency(MeanShare):
             DataError: the shapes differ, maps hold NaN or leave [0, 1].
         """
         _check_pair("Coherency", maps, maps_of_masked)
-        self._add(coherency(maps, maps_of_masked))
+        self._add({"": coherency(maps, maps_of_masked)})
 
 
 class Complexity(MeanShare):
@@ -101,7 +101,7 @@ class Complexity(MeanShare):
             DataError: maps hold NaN or leave [0, 1].
         """
         check_maps("Complexity", maps)
-        self._add(complexity(maps))
+        self._add({"": complexity(maps)})
 
 
 class ADCC(MeanShare):
@@ -123,10 +123,10 @@ class ADCC(MeanShare):
         Raises:
             DataError: numbers or shapes do not fit, or a number is NaN or not in [0, 1].
         """
-        _check_scores("ADCC", scores, masked_scores)
+        check_scores("ADCC", scores, masked_scores)
         _check_pair("ADCC", maps, maps_of_masked, len(scores))
         drop = average_drop(scores, masked_scores)
-        self._add(adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps)))
+        self._add({"": adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps))})
 
 
 class InsertionAUC(MeanShare):
@@ -150,7 +150,7 @@ class InsertionAUC(MeanShare):
         """
         check_shares(type(self).__name__, "curves", curves[:, :2] if curves.dim() == 2 else curves, (None, 2))
         check_shares(type(self).__name__, "curves", curves, (None, None))
-        self._add(area_under_curve(curves))
+        self._add({"": area_under_curve(curves)})
 
 
 class DeletionAUC(InsertionAUC):
@@ -167,11 +167,6 @@ class DeletionAUC(InsertionAUC):
     """
 
     higher_is_better = False
-
-
-def _check_scores(name: str, scores: Tensor, masked_scores: Tensor) -> None:
-    check_shares(name, "scores", scores, (None,))
-    check_shares(name, "masked_scores", masked_scores, tuple(scores.shape))
 
 
 def _check_pair(name: str, maps: Tensor, others: Tensor, count: int | None = None) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
-from .checks import check_boxes, check_labels, check_maps
+from ..errors import ConfigError
+from .checks import check_class_scores, check_map_boxes
 from .functional import (
     best_iou_at_threshold,
     best_iou_by_threshold,
@@ -26,7 +26,35 @@ _IOU = {1: (0.5,), 2: (0.3, 0.5, 0.7)}
 _MOST_THRESHOLDS = 1000
 
 
-class MaxBoxAccuracy(ShareMetric):
+class _BoxHits(ShareMetric):
+    """Hits (rows, T) of maps' boxes at T thresholds, those of fixed boxes around the centre, and the images with boxes.
+
+    Whole numbers: they stay exact where a model's precision makes its floats half ones.
+    """
+
+    hits: Tensor
+    centre_hits: Tensor
+    total: Tensor
+
+    def __init__(self, rows: int, tried: int, parity: str | None, count: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        name = type(self).__name__
+        if parity not in (None, "wsolevaluation"):
+            raise ConfigError(f'{name}: parity={parity!r} is unknown. Choose None or "wsolevaluation".')
+        if not 1 <= count <= _MOST_THRESHOLDS:
+            raise ConfigError(f"{name}: count={count} must lie in 1 ... {_MOST_THRESHOLDS}.")
+        self.parity, self.count = parity, count
+        for state, size in (("hits", tried), ("centre_hits", len(centre_boxes(1, 1)))):
+            self.add_state(state, torch.zeros(rows, size, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _add(self, hits: Tensor, centre_hits: Tensor) -> None:
+        self.hits += hits.to(self.hits)
+        self.centre_hits += centre_hits.to(self.centre_hits)
+        self.total += 1
+
+
+class MaxBoxAccuracy(_BoxHits):
     """Share of images whose map gives a box that hits the object, at the one best threshold for all images.
 
     Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", section 4.1. At a
@@ -62,10 +90,6 @@ class MaxBoxAccuracy(ShareMetric):
         tensor(1.)
     """
 
-    hits: Tensor
-    centre_hits: Tensor
-    total: Tensor
-
     def __init__(
         self,
         version: int = 2,
@@ -74,19 +98,13 @@ class MaxBoxAccuracy(ShareMetric):
         count: int = 100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         if version not in _IOU:
             raise ConfigError(f"MaxBoxAccuracy: version={version} is unknown. Choose 1 or 2.")
-        _check_options("MaxBoxAccuracy", parity, count)
         ious = _IOU[version] if iou_thresholds is None else tuple(iou_thresholds)
         if not ious or not all(0 < iou <= 1 for iou in ious):
             raise ConfigError(f"MaxBoxAccuracy: iou_thresholds={ious} must lie in (0, 1].")
-        self.version, self.iou_thresholds, self.parity, self.count = version, ious, parity, count
-        # Whole numbers: they stay exact where a model's precision makes its floats half ones.
-        candidates = len(centre_boxes(1, 1))
-        self.add_state("hits", torch.zeros(len(ious), count, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("centre_hits", torch.zeros(len(ious), candidates, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__(len(ious), count, parity, count, **kwargs)
+        self.version, self.iou_thresholds = version, ious
 
     def update(self, maps: Tensor, boxes: Sequence[Tensor]) -> None:
         """Add images.
@@ -100,22 +118,13 @@ class MaxBoxAccuracy(ShareMetric):
                 [0, 1], or a box is empty, NaN or wholly outside the image.
         """
         truths = [truth.cpu() for truth in boxes]
-        check_maps("MaxBoxAccuracy", maps, len(truths))
-        height, width = maps.shape[1:]
-        check_boxes("MaxBoxAccuracy", truths, height, width)
+        check_map_boxes("MaxBoxAccuracy", maps, truths)
         wanted = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
-        centred = centre_boxes(height, width)
-        pairs = [(heat, truth) for heat, truth in zip(maps.detach().cpu(), truths, strict=True) if len(truth)]
-        if not pairs:
-            return
-        largest = self.version == 1
-        found = [
-            best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity) for heat, truth in pairs
-        ]
-        fixed = [iou_with_best_box(centred, truth) for _, truth in pairs]
-        self.hits += (torch.stack(found)[:, None] >= wanted).sum(0).to(self.hits)
-        self.centre_hits += (torch.stack(fixed)[:, None] >= wanted).sum(0).to(self.centre_hits)
-        self.total += len(pairs)
+        centred, largest = centre_boxes(*maps.shape[1:]), self.version == 1
+        for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
+            if len(truth):
+                found = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
+                self._add(found >= wanted, iou_with_best_box(centred, truth) >= wanted)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
@@ -132,7 +141,7 @@ class MaxBoxAccuracy(ShareMetric):
         }
 
 
-class LocalizationAccuracy(ShareMetric):
+class LocalizationAccuracy(_BoxHits):
     """Share of images whose map gives the object's box, whatever the network says (GT-known) and where it is right.
 
     The box at a threshold is that of the largest component of ``map >= threshold``; the map is that of the true
@@ -162,10 +171,6 @@ class LocalizationAccuracy(ShareMetric):
         (tensor(1.), tensor(0.5000))
     """
 
-    hits: Tensor
-    centre_hits: Tensor
-    total: Tensor
-
     def __init__(
         self,
         threshold: float | None = None,
@@ -174,17 +179,12 @@ class LocalizationAccuracy(ShareMetric):
         count: int = 100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        _check_options("LocalizationAccuracy", parity, count)
+        super().__init__(3, count if threshold is None else 1, parity, count, **kwargs)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ConfigError(f"LocalizationAccuracy: threshold={threshold} must lie in [0, 1].")
         if not 0 < iou_threshold <= 1:
             raise ConfigError(f"LocalizationAccuracy: iou_threshold={iou_threshold} must lie in (0, 1].")
-        self.threshold, self.iou_threshold, self.parity, self.count = threshold, iou_threshold, parity, count
-        tried, candidates = count if threshold is None else 1, len(centre_boxes(1, 1))
-        self.add_state("hits", torch.zeros(3, tried, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("centre_hits", torch.zeros(3, candidates, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        self.threshold, self.iou_threshold = threshold, iou_threshold
 
     def update(self, maps: Tensor, boxes: Sequence[Tensor], scores: Tensor, labels: Tensor) -> None:
         """Add images.
@@ -200,22 +200,15 @@ class LocalizationAccuracy(ShareMetric):
                 range, or a box is empty, NaN or wholly outside the image.
         """
         truths = [truth.cpu() for truth in boxes]
-        check_maps("LocalizationAccuracy", maps, len(truths))
-        height, width = maps.shape[1:]
-        check_boxes("LocalizationAccuracy", truths, height, width)
-        if scores.dim() != 2 or len(scores) != len(truths) or bool(scores.isnan().any()):
-            raise DataError(f"LocalizationAccuracy: scores {tuple(scores.shape)} must be ({len(truths)}, K), no NaN.")
-        check_labels("LocalizationAccuracy", labels, len(truths), scores.shape[1])
+        check_map_boxes("LocalizationAccuracy", maps, truths)
+        check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
-        centred = centre_boxes(height, width)
+        centred = centre_boxes(*maps.shape[1:])
         for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
-            if len(truth) == 0:
-                continue
-            counts = torch.tensor([[True], [rank < 1], [rank < 5]])
-            self.hits += (counts & (self._ious(heat, truth) >= self.iou_threshold)).to(self.hits)
-            centre = iou_with_best_box(centred, truth) >= self.iou_threshold
-            self.centre_hits += (counts & centre).to(self.centre_hits)
-            self.total += 1
+            if len(truth):
+                counts = torch.tensor([[True], [rank < 1], [rank < 5]])
+                pair = self._ious(heat, truth), iou_with_best_box(centred, truth)
+                self._add(*(counts & (ious >= self.iou_threshold) for ious in pair))
 
     def _ious(self, heat: Tensor, truth: Tensor) -> Tensor:
         if self.threshold is None:
@@ -235,10 +228,3 @@ class LocalizationAccuracy(ShareMetric):
             **{f"centre_{name}": value for name, value in zip(names, fixed, strict=True)},
             "count": self.total,
         }
-
-
-def _check_options(name: str, parity: str | None, count: int) -> None:
-    if parity not in (None, "wsolevaluation"):
-        raise ConfigError(f'{name}: parity={parity!r} is unknown. Choose None or "wsolevaluation".')
-    if not 1 <= count <= _MOST_THRESHOLDS:
-        raise ConfigError(f"{name}: count={count} must lie in 1 ... {_MOST_THRESHOLDS}.")

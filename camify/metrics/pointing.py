@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .checks import check_boxes, check_labels, check_maps
-from .functional import box_masks, cell_masks, energy_share, peak, pointing_hits
+from .checks import check_labels, check_maps, check_objects
+from .functional import cell_masks, energy_share, masks_of_objects, peak, pointing_hits
 from .functional.pointing import POINTING_TOLERANCE
-from .shares import ShareMetric, mean_share, share_sum
+from .shares import RowMetric, ShareMetric
 
 __all__ = ["EnergyPointingGame", "GridPointingGame", "PointingGame"]
 
@@ -68,7 +68,8 @@ class PointingGame(ShareMetric):
             DataError: numbers or shapes do not fit, maps hold NaN, a box is empty, NaN or wholly outside, or a label
                 is out of range, missing or not expected.
         """
-        masks = _object_masks("PointingGame", maps, objects)
+        check_objects("PointingGame", maps, objects)
+        masks = masks_of_objects(objects, *maps.shape[1:])
         if (labels is None) != (self.num_classes is None):
             raise DataError("PointingGame: labels and num_classes go together; one of them is missing.")
         if labels is None:
@@ -94,7 +95,7 @@ class PointingGame(ShareMetric):
         return found
 
 
-class EnergyPointingGame(ShareMetric):
+class EnergyPointingGame(RowMetric):
     """Share of a map's positive evidence that lies on the object, mean over the images.
 
     Wang et al. 2020, "Score-CAM", section 4.3. What is negative counts as 0, so raw maps and min-max normalised ones
@@ -112,14 +113,8 @@ class EnergyPointingGame(ShareMetric):
         tensor(0.5000)
     """
 
-    energy: Tensor
-    uniform: Tensor
-    total: Tensor
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("energy", "uniform", "total"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__({"energy": (), "uniform_energy": ()}, **kwargs)
 
     def update(self, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> None:
         """Add images.
@@ -131,23 +126,18 @@ class EnergyPointingGame(ShareMetric):
         Raises:
             DataError: numbers or shapes do not fit, maps hold NaN, or a box is empty, NaN or wholly outside.
         """
-        masks = _object_masks("EnergyPointingGame", maps, objects)
+        check_objects("EnergyPointingGame", maps, objects)
+        masks = masks_of_objects(objects, *maps.shape[1:])
         seen = masks.flatten(1).any(dim=1)
         masks, heat = masks[seen], maps.detach().cpu()[seen]
-        self.energy += share_sum(energy_share(heat, masks)).to(self.energy)
-        self.uniform += share_sum(masks.double().mean((-2, -1))).to(self.uniform)
-        self.total += len(masks)
+        self._add({"energy": energy_share(heat, masks), "uniform_energy": masks.double().mean((-2, -1))})
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
-        return {
-            "energy": mean_share(self.energy, self.total),
-            "uniform_energy": mean_share(self.uniform, self.total),
-            "count": self.total,
-        }
+        return {**self._means(), "count": self.counts[0]}
 
 
-class GridPointingGame(ShareMetric):
+class GridPointingGame(RowMetric):
     """Share of a class's positive evidence that lies in its own cell of a mosaic, mean over maps. Needs no boxes.
 
     Boehle et al. 2021, "Convolutional Dynamic Alignment Networks for Interpretable Classifications", section 5.3.
@@ -169,16 +159,11 @@ class GridPointingGame(ShareMetric):
         tensor(0.7500)
     """
 
-    energy: Tensor
-    total: Tensor
-
     def __init__(self, grid: int = 2, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__({"grid_pointing": ()}, **kwargs)
         if grid < 2:
             raise ConfigError(f"GridPointingGame: grid={grid} must be 2 or more.")
         self.grid = grid
-        self.add_state("energy", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, cells: Tensor) -> None:
         """Add maps of mosaics, one for each class and mosaic.
@@ -193,26 +178,9 @@ class GridPointingGame(ShareMetric):
         check_maps("GridPointingGame", maps, unit=False)
         check_labels("GridPointingGame", cells, len(maps), self.grid**2, what="cells")
         masks = cell_masks(cells.to(maps.device), self.grid, *maps.shape[1:])
-        self.energy += share_sum(energy_share(maps, masks)).to(self.energy)
-        self.total += len(maps)
+        self._add({"grid_pointing": energy_share(maps, masks)})
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all maps so far."""
-        return {
-            "grid_pointing": mean_share(self.energy, self.total),
-            "chance": torch.tensor(1 / self.grid**2, device=self.energy.device),
-            "count": self.total,
-        }
-
-
-def _object_masks(name: str, maps: Tensor, objects: Sequence[Tensor] | Tensor) -> Tensor:
-    """Masks (N, H, W) of boxes or masks, on the CPU."""
-    check_maps(name, maps, len(objects), unit=False)
-    height, width = maps.shape[1:]
-    if isinstance(objects, Tensor):
-        if objects.shape != maps.shape or objects.dtype != torch.bool:
-            raise DataError(f"{name}: masks {tuple(objects.shape)} must be bool and {tuple(maps.shape)}.")
-        return objects.cpu()
-    boxes = [found.cpu() for found in objects]
-    check_boxes(name, boxes, height, width)
-    return box_masks(boxes, height, width)
+        chance = torch.tensor(1 / self.grid**2, device=self.sums.device)
+        return {**self._means(), "chance": chance, "count": self.counts[0]}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
-from .checks import check_maps
-from .functional import average_precision, centre_gaussian, pixel_histograms, precision_recall
-from .functional.pixel import count_pixels, pixel_bins
+from ..errors import ConfigError
+from .checks import check_maps, check_masks
+from .functional import average_precision, centre_gaussian_bins, count_pixels, pixel_histograms, precision_recall
 from .shares import ShareMetric
 
 __all__ = ["PixelAveragePrecision"]
@@ -66,15 +63,11 @@ class PixelAveragePrecision(ShareMetric):
             DataError: shapes differ, maps hold NaN or values outside [0, 1], or a mask holds other numbers.
         """
         check_maps("PixelAveragePrecision", maps)
-        for name, mask in (("masks", masks), ("ignore", ignore)):
-            if mask is None:
-                continue
-            if mask.shape != maps.shape:
-                raise DataError(f"PixelAveragePrecision: {name} {tuple(mask.shape)} are not {tuple(maps.shape)}.")
-            if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-                raise DataError(f"PixelAveragePrecision: {name} must be bool or hold 0 and 1 only. Compare with > 0.")
+        check_masks("PixelAveragePrecision", maps, masks)
+        if ignore is not None:
+            check_masks("PixelAveragePrecision", maps, ignore, "ignore")
         self.histograms += pixel_histograms(maps, masks, ignore, self.count).to(self.histograms)
-        blob = np.broadcast_to(_blob_bins(*maps.shape[1:], self.count), maps.shape)
+        blob = np.broadcast_to(centre_gaussian_bins(*maps.shape[1:], self.count), maps.shape)
         self.centre_histograms += count_pixels(blob, masks, ignore, self.count).to(self.histograms)
         self.total += len(maps)
 
@@ -90,8 +83,3 @@ class PixelAveragePrecision(ShareMetric):
         }
         device = self.histograms.device
         return {**{name: value.float().to(device) for name, value in found.items()}, "count": self.total}
-
-
-@lru_cache(maxsize=4)
-def _blob_bins(height: int, width: int, count: int) -> NDArray[np.intp]:
-    return pixel_bins(centre_gaussian(height, width), count)

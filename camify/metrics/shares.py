@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["MeanShare", "ShareMetric", "mean_share", "share_sum"]
+__all__ = ["MeanShare", "RowMeans", "RowMetric", "ShareMetric"]
 
 _ONE = 1 << 32  # a share as a whole number: exact sums, 2 ** 31 images of them
-
-
-def share_sum(shares: Tensor) -> Tensor:
-    """Sum (int64) of shares in 0..1, each rounded to 2**-32."""
-    return (shares.double() * _ONE).round().long().sum()
-
-
-def mean_share(total: Tensor, count: Tensor) -> Tensor:
-    """Mean, float32, of ``count`` shares with the sum that `share_sum` gave; NaN of none."""
-    return (total.cpu().double() / _ONE / count.cpu().double()).float().to(total.device)
 
 
 class ShareMetric(Metric):
@@ -54,21 +45,50 @@ def _figures(found: Any) -> Any:
     return {name: value for name, value in found.items() if value.dim() == 0 and value.is_floating_point()}
 
 
-class MeanShare(ShareMetric):
-    """Mean of one number in 0..1 per image; NaN without images. A metric says in ``update`` which number."""
+class RowMetric(ShareMetric):
+    """Rows of shares in 0..1, one per image and name, added up; an image whose row holds NaN does not count in it.
 
-    total: Tensor
-    count: Tensor
+    Args:
+        shapes: of one image's row, by name.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shapes = dict(shapes)
+        self.sizes = [prod(shape) for shape in shapes.values()]
+        self.add_state("sums", torch.zeros(sum(self.sizes), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(shapes), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _add(self, rows: Mapping[str, Tensor]) -> None:
+        for place, (name, part) in enumerate(zip(self.shapes, torch.split(self.sums, self.sizes), strict=True)):
+            if name in rows:
+                row = rows[name].reshape(-1, len(part))
+                known = row[~row.isnan().any(1)]
+                part += (known.double() * _ONE).round().long().sum(0).to(part)
+                self.counts[place] += len(known)
+
+    def _means(self) -> dict[str, Tensor]:
+        """The mean rows (*shape), float32; NaN of no image."""
+        parts = zip(torch.split(self.sums.cpu(), self.sizes), self.counts.tolist(), self.shapes.items(), strict=True)
+        means = {name: (part.double() / _ONE / count).reshape(shape) for part, count, (name, shape) in parts}
+        return {name: mean.float().to(self.sums.device) for name, mean in means.items()}
+
+
+class RowMeans(RowMetric):
+    """The mean rows by name: ``update`` takes rows (N, *shape) of all names or of some."""
+
+    update, compute = RowMetric._add, RowMetric._means
+
+
+class MeanShare(RowMetric):
+    """Mean of one number in 0..1 per image, the row ``""``; NaN without images. A metric says in ``update`` which."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+        super().__init__({"": ()}, **kwargs)
 
     def compute(self) -> Tensor:
         """The mean over all images so far."""
-        return mean_share(self.total, self.count)
-
-    def _add(self, shares: Tensor) -> None:
-        self.total += share_sum(shares).to(self.total)
-        self.count += len(shares)
+        return self._means()[""]

@@ -6,44 +6,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from ..batch import Batch
 from ..errors import ConfigError
+from ..evaluation import engine
+from ..evaluation.engine import IOU_50, IOUS, PIXEL_BINS, THRESHOLDS, Statistic
 from ..maps import class_maps, normalize, select, upsample
-from ..metrics import (
-    ADCC,
-    AverageDrop,
-    AverageIncrease,
-    Coherency,
-    Complexity,
-    DeletionAUC,
-    EnergyPointingGame,
-    GridPointingGame,
-    InsertionAUC,
-    LocalizationAccuracy,
-    MaxBoxAccuracy,
-    PixelAveragePrecision,
-    PointingGame,
-)
-from ..metrics.functional import (
-    area,
-    deletion_curves,
-    entropy,
-    flip_equivariance,
-    insertion_curves,
-    masked_images,
-    mosaic_plan,
-    shift_equivariance,
-    shifted,
-    step_of,
-    tiled,
-)
-from ..metrics.shares import MeanShare
+from ..metrics import GridPointingGame, functional
+from ..metrics.checks import check_class_scores, check_map_boxes, check_masks, check_objects, check_scores, check_shares
+from ..metrics.functional import masked_images, masks_of_objects, mosaic_plan, shifted, tiled
+from ..metrics.shares import RowMeans
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer, normalize_maps
@@ -94,21 +70,19 @@ class ValidationBatch:
 
     @classmethod
     def of(
-        cls,
-        network: CAMNet,
-        batch: Batch,
-        targets: Tensor,
-        logits: Tensor,
-        maps: Tensor,
-        normalizer: Normalizer,
+        cls, network: CAMNet, batch: Batch, targets: Tensor, logits: Tensor, maps: Tensor, normalizer: Normalizer,
         clamp_weights: bool,
-    ) -> ValidationBatch:
+    ) -> ValidationBatch:  # fmt: skip
         """A batch with what a network said of it; targets as ``Task.targets`` gives them."""
         classes = network.classes
         logits, maps = classes.two_sided(logits), classes.two_sided(maps)
-        heat_of = partial(normalize_maps, **normalizer._asdict())
-        labels = classes.of_targets(targets)
+        labels, heat_of = classes.of_targets(targets), partial(normalize_maps, **normalizer._asdict())
         return cls(network, batch.images, labels, logits, maps, batch.boxes, batch.masks, heat_of, clamp_weights)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, pixels."""
+        return self.images.shape[-2], self.images.shape[-1]
 
     @cached_property
     def own(self) -> Tensor:
@@ -118,30 +92,68 @@ class ValidationBatch:
     @cached_property
     def evidence(self) -> Tensor:
         """The true class's raw map at image size, (N, H, W)."""
-        return self._at_image_size(self.own)
+        return upsample(self.own, self.size)
 
     @cached_property
     def heat(self) -> Tensor:
         """The same in [0, 1]."""
         return self.heat_of(self.evidence)
 
-    @cached_property
+    @property
     def objects(self) -> Sequence[Tensor] | Tensor:
         """Masks where they are known, else boxes."""
-        if self.masks is not None:
-            return self.masks
+        return self._given_boxes if self.masks is None else self.masks
+
+    @cached_property
+    def object_masks(self) -> Tensor:
+        """Where the objects are, (N, H, W) bool."""
+        return masks_of_objects(self.objects, *self.size)
+
+    @cached_property
+    def largest_hits(self) -> Tensor:
+        """Whether the largest component's box hits at IoU 0.5, (N, T) at every threshold; see ``engine.box_hits``."""
+        return engine.box_hits(self.heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
+
+    @cached_property
+    def center_hits(self) -> Tensor:
+        """Whether fixed boxes around the center hit, (N, 3, S); see ``engine.center_box_hits``."""
+        return engine.center_box_hits(self._given_boxes, self.size)
+
+    @property
+    def _given_boxes(self) -> Sequence[Tensor]:
         return [] if self.boxes is None else self.boxes
+
+    def known_and_top(self, count: int) -> Tensor:
+        """The hits of the largest component, and those of them whose class is among the first, (N, 2, T)."""
+        check_class_scores("LocalizationAccuracy", self.logits, self.labels, len(self.images))
+        ranks = functional.label_ranks(self.logits.float().cpu(), self.labels.cpu())
+        return engine.hits_where(self.largest_hits, ranks < count)
 
     @cached_property
     def scores(self) -> Tensor:
         """The true class's probability, (N,)."""
-        return self._scores(self.logits)
+        return self.network.classes.scores(self.logits, self.labels)
 
     @cached_property
     def masked(self) -> tuple[Tensor, Tensor]:
         """Its probability and heat where only what the map shows is left of the image."""
         logits, own = self._look_again(masked_images(self.images, self.heat))
-        return self._scores(logits), self.heat_of(self._at_image_size(own))
+        return self.network.classes.scores(logits, self.labels), self.heat_of(upsample(own, self.size))
+
+    def faithfulness(self, name: str, title: str) -> Tensor:
+        """The row of that name (N,) of ``engine.faithfulness_rows``; the title is for errors."""
+        masked, heat = self.masked
+        check_scores(title, self.scores, masked)
+        heats = (self.heat, heat) if name == "adcc" else ()
+        return engine.faithfulness_rows(self.scores, masked, *heats)[name]
+
+    def curve(self, name: str, title: str) -> Tensor:
+        """The row of that name (N,) of ``engine.curve_rows``; the title is for errors."""
+        found = engine.curve_rows(
+            self.network, self.images, self.evidence, self.labels, batch_size=64, steps=_CURVE_STEPS, curves=(name,)
+        )[name].clamp(0, 1)
+        check_shares(title, "curves", found, (None,))
+        return found
 
     @cached_property
     def flipped(self) -> Tensor:
@@ -151,121 +163,99 @@ class ValidationBatch:
     @cached_property
     def moved(self) -> Tensor:
         """Its raw map at image size of the image moved by an eighth, (N, H, W)."""
-        return self._at_image_size(self._look_again(shifted(self.images))[1])
+        return upsample(self._look_again(shifted(self.images))[1], self.size)
 
     def _look_again(self, images: Tensor) -> tuple[Tensor, Tensor]:
         classes = self.network.classes
         logits, maps = logits_and_maps(self.network, images, clamp_weights=self.clamp_weights)
         return classes.two_sided(logits), select(classes.two_sided(maps), self.labels).float()
 
-    def _at_image_size(self, maps_NHW: Tensor) -> Tensor:
-        height, width = self.images.shape[-2:]
-        return upsample(maps_NHW, (height, width))
 
-    def _scores(self, logits: Tensor) -> Tensor:
-        return self.network.classes.probabilities(logits).gather(1, self.labels[:, None])[:, 0]
+class _Figure(NamedTuple):
+    """A figure that is logged: what ``statistic`` makes of the mean of a batch's ``row`` (N, *shape) of shares.
 
+    The batch has what the metric needs; an image that has no figure has NaN.
+    """
 
-class _Mean(MeanShare):
-    """Mean over images of a number in 0..1, without those that have none (NaN)."""
-
-    def update(self, values: Tensor) -> None:
-        self._add(values[~values.isnan()])
+    row: Callable[[Any], Tensor]
+    statistic: Statistic = lambda means: means
+    shape: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Readout:
-    """How a metric is made, fed and logged: ``figures`` are keys of ``compute()`` and the names they are logged by."""
+class _CAMMetric(NamedTuple):
+    """What one name stands for: figures by the names that they are logged by, and which data they need.
 
-    make: Callable[..., Metric]
-    update: Callable[[Any, ValidationBatch], None]
-    figures: Mapping[str, str]
+    ``title`` is the torchmetrics class of the same definition: errors name it.
+    """
+
+    figures: Mapping[str, _Figure]
     needs: str = ""  # "boxes", "masks", "boxes or masks", "earlier maps", or nothing but labels
+    title: str = ""
 
 
-def _boxes(metric: Any, batch: ValidationBatch) -> None:
-    metric.update(batch.heat, batch.boxes)
-
-
-def _objects(metric: Any, batch: ValidationBatch) -> None:
-    metric.update(batch.evidence, batch.objects)
-
-
-def _curves(make: Callable[..., Tensor]) -> Callable[[Any, ValidationBatch], None]:
-    return lambda metric, batch: metric.update(
-        make(batch.network, batch.images, batch.evidence, batch.labels, steps=_CURVE_STEPS).clamp(0, 1)
-    )
-
-
-CAM_METRICS: Mapping[str, _Readout] = {
-    "max_box_acc": _Readout(
-        partial(MaxBoxAccuracy, version=1),
-        _boxes,
-        {key: key for key in ("max_box_acc", "centre_box_acc", "best_threshold")},
-        "boxes",
-    ),
-    "max_box_acc_v2": _Readout(
-        MaxBoxAccuracy,
-        _boxes,
-        {"max_box_acc": "max_box_acc_v2", "centre_box_acc": "centre_box_acc_v2"},
-        "boxes",
-    ),
-    "localization": _Readout(
-        LocalizationAccuracy,
-        lambda metric, batch: metric.update(batch.heat, batch.boxes, batch.logits.float(), batch.labels),
-        {"gt_known": "gt_known_loc", "top1": "top1_loc", "top5": "top5_loc", "centre_gt_known": "centre_gt_known_loc"},
-        "boxes",
-    ),
-    "px_ap": _Readout(
-        PixelAveragePrecision,
-        lambda metric, batch: metric.update(batch.heat, batch.masks),
-        {"px_ap": "px_ap", "centre_gaussian_ap": "centre_px_ap"},
-        "masks",
-    ),
-    "pointing": _Readout(
-        PointingGame, _objects, {"accuracy": "pointing", "centre_accuracy": "centre_pointing"}, "boxes or masks"
-    ),
-    "energy": _Readout(
-        EnergyPointingGame, _objects, {"energy": "energy", "uniform_energy": "uniform_energy"}, "boxes or masks"
-    ),
-    "area": _Readout(_Mean, lambda metric, batch: metric.update(area(batch.heat)), {"": "map_area"}),
-    "entropy": _Readout(_Mean, lambda metric, batch: metric.update(entropy(batch.own)), {"": "map_entropy"}),
-    "flip_equivariance": _Readout(
-        _Mean,
-        lambda metric, batch: metric.update(flip_equivariance(batch.own, batch.flipped).clamp_min(0)),
-        {"": "flip_equivariance"},
-    ),
-    "shift_equivariance": _Readout(
-        _Mean,
-        lambda metric, batch: metric.update(
-            shift_equivariance(batch.evidence, batch.moved, step_of(*batch.evidence.shape[1:])).clamp_min(0)
-        ),
-        {"": "shift_equivariance"},
-    ),
-    "drift": _Readout(_Mean, lambda metric, batch: metric.update(batch.drift), {"": "map_drift"}, "earlier maps"),
-    "average_drop": _Readout(
-        AverageDrop, lambda metric, batch: metric.update(batch.scores, batch.masked[0]), {"": "average_drop"}
-    ),
-    "average_increase": _Readout(
-        AverageIncrease, lambda metric, batch: metric.update(batch.scores, batch.masked[0]), {"": "average_increase"}
-    ),
-    "coherency": _Readout(
-        Coherency, lambda metric, batch: metric.update(batch.heat, batch.masked[1]), {"": "coherency"}
-    ),
-    "complexity": _Readout(Complexity, lambda metric, batch: metric.update(batch.heat), {"": "complexity"}),
-    "adcc": _Readout(
-        ADCC,
-        lambda metric, batch: metric.update(batch.scores, batch.masked[0], batch.heat, batch.masked[1]),
-        {"": "adcc"},
-    ),
-    "insertion_auc": _Readout(InsertionAUC, _curves(insertion_curves), {"": "insertion_auc"}),
-    "deletion_auc": _Readout(DeletionAUC, _curves(deletion_curves), {"": "deletion_auc"}),
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "boxes": lambda title, batch: check_map_boxes(title, batch.heat, batch.boxes),
+    "masks": lambda title, batch: check_masks(title, batch.heat, batch.masks),
+    "boxes or masks": lambda title, batch: check_objects(title, batch.evidence, batch.objects),
 }
+_SIZES = len(functional.centre_boxes(1, 1))
+_LARGEST = _Figure(lambda batch: batch.largest_hits, engine.best, (THRESHOLDS,))
+_CENTER = _Figure(lambda batch: batch.center_hits[:, IOU_50 - 1], engine.best, (_SIZES,))
+_TOP = (engine.second_at_best, (2, THRESHOLDS))
+_PIXELS = (lambda means: functional.average_precision(means[0])[None], (2, PIXEL_BINS + 1))
+
+CAM_METRICS: Mapping[str, _CAMMetric] = {
+    "max_box_acc": _CAMMetric({
+        "max_box_acc": _LARGEST, "centre_box_acc": _CENTER,
+        "best_threshold": _LARGEST._replace(statistic=engine.best_threshold),
+    }, "boxes", "MaxBoxAccuracy"),
+    "max_box_acc_v2": _CAMMetric({
+        "max_box_acc_v2": _Figure(
+            lambda batch: engine.box_hits(batch.heat, batch.boxes, largest=False),
+            engine.mean_of_best, (len(IOUS), THRESHOLDS),
+        ),
+        "centre_box_acc_v2": _Figure(lambda batch: batch.center_hits, engine.mean_of_best, (len(IOUS), _SIZES)),
+    }, "boxes", "MaxBoxAccuracy"),
+    "localization": _CAMMetric({
+        "gt_known_loc": _LARGEST,
+        "top1_loc": _Figure(lambda batch: batch.known_and_top(1), *_TOP),
+        "top5_loc": _Figure(lambda batch: batch.known_and_top(5), *_TOP),
+        "centre_gt_known_loc": _CENTER,
+    }, "boxes", "LocalizationAccuracy"),
+    "px_ap": _CAMMetric({
+        "px_ap": _Figure(lambda batch: engine.pixel_row(batch.heat, batch.masks), *_PIXELS),
+        "centre_px_ap": _Figure(lambda batch: engine.pixel_row(None, batch.masks), *_PIXELS),
+    }, "masks", "PixelAveragePrecision"),
+    "pointing": _CAMMetric({
+        "pointing": _Figure(lambda batch: engine.pointing_row(batch.evidence, batch.object_masks)),
+        "centre_pointing": _Figure(lambda batch: engine.pointing_row(None, batch.object_masks)),
+    }, "boxes or masks", "PointingGame"),
+    "energy": _CAMMetric({
+        "energy": _Figure(lambda batch: engine.energy_row(batch.evidence, batch.object_masks)),
+        "uniform_energy": _Figure(lambda batch: engine.energy_row(None, batch.object_masks)),
+    }, "boxes or masks", "EnergyPointingGame"),
+    "area": _CAMMetric({"map_area": _Figure(lambda batch: functional.area(batch.heat))}),
+    "entropy": _CAMMetric({"map_entropy": _Figure(lambda batch: functional.entropy(batch.own))}),
+    "drift": _CAMMetric({"map_drift": _Figure(lambda batch: batch.drift)}, "earlier maps"),
+    **{name: _CAMMetric({name: _Figure(row)}) for name, row in {
+        "flip_equivariance":
+            lambda batch: engine.stability_rows(batch.own, heat_of_mirrored=batch.flipped)["flip"].clamp_min(0),
+        "shift_equivariance":
+            lambda batch: engine.stability_rows(batch.evidence, heat_of_shifted=batch.moved)["shift"].clamp_min(0),
+        "average_drop": lambda batch: batch.faithfulness("drop", "AverageDrop"),
+        "average_increase": lambda batch: batch.faithfulness("increase", "AverageIncrease"),
+        "coherency": lambda batch: functional.coherency(batch.heat, batch.masked[1]),
+        "complexity": lambda batch: functional.complexity(batch.heat),
+        "adcc": lambda batch: batch.faithfulness("adcc", "ADCC"),
+        "insertion_auc": lambda batch: batch.curve("insertion", "InsertionAUC"),
+        "deletion_auc": lambda batch: batch.curve("deletion", "DeletionAUC"),
+    }.items()},
+}  # fmt: skip
 """Metrics by the names that a configuration gives; ``"grid_pointing"`` is another, on mosaics instead of batches."""
 
 
 class CAMQuality(nn.Module):
-    """The CAM metrics of validation, by name: their states sum over processes, and need no list of images.
+    """The CAM metrics of validation, by name: means of the engine's rows, sums over images and processes.
 
     Args:
         names: of ``CAM_METRICS``, or ``"grid_pointing"``; None takes what costs next to nothing: ``max_box_acc``,
@@ -289,8 +279,9 @@ class CAMQuality(nn.Module):
         wanted = ("max_box_acc", "area", "entropy", "grid_pointing") if names is None else tuple(dict.fromkeys(names))
         self.chosen, self.grid_mosaics = names is not None, grid_mosaics
         options = {"sync_on_compute": not alone}
-        made = {name: CAM_METRICS[name].make(**options) for name in wanted if name in CAM_METRICS}
-        self.metrics: Mapping[str, Metric] = nn.ModuleDict(made)  # type: ignore[assignment]  # a mapping in all but name
+        self.names = tuple(name for name in wanted if name in CAM_METRICS)
+        figures = [figure for name in self.names for figure in CAM_METRICS[name].figures.items()]
+        self.means = RowMeans({label: figure.shape for label, figure in figures}, **options)
         self.grid = GridPointingGame(_GRID, **options) if "grid_pointing" in wanted else None
         self.alone = alone
 
@@ -301,32 +292,38 @@ class CAMQuality(nn.Module):
             ConfigError: a metric was asked for by name, and the data have no boxes or masks.
         """
         boxes, masks = batch.boxes is not None, batch.masks is not None
-        given = {"": True, "boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
-        given["earlier maps"] = batch.drift is not None
-        for name, metric in self.metrics.items():
-            readout = CAM_METRICS[name]
-            if given[readout.needs]:
-                readout.update(metric, batch)
-            elif self.chosen and readout.needs != "earlier maps":  # the first epoch has none
+        given = {"": True, "earlier maps": batch.drift is not None}
+        given |= {"boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
+        rows: engine.Rows = {}
+        for name in self.names:
+            metric = CAM_METRICS[name]
+            if given[metric.needs]:
+                if metric.needs in _CHECKS:
+                    _CHECKS[metric.needs](metric.title, batch)
+                rows |= {label: figure.row(batch) for label, figure in metric.figures.items()}
+            elif self.chosen and metric.needs != "earlier maps":  # the first epoch has none
                 raise ConfigError(
-                    f"cam_metrics: {name} needs {readout.needs}, and the validation data have none. Leave it out, or"
+                    f"cam_metrics: {name} needs {metric.needs}, and the validation data have none. Leave it out, or"
                     " take grid_pointing, which needs none."
                 )
+        if rows:
+            self.means.update(rows)
 
     def compute(self) -> dict[str, float]:
         """All figures there are but grid pointing's, by the names they are logged by; all processes call it.
 
         The metrics begin anew.
         """
-        figures: dict[str, float] = {}
         several = not self.alone and torch.distributed.is_available() and torch.distributed.is_initialized()
-        for name, metric in self.metrics.items():
-            if not metric.update_called and not several:
-                continue  # several processes compute together, whether each has seen what the metric needs or not
-            found = metric.compute()
-            metric.reset()
-            by_key = found if isinstance(found, Mapping) else {"": found}
-            logged = {label: float(by_key[key]) for key, label in CAM_METRICS[name].figures.items()}
+        if not self.names or not (self.means.update_called or several):
+            return {}  # several processes compute together, whether each has seen what the metrics need or not
+        means, figures = self.means.compute(), dict[str, float]()
+        self.means.reset()
+        for name in self.names:
+            logged = {
+                label: float(figure.statistic(means[label][None].cpu()))
+                for label, figure in CAM_METRICS[name].figures.items()
+            }
             if not all(math.isnan(value) for value in logged.values()):  # NaN: no image has what it needs
                 figures |= logged
         return figures

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..metrics.functional import box_masks, energy_share
+from ..evaluation.engine import energy_row
+from ..metrics.functional import box_masks
 from ..model import CAMNet
 from .cam_quality import ValidationBatch
 from .probes import pictures_of
@@ -116,10 +117,7 @@ class Finds:
         highest, predicted = probabilities.max(1)
         scores = {"mistakes": torch.where(predicted != seen.labels, highest, torch.nan)}
         if seen.boxes is not None:
-            height, width = seen.images.shape[-2:]
-            masks = box_masks([found.cpu() for found in seen.boxes], height, width).to(seen.evidence.device)
-            beside = 1 - energy_share(seen.evidence, masks)
-            scores["beside"] = torch.where(masks.flatten(1).any(1), beside, torch.nan)
+            scores["beside"] = 1 - energy_row(seen.evidence, box_masks(seen.boxes, *seen.size))
         if seen.drift is not None:
             scores["changed"] = seen.drift
         for kind, values in scores.items():

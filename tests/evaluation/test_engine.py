@@ -12,8 +12,16 @@ from camify.evaluation.engine import (
     IOUS,
     answer_rows,
     baseline_rows,
+    best_threshold,
+    box_hits,
+    center_box_hits,
+    energy_row,
     faithfulness_rows,
+    hits_where,
     map_rows,
+    pixel_row,
+    pointing_row,
+    second_at_best,
     stability_rows,
 )
 from camify.metrics import (
@@ -24,9 +32,10 @@ from camify.metrics import (
     Complexity,
     EnergyPointingGame,
     MaxBoxAccuracy,
+    PixelAveragePrecision,
     PointingGame,
 )
-from camify.metrics.functional import area, entropy
+from camify.metrics.functional import area, average_precision, entropy
 from camify.task import Classes
 
 BOXES = [
@@ -125,6 +134,50 @@ def test_faithfulness_rows_have_the_means_of_the_metrics(maps):
         metric.update(*values)
         assert float(rows[name].mean()) == pytest.approx(float(metric.compute()), abs=1e-6), name
     assert faithfulness_rows(scores, masked, heat).keys() == {"drop", "increase", "complexity"}
+    assert faithfulness_rows(scores, masked).keys() == {"drop", "increase"}
+
+
+def test_hits_say_what_the_levels_say(maps):
+    heat, evidence = maps
+    rows, fixed = map_rows(heat, evidence, boxes=BOXES), baseline_rows(BOXES, (32, 32), range(4), 0, None)
+    for hits, levels in (
+        (box_hits(heat, BOXES, largest=True), rows["largest"]),
+        (box_hits(heat, BOXES, largest=False), rows["all"]),
+        (center_box_hits(BOXES, (32, 32)), fixed["centre box"]["all"]),
+    ):
+        assert hits[1].isnan().all(), "no box"
+        torch.testing.assert_close(hits.nansum(1), levels.double())
+        assert ((hits == 1) | (hits == 0))[[0, 2, 3]].all()
+
+
+def test_rows_alone_are_those_of_all_together(maps):
+    heat, evidence = maps
+    masks = torch.zeros(4, 32, 32, dtype=torch.bool)
+    masks[:3, 3:20, 2:18] = True
+    rows = map_rows(heat, evidence, masks=masks)
+    torch.testing.assert_close(pointing_row(heat, masks), rows["pointing_15px"], equal_nan=True)
+    torch.testing.assert_close(energy_row(evidence, masks), rows["energy"], equal_nan=True)
+    assert energy_row(None, masks)[:3].tolist() == pytest.approx([17 * 16 / 32**2] * 3)
+    assert energy_row(None, masks)[3].isnan()
+    whole = PixelAveragePrecision()
+    for given, name in ((heat, "px_ap"), (None, "centre_gaussian_ap")):
+        whole.reset()
+        whole.update(heat, masks)
+        mean = pixel_row(given, masks).mean(0)
+        assert float(average_precision(mean)) == pytest.approx(float(whole.compute()[name]), abs=1e-6)
+    flip, shift = heat.flip(0), heat.flip(1)
+    both = stability_rows(heat, flip, shift)
+    torch.testing.assert_close(stability_rows(heat, flip), {"flip": both["flip"]})
+    torch.testing.assert_close(stability_rows(heat, heat_of_shifted=shift), {"shift": both["shift"]})
+
+
+def test_statistics_of_mean_rows():
+    hits = torch.tensor([[0.0, 1, 1, 0], [1, 1, 0, 0]])
+    also = hits_where(hits, torch.tensor([True, False])).mean(0, keepdim=True)
+    assert also.tolist() == [[[0.5, 1, 0.5, 0], [0, 0.5, 0.5, 0]]]
+    assert second_at_best(also).tolist() == [0.5]
+    assert best_threshold(hits).tolist() == [0.25, 0.0], "the first of equals"
+    assert best_threshold(torch.full((1, 4), torch.nan)).isnan().all()
 
 
 def test_stability_is_numpys_correlation(maps):

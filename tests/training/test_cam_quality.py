@@ -12,9 +12,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import camify
+from camify import metrics
+from camify.batch import Batch
 from camify.data import collate
+from camify.evaluation import engine
+from camify.metrics import functional
+from camify.normalizers import Normalizer
 from camify.training import CAM_METRICS
-from camify.training.cam_quality import CAMQuality
+from camify.training.cam_quality import CAMQuality, ValidationBatch, logits_and_maps
+from tests.metrics.two_processes import in_two_processes, needs_fork
 
 from .conftest import Blobs, SmallLegacy
 
@@ -91,7 +97,7 @@ def test_every_metric_has_a_name_and_can_be_monitored(converted, data, make_trai
     keep = ModelCheckpoint(tmp_path / "kept", monitor="val/insertion_auc", mode="max")
     trainer = make_trainer(keep, max_epochs=2, enable_checkpointing=True, limit_train_batches=2)
     trainer.fit(camify.CAMFineTuner(converted, cam_metrics=names), data)
-    logged = {label for name in names for label in CAM_METRICS[name].figures.values()}
+    logged = {label for name in names for label in CAM_METRICS[name].figures}
     assert logged <= {key.removeprefix("val/") for key in trainer.callback_metrics}
     assert float(keep.best_model_score) == pytest.approx(float(trainer.callback_metrics["val/insertion_auc"]))
 
@@ -200,3 +206,206 @@ def test_what_cannot_be_measured_is_said_before_training(converted, make_trainer
     for names, why in ((["localization"], "needs boxes"), (["px_ap"], "needs masks"), (["grid_pointing"], "2 classes")):
         with pytest.raises(camify.ConfigError, match=why):
             make_trainer().validate(camify.CAMFineTuner(converted, cam_metrics=names), loader, verbose=False)
+
+
+# ------------------------------------------------------------ the engine's rows, and what they cost
+
+
+COUNT = 9  # images: of them the first has no object, and one two boxes
+
+
+def measured(part=slice(None), normalizer="minmax"):
+    """A batch with boxes, masks, and the drift since an earlier epoch."""
+    torch.manual_seed(1)
+    network = camify.convert(SmallLegacy(3), head="direct", input_size=32, seed=0).eval()
+    network.classifier.weight.data.normal_(0, 0.3)
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(COUNT, 3, 32, 32, generator=generator)
+    low = 15 * torch.rand(COUNT, 2, 2, generator=generator)
+    boxes = torch.cat([low, low + 2 + 15 * torch.rand(COUNT, 2, 2, generator=generator)], 2)
+    boxes = [own[:count] for own, count in zip(boxes, (0, 1, 2, *[1] * 6), strict=True)]
+    masks = torch.rand(COUNT, 32, 32, generator=generator) < 0.2
+    masks[0] = False
+    labels, drift = torch.arange(COUNT) % 3, torch.rand(COUNT, generator=generator)
+    batch = Batch(images[part], labels[part], boxes[part], masks[part])
+    with torch.no_grad():
+        logits, maps = logits_and_maps(network, batch.images)
+    found = ValidationBatch.of(network, batch, labels[part], logits, maps, Normalizer.published(normalizer), False)
+    found.drift = drift[part]
+    return found
+
+
+def figures_of(names, *batches):
+    quality = CAMQuality(names)
+    with torch.no_grad():
+        for batch in batches:
+            quality.update(batch)
+    return quality.compute()
+
+
+def by_class(batch):
+    """The same figures from the torchmetrics classes, which count for themselves."""
+
+    def of(metric, *values):
+        metric.update(*values)
+        return metric.compute()
+
+    def mean(row):
+        return row[~row.isnan()].mean()
+
+    def again(images):
+        logits, maps = logits_and_maps(batch.network, images)
+        return logits.softmax(1).gather(1, batch.labels[:, None])[:, 0], maps[torch.arange(COUNT), batch.labels]
+
+    heat, raw, own = batch.heat, batch.evidence, batch.own
+    curves = (batch.network, batch.images, raw, batch.labels)
+    p = batch.logits.softmax(1).gather(1, batch.labels[:, None])[:, 0]
+    masked_p, masked_own = again(functional.masked_images(batch.images, heat))
+    masked = batch.heat_of(F.interpolate(masked_own[:, None], (32, 32), mode="bilinear")[:, 0])
+    moved = F.interpolate(again(functional.shifted(batch.images))[1][:, None], (32, 32), mode="bilinear")[:, 0]
+    first, second = (of(metrics.MaxBoxAccuracy(version), heat, batch.boxes) for version in (1, 2))
+    top = of(metrics.LocalizationAccuracy(), heat, batch.boxes, batch.logits, batch.labels)
+    pixels = of(metrics.PixelAveragePrecision(), heat, batch.masks)
+    pointing, energy = (of(kind(), raw, batch.masks) for kind in (metrics.PointingGame, metrics.EnergyPointingGame))
+    return {
+        **{name: first[name] for name in ("max_box_acc", "centre_box_acc", "best_threshold")},
+        **{f"{name}_v2": second[name] for name in ("max_box_acc", "centre_box_acc")},
+        **{f"{name}_loc": top[name] for name in ("gt_known", "top1", "top5", "centre_gt_known")},
+        "px_ap": pixels["px_ap"], "centre_px_ap": pixels["centre_gaussian_ap"],
+        "pointing": pointing["accuracy"], "centre_pointing": pointing["centre_accuracy"],
+        "energy": energy["energy"], "uniform_energy": energy["uniform_energy"],
+        "map_area": functional.area(heat).mean(), "map_entropy": mean(functional.entropy(own)),
+        "map_drift": batch.drift.mean(),
+        "flip_equivariance": mean(functional.flip_equivariance(own, again(batch.images.flip(-1))[1]).clamp_min(0)),
+        "shift_equivariance": mean(functional.shift_equivariance(raw, moved, (4, 4)).clamp_min(0)),
+        "average_drop": of(metrics.AverageDrop(), p, masked_p),
+        "average_increase": of(metrics.AverageIncrease(), p, masked_p),
+        "coherency": of(metrics.Coherency(), heat, masked), "complexity": of(metrics.Complexity(), heat),
+        "adcc": of(metrics.ADCC(), p, masked_p, heat, masked),
+        "insertion_auc": of(metrics.InsertionAUC(), functional.insertion_curves(*curves, steps=16)),
+        "deletion_auc": of(metrics.DeletionAUC(), functional.deletion_curves(*curves, steps=16)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("normalizer", ["minmax", "ivr"])
+@torch.no_grad()
+def test_every_figure_is_that_of_the_torchmetrics_class(normalizer):
+    batch = measured(normalizer=normalizer)
+    found, expected = figures_of(list(CAM_METRICS), batch), by_class(batch)
+    assert found.keys() == expected.keys() == {label for one in CAM_METRICS.values() for label in one.figures}
+    for label, value in expected.items():
+        assert found[label] == pytest.approx(float(value), abs=1e-6), label
+    for name, one in CAM_METRICS.items():
+        alone = figures_of([name], measured(normalizer=normalizer))
+        assert alone == {label: found[label] for label in one.figures}, "asked for alone"
+
+
+@torch.no_grad()
+def test_figures_of_boxes_are_those_of_evaluate_s_rows():
+    batch = measured()
+    found = figures_of(["max_box_acc", "max_box_acc_v2", "localization", "energy"], batch)
+    rows = engine.map_rows(batch.heat, batch.evidence, boxes=batch.boxes, masks=batch.masks)
+    known = torch.tensor([len(own) > 0 for own in batch.boxes])
+    hits = (rows["largest"][known] >= engine.IOU_50).double().mean(0)
+    assert found["max_box_acc"] == found["gt_known_loc"] == pytest.approx(float(hits.max()))
+    assert found["best_threshold"] == pytest.approx(float(hits.argmax()) / 100)
+    every = torch.stack([(rows["all"][known] > level).double().mean(0).max() for level in range(3)])
+    assert found["max_box_acc_v2"] == pytest.approx(float(every.mean()))
+    assert found["energy"] == pytest.approx(float(rows["energy"].nanmean()))
+    centre = engine.baseline_rows(batch.boxes, (32, 32), range(COUNT), 0, None)[engine.CENTRE_BOX]["largest"][known]
+    assert found["centre_box_acc"] == pytest.approx(float((centre >= engine.IOU_50).double().mean(0).max()))
+
+
+def test_boxes_may_be_one_tensor():
+    listed, stacked = measured(part=slice(3, None)), measured(part=slice(3, None))
+    stacked.boxes = torch.stack(stacked.boxes)
+    names = ["max_box_acc", "max_box_acc_v2", "localization"]
+    assert figures_of(names, stacked) == figures_of(names, listed)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_one_process_equals_two(tmp_path):
+    whole = figures_of(list(CAM_METRICS), measured())
+    batches = {part: measured(part=slice(*part)) for part in ((0, 5), (5, None))}
+    for found in in_two_processes(
+        lambda part: figures_of(list(CAM_METRICS), batches[part.start or 0, part.stop]), tmp_path
+    ):
+        assert found == pytest.approx(whole, abs=1e-6)
+        assert all(found[label] == whole[label] for label in ("max_box_acc", "best_threshold", "pointing"))
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore")
+def test_a_process_without_boxes_waits_with_the_others(tmp_path):
+    boxed = measured(part=slice(0, 5))
+    without = measured(part=slice(5, None))
+    without.boxes = without.masks = None
+
+    def work(part):
+        return figures_of(None, boxed if part.stop == 5 else without)
+
+    for found in in_two_processes(work, tmp_path):
+        assert found["max_box_acc"] == figures_of(["max_box_acc"], boxed)["max_box_acc"]
+        assert found["map_area"] == pytest.approx(figures_of(["area"], measured())["map_area"])
+
+
+def test_nothing_is_computed_that_was_not_asked_for(monkeypatch):
+    calls = []
+
+    def watch(name):
+        real = getattr(functional, name)
+        monkeypatch.setattr(
+            functional, name, lambda *a, **k: (calls.append((name, k.get("largest"))), real(*a, **k))[1]
+        )
+
+    for name in functional.__all__:
+        if callable(getattr(functional, name)):
+            watch(name)
+    batch = measured()
+    calls.clear()
+    batch.network.forward_features = None  # no further forward
+    figures_of(None, batch)
+    boxed = sum(len(own) > 0 for own in batch.boxes)
+    assert calls.count(("best_iou_by_threshold", True)) == calls.count(("iou_with_best_box", None)) == boxed
+    assert {name for name, _ in calls} <= {
+        "best_iou_by_threshold", "iou_with_best_box", "centre_boxes", "thresholds", "area", "entropy"
+    }  # fmt: skip
+    calls.clear()
+    figures_of(["max_box_acc", "localization", "pointing", "px_ap", "complexity", "drift"], batch)
+    assert not {name for name, _ in calls} & {"entropy", "area", "energy_share", "best_ious_by_threshold"}
+    assert calls.count(("best_iou_by_threshold", True)) == 0, "the boxes of a batch are cut once"
+
+
+def test_each_changed_image_has_one_forward(monkeypatch):
+    batch, forwards = measured(), []
+    real = batch.network.forward_features
+    monkeypatch.setattr(
+        batch.network, "forward_features", lambda images: (forwards.append(len(images)), real(images))[1]
+    )
+    figures_of(["average_drop", "average_increase", "coherency", "adcc", "complexity"], batch)
+    assert forwards == [COUNT]
+    figures_of(["flip_equivariance", "shift_equivariance"], batch)
+    assert forwards == [COUNT] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "change", "said"),
+    [
+        ("max_box_acc", "boxes", lambda own: own + 40, "MaxBoxAccuracy: a box of image 1 lies outside its 32 x 32 px"),
+        ("max_box_acc_v2", "boxes", lambda own: own.flip(1), "MaxBoxAccuracy: boxes of image 1 need x0 < x1"),
+        ("localization", "logits", lambda own: own * torch.nan, "LocalizationAccuracy: scores .* no NaN"),
+        ("px_ap", "masks", lambda own: own[:16], r"PixelAveragePrecision: masks \(9, 16, 32\) are not \(9, 32, 32\)"),
+        ("pointing", "masks", lambda own: own.float(), "PointingGame: masks .* must be bool"),
+        ("energy", "maps", lambda own: own * torch.nan, "EnergyPointingGame: maps hold NaN or infinity"),
+        ("average_drop", "logits", lambda own: own * torch.nan, "AverageDrop: scores must be probabilities"),
+        ("insertion_auc", "images", lambda own: own * torch.nan, "InsertionAUC: curves must be probabilities"),
+        ("area", "maps", lambda own: own * torch.nan, "maps hold NaN or infinity"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_the_words_of_the_class(name, field, change, said):
+    batch = measured()
+    given = [change(own) for own in getattr(batch, field)]
+    setattr(batch, field, given if field == "boxes" else torch.stack(given))
+    with pytest.raises(camify.DataError, match=said):
+        figures_of([name], batch)

@@ -8,13 +8,7 @@ from torchvision.ops import box_iou
 
 from .stability import correlations
 
-__all__ = [
-    "average_ranks",
-    "box_agreement",
-    "mask_agreement",
-    "rank_correlations",
-    "top_area",
-]
+__all__ = ["average_ranks", "box_agreement", "mask_agreement", "rank_correlations", "top_area"]
 
 
 def rank_correlations(maps_MHW: Tensor) -> Tensor:

@@ -16,15 +16,9 @@ from .bins import last_reached
 from .level_sets import LevelBoxes, level_set_boxes
 
 __all__ = [
-    "best_iou_at_threshold",
-    "best_iou_by_threshold",
-    "best_ious_by_threshold",
-    "centre_boxes",
-    "iou_with_best_box",
-    "label_ranks",
-    "resize_boxes",
-    "thresholds",
-]
+    "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "centre_boxes", "iou_with_best_box",
+    "label_ranks", "resize_boxes", "thresholds",
+]  # fmt: skip
 
 
 def thresholds(count: int = 100) -> Tensor:

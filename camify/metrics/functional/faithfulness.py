@@ -14,17 +14,9 @@ from ...task import Classes, Task
 from .stability import correlation
 
 __all__ = [
-    "adcc",
-    "area_under_curve",
-    "average_drop",
-    "black",
-    "blurred",
-    "coherency",
-    "complexity",
-    "deletion_curves",
-    "insertion_curves",
-    "masked_images",
-]
+    "adcc", "area_under_curve", "average_drop", "black", "blurred", "coherency", "complexity", "deletion_curves",
+    "insertion_curves", "masked_images",
+]  # fmt: skip
 
 
 def average_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .baselines import centre_gaussian
 from .bins import last_reached
 
-__all__ = ["average_precision", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall"]
+__all__ = [
+    "average_precision", "centre_gaussian_bins", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall",
+]  # fmt: skip
 
 
 def pixel_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, count: int = 1000) -> Tensor:
@@ -37,6 +42,12 @@ def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
     heat = maps.detach().cpu()
     values = heat.numpy() if heat.dtype in (torch.float32, torch.float64) else heat.float().numpy()
     return last_reached(values, np.append(np.arange(count) * (1 / count), (1.0, 2.0)))
+
+
+@lru_cache(maxsize=4)
+def centre_gaussian_bins(height: int, width: int, count: int) -> NDArray[np.intp]:
+    """`pixel_bins` (height, width) of `centre_gaussian`."""
+    return pixel_bins(centre_gaussian(height, width), count)
 
 
 def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:

@@ -11,17 +11,9 @@ from torch import Tensor
 from ...errors import DataError
 
 __all__ = [
-    "POINTING_TOLERANCE",
-    "box_masks",
-    "cell_masks",
-    "energy_share",
-    "mosaic_plan",
-    "mosaics",
-    "peak",
-    "pointing_distance",
-    "pointing_hits",
-    "tiled",
-]
+    "POINTING_TOLERANCE", "box_masks", "cell_masks", "energy_share", "masks_of_objects", "mosaic_plan", "mosaics",
+    "peak", "pointing_distance", "pointing_hits", "tiled",
+]  # fmt: skip
 
 POINTING_TOLERANCE = 15.0
 """Pixels of the pointing game, as in Zhang et al. 2018."""
@@ -73,6 +65,11 @@ def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
         for x0, y0, x1, y1 in found.tolist():
             mask[_pixels(y0, y1, height), _pixels(x0, x1, width)] = True
     return masks
+
+
+def masks_of_objects(objects: Sequence[Tensor] | Tensor, height: int, width: int) -> Tensor:
+    """Masks (N, height, width), bool, on the CPU: as they are given, or of boxes as ``box_masks`` makes them."""
+    return objects.cpu() if isinstance(objects, Tensor) else box_masks(objects, height, width)
 
 
 def _pixels(low: float, high: float, size: int) -> slice:

@@ -12,16 +12,9 @@ from torch.nn import functional as F
 from ...errors import DataError
 
 __all__ = [
-    "area",
-    "correlation",
-    "correlations",
-    "drift",
-    "entropy",
-    "flip_equivariance",
-    "shift_equivariance",
-    "shifted",
+    "area", "correlation", "correlations", "drift", "entropy", "flip_equivariance", "shift_equivariance", "shifted",
     "step_of",
-]
+]  # fmt: skip
 
 
 def correlation(maps: Tensor, others: Tensor) -> Tensor:
