@@ -124,8 +124,7 @@ def _row(
         heat = batch.heats[view][column, index]
         heat = mirrored(heat) if view == MIRRORED else heat
         low, high = batch.ranges[view][column, index].tolist()
-        empty = "" if float(heat.max()) > 0 else ", no heat"
-        cells.append(Cell(heat, f"raw {low:.3g} to {high:.3g}{empty}"))
+        cells.append(Cell(heat, f"raw {low:.3g} to {high:.3g}"))
     second = f"logit {float(logit):.2f} · p {float(probability):.3f}"
     if view in (MIRRORED, SHIFTED):
         second = view

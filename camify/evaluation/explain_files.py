@@ -23,8 +23,10 @@ from ..errors import ConfigError
 from ..files import slug, write_whole
 from ..methods import PRECISIONS, ForwardPass, Method, check_targets, make_methods, observe
 from ..preprocessing import Preprocessing
+from ..report.drawing import PANEL
 from ..report.encoding import encoded
-from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
+from ..report.grid import POSITIVE, Cell, Row, grid_figure
+from ..report.overlay import ClassMap, Region, overlay_picture
 from ..task import Task
 from .images import ImageBatch, image_batches
 from .network import box_maps, box_rules
@@ -386,15 +388,18 @@ def _picture(
     title: str,
 ) -> Image.Image:
     methods, colormap = list(run.methods), run.options.colormap
-    rows = [
-        [ClassMap(entry["class"], one, entry["logit"], entry["probability"]) for one in maps]
-        for entry, maps in zip(classes, maps_TMhw, strict=True)
-    ]
-    if len(methods) == len(rows) == 1:
+    if len(methods) == len(classes) == 1:
+        entry, map_hw = classes[0], maps_TMhw[0, 0]
+        shown = ClassMap(entry["class"], map_hw, entry["logit"], entry["probability"])
         region = Region(regions_TMHW[0, 0], run.rules[methods[0]].threshold)
-        scale = float(rows[0][0].map_hw.max())
-        return overlay_picture(image, None, rows[0][0], scale=scale, region=region, colormap=colormap, title=title)
-    return grid_picture(image, methods, rows, colormap=colormap, title=title)
+        scale = float(map_hw.max())
+        return overlay_picture(image, None, shown, scale=scale, region=region, colormap=colormap, title=title)
+    heads = [("", method) for method in methods]
+    rows = []
+    for entry, maps in zip(classes, maps_TMhw, strict=True):
+        captions = (entry["class"], f"logit {entry['logit']:.2f} · p {entry['probability']:.2f}")
+        rows.append(Row(image, None, captions, [Cell.of_map(one) for one in maps]))
+    return grid_figure(title, heads, rows, rule=POSITIVE, side=PANEL, colormap=colormap)
 
 
 def _array(maps: Tensor) -> bytes:
