@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from ..boxes import BoxRule
 from ..files import slug
@@ -81,21 +80,22 @@ def drawings(
     names: Sequence[str],
 ) -> Iterator[Drawing]:
     """The three figures of a picture: compared class, class that is not there, mirrored and shifted input."""
-    head = f"{figures.name} · {figures.scenario}"
-    stem = f"{number:03d}_{slug(figures.name)}"
-    methods = [("", method) for method in networks[0].methods]
+    head, stem = f"{figures.name} · {figures.scenario}", f"{number:03d}_{slug(figures.name)}"
+    heads = [("", method) for method in networks[0].methods]
     compared, absent = names[figures.target], names[figures.absent]
-    rows = [_row(batch, index, figures, network, p, UNCHANGED) for p, network in enumerate(networks)]
-    yield _drawing("compared", stem, f"{head} · compared class: {compared}", methods, rows)
-    rows = [_row(batch, index, figures, network, p, ABSENT) for p, network in enumerate(networks)]
-    yield _drawing("absent", f"{stem}_absent", f"{head} · a class that is not there: {absent}", methods, rows)
-    rows = [
-        _row(batch, index, figures, network, p, view)
-        for p, network in enumerate(networks)
-        for view in (UNCHANGED, MIRRORED, SHIFTED)
-    ]
-    title = f"{head} · {compared}: as it is, mirrored (turned back), shifted"
-    yield _drawing("changed", f"{stem}_changed", title, methods, rows)
+    for kind, ending, what, views in (
+        ("compared", "", f"compared class: {compared}", (UNCHANGED,)),
+        ("absent", "_absent", f"a class that is not there: {absent}", (ABSENT,)),
+        (
+            "changed",
+            "_changed",
+            f"{compared}: as it is, mirrored (turned back), shifted",
+            (UNCHANGED, MIRRORED, SHIFTED),
+        ),
+    ):
+        rows = [_row(batch, index, figures, network, p, view) for p, network in enumerate(networks) for view in views]
+        title = f"{head} · {what}"
+        yield _encoded(kind, f"{stem}{ending}", title, grid_figure(title, heads, rows))
 
 
 def overview(rows: Sequence[Row], heads: Sequence[tuple[str, str]]) -> Drawing:
@@ -135,10 +135,6 @@ def _row(
     return Row(picture, boxes, (network.name, second), cells)
 
 
-def _drawing(kind: str, name: str, title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Drawing:
-    return _encoded(kind, name, title, grid_figure(title, heads, rows))
-
-
 def _encoded(kind: str, name: str, title: str, figure: Image.Image) -> Drawing:
     return Drawing(kind, name, title, encoded(figure, "png"), encoded(figure, "webp"))
 
@@ -156,9 +152,9 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         agreement_by_scenario(comparison, "pearson", "Pearson's correlation by scenario"),
         agreement_by_scenario(comparison, "top_iou", f"{_TOP} by scenario"),
         localization(comparison),
-        pointing_by_scenario(comparison),
+        *([_pointing_by_scenario(comparison)] if comparison.localization else []),
         faithfulness(comparison),
-        drop_by_scenario(comparison),
+        *([_drop_by_scenario(comparison)] if len(_scenarios(comparison)) > 2 else []),
         changes(comparison),
         cost_table(comparison.costs),
     ]
@@ -245,14 +241,11 @@ def localization(comparison: Comparison) -> Table:
     )
 
 
-def pointing_by_scenario(comparison: Comparison) -> Table:
-    """The pointing game, scenario by scenario."""
-    split, rows, centre = _by_scenario(comparison, "pointing_15px")
+def _pointing_by_scenario(comparison: Comparison) -> Table:
     return Table(
         "Localisation",
         "Pointing game by scenario",
-        ["", *_heads(split)],
-        [*rows, ["centre, no network", *percents([mean[0] for mean in centre])]] if comparison.localization else [],
+        *_by_scenario(comparison, "pointing_15px", ["centre, no network"]),
         "The share of pictures whose hottest pixel lies in a box or less than 15 pixels from it. `centre` is the middle"
         " pixel, whatever is in the picture; of several instances one is enough, which makes them the easier ones.",
     )
@@ -265,8 +258,8 @@ def faithfulness(comparison: Comparison) -> Table:
     centre = [nan_mean([image.centre[name] for image in comparison.images]).mean for name in ("drop", "increase")]
     covered = centre_gaussian(100, 100).mean()
     blobs = [
-        [f"{network.name}: centre blob", *percents([mean[index] for mean in centre]), number(covered)]
-        for index, network in enumerate(comparison.networks)
+        [name, *percents([mean[index] for mean in centre]), number(covered)]
+        for index, name in enumerate(_blobs(comparison))
     ]
     return Table(
         "Faithfulness",
@@ -280,18 +273,11 @@ def faithfulness(comparison: Comparison) -> Table:
     )
 
 
-def drop_by_scenario(comparison: Comparison) -> Table:
-    """Average drop, scenario by scenario."""
-    split, rows, centre = _by_scenario(comparison, "drop")
-    blobs = [
-        [f"{network.name}: centre blob", *percents([mean[index] for mean in centre])]
-        for index, network in enumerate(comparison.networks)
-    ]
+def _drop_by_scenario(comparison: Comparison) -> Table:
     return Table(
         "Faithfulness",
         "Average drop by scenario",
-        ["", *_heads(split)],
-        [*rows, *blobs] if len(split) > 2 else [],
+        *_by_scenario(comparison, "drop", _blobs(comparison)),
         "Less is better, but heat that covers more of the picture loses less: compare with the mean heat.",
     )
 
@@ -327,23 +313,23 @@ def _labelled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[lis
     return labelled
 
 
-def _by_scenario(
-    comparison: Comparison, value: str
-) -> tuple[dict[str, list[ImageFigures]], list[list[str]], list[Tensor]]:
-    """A value in every scenario: the scenarios, the columns' rows in percent, and the centre's means."""
+def _by_scenario(comparison: Comparison, value: str, centres: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a value in every scenario, in percent: of the columns, then of the centres by name."""
     split = _scenarios(comparison)
     means = [mean_value(own, value).mean for own in split.values()]
     centre = [nan_mean([image.centre[value] for image in own]).mean for own in split.values()]
     rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
-    return split, _labelled(comparison, rows), centre
+    fixed = [[name, *percents([mean[index] for mean in centre])] for index, name in enumerate(centres)]
+    return ["", *(f"{name} (N {len(own)})" for name, own in split.items())], [*_labelled(comparison, rows), *fixed]
 
 
 def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
     return {name: own for name, (view, own) in groups(comparison.images).items() if view == UNCHANGED}
 
 
-def _heads(split: dict[str, list[ImageFigures]]) -> list[str]:
-    return [f"{name} (N {len(own)})" for name, own in split.items()]
+def _blobs(comparison: Comparison) -> list[str]:
+    """Names of the rows of a blob in the middle."""
+    return [f"{network.name}: centre blob" for network in comparison.networks]
 
 
 # ---------------------------------------------------------------- pages
