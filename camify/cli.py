@@ -211,10 +211,8 @@ def _explain(options: Namespace) -> None:
     network = explained_network(
         source, options.model, options.method, layer=options.layer, options=options.options, task=options.task
     )
-    names = network.classes.names
     if options.class_names is not None:
-        names = tuple(read_class_names(options.class_names, network))
-    titles = Classes(network.classes.task, names).titles(network.class_count)
+        network.classes = Classes(network.classes.task, tuple(read_class_names(options.class_names, network)))
     console = Console(highlight=False)
     for note in network.notes:
         console.print(escape(f"{note[0].upper()}{note[1:]}."), soft_wrap=True)
@@ -225,16 +223,12 @@ def _explain(options: Namespace) -> None:
             soft_wrap=True,
         )
     wanted = ExplainOptions(
-        methods=tuple(options.method),
-        targets=tuple(class_index(target, titles, "--targets") for target in options.targets),
+        targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
         topk=options.topk,
-        layer=options.layer,
-        options=dict(options.options),
         threshold=options.threshold,
         colormap=_colormap(options.colormap),
         picture=options.picture,
         precision=options.precision,
-        task=options.task,
     )
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table(box=None, padding=(0, 2))
@@ -250,13 +244,10 @@ def _explain(options: Namespace) -> None:
 
     with bar:
         done = explain_files(
-            network.model,
-            network.preprocessing,
+            network,
             files,
             Path(options.out),
             wanted,
-            source=options.model,
-            class_names=names,
             batch_size=options.batch_size,
             workers=options.workers,
             overwrite=options.overwrite,
