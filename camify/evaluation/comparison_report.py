@@ -176,13 +176,14 @@ def agreement(comparison: Comparison) -> Table:
     rules = "; ".join(f"{column}: {rule}" for column, rule in _rules(comparison).items())
     return Table(
         _SECTION,
-        "Agreement of the heats of the compared class, all pictures",
+        "Agreement of the heat maps of the compared class, all images",
         ["", "and", "Pearson", "Spearman", "Pearson of raw maps", _TOP, "IoU of boxes", "N"],
         rows,
-        "Means over the N pictures on which both have heat, pixel by pixel; 1 is the same. Raw maps are signed, before"
-        " the ReLU: where they agree fully, the methods differ by the ReLU alone. The top 20 % are the hottest fifth of"
-        f" the picture, boxes those of the largest region that each column's box rule cuts ({rules}). That two methods"
-        " agree does not say that either is right; upsampled maps are smooth, so even unlike ones correlate. Other"
+        "Means over the N images on which neither heat map is empty, pixel by pixel; 1 is the same. Raw maps are"
+        " signed, before the ReLU: where they agree fully, the methods differ by the ReLU alone. The top 20 % are the"
+        " fifth of largest values of the image, boxes those of the largest region that each column's box rule cuts"
+        f" ({rules}). That two methods agree does not say that either is right; upsampled maps are smooth, so even"
+        " unlike ones correlate. Other"
         " pairs are in compare.json.",
         names=2,
     )
@@ -206,10 +207,10 @@ def agreement_by_scenario(comparison: Comparison, measure: str, title: str) -> T
             [*_pair(comparison, i, j), *(number(mean[i, j]) for mean in means)]
             for i, j in compared_pairs(comparison.columns)
         ],
-        f"Several instances: more than one box; small: one box of less than {100 * SMALL:.0f} % of the picture. Class"
+        f"Several instances: more than one box; small: one box of less than {100 * SMALL:.0f} % of the image. Class"
         " not present: both maps are of a class that is not there; mirrored and shifted: both of the changed input."
-        " Where methods part over the absent class, one of them shows evidence and the other what is salient. A"
-        " scenario of few pictures says little.",
+        " Where methods differ on the absent class, one of them shows evidence and the other what is salient. A"
+        " scenario of few images says little.",
         names=2,
     )
 
@@ -231,12 +232,12 @@ def localization(comparison: Comparison) -> Table:
     heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
     return Table(
         "Localisation",
-        "Do the maps find the object?",
+        "MaxBoxAcc and pointing game",
         ["", *heads, "threshold", "pointing", "N"],
         [*_labelled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
-        "MaxBoxAcc (Choe et al. 2020): the share of pictures on which the box of the largest region above one threshold"
-        " has IoU >= 0.5 with a true box. The threshold is the best one for these very pictures, which flatters every"
-        " method, more so on few; the centre box is chosen likewise. Pointing: the hottest pixel is less than"
+        "MaxBoxAcc (Choe et al. 2020): the share of images on which the box of the largest region above one threshold"
+        " has IoU >= 0.5 with a true box. The threshold is the best one for these very images, which flatters every"
+        " method, more so on few; the centre box is chosen likewise. Pointing: the largest value is less than"
         f" {POINTING_TOLERANCE:.0f} pixels of the first network's input from a box; a map without a peak misses.",
     )
 
@@ -246,8 +247,8 @@ def _pointing_by_scenario(comparison: Comparison) -> Table:
         "Localisation",
         "Pointing game by scenario",
         *_by_scenario(comparison, "pointing_15px", ["centre, no network"]),
-        "The share of pictures whose hottest pixel lies in a box or less than 15 pixels from it. `centre` is the middle"
-        " pixel, whatever is in the picture; of several instances one is enough, which makes them the easier ones.",
+        "The share of images whose largest value lies in a box or less than 15 pixels from it. `centre` is the middle"
+        " pixel, whatever is in the image; of several instances one is enough, which makes them the easier ones.",
     )
 
 
@@ -263,13 +264,13 @@ def faithfulness(comparison: Comparison) -> Table:
     ]
     return Table(
         "Faithfulness",
-        f"What is left of the class when only the hot parts are seen, N = {len(comparison.images)}",
-        ["", "average drop", "increase", "mean heat"],
+        f"What is left of the class where the image is masked by its heat map, N = {len(comparison.images)}",
+        ["", "average drop", "increase", "mean of map"],
         [*_labelled(comparison, rows), *blobs],
-        "Chattopadhay et al. 2018: the normalised picture is multiplied by the heat, so that what is cold fades to the"
-        " mean colour. Average drop: the share of the class's probability that is lost, less is better; increase: how"
-        " often it grows, more is better. Both reward heat that covers much, and networks never saw such pictures; a"
-        " method that does not beat the blob in the middle shows nothing by these figures.",
+        "Chattopadhay et al. 2018: the normalised image is multiplied by the heat map, so that what is low fades to"
+        " the mean colour. Average drop: the share of the class's probability that is lost, less is better; increase:"
+        " how often it grows, more is better. Both reward maps that cover much, and networks never saw such images; a"
+        " method that is not better than the centre blob shows nothing by these figures.",
     )
 
 
@@ -278,7 +279,7 @@ def _drop_by_scenario(comparison: Comparison) -> Table:
         "Faithfulness",
         "Average drop by scenario",
         *_by_scenario(comparison, "drop", _blobs(comparison)),
-        "Less is better, but heat that covers more of the picture loses less: compare with the mean heat.",
+        "Less is better, but a map that covers more of the image loses less: compare with the mean of the map.",
     )
 
 
@@ -289,15 +290,15 @@ def changes(comparison: Comparison) -> Table:
     empty = mean_value(comparison.images, "absent_empty").mean
     rows = [[*(number(mean[i]) for mean in means), percent(empty[i])] for i in range(len(comparison.columns))]
     return Table(
-        "Changed inputs, changed question",
-        f"Correlation with the heat of the unchanged picture and the compared class, N = {len(comparison.images)}",
-        ["", "mirrored input", "shifted input", "class not present", "of it without heat"],
+        "Changed inputs, another class",
+        f"Correlation with the heat map of the unchanged image and the compared class, N = {len(comparison.images)}",
+        ["", "mirrored input", "shifted input", "class not present", "of it empty maps"],
         _labelled(comparison, rows),
-        "Mirrored and shifted (by an eighth of the sides; what leaves the picture is lost): 1 is heat that moves along"
-        " with the picture; what is missing is the network's and its grid's doing as much as the method's. Class not"
-        " present: near 1 is a method that shows the same place for a class that is not there: what is salient, and not"
-        " why it is this class. Near 0 or below is evidence that differs from class to class. Where all classes of a"
-        " network are in a picture, the least probable one stands in.",
+        "Mirrored and shifted (by an eighth of the sides; what leaves the image is lost): 1 is a map that moves along"
+        " with the image; the network and the grid of its map lower it as much as the method does. Class not present:"
+        " near 1 is a method that highlights the same place for a class that is not there: what is salient, and not why"
+        " it is this class. Near 0 or below is evidence that differs from class to class. Where all classes of a"
+        " network are in an image, the least probable one is taken.",
     )
 
 
@@ -335,20 +336,22 @@ def _blobs(comparison: Comparison) -> list[str]:
 # ---------------------------------------------------------------- pages
 
 FIGURES = {
-    "overview": ("At a glance", "All pictures, or the first twelve, on every network and method."),
+    "overview": ("At a glance", "All images, or the first twelve, on every network and method."),
     "compared": (
-        "Where the methods look",
-        """The same class for all networks and methods, named above each figure; below each heat the range of the raw
-        map, signed, in the method's own units, which differ between methods. The outlined box is the ground truth.""",
+        "Heat maps of the compared class",
+        """The same class for all networks and methods, named above each figure; below each heat map the range of the
+        raw map, signed, in the method's own units, which differ between methods. The outlined box is the ground
+        truth.""",
     ),
     "absent": (
         "A class that is not there",
-        """Maps of the least probable class. Every map is scaled to full heat, so look at the raw range: the evidence
-        for a class that is not there should be weak or negative, which these colours alone do not tell.""",
+        """Maps of the least probable class. Every map is scaled to its own largest value, so compare the raw ranges:
+        the evidence for a class that is not there should be weak or negative, which these colours alone do not
+        tell.""",
     ),
     "changed": (
         "Mirrored and shifted",
-        """The heat of the mirrored picture, turned back, and of the picture moved right and down by an eighth: the same
+        """The heat map of the mirrored image, turned back, and of the image moved right and down by an eighth: the same
         parts should be hot. Differences come from the network and the grid of its map as much as from a method.""",
     ),
 }
@@ -404,7 +407,7 @@ def to_markdown(page: Page) -> str:
         for drawing in drawings:
             lines += [f"![{markdown_text(drawing.title)}](figures/{drawing.name}.png)", ""]
     if page.omitted:
-        lines += [f"{page.omitted} more pictures are in the tables and in compare.json only.", ""]
+        lines += [f"{page.omitted} more images are in the tables and in compare.json only.", ""]
     lines += [*markdown_sections(page.tables), *markdown_facts(page.facts)]
     return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
 

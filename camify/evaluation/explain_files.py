@@ -28,6 +28,7 @@ from ..report.grid import POSITIVE, Cell, Row, grid_figure
 from ..report.overlay import ClassMap, Region, overlay_picture
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
+from .progress import tracked
 from .timing import fastest_format, folded
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
@@ -100,7 +101,7 @@ def explain_files(
     batch_size: int = 16,
     workers: int = 1,
     overwrite: bool = False,
-    progress: Callable[[Iterable[ImageBatch], int], Iterable[ImageBatch]] = lambda batches, _: batches,
+    progress: Callable[[Iterable[ImageBatch], str, int], Iterable[ImageBatch]] = tracked,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Summary:
     """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
@@ -116,7 +117,7 @@ def explain_files(
         batch_size: images in one forward.
         workers: processes that decode images.
         overwrite: begin anew in a folder of another run, and replace what has the same name.
-        progress: wraps the batches, given their number, for a progress bar.
+        progress: wraps the batches, given what they are called and their number.
         report: is called with every result.
 
     Raises:
@@ -138,7 +139,7 @@ def explain_files(
     waiting: list[Future[dict[str, Any]]] = []
     with ExitStack() as stack:
         pool, results = stack.enter_context(ThreadPoolExecutor(2)), None
-        for batch in progress(batches, len(batches)):
+        for batch in progress(batches, "explaining, batch", len(batches)):
             summary.unreadable |= batch.unreadable
             if not batch.paths:
                 continue

@@ -116,7 +116,7 @@ class ExplainedNetwork:
 
     def refusal(self, method: str) -> str:
         """In few words why the network has no map of a method."""
-        return "needs conversion" if isinstance(self.methods[method], CAM) else "cannot be served"
+        return "needs conversion" if isinstance(self.methods[method], CAM) else "not supported"
 
 
 def explained_network(

@@ -111,7 +111,7 @@ def test_a_run_goes_on_where_it_stopped(net, photos, tmp_path):
     files, whole, broken = image_files([photos]), tmp_path / "whole", tmp_path / "broken"
     run(net, files, whole, batch_size=2)
 
-    def stops(batches, _):
+    def stops(batches, *_):
         for index, batch in enumerate(batches):
             if index == 2:
                 raise KeyboardInterrupt
