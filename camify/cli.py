@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser, Namespace
 from matplotlib import colormaps
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .errors import CamifyError, ConfigError, ConversionError, DataError
@@ -92,7 +91,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
 
-    command = _Parser(description="Draw where a network looks, for image files: pictures, raw maps, boxes, figures.")
+    command = _Parser(
+        description="Draw the heat maps of a network for image files: pictures, raw maps, boxes, figures."
+    )
     command.add_argument("images", nargs="+", help="image files, or folders of them")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
@@ -126,8 +127,8 @@ def _parser() -> ArgumentParser:
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
-    command.add_argument("--demo", action="store_true", help="generated pictures and the embedded network; no download")
-    command.add_argument("--figures", type=int, default=24, help="pictures that are drawn; all are measured")
+    command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
+    command.add_argument("--figures", type=int, default=24, help="images that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
 
@@ -214,10 +215,8 @@ def _explain(options: Namespace) -> None:
     network = explained_network(
         source, options.model, options.method, layer=options.layer, options=options.options, task=options.task
     )
-    names = network.classes.names
     if options.class_names is not None:
-        names = tuple(read_class_names(options.class_names, network))
-    titles = Classes(network.classes.task, names).titles(network.class_count)
+        network.classes = Classes(network.classes.task, tuple(read_class_names(options.class_names, network)))
     console = Console(highlight=False)
     for note in network.notes:
         console.print(escape(f"{note[0].upper()}{note[1:]}."), soft_wrap=True)
@@ -228,18 +227,13 @@ def _explain(options: Namespace) -> None:
             soft_wrap=True,
         )
     wanted = ExplainOptions(
-        methods=tuple(options.method),
-        targets=tuple(class_index(target, titles, "--targets") for target in options.targets),
+        targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
         topk=options.topk,
-        layer=options.layer,
-        options=dict(options.options),
         threshold=options.threshold,
         colormap=_colormap(options.colormap),
         picture=options.picture,
         precision=options.precision,
-        task=options.task,
     )
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table(box=None, padding=(0, 2))
     for column in ("image", "class", "probability", "logit", "picture"):
         table.add_column(column, overflow="fold")
@@ -251,21 +245,10 @@ def _explain(options: Namespace) -> None:
                 escape(Path(result["image"]).name), escape(entry["class"]), *figures, escape(result["picture"])
             )
 
-    with bar:
-        done = explain_files(
-            network.model,
-            network.preprocessing,
-            files,
-            Path(options.out),
-            wanted,
-            source=options.model,
-            class_names=names,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            overwrite=options.overwrite,
-            progress=lambda batches, count: bar.track(batches, total=count, description="explaining, batch"),
-            report=report,
-        )
+    done = explain_files(
+        network, files, Path(options.out), wanted, batch_size=options.batch_size, workers=options.workers,
+        overwrite=options.overwrite, report=report,
+    )  # fmt: skip
     console.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
     console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)

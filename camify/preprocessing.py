@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from .errors import CheckpointError, ConfigError, DataError
 
-__all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "Preprocessing", "read_image", "upright_rgb"]
+__all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "Preprocessing", "open_image", "read_image", "upright_rgb"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
@@ -303,6 +303,16 @@ def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, .
 # ---------------------------------------------------------------- image files
 
 
+def open_image(path: str | Path) -> Image.Image:
+    """An image file, opened and not yet decoded: the only place of camify that opens one.
+
+    Raises:
+        OSError: it is missing or not an image; an EPS file is none, as Pillow would start Ghostscript to decode it.
+    """
+    Image.init()  # the formats that Pillow knows
+    return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
+
+
 def read_image(path: str | Path) -> tv_tensors.Image:
     """An image file as (3, H, W) uint8; see ``upright_rgb``.
 
@@ -310,7 +320,7 @@ def read_image(path: str | Path) -> tv_tensors.Image:
         DataError: the file is missing, damaged or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             rgb = upright_rgb(image)
     except Exception as error:  # decoders raise whatever a damaged file makes them raise
         raise DataError(f"{path}: cannot be read as an image ({str(error) or type(error).__name__}).") from error

@@ -216,3 +216,9 @@ def test_the_file_of_boxes_is_spelt_once():
 def test_evaluation_makes_no_probabilities_itself(path):
     calls = {name_of(node.func).rpartition(".")[2] for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
     assert not calls & {"softmax", "sigmoid", "log_softmax"}, "ask camify.task"
+
+
+def test_image_files_are_opened_in_one_place():
+    """``training.loggers`` opens pictures that camify encoded a moment before, in memory."""
+    found = [module_of(path) for path in sources() if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert found == ["camify.preprocessing", "camify.training.loggers"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from ..errors import DataError
-from ..preprocessing import upright_rgb
+from ..preprocessing import open_image, upright_rgb
 
 __all__ = ["image_sizes"]
 
@@ -36,7 +36,7 @@ def image_sizes(paths: list[Path], *, decode: bool) -> dict[Path, tuple[int, int
 def _measure(path: Path, *, decode: bool) -> tuple[int, int] | str:
     """(width, height) of an image, upright, or why it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             if decode:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -40,6 +38,7 @@ from .comparison_report import (
 from .demo import DEMO_METHODS, demo_images, demo_networks
 from .images import EvaluationImage, boxes_of_class, find_images, image_files
 from .network import ExplainedNetwork, class_index, find_networks, shared_titles
+from .progress import tracked
 from .scenarios import SCENARIOS, absent_classes
 from .timing import method_costs
 
@@ -117,7 +116,8 @@ def compare(
     drawn: list[Drawing] = []
     rows: list[Row] = []
     shown, at_a_glance = _spread(len(images), figures), _spread(len(images), AT_A_GLANCE)
-    for offset in track(range(0, len(images), _CHUNK), "comparing", disable=not sys.stderr.isatty()):
+    offsets = range(0, len(images), _CHUNK)
+    for offset in tracked(offsets, "comparing, batch", len(offsets)):
         chunk = images[offset : offset + _CHUNK]
         batch = compare_batch(networks, chunk, choice)
         columns, targets = batch.columns, batch.targets.tolist()
@@ -137,7 +137,7 @@ def compare(
         costs[network.name] = method_costs(network, inputs, first)
     comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
-    counts = f"{len(measured)} pictures, {len(networks)} networks, {len(networks[0].methods)} methods"
+    counts = f"{len(measured)} images, {len(networks)} networks, {len(networks[0].methods)} methods"
     page = Page(title, counts, drawn, len(measured) - len(shown), comparison_tables(comparison), facts)
     _write(folder, page, to_json(comparison, facts))
     return folder
@@ -172,17 +172,17 @@ def _facts(comparison: Comparison, given: int | None, seconds: float) -> list[tu
         notes += [f"{method}: {reason}" for method, reason in network.unserved.items()]
         facts.append((network.name, "; ".join(notes)))
     kinds = [image.scenario for image in comparison.images]
-    compared = "the first network's top-1 of every picture, or the class of a generated one"
+    compared = "the first network's top-1 of every image, or the class of a generated one"
     return [
         *facts,
         ("methods", ", ".join(comparison.networks[0].methods) + f"; known: {', '.join(METHODS)}"),
         ("compared class", compared if given is None else comparison.class_names[given]),
         ("task", ", ".join(f"{network.name}: {network.classes.task}" for network in comparison.networks)),
-        ("class not present", "the first network's least probable class that no box of the picture has"),
+        ("class not present", "the first network's least probable class that no box of the image has"),
         ("pictures", ", ".join(f"{kinds.count(kind)} {kind}" for kind in SCENARIOS if kind in kinds)),
-        ("boxes", "those of the compared class where the picture's boxes have that label, else all of the picture"),
+        ("boxes", "those of the compared class where the image's boxes have that label, else all of the image"),
         ("heat", "raw map, ReLU where the method has one, upsampled (bilinear, half-pixel), min-max of each map"),
-        ("size", f"all heats at the input size of {comparison.networks[0].name}"),
+        ("size", f"all heat maps at the input size of {comparison.networks[0].name}"),
         ("time", f"{seconds:.0f} s"),
     ]
 

@@ -126,7 +126,7 @@ def compare_batch(
             parts[view] += by_method.values()
     if not columns or classes is None:
         reasons = {reason for network in networks for reason in network.unserved.values()}
-        raise ConversionError(f"--method: no network can serve one. {' '.join(sorted(reasons))}")
+        raise ConversionError(f"--method: no network supports one. {' '.join(sorted(reasons))}")
     by_name = {network.name: network for network in networks}
     raw = [part.raw for part in parts[UNCHANGED]]
     return ComparedBatch(

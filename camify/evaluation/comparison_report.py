@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from ..boxes import BoxRule
 from ..files import slug
@@ -81,21 +80,22 @@ def drawings(
     names: Sequence[str],
 ) -> Iterator[Drawing]:
     """The three figures of a picture: compared class, class that is not there, mirrored and shifted input."""
-    head = f"{figures.name} · {figures.scenario}"
-    stem = f"{number:03d}_{slug(figures.name)}"
-    methods = [("", method) for method in networks[0].methods]
+    head, stem = f"{figures.name} · {figures.scenario}", f"{number:03d}_{slug(figures.name)}"
+    heads = [("", method) for method in networks[0].methods]
     compared, absent = names[figures.target], names[figures.absent]
-    rows = [_row(batch, index, figures, network, p, UNCHANGED) for p, network in enumerate(networks)]
-    yield _drawing("compared", stem, f"{head} · compared class: {compared}", methods, rows)
-    rows = [_row(batch, index, figures, network, p, ABSENT) for p, network in enumerate(networks)]
-    yield _drawing("absent", f"{stem}_absent", f"{head} · a class that is not there: {absent}", methods, rows)
-    rows = [
-        _row(batch, index, figures, network, p, view)
-        for p, network in enumerate(networks)
-        for view in (UNCHANGED, MIRRORED, SHIFTED)
-    ]
-    title = f"{head} · {compared}: as it is, mirrored (turned back), shifted"
-    yield _drawing("changed", f"{stem}_changed", title, methods, rows)
+    for kind, ending, what, views in (
+        ("compared", "", f"compared class: {compared}", (UNCHANGED,)),
+        ("absent", "_absent", f"a class that is not there: {absent}", (ABSENT,)),
+        (
+            "changed",
+            "_changed",
+            f"{compared}: as it is, mirrored (turned back), shifted",
+            (UNCHANGED, MIRRORED, SHIFTED),
+        ),
+    ):
+        rows = [_row(batch, index, figures, network, p, view) for p, network in enumerate(networks) for view in views]
+        title = f"{head} · {what}"
+        yield _encoded(kind, f"{stem}{ending}", title, grid_figure(title, heads, rows))
 
 
 def overview(rows: Sequence[Row], heads: Sequence[tuple[str, str]]) -> Drawing:
@@ -124,8 +124,7 @@ def _row(
         heat = batch.heats[view][column, index]
         heat = mirrored(heat) if view == MIRRORED else heat
         low, high = batch.ranges[view][column, index].tolist()
-        empty = "" if float(heat.max()) > 0 else ", no heat"
-        cells.append(Cell(heat, f"raw {low:.3g} to {high:.3g}{empty}"))
+        cells.append(Cell(heat, f"raw {low:.3g} to {high:.3g}"))
     second = f"logit {float(logit):.2f} · p {float(probability):.3f}"
     if view in (MIRRORED, SHIFTED):
         second = view
@@ -134,10 +133,6 @@ def _row(
     if view == SHIFTED:
         picture, boxes = shifted(picture[None])[0], None
     return Row(picture, boxes, (network.name, second), cells)
-
-
-def _drawing(kind: str, name: str, title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Row]) -> Drawing:
-    return _encoded(kind, name, title, grid_figure(title, heads, rows))
 
 
 def _encoded(kind: str, name: str, title: str, figure: Image.Image) -> Drawing:
@@ -157,9 +152,9 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         agreement_by_scenario(comparison, "pearson", "Pearson's correlation by scenario"),
         agreement_by_scenario(comparison, "top_iou", f"{_TOP} by scenario"),
         localization(comparison),
-        pointing_by_scenario(comparison),
+        *([_pointing_by_scenario(comparison)] if comparison.localization else []),
         faithfulness(comparison),
-        drop_by_scenario(comparison),
+        *([_drop_by_scenario(comparison)] if len(_scenarios(comparison)) > 2 else []),
         changes(comparison),
         cost_table(comparison.costs),
     ]
@@ -181,13 +176,14 @@ def agreement(comparison: Comparison) -> Table:
     rules = "; ".join(f"{column}: {rule}" for column, rule in _rules(comparison).items())
     return Table(
         _SECTION,
-        "Agreement of the heats of the compared class, all pictures",
+        "Agreement of the heat maps of the compared class, all images",
         ["", "and", "Pearson", "Spearman", "Pearson of raw maps", _TOP, "IoU of boxes", "N"],
         rows,
-        "Means over the N pictures on which both have heat, pixel by pixel; 1 is the same. Raw maps are signed, before"
-        " the ReLU: where they agree fully, the methods differ by the ReLU alone. The top 20 % are the hottest fifth of"
-        f" the picture, boxes those of the largest region that each column's box rule cuts ({rules}). That two methods"
-        " agree does not say that either is right; upsampled maps are smooth, so even unlike ones correlate. Other"
+        "Means over the N images on which neither heat map is empty, pixel by pixel; 1 is the same. Raw maps are"
+        " signed, before the ReLU: where they agree fully, the methods differ by the ReLU alone. The top 20 % are the"
+        " fifth of largest values of the image, boxes those of the largest region that each column's box rule cuts"
+        f" ({rules}). That two methods agree does not say that either is right; upsampled maps are smooth, so even"
+        " unlike ones correlate. Other"
         " pairs are in compare.json.",
         names=2,
     )
@@ -211,10 +207,10 @@ def agreement_by_scenario(comparison: Comparison, measure: str, title: str) -> T
             [*_pair(comparison, i, j), *(number(mean[i, j]) for mean in means)]
             for i, j in compared_pairs(comparison.columns)
         ],
-        f"Several instances: more than one box; small: one box of less than {100 * SMALL:.0f} % of the picture. Class"
+        f"Several instances: more than one box; small: one box of less than {100 * SMALL:.0f} % of the image. Class"
         " not present: both maps are of a class that is not there; mirrored and shifted: both of the changed input."
-        " Where methods part over the absent class, one of them shows evidence and the other what is salient. A"
-        " scenario of few pictures says little.",
+        " Where methods differ on the absent class, one of them shows evidence and the other what is salient. A"
+        " scenario of few images says little.",
         names=2,
     )
 
@@ -236,26 +232,23 @@ def localization(comparison: Comparison) -> Table:
     heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
     return Table(
         "Localisation",
-        "Do the maps find the object?",
+        "MaxBoxAcc and pointing game",
         ["", *heads, "threshold", "pointing", "N"],
         [*_labelled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
-        "MaxBoxAcc (Choe et al. 2020): the share of pictures on which the box of the largest region above one threshold"
-        " has IoU >= 0.5 with a true box. The threshold is the best one for these very pictures, which flatters every"
-        " method, more so on few; the centre box is chosen likewise. Pointing: the hottest pixel is less than"
+        "MaxBoxAcc (Choe et al. 2020): the share of images on which the box of the largest region above one threshold"
+        " has IoU >= 0.5 with a true box. The threshold is the best one for these very images, which flatters every"
+        " method, more so on few; the centre box is chosen likewise. Pointing: the largest value is less than"
         f" {POINTING_TOLERANCE:.0f} pixels of the first network's input from a box; a map without a peak misses.",
     )
 
 
-def pointing_by_scenario(comparison: Comparison) -> Table:
-    """The pointing game, scenario by scenario."""
-    split, rows, centre = _by_scenario(comparison, "pointing_15px")
+def _pointing_by_scenario(comparison: Comparison) -> Table:
     return Table(
         "Localisation",
         "Pointing game by scenario",
-        ["", *_heads(split)],
-        [*rows, ["centre, no network", *percents([mean[0] for mean in centre])]] if comparison.localization else [],
-        "The share of pictures whose hottest pixel lies in a box or less than 15 pixels from it. `centre` is the middle"
-        " pixel, whatever is in the picture; of several instances one is enough, which makes them the easier ones.",
+        *_by_scenario(comparison, "pointing_15px", ["centre, no network"]),
+        "The share of images whose largest value lies in a box or less than 15 pixels from it. `centre` is the middle"
+        " pixel, whatever is in the image; of several instances one is enough, which makes them the easier ones.",
     )
 
 
@@ -266,34 +259,27 @@ def faithfulness(comparison: Comparison) -> Table:
     centre = [nan_mean([image.centre[name] for image in comparison.images]).mean for name in ("drop", "increase")]
     covered = centre_gaussian(100, 100).mean()
     blobs = [
-        [f"{network.name}: centre blob", *percents([mean[index] for mean in centre]), number(covered)]
-        for index, network in enumerate(comparison.networks)
+        [name, *percents([mean[index] for mean in centre]), number(covered)]
+        for index, name in enumerate(_blobs(comparison))
     ]
     return Table(
         "Faithfulness",
-        f"What is left of the class when only the hot parts are seen, N = {len(comparison.images)}",
-        ["", "average drop", "increase", "mean heat"],
+        f"What is left of the class where the image is masked by its heat map, N = {len(comparison.images)}",
+        ["", "average drop", "increase", "mean of map"],
         [*_labelled(comparison, rows), *blobs],
-        "Chattopadhay et al. 2018: the normalised picture is multiplied by the heat, so that what is cold fades to the"
-        " mean colour. Average drop: the share of the class's probability that is lost, less is better; increase: how"
-        " often it grows, more is better. Both reward heat that covers much, and networks never saw such pictures; a"
-        " method that does not beat the blob in the middle shows nothing by these figures.",
+        "Chattopadhay et al. 2018: the normalised image is multiplied by the heat map, so that what is low fades to"
+        " the mean colour. Average drop: the share of the class's probability that is lost, less is better; increase:"
+        " how often it grows, more is better. Both reward maps that cover much, and networks never saw such images; a"
+        " method that is not better than the centre blob shows nothing by these figures.",
     )
 
 
-def drop_by_scenario(comparison: Comparison) -> Table:
-    """Average drop, scenario by scenario."""
-    split, rows, centre = _by_scenario(comparison, "drop")
-    blobs = [
-        [f"{network.name}: centre blob", *percents([mean[index] for mean in centre])]
-        for index, network in enumerate(comparison.networks)
-    ]
+def _drop_by_scenario(comparison: Comparison) -> Table:
     return Table(
         "Faithfulness",
         "Average drop by scenario",
-        ["", *_heads(split)],
-        [*rows, *blobs] if len(split) > 2 else [],
-        "Less is better, but heat that covers more of the picture loses less: compare with the mean heat.",
+        *_by_scenario(comparison, "drop", _blobs(comparison)),
+        "Less is better, but a map that covers more of the image loses less: compare with the mean of the map.",
     )
 
 
@@ -304,15 +290,15 @@ def changes(comparison: Comparison) -> Table:
     empty = mean_value(comparison.images, "absent_empty").mean
     rows = [[*(number(mean[i]) for mean in means), percent(empty[i])] for i in range(len(comparison.columns))]
     return Table(
-        "Changed inputs, changed question",
-        f"Correlation with the heat of the unchanged picture and the compared class, N = {len(comparison.images)}",
-        ["", "mirrored input", "shifted input", "class not present", "of it without heat"],
+        "Changed inputs, another class",
+        f"Correlation with the heat map of the unchanged image and the compared class, N = {len(comparison.images)}",
+        ["", "mirrored input", "shifted input", "class not present", "of it empty maps"],
         _labelled(comparison, rows),
-        "Mirrored and shifted (by an eighth of the sides; what leaves the picture is lost): 1 is heat that moves along"
-        " with the picture; what is missing is the network's and its grid's doing as much as the method's. Class not"
-        " present: near 1 is a method that shows the same place for a class that is not there: what is salient, and not"
-        " why it is this class. Near 0 or below is evidence that differs from class to class. Where all classes of a"
-        " network are in a picture, the least probable one stands in.",
+        "Mirrored and shifted (by an eighth of the sides; what leaves the image is lost): 1 is a map that moves along"
+        " with the image; the network and the grid of its map lower it as much as the method does. Class not present:"
+        " near 1 is a method that highlights the same place for a class that is not there: what is salient, and not why"
+        " it is this class. Near 0 or below is evidence that differs from class to class. Where all classes of a"
+        " network are in an image, the least probable one is taken.",
     )
 
 
@@ -328,42 +314,44 @@ def _labelled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[lis
     return labelled
 
 
-def _by_scenario(
-    comparison: Comparison, value: str
-) -> tuple[dict[str, list[ImageFigures]], list[list[str]], list[Tensor]]:
-    """A value in every scenario: the scenarios, the columns' rows in percent, and the centre's means."""
+def _by_scenario(comparison: Comparison, value: str, centres: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a value in every scenario, in percent: of the columns, then of the centres by name."""
     split = _scenarios(comparison)
     means = [mean_value(own, value).mean for own in split.values()]
     centre = [nan_mean([image.centre[value] for image in own]).mean for own in split.values()]
     rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
-    return split, _labelled(comparison, rows), centre
+    fixed = [[name, *percents([mean[index] for mean in centre])] for index, name in enumerate(centres)]
+    return ["", *(f"{name} (N {len(own)})" for name, own in split.items())], [*_labelled(comparison, rows), *fixed]
 
 
 def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
     return {name: own for name, (view, own) in groups(comparison.images).items() if view == UNCHANGED}
 
 
-def _heads(split: dict[str, list[ImageFigures]]) -> list[str]:
-    return [f"{name} (N {len(own)})" for name, own in split.items()]
+def _blobs(comparison: Comparison) -> list[str]:
+    """Names of the rows of a blob in the middle."""
+    return [f"{network.name}: centre blob" for network in comparison.networks]
 
 
 # ---------------------------------------------------------------- pages
 
 FIGURES = {
-    "overview": ("At a glance", "All pictures, or the first twelve, on every network and method."),
+    "overview": ("At a glance", "All images, or the first twelve, on every network and method."),
     "compared": (
-        "Where the methods look",
-        """The same class for all networks and methods, named above each figure; below each heat the range of the raw
-        map, signed, in the method's own units, which differ between methods. The outlined box is the ground truth.""",
+        "Heat maps of the compared class",
+        """The same class for all networks and methods, named above each figure; below each heat map the range of the
+        raw map, signed, in the method's own units, which differ between methods. The outlined box is the ground
+        truth.""",
     ),
     "absent": (
         "A class that is not there",
-        """Maps of the least probable class. Every map is scaled to full heat, so look at the raw range: the evidence
-        for a class that is not there should be weak or negative, which these colours alone do not tell.""",
+        """Maps of the least probable class. Every map is scaled to its own largest value, so compare the raw ranges:
+        the evidence for a class that is not there should be weak or negative, which these colours alone do not
+        tell.""",
     ),
     "changed": (
         "Mirrored and shifted",
-        """The heat of the mirrored picture, turned back, and of the picture moved right and down by an eighth: the same
+        """The heat map of the mirrored image, turned back, and of the image moved right and down by an eighth: the same
         parts should be hot. Differences come from the network and the grid of its map as much as from a method.""",
     ),
 }
@@ -419,7 +407,7 @@ def to_markdown(page: Page) -> str:
         for drawing in drawings:
             lines += [f"![{markdown_text(drawing.title)}](figures/{drawing.name}.png)", ""]
     if page.omitted:
-        lines += [f"{page.omitted} more pictures are in the tables and in compare.json only.", ""]
+        lines += [f"{page.omitted} more images are in the tables and in compare.json only.", ""]
     lines += [*markdown_sections(page.tables), *markdown_facts(page.facts)]
     return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
 

@@ -136,7 +136,7 @@ def _measure(network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfuln
 def _grids(network: ExplainedNetwork, run: Run, most: int) -> tuple[dict[str, Rows], str]:
     """Rows of mosaics, or why there are none."""
     if not most:
-        return {}, "not asked for"
+        return {}, "not measured (mosaics 0)"
     try:
         plan = mosaic_plan(torch.tensor(run.images.labels), GRID, run.seed)[:most]
     except DataError as error:  # too few classes

@@ -124,7 +124,7 @@ _HITS = {
     "pointing": "pointing game",
     "energy": "energy in boxes",
 }
-_FREE = {"grid": "grid pointing", "flip": "flip", "shift": "shift", "entropy": "entropy", "area": "area of heat >= .5"}
+_FREE = {"grid": "grid pointing", "flip": "flip", "shift": "shift", "entropy": "entropy", "area": "area of map >= .5"}
 _FAITHFUL = {
     "drop": "average drop",
     "increase": "increase",
@@ -140,19 +140,19 @@ that choice. V1 over centre box: on the same resamples; where its interval holds
 than a fixed box does."""
 _HITS_NOTE = f"""GT-known Loc: the largest region's box has IoU >= .5; Top-1, Top-5: and the true class comes first, or
 among the first five. Network's box rule: the box of `predict_boxes` for the true class, likewise. Pointing game: the
-hottest pixel is less than {POINTING_TOLERANCE:.0f} pixels of the input from the object. Energy: the share of positive
+largest value is less than {POINTING_TOLERANCE:.0f} pixels of the input from the object. Energy: the share of positive
 evidence within the boxes; of the whole image it is their area."""
 _FREE_NOTE = """Grid pointing (Boehle et al. 2021): the share of a class's positive evidence in its own cell of a mosaic
-of four classes; chance is .25. Flip, shift: correlation of the heat with that of the image mirrored, or moved by an
+of four classes; chance is .25. Flip, shift: correlation of the heat map with that of the image mirrored, or moved by an
 eighth, moved back. Entropy: 1 is evidence everywhere. Flip, shift, entropy and area do not say that a map is right.
 Grid pointing, energy and entropy take raw values: probabilities of cells (Recipro-CAM), none of which is zero, count as
 evidence everywhere."""
 _FAITHFUL_NOTE = f"""Average drop, increase (Chattopadhay et al. 2018), coherency, complexity, ADCC (Poppi et al. 2021)
-of images that fade into the mean colour where heat is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
-steps, from the blurred image and to the mean colour. Less is better: drop, complexity, deletion. Heat that covers more
-drops less: compare with the maps that know nothing."""
+of images that fade into the mean colour where the map is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
+steps, from the blurred image and to the mean colour. Less is better: drop, complexity, deletion. A map that covers
+more drops less: compare with the baselines."""
 _HARD_NOTE = """Images that a box around the centre, of whatever size, does not solve: {} of those with boxes. Here a
-map must know where the object is. Thresholds and sizes are the best ones for these images."""
+map must locate the object. Thresholds and sizes are the best ones for these images."""
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:

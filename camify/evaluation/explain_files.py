@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..boxes import BoxRule, component_boxes
 from ..errors import ConfigError
 from ..files import slug, write_whole
-from ..methods import PRECISIONS, ForwardPass, Method, check_targets, make_methods, observe
-from ..preprocessing import Preprocessing
+from ..methods import PRECISIONS, check_targets, make_methods
+from ..report.drawing import PANEL
 from ..report.encoding import encoded
-from ..report.overlay import ClassMap, Region, grid_picture, overlay_picture
-from ..task import Task
+from ..report.grid import POSITIVE, Cell, Row, grid_figure
+from ..report.overlay import ClassMap, Region, overlay_picture
 from .images import ImageBatch, image_batches
-from .network import box_maps, box_rules
+from .network import ExplainedNetwork, box_maps, box_rules
+from .progress import tracked
 from .timing import fastest_format, folded
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
@@ -42,30 +43,22 @@ class ExplainOptions:
     """What is drawn and written.
 
     Attributes:
-        methods: names of explanation methods, all from one forward.
         targets: classes by index, the same for every image; empty: the ``topk`` most probable of each image, of one
             logit first the class that it stands for.
         topk: how many classes.
-        layer: exact name of the module whose map is looked at; None is the last spatial map.
-        options: of the methods, such as ``variant``.
         threshold: of the normalized map, in [0, 1), from which on a pixel belongs to its box; None takes that of the
             box rule: of ``cam`` the network's own where it has one, else 0.5 of the min-max normalized map.
         colormap: name in ``matplotlib.colormaps``.
         picture: ``"png"`` or ``"jpg"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
-        task: what the logits mean; None takes what the network says.
     """
 
-    methods: tuple[str, ...] = ("cam",)
     targets: tuple[int, ...] = ()
     topk: int = 1
-    layer: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
     threshold: float | None = None
     colormap: str = "inferno"
     picture: str = "png"
     precision: str = "fp32"
-    task: str | Task | None = None
 
     def __post_init__(self) -> None:
         if self.topk < 1 or not (self.threshold is None or 0 <= self.threshold < 1):
@@ -100,18 +93,15 @@ class Summary:
 
 
 def explain_files(
-    model: nn.Module,
-    preprocessing: Preprocessing,
+    network: ExplainedNetwork,
     files: Sequence[Path],
     out: Path,
     options: ExplainOptions,
     *,
-    source: str,
-    class_names: Sequence[str] | None = None,
     batch_size: int = 16,
     workers: int = 1,
     overwrite: bool = False,
-    progress: Callable[[Iterable[ImageBatch], int], Iterable[ImageBatch]] = lambda batches, _: batches,
+    progress: Callable[[Iterable[ImageBatch], str, int], Iterable[ImageBatch]] = tracked,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Summary:
     """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
@@ -120,56 +110,52 @@ def explain_files(
     does not depend on the number of images. ``explain.json`` holds the options and the box rules.
 
     Args:
-        model: in any mode; it may be put into another memory format.
-        preprocessing: how an image becomes an input.
+        network: with its methods, all from one forward; it may be put into another memory format.
         files: images; those that cannot be read are named in the summary.
         out: folder to write, new or of the same run.
         options: what is drawn.
-        source: what the model was, for the record.
-        class_names: of the model's classes; None takes its own.
         batch_size: images in one forward.
         workers: processes that decode images.
         overwrite: begin anew in a folder of another run, and replace what has the same name.
-        progress: wraps the batches, given their number, for a progress bar.
+        progress: wraps the batches, given what they are called and their number.
         report: is called with every result.
 
     Raises:
         ConfigError: the folder holds another run, or other files.
         ConversionError: a method needs a CAM-ready network.
     """
-    methods = make_methods(model, options.methods, options.layer, options.options)
-    rules = box_rules(methods, options.threshold)
+    rules = box_rules(network.methods, options.threshold)
     settings = {
-        "model": source, **asdict(options), "methods": list(options.methods), "targets": list(options.targets),
-        "task": None if options.task is None else str(options.task),
+        "model": network.name, **asdict(options), "targets": list(options.targets), "methods": list(network.methods),
+        "layer": network.layer, "options": network.options, "task": network.classes.task.value,
         "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
     }  # fmt: skip
     done = _done_before(out, settings, overwrite)
     names = _names(files, out, done, options.picture, overwrite)
     pending = [path for path in files if str(path) not in done]
     summary = Summary(before=len(files) - len(pending), box_rules=rules)
-    batches = image_batches(pending, preprocessing, batch_size=batch_size, workers=workers)
-    run = _Run(model, methods, rules, options, class_names)
+    batches = image_batches(pending, network.preprocessing, batch_size=batch_size, workers=workers)
     prepared = len(pending) <= _FEW
     waiting: list[Future[dict[str, Any]]] = []
     with ExitStack() as stack:
         pool, results = stack.enter_context(ThreadPoolExecutor(2)), None
-        for batch in progress(batches, len(batches)):
+        for batch in progress(batches, "explaining, batch", len(batches)):
             summary.unreadable |= batch.unreadable
             if not batch.paths:
                 continue
             if not prepared:
-                summary.memory_format, prepared = run.prepare(batch.images), True
+                network, prepared = _with_folded_norms(network, batch.images), True
+                summary.memory_format = fastest_format(network.model, batch.images)
             if summary.precision_error is None and options.precision != "fp32":
-                summary.precision_error = run.precision_error(batch.images[:4])
-            maps = run.maps(batch.images, precision=options.precision)
+                summary.precision_error = _precision_error(network, batch.images[:4], rules, options)
+            maps = _batch_maps(network, batch.images, rules, options)
             if results is None:  # what is wrong with the network or the options showed before anything is written
                 if not done:
                     _begin(out, settings)
                 results = stack.enter_context((out / RESULTS).open("a", encoding="utf-8"))
-            pictures, ready = preprocessing.restore(batch.images), waiting
+            pictures, ready = network.preprocessing.restore(batch.images), waiting
             waiting = [
-                pool.submit(_write_image, run, maps, index, picture, path, size, out, names[path])
+                pool.submit(_write_image, network, options, maps, index, picture, path, size, out / names[path])
                 for index, (picture, path, size) in enumerate(zip(pictures, batch.paths, batch.sizes, strict=True))
             ]
             _record(ready, results, summary, report)
@@ -252,117 +238,109 @@ def _names(files: Sequence[Path], out: Path, done: dict[str, str], picture: str,
 
 @dataclass(frozen=True)
 class _BatchMaps:
-    """What a network says of N images, and where it looks; on the CPU.
+    """What a network says of N images, and their maps; on the CPU.
 
     Attributes:
-        titles: of the K classes.
         logits: (N, K).
         probabilities: (N, K).
         targets: the classes that are explained, (N, T).
         raw: signed maps (N, T, M, h, w) of M methods.
         regions: the pixels (N, T, M, H, W), bool, that belong to boxes.
+        thresholds: of the M methods' boxes.
     """
 
-    titles: list[str]
     logits: Tensor
     probabilities: Tensor
     targets: Tensor
     raw: Tensor
     regions: NDArray[np.bool_]
+    thresholds: list[float]
 
 
-@dataclass
-class _Run:
-    """The network with its methods, as the batches are run through it."""
+def _with_folded_norms(network: ExplainedNetwork, images: Tensor) -> ExplainedNetwork:
+    """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go."""
+    if network.layer is not None:
+        return network
+    model = folded(network.model, images)
+    return replace(network, model=model, methods=make_methods(model, list(network.methods), None, network.options))
 
-    model: nn.Module
-    methods: dict[str, Method]
-    rules: Mapping[str, BoxRule]
-    options: ExplainOptions
-    class_names: Sequence[str] | None
 
-    def prepare(self, images: Tensor) -> str:
-        """Make the network fast, as far as its values stay; the memory format that it is in then."""
-        if self.options.layer is None:
-            self.model = folded(self.model, images)
-            self.methods = make_methods(self.model, self.options.methods, None, self.options.options)
-        return fastest_format(self.model, images)
+def _batch_maps(
+    network: ExplainedNetwork,
+    images: Tensor,
+    rules: Mapping[str, BoxRule],
+    options: ExplainOptions,
+    targets: Tensor | None = None,
+) -> _BatchMaps:
+    """One forward of images (N, C, H, W) for all methods; classes (N, T), None as the options say.
 
-    def maps(self, images: Tensor, *, precision: str, targets: Tensor | None = None) -> _BatchMaps:
-        """One forward of images (N, C, H, W) for all methods; classes (N, T), None as the options say.
-
-        Raises:
-            ConfigError: the network has no such class, or no such layer.
-        """
-        parameter = next(self.model.parameters())
-        images = images.to(parameter.device, parameter.dtype)
-        if images.device.type == "cpu" and any(p.dim() == 4 and not p.is_contiguous() for p in self.model.parameters()):
-            images = images.to(memory_format=torch.channels_last)
-        kind = PRECISIONS[precision]
-        gradients = any(method.uses_gradients for method in self.methods.values())
-        with (
-            torch.autocast(images.device.type, dtype=kind, enabled=kind is not None),
-            observe(
-                self.model, images, self.options.layer,
-                gradients=gradients, task=self.options.task, class_names=self.class_names,
-            ) as forward,
-        ):  # fmt: skip
-            if targets is None and self.options.targets:
-                targets = torch.as_tensor(self.options.targets).expand(len(images), -1)
-            elif targets is None:
-                targets = forward.classes.ranked(forward.logits, self.options.topk)
-            targets = check_targets(targets, forward.logits)
-            raw = {name: method.look(forward, targets) for name, method in self.methods.items()}
-            with torch.autocast(images.device.type, enabled=False):
-                regions = self._regions(forward, raw, targets)
-            return _BatchMaps(
-                forward.classes.titles(forward.logits.shape[1]), forward.logits.cpu(), forward.probabilities.cpu(),
-                targets.cpu(), torch.stack(list(raw.values()), dim=2).cpu(), regions,
-            )  # fmt: skip
-
-    def _regions(self, forward: ForwardPass, raw: Mapping[str, Tensor], targets: Tensor) -> NDArray[np.bool_]:
-        size = (forward.images.shape[-2], forward.images.shape[-1])
+    Raises:
+        ConfigError: the network has no such class, or no such layer.
+    """
+    kernels = [parameter for parameter in network.model.parameters() if parameter.dim() == 4]
+    if images.device.type == "cpu" and not all(kernel.is_contiguous() for kernel in kernels):
+        images = images.to(memory_format=torch.channels_last)
+    kind, device = PRECISIONS[options.precision], next(network.model.parameters()).device.type
+    with torch.autocast(device, dtype=kind, enabled=kind is not None), network.observe(images) as forward:
+        if targets is None and options.targets:
+            targets = torch.as_tensor(options.targets).expand(len(images), -1)
+        elif targets is None:
+            targets = forward.classes.ranked(forward.logits, options.topk)
+        targets = check_targets(targets, forward.logits)
+        raw = {name: method.look(forward, targets) for name, method in network.methods.items()}
+        size = (images.shape[-2], images.shape[-1])
         regions = np.zeros((*targets.shape, len(raw), *size), dtype=bool)
-        for t, (m, (name, maps)) in product(range(targets.shape[1]), enumerate(raw.items())):
-            cut = box_maps(self.methods[name], self.rules[name], forward, maps[:, t], targets[:, t])
-            regions[:, t, m] = self.rules[name].regions(cut, size).cpu().numpy()
-        return regions
+        with torch.autocast(device, enabled=False):
+            for t, (m, (name, maps)) in product(range(targets.shape[1]), enumerate(raw.items())):
+                cut = box_maps(network.methods[name], rules[name], forward, maps[:, t], targets[:, t])
+                regions[:, t, m] = rules[name].regions(cut, size).cpu().numpy()
+        return _BatchMaps(
+            forward.logits.cpu(), forward.probabilities.cpu(), targets.cpu(),
+            torch.stack(list(raw.values()), dim=2).cpu(), regions, [rules[name].threshold for name in raw],
+        )  # fmt: skip
 
-    def precision_error(self, images: Tensor) -> tuple[float, float]:
-        """What reduced precision changes, of the explained classes; see ``Summary``."""
-        exact = self.maps(images, precision="fp32")
-        reduced = self.maps(images, precision=self.options.precision, targets=exact.targets)
-        peaks = exact.raw.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(exact.raw.dtype).tiny)
-        probabilities = (reduced.probabilities - exact.probabilities).abs().max()
-        return float(probabilities), float(((reduced.raw - exact.raw) / peaks).abs().max())
+
+def _precision_error(
+    network: ExplainedNetwork, images: Tensor, rules: Mapping[str, BoxRule], options: ExplainOptions
+) -> tuple[float, float]:
+    """What reduced precision changes, of the explained classes; see ``Summary``."""
+    exact = _batch_maps(network, images, rules, replace(options, precision="fp32"))
+    reduced = _batch_maps(network, images, rules, options, exact.targets)
+    peaks = exact.raw.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(exact.raw.dtype).tiny)
+    probabilities = (reduced.probabilities - exact.probabilities).abs().max()
+    return float(probabilities), float(((reduced.raw - exact.raw) / peaks).abs().max())
 
 
 # ---------------------------------------------------------------- one image
 
 
 def _write_image(
-    run: _Run, maps: _BatchMaps, index: int, image: Tensor, path: Path, size: tuple[int, int], out: Path, name: str
-) -> dict[str, Any]:
-    """Draw and write the files of an image of the batch; its line."""
-    raw, regions = maps.raw[index], maps.regions[index]
+    network: ExplainedNetwork, options: ExplainOptions, maps: _BatchMaps, index: int, image: Tensor, path: Path,
+    size: tuple[int, int], stem: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw and write the files of an image of the batch, which begin with the stem; its line."""
+    raw, titles = maps.raw[index], network.titles
     classes = [
         {
-            "class": maps.titles[k],
+            "class": titles[k],
             "index": k,
             "logit": float(maps.logits[index, k]),
             "probability": float(maps.probabilities[index, k]),
             "maps": {
                 method: _figures(one, region, size)
-                for method, one, region in zip(run.methods, raw[place], regions[place], strict=True)
+                for method, one, region in zip(network.methods, raw[place], maps.regions[index, place], strict=True)
             },
         }
         for place, k in enumerate(maps.targets[index].tolist())
     ]
-    picture, ending = _picture(image, run, classes, raw, regions, path.name), run.options.picture
-    files = {"picture": f"{name}_cam.{ending}", "raw_maps": f"{name}.npy"}
-    write_whole(out / files["picture"], encoded(picture, ending))
-    write_whole(out / files["raw_maps"], _array(raw))
-    return {"image": str(path), "name": name, "size": list(size), **files, "classes": classes}
+    region = Region(maps.regions[index, 0, 0], maps.thresholds[0])
+    picture = _picture(image, list(network.methods), classes, raw, region, options.colormap, path.name)
+    files = {"picture": f"{stem.name}_cam.{options.picture}", "raw_maps": f"{stem.name}.npy"}
+    write_whole(stem.with_name(files["picture"]), encoded(picture, options.picture))
+    content = io.BytesIO()
+    np.save(content, raw.numpy())
+    write_whole(stem.with_name(files["raw_maps"]), content.getvalue())
+    return {"image": str(path), "name": stem.name, "size": list(size), **files, "classes": classes}
 
 
 def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:
@@ -379,25 +357,22 @@ def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int,
 
 def _picture(
     image: Tensor,
-    run: _Run,
-    classes: list[dict[str, Any]],
+    methods: Sequence[str],
+    classes: Sequence[Mapping[str, Any]],
     maps_TMhw: Tensor,
-    regions_TMHW: NDArray[np.bool_],
+    region: Region,
+    colormap: str,
     title: str,
 ) -> Image.Image:
-    methods, colormap = list(run.methods), run.options.colormap
-    rows = [
-        [ClassMap(entry["class"], one, entry["logit"], entry["probability"]) for one in maps]
-        for entry, maps in zip(classes, maps_TMhw, strict=True)
-    ]
-    if len(methods) == len(rows) == 1:
-        region = Region(regions_TMHW[0, 0], run.rules[methods[0]].threshold)
-        scale = float(rows[0][0].map_hw.max())
-        return overlay_picture(image, None, rows[0][0], scale=scale, region=region, colormap=colormap, title=title)
-    return grid_picture(image, methods, rows, colormap=colormap, title=title)
-
-
-def _array(maps: Tensor) -> bytes:
-    content = io.BytesIO()
-    np.save(content, maps.numpy())
-    return content.getvalue()
+    """One map in detail, with its region; of several classes or methods a grid."""
+    if len(methods) == len(classes) == 1:
+        entry, map_hw = classes[0], maps_TMhw[0, 0]
+        shown = ClassMap(entry["class"], map_hw, entry["logit"], entry["probability"])
+        scale = float(map_hw.max())
+        return overlay_picture(image, None, shown, scale=scale, region=region, colormap=colormap, title=title)
+    rows = []
+    for entry, maps in zip(classes, maps_TMhw, strict=True):
+        captions = (entry["class"], f"logit {entry['logit']:.2f} · p {entry['probability']:.2f}")
+        rows.append(Row(image, None, captions, [Cell.of_map(one) for one in maps]))
+    heads = [("", method) for method in methods]
+    return grid_figure(title, heads, rows, rule=POSITIVE, side=PANEL, colormap=colormap)

@@ -41,6 +41,8 @@ class ExplainedNetwork:
         methods: by name, those asked of it.
         classes: what its logits mean, and the names as far as they are known.
         class_count: K, number of classes; 2 of a network of one logit.
+        layer: name of the module whose map is explained; None is the last spatial map.
+        options: of the methods.
         notes: what has to be said about it.
         unserved: methods that it cannot serve, and why; filled when they are tried.
     """
@@ -52,6 +54,8 @@ class ExplainedNetwork:
     methods: dict[str, Method]
     classes: Classes
     class_count: int
+    layer: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unserved: dict[str, str] = field(default_factory=dict)
 
@@ -75,8 +79,8 @@ class ExplainedNetwork:
         """One forward of images (N, C, H, W) for all methods; see ``camify.methods.observe``."""
         gradients = any(method.uses_gradients for method in self.served.values())
         images = images.to(next(self.model.parameters()))
-        names = self.classes.names
-        with observe(self.model, images, gradients=gradients, task=self.classes.task, class_names=names) as forward:
+        task, names = self.classes.task, self.classes.names
+        with observe(self.model, images, self.layer, gradients=gradients, task=task, class_names=names) as forward:
             yield forward
 
     def raw_maps(self, forward: ForwardPass, targets: Tensor) -> dict[str, Tensor]:
@@ -112,7 +116,7 @@ class ExplainedNetwork:
 
     def refusal(self, method: str) -> str:
         """In few words why the network has no map of a method."""
-        return "needs conversion" if isinstance(self.methods[method], CAM) else "cannot be served"
+        return "needs conversion" if isinstance(self.methods[method], CAM) else "not supported"
 
 
 def explained_network(
@@ -162,7 +166,9 @@ def explained_network(
             " they do not, give --task multilabel"
         )
     classes = Classes.of(classes.task, known, logits)
-    return ExplainedNetwork(name, source.name, source.model, preprocessing, made, classes, count, notes)
+    return ExplainedNetwork(
+        name, source.name, source.model, preprocessing, made, classes, count, layer, options or {}, notes
+    )
 
 
 def find_networks(

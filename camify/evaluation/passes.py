@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -20,6 +18,7 @@ from . import engine
 from .engine import CENTRE_BOX, ClassLogits, Rows
 from .intervals import Answers
 from .network import ExplainedNetwork
+from .progress import tracked
 from .scenarios import mirrored
 from .timing import method_costs
 
@@ -48,7 +47,7 @@ class Run:
     threshold: float | None
 
     def batches(self, numbers: Sequence[int], size: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Numbers of images and what ``collate`` makes of them, ``size`` together, under a progress bar."""
+        """Numbers of images and what ``collate`` makes of them, ``size`` together, with progress on stderr."""
         loader: DataLoader[Any] = DataLoader(
             Subset(self.images, numbers),
             batch_size=size,
@@ -56,7 +55,7 @@ class Run:
             collate_fn=collate,
         )
         first = 0
-        for batch in track(loader, label, total=len(loader), disable=not sys.stderr.isatty()):
+        for batch in tracked(loader, label, len(loader)):
             yield list(numbers[first : first + size]), batch
             first += size
 

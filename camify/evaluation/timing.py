@@ -98,11 +98,11 @@ def cost_table(costs: Mapping[str, dict[str, Any]]) -> Table:
     first = next(iter(costs.values()))
     return Table(
         "Cost",
-        "Time of finished heats as a ratio to a plain forward of the same network",
-        ["", "ratio", "ms per picture"],
+        "Time of a heat map as a ratio to a plain forward of the same network",
+        ["", "ratio", "ms per image"],
         rows,
         f"Medians of runs in turns, warm, on this machine ({_conditions(first)}), upsampled and normalised;"
-        f" `{ALL}`: one forward for every method. On a small network the fixed work of finding the layer counts much,"
+        f" `{ALL}`: one forward for every method. On a small network the fixed time of locating the layer counts much,"
         " on a large one it vanishes; a busy machine makes these figures noisy.",
     )
 

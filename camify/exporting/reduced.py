@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ def reduce_precision(full: Path, path: Path, precision: str, images: Tensor, lab
     if len(images) < 4 or (labels is not None and len(labels) != len(images)):
         raise ConfigError(f"precision={precision!r} needs images, at least four, and as many labels, if any.")
     try:
-        with quietly(), _silent_root():
+        with quietly():
             model = _half(full) if precision == "fp16" else _quantized(full, images[::2])
     except Exception as error:  # the tools raise their own kinds, and those of onnx
         reason = " ".join(str(error).split())[:300]
@@ -86,17 +85,6 @@ def reduce_precision(full: Path, path: Path, precision: str, images: Tensor, lab
     onnx.helper.set_model_props(model, as_properties(record))
     path.write_bytes(model.SerializeToString())
     return loss
-
-
-class _silent_root:  # noqa: N801 - a context
-    """onnxruntime's tools log on the root logger."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.root.setLevel(self._level)
 
 
 def _half(full: Path) -> Any:

@@ -18,7 +18,7 @@ __all__ = ["AXES", "example_of", "export_graph", "quietly"]
 
 AXES = (("batch", "height", "width"), ("batch",), ())
 """Which axes may vary, tried in this order."""
-_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
+_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir", "root")
 
 
 def example_of(network: ExportedNetwork, size: tuple[int, int], channels: int, batch: int = 2, seed: int = 0) -> Tensor:
@@ -52,7 +52,7 @@ def export_graph(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """What torch's exporters say of their own deprecations and progress is not shown."""
+    """What torch's exporters and onnxruntime's tools say of their own deprecations and progress is not shown."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

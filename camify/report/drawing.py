@@ -166,15 +166,12 @@ def write_legend(
     return width
 
 
-def colour_bar(
-    sheet: Image.Image, at: tuple[int, int], height: int, ends: float | tuple[str, str], colormap: str
-) -> None:
-    """Draws the colours from 0 (bottom) to ``ends`` (top), or between two words, as they look over a grey picture."""
-    bottom, top = ("0", f"{ends:.3g}") if isinstance(ends, float | int) else ends
+def colour_bar(sheet: Image.Image, at: tuple[int, int], height: int, scale: float, colormap: str) -> None:
+    """Draws the colours from 0 (bottom) to ``scale`` (top), as they look over a grey picture."""
     sheet.paste(_bar(height, colormap), at)
     draw, x = ImageDraw.Draw(sheet), at[0] + BAR + 4
-    write_line(draw, (x, at[1] - 3), top, TICK - 4, MUTED, size=11)
-    write_line(draw, (x, at[1] + height - 12), bottom, TICK - 4, MUTED, size=11)
+    write_line(draw, (x, at[1] - 3), f"{scale:.3g}", TICK - 4, MUTED, size=11)
+    write_line(draw, (x, at[1] + height - 12), "0", TICK - 4, MUTED, size=11)
 
 
 @lru_cache(maxsize=32)

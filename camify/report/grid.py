@@ -1,11 +1,11 @@
-"""Pictures of a comparison: heats over the picture, methods side by side, all scaled by the same rule."""
+"""Grids of heat maps: rows of an image and its maps by several methods, all scaled by the same rule."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -18,25 +18,28 @@ from .drawing import (
     MARGIN,
     MUTED,
     PAPER,
+    heated_picture,
     outline_boxes,
     scaled_picture,
     tint,
     write_line,
 )
 
-__all__ = ["Cell", "Row", "grid_figure"]
+__all__ = ["MIN_MAX", "POSITIVE", "Cell", "Row", "grid_figure"]
 
 EMPTY = (240, 240, 238)
 KEY_WIDTH, KEY_HEIGHT = 120, 10
-RULE = "heat: every map from its own least to its largest value, after the ReLU where its method has one"
+SMALL, LETTER = 11, 6  # size of small text and the width of its letters, pixels
+MIN_MAX = "heat: every map from its own least to its largest value, after the ReLU where its method has one"
+POSITIVE = "heat: every map from zero, or from its least value where that is positive, to its largest value"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A heat over the picture of its row.
+    """A map over the image of its row.
 
     Attributes:
-        heat: (H, W) in [0, 1]; None where there is none to show.
+        heat: (h, w) of any size: at 0 and below there is none, 1 is full; None where there is no map to show.
         caption: below it.
         note: what stands in the place of a heat that is None.
     """
@@ -45,10 +48,18 @@ class Cell:
     caption: str = ""
     note: str = ""
 
+    @classmethod
+    def of_map(cls, map_hw: Tensor) -> Cell:
+        """A raw map scaled as ``POSITIVE`` says, with its range below."""
+        low, high = float(map_hw.min()), float(map_hw.max())
+        zero = max(low, 0.0)
+        heat = (map_hw - zero) / (high - zero) if high > zero else torch.zeros_like(map_hw)
+        return cls(heat, f"raw {low:.3g} to {high:.3g}")
+
 
 @dataclass(frozen=True)
 class Row:
-    """A picture and what the methods make of it.
+    """An image and its maps.
 
     Attributes:
         picture: (3, H, W) in [0, 1].
@@ -64,14 +75,21 @@ class Row:
 
 
 def grid_figure(
-    title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Row], *, side: int = 152, colormap: str = "inferno"
+    title: str,
+    heads: Sequence[tuple[str, str]],
+    rows: Sequence[Row],
+    *,
+    rule: str = MIN_MAX,
+    side: int = 152,
+    colormap: str = "inferno",
 ) -> Image.Image:
-    """Rows of pictures with their heats, under the two lines of every column's head; one key for all.
+    """Rows of images with their maps, under the two lines of every column's head; one color key for all.
 
     Args:
         title: line above.
-        heads: of the columns, the picture's not among them.
-        rows: equally large pictures.
+        heads: of the columns, the image's not among them.
+        rows: of equally large images.
+        rule: how maps are scaled, written beside the key.
         side: of a panel, pixels.
         colormap: name in ``matplotlib.colormaps``.
     """
@@ -79,18 +97,18 @@ def grid_figure(
     width, height = max(first.width, side), first.height
     top = MARGIN + 3 * LINE
     step = height + 2 * LINE + GAP
-    sheet = Image.new(
-        "RGB", (2 * MARGIN + (len(heads) + 1) * (width + GAP) - GAP, top + len(rows) * step + LINE + MARGIN), PAPER
-    )
+    sheet_width = 2 * MARGIN + (len(heads) + 1) * (width + GAP) - GAP
+    rule_lines = textwrap.wrap(rule, (sheet_width - 2 * MARGIN - KEY_WIDTH - GAP) // LETTER)
+    sheet = Image.new("RGB", (sheet_width, top + len(rows) * step + len(rule_lines) * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     write_line(draw, (MARGIN, MARGIN - 4), title, sheet.width - 2 * MARGIN, INK, bold=True)
-    for column, (upper, lower) in enumerate(heads, start=1):
+    for column, (upper, lower) in enumerate([("", "image"), *heads]):
         x = MARGIN + column * (width + GAP)
-        write_line(draw, (x, MARGIN + LINE), upper, width, MUTED, size=11)
+        write_line(draw, (x, MARGIN + LINE), upper, width, MUTED, size=SMALL)
         write_line(draw, (x, MARGIN + 2 * LINE - 4), lower, width, INK, size=12)
     for index, row in enumerate(rows):
         _draw_row(sheet, draw, row, top + index * step, (width, side), colormap)
-    _draw_key(sheet, draw, sheet.height - MARGIN - LINE + 6, colormap)
+    _draw_key(sheet, draw, top + len(rows) * step + 6, rule_lines, colormap)
     return sheet
 
 
@@ -101,29 +119,31 @@ def _draw_row(
     picture = scaled_picture(row.picture, side)
     sheet.paste(picture, (MARGIN, y))
     outline_boxes(draw, row.boxes, row.picture, picture.size, (MARGIN, y), width=2)
-    for line, caption in enumerate(row.captions):
-        colour = MUTED if line else INK
-        write_line(draw, (MARGIN, y + picture.height + 3 + line * (LINE - 4)), caption, width, colour, size=11)
+    _write_captions(draw, (MARGIN, y + picture.height), row.captions, width, INK)
     for column, cell in enumerate(row.cells, start=1):
-        x = MARGIN + column * (width + GAP)
+        x, no_heat = MARGIN + column * (width + GAP), ""
         if cell.heat is None:
             sheet.paste(Image.new("RGB", picture.size, EMPTY), (x, y))
             write_line(draw, (x + 10, y + picture.height // 2 - 8), cell.note, width - 20, MUTED, size=12)
         else:
-            sheet.paste(tint(picture, _levels(cell.heat, picture.size), colormap), (x, y))
+            heated, nothing = heated_picture(picture, cell.heat, 1.0, colormap)
+            sheet.paste(heated, (x, y))
             outline_boxes(draw, row.boxes, row.picture, picture.size, (x, y), width=1)
-        write_line(draw, (x, y + picture.height + 3), cell.caption, width, MUTED, size=11)
+            no_heat = "no heat" if nothing else ""
+        _write_captions(draw, (x, y + picture.height), (cell.caption, no_heat), width, MUTED)
 
 
-def _levels(heat_HW: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Heat at ``size`` (width, height) in steps 0..255."""
-    shown = Image.fromarray(heat_HW.detach().float().cpu().numpy()).resize(size, Image.Resampling.BILINEAR)
-    return (np.asarray(shown).clip(0, 1) * 255).round().astype(np.uint8)
+def _write_captions(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], captions: tuple[str, str], width: int, ink: tuple[int, int, int]
+) -> None:
+    write_line(draw, (at[0], at[1] + 3), captions[0], width, ink, size=SMALL)
+    write_line(draw, (at[0], at[1] + LINE - 1), captions[1], width, MUTED, size=SMALL)
 
 
-def _draw_key(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, colormap: str) -> None:
-    """The colours from no heat to full heat as they look over grey, and the rule by which maps are scaled."""
+def _draw_key(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, rule_lines: Sequence[str], colormap: str) -> None:
+    """The colors from no heat to full heat as they look over gray, and the rule by which maps are scaled."""
     levels = torch.linspace(0, 255, KEY_WIDTH).round().byte().numpy()[None].repeat(KEY_HEIGHT, axis=0)
     sheet.paste(tint(Image.new("RGB", (KEY_WIDTH, KEY_HEIGHT), GROUND), levels, colormap), (MARGIN, y))
-    x = MARGIN + KEY_WIDTH + 8
-    write_line(draw, (x, y - 3), RULE, sheet.width - x - MARGIN, MUTED, size=11)
+    x = MARGIN + KEY_WIDTH + GAP
+    for index, line in enumerate(rule_lines):
+        write_line(draw, (x, y - 3 + index * LINE), line, sheet.width - x - MARGIN, MUTED, size=SMALL)

@@ -48,7 +48,6 @@ __all__ = [
     "ClassMap",
     "Region",
     "boxes_in_overlay",
-    "grid_picture",
     "overlay_picture",
     "sheet_picture",
     "strip_picture",
@@ -167,57 +166,6 @@ def boxes_in_overlay(boxes: NDArray[Any], size: tuple[int, int], panel: int) -> 
     x, y = _place(panel, max(width, COLUMN))
     corners = boxes.reshape(-1, 4) * ([width / size[1], height / size[0]] * 2) + ([x, y] * 2)
     return [[float(value) for value in box] for box in corners]
-
-
-def grid_picture(
-    image: Tensor,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[ClassMap]],
-    *,
-    boxes: Tensor | None = None,
-    colormap: str = "inferno",
-    title: str = "",
-) -> Image.Image:
-    """The image, then maps over it: a row for each class, a column for each method.
-
-    Methods have different units, so every map has its own scale, which stands below it: from zero, or from its minimum
-    where that is positive, to its maximum.
-
-    Args:
-        image: (3, H, W), 0 to 1, not normalised.
-        columns: names of the methods.
-        rows: of each class the maps of all methods.
-        boxes: ground truth, (n, 4) xyxy in pixels of ``image``, exclusive.
-        colormap: name in ``matplotlib.colormaps``.
-        title: line above the picture.
-    """
-    picture = scaled_picture(image, PANEL)
-    width, height = max(picture.width, COLUMN), picture.height
-    step = (width + GAP, height + 3 * LINE)
-    sheet = paper(((1 + len(columns)) * step[0], len(rows) * step[1] + 2 * LINE))
-    draw = ImageDraw.Draw(sheet)
-    write_line(draw, (MARGIN, MARGIN - 2), title, sheet.width - 2 * MARGIN, INK)
-    for i, label in enumerate(["image", *columns]):
-        write_line(draw, (MARGIN + i * step[0], MARGIN + LINE), label, width, MUTED)
-    for j, maps in enumerate(rows):
-        y = MARGIN + 2 * LINE + j * step[1]
-        panels, notes = [picture], [f"logit {maps[0].logit:.2f} · p {maps[0].probability:.2f}"]
-        for shown in maps:
-            low, high = max(float(shown.map_hw.min()), 0.0), float(shown.map_hw.max())
-            heated, note = heated_picture(picture, shown.map_hw - low, high - low, colormap)
-            panels.append(heated)
-            notes.append(note or f"{low:.3g} to {high:.3g}")
-        for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
-            x = MARGIN + i * step[0]
-            sheet.paste(panel, (x, y))
-            outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
-            write_line(
-                draw, (x, y + height + 4), maps[0].name if i == 0 else note, width, MUTED if i else INK, bold=not i
-            )
-        write_line(draw, (MARGIN, y + height + 4 + LINE), notes[0], width, MUTED)
-    bar = MARGIN + (1 + len(columns)) * step[0]
-    colour_bar(sheet, (bar, MARGIN + 2 * LINE), height, ("low", "high"), colormap)
-    return sheet
 
 
 def strip_picture(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from .html import render
+from .tables import MISSING
 
 __all__ = ["Frame", "ImageTrack", "RunReport", "chart", "known", "line", "number_text", "render_page", "share_text"]
 
-MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
 KINDS = {
     "watched": ("Watched images", "The same images in every epoch, one colour scale per image for all epochs."),

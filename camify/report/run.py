@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..errors import DataError
+from ..preprocessing import open_image, upright_rgb
 from .encoding import encoded
 from .page import Frame, ImageTrack, RunReport
 
@@ -160,5 +159,5 @@ def _webp(path: Path) -> bytes:
 @lru_cache(maxsize=2048)
 def _encoded(path: Path, changed: int) -> bytes:  # noqa: ARG001 - a file that changed is read anew
     """A picture as WebP, a fifth of its PNG."""
-    with Image.open(path) as picture:
-        return encoded(picture.convert("RGB"), "webp")
+    with open_image(path) as picture:
+        return encoded(upright_rgb(picture), "webp")

@@ -26,6 +26,8 @@ from torchvision.models import get_model
 from camify.data import Preprocessing
 from camify.evaluation.explain_files import ExplainOptions, explain_files
 from camify.evaluation.images import image_batches, image_files
+from camify.evaluation.network import explained_network
+from camify.sources import Source
 
 
 def photographs(folder, count, photos=None):
@@ -56,11 +58,8 @@ def plain(model, files):
 
 
 def ours(network, files, out, **options):
-    wanted = ExplainOptions(**options)
-    names = [str(index) for index in range(1000)]
-    model = build(network)
-    done = explain_files(model, Preprocessing(), files, out, wanted, source=network, class_names=names)
-    return done.memory_format
+    explained = explained_network(Source.of(build(network), network), network, ("cam",))
+    return explain_files(explained, files, out, ExplainOptions(**options)).memory_format
 
 
 def build(network):

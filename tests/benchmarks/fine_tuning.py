@@ -31,7 +31,8 @@ from camify.data import ImageFolderDataModule, ShapesDataModule
 from camify.maps import select, upsample
 from camify.metrics.functional import mosaics
 from camify.normalizers import Normalizer
-from camify.report.overlay import ClassMap, grid_picture, sheet_picture
+from camify.report.drawing import PANEL
+from camify.report.grid import POSITIVE, Cell, Row, grid_figure
 from camify.training import MetricsOptions
 from camify.training.cam_quality import logits_and_maps
 
@@ -156,15 +157,15 @@ def draw_maps(modules: dict[str, Any], samples: list[dict[str, Any]], data: Any,
     """Maps of the true class of some samples, one row each, by every network."""
     rows = []
     for sample in samples:
-        label, maps = int(sample["label"]), []
+        label, cells = int(sample["label"]), []
         for module in modules.values():
-            logits, found = module.model.eval().forward_with_maps(sample["image"][None])
-            probability = float(logits[0].softmax(0)[label])
-            maps.append(ClassMap(data.class_names[label], found[0, label], float(logits[0, label]), probability))
+            _, found = module.model.eval().forward_with_maps(sample["image"][None])
+            cells.append(Cell.of_map(found[0, label]))
         picture = data.preprocessing.restore(sample["image"][None])[0]
-        rows.append(grid_picture(picture, list(modules), [maps], boxes=sample["boxes"]))
+        rows.append(Row(picture, sample["boxes"], (data.class_names[label], ""), cells))
+    figure = grid_figure("", [("", name) for name in modules], rows, rule=POSITIVE, side=PANEL)
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet_picture(rows, 1).save(file)
+    figure.save(file)
 
 
 def make_trainer(epochs: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:

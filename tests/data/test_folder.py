@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 from camify.data import ImageFolderDataModule
 from camify.errors import DataError
 from camify.preprocessing import read_image
+from tests.data.equal import equal
 
 WIDTH, HEIGHT = 40, 20
 
@@ -71,16 +72,6 @@ def error(root, **options):
     with pytest.raises(DataError) as caught:
         ready(root, **options)
     return str(caught.value)
-
-
-def equal(a, b):
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 # --- folders and classes ----------------------------------------------------------------------------------

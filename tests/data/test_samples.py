@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from camify.data import Preprocessing, collate
 from camify.data.samples import finish
+from camify.data.sizes import image_sizes
 from camify.errors import CheckpointError, ConfigError, DataError
 from camify.preprocessing import IMAGENET_MEAN, IMAGENET_STD, read_image
 
@@ -227,6 +228,23 @@ def test_unreadable_files_are_named(tmp_path, content):
     (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.jpg"):
         read_image(tmp_path / "bad.jpg")
+
+
+def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript on an EPS file, whatever its suffix."""
+    started = []
+    decoded = Image.new("RGB", (8, 8)).im
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: started.append(a) or decoded)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "EPS")
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.load()
+    assert started, "Pillow by itself does"
+    started.clear()
+    with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image"):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg"):
+        image_sizes([tmp_path / "a.jpg"], decode=True)
+    assert not started
 
 
 def test_missing_file_is_named(tmp_path):

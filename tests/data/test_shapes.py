@@ -7,6 +7,7 @@ from torch import Tensor
 from camify.data import ShapesDataModule, scenes, shapes
 from camify.data.scenes import CLASS_NAMES, render_scene
 from camify.errors import ConfigError, DataError
+from tests.data.equal import equal
 
 SIZE = 32
 COUNTS = {"train_count": 24, "val_count": 12, "test_count": 6}
@@ -20,16 +21,6 @@ def module(stage=None, **options):
 
 def epoch(loader):
     return list(loader)
-
-
-def equal(a, b):
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 def mask_box(mask):

@@ -17,8 +17,10 @@ from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare_files
 from camify.evaluation.explain_files import ExplainOptions, explain_files
+from camify.evaluation.network import explained_network
 from camify.metrics.functional import iou_with_best_box
 from camify.model import CAMNet
+from camify.sources import Source
 
 RULES = {
     "default": None,
@@ -52,8 +54,8 @@ def lines(out):
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_explained_boxes_are_those_of_predict_boxes(rule, photos, tmp_path):
     net = network(rule)
-    options = ExplainOptions(methods=("cam", "gradcam"), topk=2)
-    done = explain_files(net, net.preprocessing, photos, tmp_path / "out", options, source="here", batch_size=2)
+    explained = explained_network(Source.of(net), "here", ("cam", "gradcam"))
+    done = explain_files(explained, photos, tmp_path / "out", ExplainOptions(topk=2), batch_size=2)
     images = torch.stack([net.preprocessing.read(path) for path in photos])
     with torch.no_grad():
         ranked = net(images).topk(2).indices
@@ -91,9 +93,9 @@ def test_a_given_threshold_overrides_the_rule_and_is_said(photos, tmp_path, caps
         assert line["classes"][0]["maps"]["cam"]["box"] == pytest.approx(wanted.tolist(), abs=0.051)
     record = json.loads((tmp_path / "given" / "explain.json").read_text())
     assert (record["threshold"], record["box_rules"]["cam"]["threshold"]) == (0.8, 0.8)
-    options = ExplainOptions(threshold=0.7)
+    explained = explained_network(Source.of(net), str(folder), ("cam",))
     with pytest.raises(camify.ConfigError, match="another threshold, box_rules"):
-        explain_files(net, net.preprocessing, photos, tmp_path / "given", options, source=str(folder))
+        explain_files(explained, photos, tmp_path / "given", ExplainOptions(threshold=0.7))
 
 
 def test_a_pixel_at_the_threshold_belongs_to_the_box():

@@ -165,7 +165,7 @@ def test_pairs_share_a_network_or_a_method(batch):
 def test_a_method_that_nobody_serves_is_an_error(explained, pictures):
     legacy = explained[0]
     legacy.methods = {"cam": legacy.methods["cam"]}
-    with pytest.raises(ConversionError, match=r"no network can serve one.*camify\.convert"):
+    with pytest.raises(ConversionError, match=r"no network supports one.*camify\.convert"):
         compare_batch([legacy], pictures, choose)
 
 

@@ -15,7 +15,9 @@ import camify
 from camify.data import Preprocessing
 from camify.evaluation.explain_files import ExplainOptions, explain_files
 from camify.evaluation.images import image_files
+from camify.evaluation.network import explained_network
 from camify.evaluation.timing import folded
+from camify.sources import Source
 from camify.sources.demo_network import TinyVGG
 
 PREPROCESSING = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -39,10 +41,10 @@ def photos(tmp_path):
     return folder
 
 
-def run(net, files, out, options=None, **more):
-    return explain_files(
-        net, PREPROCESSING, files, out, options or ExplainOptions(), source="here", class_names=NAMES, **more
-    )
+def run(net, files, out, options=None, *, methods=("cam",), layer=None, method_options=None, **more):
+    source = Source(net, "here", NAMES, preprocessing=PREPROCESSING)
+    network = explained_network(source, "here", methods, layer=layer, options=method_options)
+    return explain_files(network, files, out, options or ExplainOptions(), **more)
 
 
 def results(out):
@@ -51,8 +53,7 @@ def results(out):
 
 def test_what_is_written_follows_from_the_maps(net, photos, tmp_path):
     files = image_files([photos])
-    options = ExplainOptions(methods=("cam", "gradcam"), topk=2)
-    done = run(net, files, tmp_path / "out", options, batch_size=2)
+    done = run(net, files, tmp_path / "out", ExplainOptions(topk=2), methods=("cam", "gradcam"), batch_size=2)
     assert (done.results, done.before, done.unreadable) == (5, 0, {})
     found = results(tmp_path / "out")
     assert [result["image"] for result in found] == [str(path) for path in files]
@@ -110,7 +111,7 @@ def test_a_run_goes_on_where_it_stopped(net, photos, tmp_path):
     files, whole, broken = image_files([photos]), tmp_path / "whole", tmp_path / "broken"
     run(net, files, whole, batch_size=2)
 
-    def stops(batches, _):
+    def stops(batches, *_):
         for index, batch in enumerate(batches):
             if index == 2:
                 raise KeyboardInterrupt
@@ -144,9 +145,9 @@ def test_another_run_and_strangers_files_are_left_alone(net, photos, tmp_path):
     (mine / "a_cam.png").write_bytes(b"my own")
     with pytest.raises(camify.ConfigError, match=r"a_cam\.png: exists"):
         run(net, files, mine)
-    for wrong in ({"methods": ("magic",)}, {"methods": ("gradcam",), "layer": "x"}, {"options": {"sigma": 1}}):
+    for wrong in ({"methods": ("magic",)}, {"methods": ("gradcam",), "layer": "x"}, {"method_options": {"sigma": 1}}):
         with pytest.raises(camify.ConfigError):
-            run(net, files, tmp_path / "never", ExplainOptions(**wrong))
+            run(net, files, tmp_path / "never", **wrong)
     assert not (tmp_path / "never").exists()
     assert (mine / "a_cam.png").read_bytes() == b"my own"
 
@@ -238,7 +239,7 @@ def test_folding_batch_norms_changes_no_result_and_not_the_network(photos, tmp_p
     assert not any(
         isinstance(layer, torch.nn.BatchNorm2d) for layer in folded(model, torch.rand(2, 3, 96, 96)).modules()
     )
-    run(model, image_files([photos]), tmp_path / "out", ExplainOptions(methods=("gradcam",)))
+    run(model, image_files([photos]), tmp_path / "out", methods=("gradcam",))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for result in results(tmp_path / "out"):
         image = PREPROCESSING.read(result["image"])[None]
@@ -275,7 +276,7 @@ def test_a_convolution_that_is_used_twice_is_not_folded(photos, tmp_path, monkey
     assert folded(model, images) is model
     monkeypatch.setattr("camify.evaluation.explain_files._FEW", 0)
     monkeypatch.setattr("camify.evaluation.explain_files.fastest_format", lambda model, images: "contiguous")
-    run(model, image_files([photos]), tmp_path / "out", ExplainOptions(methods=("gradcam",)))
+    run(model, image_files([photos]), tmp_path / "out", methods=("gradcam",))
     for result in results(tmp_path / "out"):
         with torch.no_grad():
             logits = model(PREPROCESSING.read(result["image"])[None])[0]

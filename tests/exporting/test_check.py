@@ -19,6 +19,7 @@ from camify.cli import main
 from camify.errors import CheckpointError
 from camify.surgery.readiness import check
 from camify.training import RunRecord
+from tests.foreign_code import RunsCode
 from tests.training.conftest import SIZE as BLOB_SIZE
 from tests.training.conftest import BlobData, SmallLegacy
 
@@ -75,18 +76,12 @@ def test_legacy_checkpoints_are_told_whether_and_why(tmp_path, capsys):
     assert "camify convert" in printed
 
 
-class Evil:
-    def __reduce__(self):
-        import os
-
-        return os.system, ("true",)
-
-
 def test_a_pickle_is_refused_by_the_name_it_asks_for(tmp_path, capsys):
-    torch.save({"state_dict": {"a": torch.zeros(2)}, "camify": Evil()}, tmp_path / "evil.ckpt")
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "camify": RunsCode(tmp_path / "ran")}, tmp_path / "evil.ckpt")
     code, printed = command(capsys, "check", tmp_path / "evil.ckpt")
     assert code == 1
     assert "posix.system" in printed
+    assert not (tmp_path / "ran").exists()
 
 
 # ---------------------------------------------------------------- runs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 import pytest
 import safetensors.torch
@@ -16,6 +15,7 @@ from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
 from camify.sources.demo_network import TinyVGG
 from camify.surgery import convert, resolve
+from tests.foreign_code import RunsCode
 
 API = torchvision.models._api
 NAME = "squeezenet1_1"
@@ -229,22 +229,14 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
         resolve(f"torchvision/{NAME}@{path}")
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_weights_file_runs_code(tmp_path, zipped):
     trace, path = tmp_path / "ran", tmp_path / "evil.pth"
-    torch.save({"weight": Evil(trace)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"weight": RunsCode(trace)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"evil\.pth: cannot be read as plain weights"):
         resolve(f"torchvision/{NAME}@{path}")
     assert not trace.exists()
-    function, arguments = Evil(trace).__reduce__()
+    function, arguments = RunsCode(trace).__reduce__()
     function(*arguments)  # the same thing does run where it is trusted
     assert trace.exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from camify.errors import CheckpointError
 from camify.sources.demo_network import TinyVGG
 from camify.sources.state_dicts import count_classes, match_keys, read_state
 from camify.surgery import resolve
+from tests.foreign_code import RunsCode
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
 
@@ -245,19 +245,11 @@ def test_what_does_not_fit_is_a_table(tmp_path):
     assert rows[-1] == f"... and {52 + len(other) - 10} more"
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin"])
 def test_foreign_globals_do_not_run_and_are_named(tmp_path, zipped, suffix):
     path, trace = tmp_path / f"w{suffix}", tmp_path / "ran"
-    content = {"state_dict": tiny(), "extra": Evil(trace)}
+    content = {"state_dict": tiny(), "extra": RunsCode(trace)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         CheckpointError, match=r"it needs (posix|nt)\.system.*torch\.save\(model\.state_dict"

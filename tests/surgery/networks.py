@@ -225,3 +225,14 @@ def heads() -> dict[str, list[nn.Module]]:
         "all of it": [*gap, nn.Linear(8, 6), nn.Dropout(0.4), nn.BatchNorm1d(6), nn.Linear(6, 5, bias=False)],
         "conv first": [nn.Conv2d(8, 6, 1), nn.AvgPool2d(16), nn.Flatten(), nn.Linear(6, 5)],
     }
+
+
+class Returns(nn.Module):
+    """A network whose output is wrapped in something."""
+
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))

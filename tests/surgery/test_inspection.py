@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from camify.errors import CheckpointError, ConversionError
 from camify.surgery import convert, inspect
+from tests.surgery.networks import Returns
 
 MODELS = torchvision.models
 
@@ -139,18 +140,9 @@ def test_it_can_be_printed():
     console.file.close()
 
 
-class Returns(nn.Module):
-    def __init__(self, wrap):
-        super().__init__()
-        self.net, self.wrap = Gap(nn.Linear(8, 5)), wrap
-
-    def forward(self, x):
-        return self.wrap(self.net(x))
-
-
 UNSUPPORTED = {
     "mlp": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), "No spatial map"),
-    "tuple": (lambda: Returns(lambda y: (y, [y])), "expected one tensor"),
+    "tuple": (lambda: Returns(Gap(nn.Linear(8, 5)), lambda y: (y, [y])), "expected one tensor"),
     "parallel": (lambda: nn.DataParallel(Gap(nn.Linear(8, 5))), "model.module"),
     "empty": (lambda: nn.Sequential(nn.MaxPool2d(2)), "no parameters"),
     "channels": (lambda: nn.Sequential(nn.Linear(7, 7), nn.Conv2d(3, 2, 3)), "cannot run"),

@@ -15,6 +15,7 @@ from camify.model import CAMNet
 from camify.surgery import convert
 from tests.surgery.networks import (
     MODELS,
+    Returns,
     chain,
     check_identity,
 )
@@ -40,19 +41,10 @@ def test_wrapped_models_are_refused_with_the_way_out():
         convert(script, input_size=64)
 
 
-class Returns(nn.Module):
-    def __init__(self, wrap):
-        super().__init__()
-        self.net, self.wrap = chain(), wrap
-
-    def forward(self, x):
-        return self.wrap(self.net(x))
-
-
 @pytest.mark.parametrize("wrap", [lambda y: (y, y), lambda y: [y], lambda y: {"logits": y}, lambda y: y[:, :, None]])
 def test_outputs_other_than_logits_are_refused(wrap):
     with pytest.raises(ConversionError, match=r"returns .*expected one tensor of logits \(N, classes\)"):
-        convert(Returns(wrap), input_size=64)
+        convert(Returns(chain(), wrap), input_size=64)
 
 
 def test_networks_without_a_map_are_refused():
