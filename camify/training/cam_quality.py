@@ -236,12 +236,14 @@ CAM_METRICS: Mapping[str, _CAMMetric] = {
     }, "boxes or masks", "EnergyPointingGame"),
     "area": _CAMMetric({"map_area": _Figure(lambda batch: functional.area(batch.heat))}),
     "entropy": _CAMMetric({"map_entropy": _Figure(lambda batch: functional.entropy(batch.own))}),
+    "flip_equivariance": _CAMMetric({"flip_equivariance": _Figure(
+        lambda batch: engine.stability_rows(batch.own, heat_of_mirrored=batch.flipped)["flip"].clamp_min(0)
+    )}),
+    "shift_equivariance": _CAMMetric({"shift_equivariance": _Figure(
+        lambda batch: engine.stability_rows(batch.evidence, heat_of_shifted=batch.moved)["shift"].clamp_min(0)
+    )}),
     "drift": _CAMMetric({"map_drift": _Figure(lambda batch: batch.drift)}, "earlier maps"),
     **{name: _CAMMetric({name: _Figure(row)}) for name, row in {
-        "flip_equivariance":
-            lambda batch: engine.stability_rows(batch.own, heat_of_mirrored=batch.flipped)["flip"].clamp_min(0),
-        "shift_equivariance":
-            lambda batch: engine.stability_rows(batch.evidence, heat_of_shifted=batch.moved)["shift"].clamp_min(0),
         "average_drop": lambda batch: batch.faithfulness("drop", "AverageDrop"),
         "average_increase": lambda batch: batch.faithfulness("increase", "AverageIncrease"),
         "coherency": lambda batch: functional.coherency(batch.heat, batch.masked[1]),
