@@ -18,8 +18,9 @@ def net():
 
 @pytest.fixture
 def legacy():
+    """Narrow: Score-CAM runs it once for every channel."""
     torch.manual_seed(0)
-    return TinyVGG(4)
+    return TinyVGG(4, widths=(4, 8, 16, 16))
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_training_between_two_calls_shows(model, images):
 def test_a_replaced_head_shows(legacy, images):
     raw(legacy, images)
     torch.manual_seed(5)
-    legacy.classifier = nn.Sequential(nn.Linear(64 * 36, 4))
+    legacy.classifier = nn.Sequential(nn.Linear(16 * 36, 4))
     assert_same(raw(legacy, images), raw(copy.deepcopy(legacy), images))
 
 

@@ -18,11 +18,11 @@ from tests.surgery.networks import (
     check_identity,
     heads,
     loops,
+    narrow_vgg,
     real,
     relative,
     same_tensors,
     shake,
-    with_small_head,
 )
 
 
@@ -42,10 +42,10 @@ def check_layers(net: CAMNet, legacy: nn.Module, new_convs: list[tuple[int, int]
 
 @pytest.mark.parametrize("name", VGGS)
 def test_every_vgg_becomes_features_without_the_last_pool_and_a_cam_head(name):
-    legacy = with_small_head(name)
+    legacy = narrow_vgg(name)
     images = torch.randn(1, 3, 96, 96)
     net = convert(legacy, head="gap", input_size=96, seed=0)
-    check_layers(net, legacy, [(512, 1024)])
+    check_layers(net, legacy, [(64, 1024)])
     assert net.certificate.map_size == (6, 6)
     assert net.certificate.map_channels == net.num_features == 1024
     assert net.num_classes == 5
@@ -53,7 +53,7 @@ def test_every_vgg_becomes_features_without_the_last_pool_and_a_cam_head(name):
     direct = convert(legacy, head="direct", input_size=64, seed=0)
     check_layers(direct, legacy, [])
     assert direct.certificate.map_size == (4, 4)
-    assert direct.num_features == 512
+    assert direct.num_features == 64
     with torch.no_grad():
         assert torch.equal(direct.features(images), legacy.features[:-1](images))
 
@@ -78,15 +78,15 @@ def test_vgg16_drops_its_fully_connected_parameters():
 
 
 def test_vgg11_at_224_has_a_map_of_14x14():
-    legacy = real("vgg11")
+    legacy = narrow_vgg("vgg11")
     images = torch.randn(1, 3, 224, 224)
     net = convert(legacy, input_size=224, seed=0)
-    check_layers(net, legacy, [(512, 1024)])
+    check_layers(net, legacy, [(64, 1024)])
     assert net.certificate.map_size == (14, 14)
     check_identity(net, images)
     with torch.no_grad():
         features = legacy.features[:-1](images)
-        assert features.shape == (1, 512, 14, 14)
+        assert features.shape == (1, 64, 14, 14)
         expected = F.relu(F.conv2d(features, net.features[-2].weight, net.features[-2].bias, padding=1))
         assert relative(net.features(images), expected) < 1e-6
 
@@ -113,7 +113,7 @@ def test_alexnet_at_224_has_a_map_of_13x13_and_two_convolutions():
 
 def test_a_small_image_is_not_enlarged_to_the_size_of_the_adaptive_pool():
     """torchvision's VGG pools to 7 x 7 whatever comes: at 64 px that would copy 2 x 2 values."""
-    net = convert(with_small_head("vgg11"), head="direct", input_size=64)
+    net = convert(narrow_vgg("vgg11"), head="direct", input_size=64)
     assert net.certificate.map_size == (4, 4)
 
 

@@ -24,6 +24,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from camify import ConversionError, convert, export, inspect
+from tests.surgery.networks import narrow_vgg
 
 ROOT = Path(__file__).parents[2]
 NAMES = list_models(module=torchvision.models)
@@ -50,7 +51,7 @@ FAMILIES = {  # of torchvision, by how the names begin; the first that fits
 }  # fmt: skip
 SMALL = {  # of each family one network and a size that are quick; built small where its smallest published one is not
     "AlexNet": (partial(get_model, "alexnet"), 96),
-    "VGG": (partial(get_model, "vgg11"), 64),
+    "VGG": (partial(narrow_vgg, "vgg11"), 64),
     "ResNet, ResNeXt, Wide ResNet": (partial(get_model, "resnet18"), 96),
     "SqueezeNet": (partial(get_model, "squeezenet1_1"), 96),
     "DenseNet": (partial(DenseNet, 8, (2, 2), 8), 64),

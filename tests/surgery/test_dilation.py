@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import DenseNet, ResNet
+from torchvision.models.resnet import Bottleneck
 
 from camify import CAMNet, ConversionError, convert
+from tests.surgery.networks import narrow_vgg
 
 
 def images(size=96, channels=3):
@@ -19,6 +24,13 @@ def pair(legacy, stride, size=96, **options):
     return convert(legacy, **options).eval(), convert(legacy, map_stride=stride, **options).eval()
 
 
+NARROW = {  # the published geometry with few channels
+    "vgg11_bn": partial(narrow_vgg, "vgg11_bn"),
+    "resnet50": partial(ResNet, Bottleneck, [1, 2, 2, 2], width_per_group=8),
+    "densenet121": partial(DenseNet, 8, (2, 3, 3, 2), 16),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "size", "stride", "factor"),
     [
@@ -28,7 +40,8 @@ def pair(legacy, stride, size=96, **options):
     ],
 )  # fmt: skip
 def test_the_dense_map_subsampled_is_the_old_map(name, size, stride, factor):
-    legacy = torchvision.models.get_model(name, weights=None)
+    torch.manual_seed(0)
+    legacy = NARROW[name]() if name in NARROW else torchvision.models.get_model(name, weights=None)
     coarse, fine = pair(legacy.eval(), stride, size)
     x = images(size)
     with torch.no_grad():
@@ -59,7 +72,7 @@ def test_the_certificate_says_what_it_costs():
 
 
 def test_new_convolutions_come_behind_the_finer_map():
-    legacy = torchvision.models.vgg11(weights=None).eval()
+    legacy = narrow_vgg("vgg11")
     net = convert(legacy, head="gap", head_channels=16, map_stride=8, input_size=96, seed=0)
     assert net.certificate.map_size == (11, 11), "a pool of 2 x 2 without its stride: 12 -> 11"
     assert net.features.cam_conv.dilation == (1, 1)
@@ -92,12 +105,12 @@ def test_the_users_network_keeps_its_strides():
 )
 def test_what_cannot_be_had_is_refused_with_the_reason(name, stride, words):
     options = {"init_weights": False} if name == "googlenet" else {}
-    legacy = torchvision.models.get_model(name, weights=None, **options).eval()
+    legacy = NARROW[name]() if name in NARROW else torchvision.models.get_model(name, weights=None, **options)
     with pytest.raises(ConversionError, match=words):
-        convert(legacy, head="direct", map_stride=stride, input_size=96)
+        convert(legacy.eval(), head="direct", map_stride=stride, input_size=96)
 
 
 def test_recast_keeps_its_stride():
-    legacy = torchvision.models.alexnet(weights=None).eval()
+    legacy = narrow_vgg("vgg11")
     with pytest.raises(ConversionError, match="map_stride"):
         convert(legacy, head="recast", map_stride=8)

@@ -19,7 +19,7 @@ from tests.surgery.networks import (
 NATIVES = {
     "resnet18": {},
     "mobilenet_v2": {},
-    "densenet121": {},
+    "DenseNet": {"growth_rate": 8, "block_config": (2, 3, 3, 2), "num_init_features": 16},
     "googlenet": {"init_weights": False},
     "shufflenet_v2_x0_5": {},
     "mnasnet0_5": {},
@@ -30,7 +30,7 @@ NATIVES = {
 
 @pytest.mark.parametrize("name", NATIVES)
 def test_a_native_cam_network_keeps_its_logits_and_its_classifier(name):
-    legacy = shake(getattr(MODELS, name)(weights=None, num_classes=12, **NATIVES[name])).eval()
+    legacy = shake(getattr(MODELS, name)(num_classes=12, **NATIVES[name])).eval()
     size = 96 if name != "googlenet" else 128
     net = convert(legacy, head="direct", input_size=size)
     images = torch.randn(2, 3, size, size)

@@ -15,6 +15,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from camify.errors import ConversionError
 from camify.model import CAMNet
 from camify.surgery import RECIPES, convert
+from tests.surgery.networks import narrow_vgg
 
 MODELS = torchvision.models
 
@@ -303,7 +304,7 @@ def test_vgg_loses_pool5_and_in_28_pool4_too():
 
 
 def test_vgg16_at_full_size_has_14_by_14_cells():
-    net = convert(legacy("vgg16"), recipe="zhou2016/vgg16-gap", input_size=224, num_classes=3, seed=0)
+    net = convert(narrow_vgg("vgg16"), recipe="zhou2016/vgg16-gap", input_size=224, num_classes=3, seed=0)
     assert net.certificate.map_size == (14, 14)
     assert net.certificate.cam_ready
 

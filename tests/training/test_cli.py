@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 
 import pytest
 import torch
@@ -16,12 +17,16 @@ from camify.training.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore")  # the command line sets its own filters; these runs print them
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _no_run_folder(monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
+
+
+def write_config(folder):
+    """A configuration, whose run goes into ``folder/run``."""
     options = {
         "trainer": {
-            "max_epochs": 1, "accelerator": "cpu", "default_root_dir": str(tmp_path / "run"),
+            "max_epochs": 1, "accelerator": "cpu", "default_root_dir": str(folder / "run"),
             "enable_progress_bar": False, "log_every_n_steps": 1,
         },
         "model": {"model": "camify/tiny_vgg", "input_size": 96, "head_channels": 8},
@@ -31,9 +36,25 @@ def config(tmp_path, monkeypatch):
         },
         "overlays": {"num_images": 2},
     }  # fmt: skip
-    path = tmp_path / "config.yaml"
+    path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(options))
     return str(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a configuration and of its finished run, which tests may add to and not change."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.delenv("CAMIFY_RUN_FOLDER", raising=False)
+        run("fit", "--config", write_config(folder))
+    return folder
 
 
 def run(*arguments):
@@ -49,16 +70,15 @@ def refused(capsys, *arguments):
     return error
 
 
-def test_a_run_leaves_its_whole_folder_and_a_second_one_another(config, tmp_path):
-    run("fit", "--config", config)
-    folder = tmp_path / "run"
+def test_a_run_leaves_its_whole_folder_and_a_second_one_another(finished):
+    folder = finished / "run"
     expected = {"config.yaml", "results.json", "report.html", "overlays", "export"}
     assert expected | {"best.ckpt", "last.ckpt", "metrics.csv"} <= {entry.name for entry in folder.iterdir()}
     assert any(entry.name.startswith("events.") for entry in folder.iterdir())
     assert json.loads((folder / "results.json").read_text())["finished"]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    run("fit", "--config", config)
-    assert (tmp_path / "run-2" / "export" / "camify.json").is_file()
+    run("fit", "--config", str(finished / "config.yaml"))
+    assert (finished / "run-2" / "export" / "camify.json").is_file()
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert "CAMIFY_RUN_FOLDER" not in os.environ
 
@@ -76,14 +96,13 @@ def test_the_written_configuration_resumes_the_run(config, tmp_path):
     assert (folder / "metrics-1.csv").is_file(), "the figures of the first part are kept"
 
 
-def test_validate_and_test_write_nothing_and_predict_a_table(config, tmp_path, capsys):
-    run("fit", "--config", config)
-    folder = tmp_path / "run"
-    before = sorted(tmp_path.rglob("*"))
+def test_validate_and_test_write_nothing_and_predict_a_table(finished, capsys):
+    config, folder = str(finished / "config.yaml"), finished / "run"
+    before = sorted(finished.rglob("*"))
     best = str(folder / "best.ckpt")
     for command in ("validate", "test"):
         run(command, "--config", config, "--ckpt_path", best)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(finished.rglob("*")) == before
     assert "test/max_box_acc" in capsys.readouterr().out
     for _ in range(2):
         run("predict", "--config", config, "--ckpt_path", best)
@@ -100,10 +119,9 @@ def test_validate_and_test_write_nothing_and_predict_a_table(config, tmp_path, c
         assert float(row["probability"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-def test_a_checkpoint_folder_can_be_trained_on(config, tmp_path):
-    run("fit", "--config", config)
-    run("fit", "--config", config, "--model.model", str(tmp_path / "run" / "export"))
-    first, second = (camify.load(tmp_path / name / "export") for name in ("run", "run-2"))
+def test_a_checkpoint_folder_can_be_trained_on(finished, config, tmp_path):
+    run("fit", "--config", config, "--model.model", str(finished / "run" / "export"))
+    first, second = (camify.load(folder / "run" / "export") for folder in (finished, tmp_path))
     assert first.state_dict().keys() == second.state_dict().keys()
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
 
