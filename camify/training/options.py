@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 DECIDED_LATER: Any = None
-"""Of an option that was not given: by the recipe, else by camify's defaults (``surgery.recipes``)."""
+"""Of an option that was not given: by the recipe, else by camify's defaults (``FineTuning``)."""
 
 
 def _require(condition: bool, message: str) -> None:
