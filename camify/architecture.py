@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import CheckpointError, ConversionError
-from .graphs import LayerTracer, assemble
-from .known_layers import FUNCTIONS, LAYER_NAMES, LAYERS, METHODS
+from .graphs.allowed_layers import FUNCTIONS, LAYER_NAMES, LAYERS, METHODS
+from .graphs.fx_modules import LayerTracer, assemble
 
 __all__ = ["build", "describe"]
 

@@ -13,8 +13,10 @@ import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
-from camify import architecture, graphs, known_layers
+from camify import architecture
 from camify.errors import CheckpointError, ConversionError
+from camify.graphs import allowed_layers as known_layers
+from camify.graphs import fx_modules as graphs
 
 MODELS = torchvision.models
 

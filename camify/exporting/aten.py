@@ -22,7 +22,7 @@ _MEMORY = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels
 _STRINGS = frozenset({"none", "tanh", "floor", "trunc", "amax", "sum", "constant", "reflect", "replicate", "circular"})
 _EQUATION = re.compile(r"[A-Za-z ,.]{1,100}->[A-Za-z .]{0,30}", re.ASCII)  # of einsum
 _TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
-# What the layers and functions of camify.known_layers become, and what the outputs and the preprocessing need.
+# What the layers and functions of camify.graphs.allowed_layers become, and what the outputs and the preprocessing need.
 _ATEN_NAMES = """
 conv1d conv2d conv_transpose2d linear matmul bmm mm addmm einsum scaled_dot_product_attention
 batch_norm layer_norm group_norm instance_norm linalg_vector_norm

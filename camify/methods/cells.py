@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy import TracedSplit
+from .feature_split import TracedSplit
 from .forward_pass import ForwardPass
 
 __all__ = ["cell_logits"]

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Split, split, task_of
 from ..errors import ConversionError
+from ..graphs import task_of
 from ..model import CAMNet
 from ..modes import evaluating
 from ..task import Classes, Task
+from .feature_split import Split, split
 
 __all__ = ["PRECISIONS", "ForwardPass", "observe", "unwrapped"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from ..anatomy import Layout, TracedAnatomy, between
 from ..errors import ConversionError
-from ..graphs import LayerTracer, as_module, assemble
+from ..graphs import Layout, TracedAnatomy, between
+from ..graphs.fx_modules import LayerTracer, as_module, assemble
 
 __all__ = [
     "Change",

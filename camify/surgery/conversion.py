@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, FeaturesCopy, TracedAnatomy, examine
 from ..errors import ConversionError
+from ..graphs import Anatomy, FeaturesCopy, TracedAnatomy, examine
 from ..model import CAMNet
 from ..pooling import POOLS
 from ..sources import Source, resolve

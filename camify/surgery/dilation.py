@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..anatomy import UntracedFeatures
 from ..errors import ConversionError
-from ..graphs import LayerTracer
+from ..graphs import UntracedFeatures
+from ..graphs.fx_modules import LayerTracer
 
 __all__ = ["set_map_stride"]
 

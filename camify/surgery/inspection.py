@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, examine
 from ..certificate import as_text
 from ..errors import ConversionError
+from ..graphs import Anatomy, examine
 from ..sources import Source, resolve
 
 __all__ = ["Inspection", "inspect"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..anatomy import Anatomy
 from ..certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
+from ..graphs import Anatomy
 from ..maps import identity_error
 from ..model import CAMNet
 from ..modes import evaluating

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..anatomy import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
 from ..certificate import TOLERANCE
 from ..errors import ConversionError
-from ..graphs import as_module, parameter_free
+from ..graphs import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
+from ..graphs.fx_modules import as_module, parameter_free
 from ..modes import evaluating, without_hooks
 
 __all__ = ["Recast", "recast_head"]

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..anatomy import LogitsOf, examine
 from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
 from ..errors import ConfigError, ConversionError
+from ..graphs import examine
+from ..methods.feature_split import LogitsOf
 from ..model import CAMNet
 from ..sources import Source, resolve
 from ..surgery import convert

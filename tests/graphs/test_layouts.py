@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from camify import CAMNet, convert, inspect
-from camify.anatomy import Layout, find_layout
+from camify.graphs import Layout, find_layout
 
 MODELS = torchvision.models
 

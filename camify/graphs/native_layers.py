@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from ..known_layers import LAYERS
 from ..modes import evaluating
+from .allowed_layers import LAYERS
 
 __all__ = ["in_torch_layers"]
 

@@ -12,14 +12,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import ConversionError
-from ..graphs import as_module, assemble, parameter_free
 from ..modes import without_hooks
-from .anatomy import Anatomy, FeaturesCopy
-from .cut import before_pools, candidates_of, map_layouts, no_map
-from .equivalents import in_torch_layers
-from .layout import Layout
-from .linearity import fold_linear_head
-from .tracing import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
+from .analysis import Anatomy, FeaturesCopy
+from .fx_modules import as_module, assemble, parameter_free
+from .last_map import before_pools, candidates_of, map_layouts, no_map
+from .layouts import Layout
+from .linear_head import fold_linear_head
+from .native_layers import in_torch_layers
+from .tracer import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
 
 __all__ = ["TracedAnatomy", "dissect", "only_layer"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..task import Task
 from .final_activation import task_of
-from .layout import Layout
+from .layouts import Layout
 
 __all__ = ["Anatomy", "FeaturesCopy"]
 

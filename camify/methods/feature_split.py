@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConfigError, ConversionError
-from ..graphs import as_module
+from ..graphs.analyze import examine
+from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
+from ..graphs.fx_modules import as_module
+from ..graphs.layouts import Layout, find_layout
+from ..graphs.traced import TracedAnatomy, only_layer
+from ..graphs.tracer import Trace, TracingError, between, require_logits, trace
+from ..graphs.untraceable import HookedAnatomy, Record, bypassed, last_activation, replayed
 from ..model import CAMNet
 from ..modes import evaluating, without_hooks
-from .examination import examine
-from .final_activation import ACTIVATION_MODULES, activation_name
-from .hooked import HookedAnatomy, Record, bypassed, last_activation, replayed
-from .layout import Layout, find_layout
-from .traced import TracedAnatomy, only_layer
-from .tracing import Trace, TracingError, between, require_logits, trace
 
 __all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
 

@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
-from ..graphs import parameter_free
-from .layout import Layout, find_layout
-from .tracing import Observer, between
+from .fx_modules import parameter_free
+from .layouts import Layout, find_layout
+from .tracer import Observer, between
 
 __all__ = ["before_pools", "candidates_of", "map_layouts", "no_map"]
 

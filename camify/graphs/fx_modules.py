@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from .errors import ConversionError
-from .known_layers import LAYER_NAMES
+from ..errors import ConversionError
+from .allowed_layers import LAYER_NAMES
 
 __all__ = ["OWN_NAMES", "LayerTracer", "as_module", "assemble", "parameter_free"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
-from ..graphs import LayerTracer, as_module, parameter_free
 from .final_activation import take_off
+from .fx_modules import LayerTracer, as_module, parameter_free
 
 __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
-from .anatomy import Anatomy
-from .hooked import dissect_by_hooks
+from .analysis import Anatomy
 from .traced import dissect
-from .tracing import TracingError
+from .tracer import TracingError
+from .untraceable import dissect_by_hooks
 
 __all__ = ["examine"]
 

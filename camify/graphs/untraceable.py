@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..modes import without_hooks
-from .anatomy import Anatomy, FeaturesCopy
+from .analysis import Anatomy, FeaturesCopy
 from .final_activation import activation_name
-from .layout import Layout, find_layout
-from .linearity import fold_linear_head, gives
-from .tracing import TracingError, require_logits
+from .layouts import Layout, find_layout
+from .linear_head import fold_linear_head, gives
+from .tracer import TracingError, require_logits
 
 __all__ = [
     "HookedAnatomy",
