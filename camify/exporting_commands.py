@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from .checkpoint import MANIFEST
+from .checkpoint.folder import MANIFEST
+from .checkpoint.hub import is_repository, push_folder
 from .errors import ConfigError
 from .evaluation.images import image_files
 from .exporting import EXPORT_PRECISIONS, export
-from .hub import is_repository, push_folder
 from .model import CAMNet
 from .preprocessing import Preprocessing
 from .sources.resolve import resolve_cam_ready

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import BoxRule
-from .card import model_card
-from .certificate import Certificate
-from .checkpoint import MANIFEST, open_folder, write_folder
+from .checkpoint.certificate import Certificate
+from .checkpoint.folder import MANIFEST, open_folder, write_folder
+from .checkpoint.hub import fetch_folder, is_repository
+from .checkpoint.manifest import finite_values, manifest_of, network_of
+from .checkpoint.model_card import model_card
 from .errors import ConfigError, ConversionError
-from .hub import fetch_folder, is_repository
-from .manifest import finite_values, manifest_of, network_of
 from .maps import class_maps, identity_error
 from .modes import evaluating, without_hooks
 from .pooling import POOLS

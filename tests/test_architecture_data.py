@@ -13,7 +13,7 @@ import torchvision
 from torch import fx, nn
 from torch.nn import functional as F
 
-from camify import architecture
+from camify.checkpoint import architecture
 from camify.errors import CheckpointError, ConversionError
 from camify.graphs import allowed_layers as known_layers
 from camify.graphs import fx_modules as graphs

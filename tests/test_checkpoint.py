@@ -16,9 +16,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from camify.card import model_card
-from camify.certificate import Certificate, Part
-from camify.checkpoint import manifest_digest
+from camify.checkpoint.certificate import Certificate, Part
+from camify.checkpoint.folder import manifest_digest
+from camify.checkpoint.model_card import model_card
 from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
 from camify.surgery import convert

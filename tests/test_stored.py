@@ -10,7 +10,7 @@ import torch
 
 import camify
 from camify.boxes import BoxRule
-from camify.checkpoint import SCHEMA_VERSION
+from camify.checkpoint.folder import SCHEMA_VERSION
 
 STORED = Path(__file__).parent / "stored"
 LOGITS = [-1.8376152515411377, -2.1855995655059814, 0.5190213918685913]  # of the network that was saved, when it was

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from ..certificate import TOLERANCE
+from ..checkpoint.certificate import TOLERANCE
 from ..errors import CheckpointError, ConfigError
 from ..model import CAMNet
 from ..task import Classes

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checkpoint.hub import is_repository
 from ..errors import CheckpointError, ConversionError
-from ..hub import is_repository
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, load_exported

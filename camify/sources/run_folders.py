@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CKPT_RECORD, MANIFEST, check_manifest
+from ..checkpoint.folder import CKPT_RECORD, MANIFEST, check_manifest
+from ..checkpoint.hub import HUB_PREFIX, fetch_folder, is_repository
 from ..errors import CheckpointError
-from ..hub import HUB_PREFIX, fetch_folder, is_repository
 from ..model import CAMNet
 from .source import Source
 from .state_dicts import read_plain

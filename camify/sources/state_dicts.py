@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..checkpoint import read_tensors
+from ..checkpoint.folder import read_tensors
 from ..errors import CheckpointError
 
 __all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_plain", "read_state"]

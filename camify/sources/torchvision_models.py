@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoint import MANIFEST, file_sha256
+from ..checkpoint.folder import MANIFEST, file_sha256
 from ..errors import CheckpointError, ConversionError
 from ..preprocessing import Preprocessing
 from ..task import Task

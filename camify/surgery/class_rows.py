@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..certificate import TOLERANCE, Part
+from ..checkpoint.certificate import TOLERANCE, Part
 from ..errors import ConversionError
 from ..model import CAMNet
 from ..modes import without_hooks

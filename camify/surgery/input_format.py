@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..certificate import TOLERANCE
+from ..checkpoint.certificate import TOLERANCE
 from ..errors import ConversionError
 from ..modes import evaluating, without_hooks
 from ..preprocessing import Preprocessing

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..certificate import as_text
+from ..checkpoint.certificate import as_text
 from ..errors import ConversionError
 from ..graphs import Anatomy, examine
 from ..sources import Source, resolve

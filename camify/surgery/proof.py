@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..certificate import TOLERANCE, Certificate, Part
+from ..checkpoint.certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..graphs import Anatomy
 from ..maps import identity_error

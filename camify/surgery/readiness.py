@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..certificate import TOLERANCE
-from ..checkpoint import MANIFEST, WEIGHTS
+from ..checkpoint.certificate import TOLERANCE
+from ..checkpoint.folder import MANIFEST, WEIGHTS
 from ..errors import CamifyError, CheckpointError
 from ..exporting.onnx_file import OnnxFile
 from ..exporting.pt2_file import Pt2File

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..certificate import TOLERANCE
+from ..checkpoint.certificate import TOLERANCE
 from ..errors import ConversionError
 from ..graphs import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
 from ..graphs.fx_modules import as_module, parameter_free

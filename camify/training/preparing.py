@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import CKPT_RECORD, SCHEMA_VERSION
+from ..checkpoint.folder import CKPT_RECORD, SCHEMA_VERSION
 from ..errors import ConfigError, ConversionError
 from ..graphs import examine
 from ..methods.feature_split import LogitsOf

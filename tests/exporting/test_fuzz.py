@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import camify
-from camify.checkpoint import CKPT_RECORD, SCHEMA_VERSION
+from camify.checkpoint.folder import CKPT_RECORD, SCHEMA_VERSION
 from camify.errors import CheckpointError
 from camify.exporting import open_exported
 

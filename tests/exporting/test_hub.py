@@ -16,9 +16,9 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 
 import camify
+from camify.checkpoint.hub import is_repository, push_folder
 from camify.cli import main
 from camify.errors import CheckpointError, ConfigError
-from camify.hub import is_repository, push_folder
 from camify.surgery.readiness import check
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

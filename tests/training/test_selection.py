@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import camify
 from camify.boxes import BoxRule
-from camify.checkpoint import manifest_digest
+from camify.checkpoint.folder import manifest_digest
 from camify.task import Classes, Task
 from camify.training import RunRecord
 from camify.training.calibration import _examples

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 __all__ = ["TOLERANCE", "Certificate", "Part", "as_text"]
 

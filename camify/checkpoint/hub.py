@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .checkpoint import CARD, MANIFEST, OVERLAYS, WEIGHTS
-from .errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError
+from .folder import CARD, MANIFEST, OVERLAYS, WEIGHTS
 
 __all__ = ["HUB_PREFIX", "fetch_folder", "is_repository", "push_folder"]
 

@@ -21,8 +21,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import CheckpointError
-from .files import interrupted_replacements, replace_folder
+from ..errors import CheckpointError
+from ..files import interrupted_replacements, replace_folder
 
 __all__ = [
     "CARD",

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import CheckpointError, ConversionError
-from .graphs.allowed_layers import FUNCTIONS, LAYER_NAMES, LAYERS, METHODS
-from .graphs.fx_modules import LayerTracer, assemble
+from ..errors import CheckpointError, ConversionError
+from ..graphs.allowed_layers import FUNCTIONS, LAYER_NAMES, LAYERS, METHODS
+from ..graphs.fx_modules import LayerTracer, assemble
 
 __all__ = ["build", "describe"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..boxes import BoxRule
+from ..errors import CheckpointError
 from . import architecture
-from .boxes import BoxRule
 from .certificate import TOLERANCE, Certificate
-from .errors import CheckpointError
 
 __all__ = ["finite_values", "manifest_of", "network_of"]
 

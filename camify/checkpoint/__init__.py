@@ -1,0 +1,1 @@
+"""The checkpoint: its folder, the architecture as data, certificate, model card, the Hub. No code is stored."""
