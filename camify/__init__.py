@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, methods, metrics
     from .boxes import BoxRule
+    from .conversion import convert, fit_head, inspect
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .evaluation import evaluate
     from .exporting import export
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from .model import CAMNet
     from .preprocessing import Preprocessing
     from .sources import load
-    from .surgery import convert, fit_head, inspect
     from .task import Task
     from .training import CAMFineTuner, CAMOverlayLogger
 
@@ -48,7 +48,7 @@ _HOMES = {
         ("CamifyError", "CheckpointError", "ConfigError", "ConstantMapWarning", "ConversionError", "DataError"),
         "errors",
     ),
-    **dict.fromkeys(("convert", "fit_head", "inspect"), "surgery"),
+    **dict.fromkeys(("convert", "fit_head", "inspect"), "conversion"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "BoxRule": "boxes",
     "CAMNet": "model",

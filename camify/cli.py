@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
 from .errors import CamifyError, ConfigError, ConversionError, DataError
 from .evaluation import evaluate
 from .evaluation.comparison import compare_files
@@ -30,7 +31,6 @@ from .report.page import render_page
 from .report.run import read_run
 from .report.runs import render_runs
 from .sources import resolve
-from .surgery import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
 from .task import Classes, Task
 
 __all__ = ["main"]

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from .checkpoint.folder import MANIFEST
 from .checkpoint.hub import is_repository, push_folder
+from .conversion.readiness import check
 from .errors import ConfigError
 from .evaluation.images import image_files
 from .exporting import EXPORT_PRECISIONS, export
 from .model import CAMNet
 from .preprocessing import Preprocessing
 from .sources.resolve import resolve_cam_ready
-from .surgery.readiness import check
 
 __all__ = ["COMMANDS", "add_commands"]
 

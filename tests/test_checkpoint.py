@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from camify.checkpoint.certificate import Certificate, Part
 from camify.checkpoint.folder import manifest_digest
 from camify.checkpoint.model_card import model_card
+from camify.conversion import convert
 from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
-from camify.surgery import convert
 
 FILES = ["README.md", "camify.json", "model.safetensors"]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -166,7 +166,7 @@ expected = torch.load(expected, weights_only=True)
 found = {
     "equal": torch.equal(net(expected["images"]), expected["logits"]),
     "names": net.class_names,
-    "modules": [n for n in ("pytorch_lightning", "camify.surgery", "test_checkpoint") if n in sys.modules],
+    "modules": [n for n in ("pytorch_lightning", "camify.conversion", "test_checkpoint") if n in sys.modules],
     "killed": {},
 }
 

@@ -13,9 +13,9 @@ from PIL import Image
 import camify
 import camify.cli
 from camify.cli import main
+from camify.conversion import Source
 from camify.data import Preprocessing
 from camify.sources.demo_network import TinyVGG
-from camify.surgery import Source
 
 
 @pytest.fixture

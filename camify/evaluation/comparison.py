@@ -65,7 +65,7 @@ def compare_files(
 
     Args:
         images: files and folders; boxes come from a ``boxes.csv`` in their folder or one of the three above.
-        models: source strings, as ``camify.surgery.resolve`` takes them; of the same classes.
+        models: source strings, as ``camify.conversion.resolve`` takes them; of the same classes.
         methods: names; None takes those that need one forward.
         out: folder to write.
         target: the class to compare, by name or number; None takes the first network's top-1 of every picture.

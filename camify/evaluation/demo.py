@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..conversion import convert, fit_head
 from ..data.scenes import CLASS_NAMES, render_group, render_scene
 from ..data.shapes import SHAPES
 from ..sources import Source, resolve
-from ..surgery import convert, fit_head
 from .images import EvaluationImage
 from .network import ExplainedNetwork, explained_network
 

@@ -55,7 +55,7 @@ def evaluate(
     seen once; mosaics and the sample need further forwards. No map is kept, only some kilobytes an image.
 
     Args:
-        model: a source string (see ``camify.surgery.resolve``), an exported file or a network, which is left as it was.
+        model: a source (see ``camify.sources.resolve``), an exported file or a network, which is left as it was.
         data: folder of ``SPLIT/CLASS/*`` or ``CLASS/*``, optionally with ``boxes.csv``; classes go by name.
         methods: names of explanation methods; all share one forward.
         class_names: of the network's classes, in order; None takes its own.

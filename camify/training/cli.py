@@ -21,8 +21,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
+from ..conversion import find_recipe
 from ..errors import CamifyError, ConfigError
-from ..surgery import find_recipe
 from .fine_tuner import CAMFineTuner
 from .options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
 from .overlays import CAMOverlayLogger

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..conversion import balance_head, fit_head
 from ..errors import ConfigError
-from ..surgery import balance_head, fit_head
 from .asking import single_loader, whole_split
 from .augmentation import drop_attention
 from .feature_cache import FeatureCache

@@ -18,13 +18,13 @@ from torchmetrics import MeanMetric, Metric
 from torchvision.transforms import v2
 
 from ..batch import Batch
+from ..conversion import FitReport
 from ..errors import ConfigError, DataError
 from ..maps import class_maps, select
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
-from ..surgery import FitReport
 from ..task import Classes, Task
 from .asking import read_images, single_loader
 from .augmentation import hide_patches
@@ -80,7 +80,7 @@ class CAMFineTuner(pl.LightningModule):
         model: a CAMNet, a legacy network to convert, or a source such as ``"torchvision/vgg16"``.
         class_names: in label order; None takes those of the model. Rows of classes that the legacy has by these
             names are kept where its classifier is (see ``camify.convert``).
-        recipe: a published network by name (``camify.surgery.RECIPES``): its layers, where ``model`` is a legacy
+        recipe: a published network by name (``camify.conversion.RECIPES``): its layers, where ``model`` is a legacy
             network, and how it was fine-tuned. Options of the head that contradict it are refused, other options win.
         head: ``"gap"`` (default), ``"direct"``, ``"recast"`` or ``"none"``; see ``ConversionOptions``.
         init: how the classifier starts: ``"random"`` (default), ``"ridge"`` or ``"recast"``; see ``ConversionOptions``.

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from ..conversion import Recipe, find_recipe, settle_fine_tuning, settle_head
 from ..errors import ConfigError
-from ..surgery import Recipe, find_recipe, settle_fine_tuning, settle_head
 
 __all__ = [
     "FLAT",

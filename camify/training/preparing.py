@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint.folder import CKPT_RECORD, SCHEMA_VERSION
+from ..conversion import convert
 from ..errors import ConfigError, ConversionError
 from ..graphs import examine
 from ..methods.feature_split import LogitsOf
 from ..model import CAMNet
 from ..sources import Source, resolve
-from ..surgery import convert
 from ..task import Task
 from .options import FineTuningOptions
 

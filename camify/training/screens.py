@@ -11,8 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..conversion import find_recipe
 from ..report.run import MAP_FIGURES
-from ..surgery import find_recipe
 from .asking import count_samples
 from .fine_tuner import CAMFineTuner
 

@@ -19,6 +19,7 @@ import torchvision
 from PIL import Image
 
 import camify
+from camify.conversion import Source
 from camify.data.scenes import CLASS_NAMES, render_scene
 from camify.evaluation.engine import STEPS, THRESHOLDS
 from camify.evaluation.images import find_labeled
@@ -26,7 +27,6 @@ from camify.evaluation.intervals import localisation_figures
 from camify.evaluation.network import explained_network
 from camify.evaluation.passes import GRID, Run, measure_all, measure_mosaics, measure_sample
 from camify.metrics.functional import centre_boxes, mosaic_plan
-from camify.surgery import Source
 
 METHODS = ("cam", "gradcam", "reciprocam")
 COUNT, SAMPLE, BATCH = 24, 1, 8

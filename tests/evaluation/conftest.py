@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import camify
+from camify.conversion import Source
 from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare
@@ -16,7 +17,6 @@ from camify.evaluation.images import EvaluationImage
 from camify.evaluation.network import explained_network
 from camify.model import CAMNet
 from camify.sources.demo_network import TinyVGG
-from camify.surgery import Source
 
 THREE = ["ant", "bee", "c|at"]
 METHOD_NAMES = ("cam", "gradcam", "gradcam++", "layercam", "reciprocam")

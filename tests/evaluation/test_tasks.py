@@ -12,6 +12,7 @@ from torch import nn
 
 import camify
 from camify.cli import main
+from camify.conversion import Source
 from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare_files
@@ -19,7 +20,6 @@ from camify.evaluation.engine import ClassLogits, curve_rows
 from camify.evaluation.network import explained_network, short_names
 from camify.metrics.functional import area_under_curve, blurred, deletion_curves, insertion_curves
 from camify.model import CAMNet
-from camify.surgery import Source
 
 
 def small(bias, seed=0):

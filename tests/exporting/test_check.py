@@ -16,8 +16,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 import camify
 from camify.cli import main
+from camify.conversion.readiness import check
 from camify.errors import CheckpointError
-from camify.surgery.readiness import check
 from camify.training import RunRecord
 from tests.foreign_code import RunsCode
 from tests.training.conftest import SIZE as BLOB_SIZE

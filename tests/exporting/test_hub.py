@@ -18,8 +18,8 @@ from huggingface_hub.utils import disable_progress_bars
 import camify
 from camify.checkpoint.hub import is_repository, push_folder
 from camify.cli import main
+from camify.conversion.readiness import check
 from camify.errors import CheckpointError, ConfigError
-from camify.surgery.readiness import check
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

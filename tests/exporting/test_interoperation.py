@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import camify
+from tests.conversion.test_interoperation import scaled_twice
 from tests.exporting.conftest import SIZE
-from tests.surgery.test_interoperation import scaled_twice
 
 TARGETS = [0, 3, 2]
 

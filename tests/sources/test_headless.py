@@ -13,9 +13,9 @@ from PIL import Image
 
 import camify
 from camify.cli import main
+from camify.conversion.readiness import check
 from camify.errors import CheckpointError, ConversionError
 from camify.sources import resolve
-from camify.surgery.readiness import check
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"
 HEADS = {"vgg11": "classifier.", "resnet18": "fc.", "mobilenet_v3_small": "classifier.", "squeezenet1_1": "classifier."}

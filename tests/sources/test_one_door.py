@@ -17,10 +17,10 @@ from torch import nn
 
 import camify
 from camify.cli import main
+from camify.conversion.readiness import check
 from camify.errors import CheckpointError, ConfigError, ConversionError
 from camify.sources import LOADERS, Loader, Source, load, resolve
 from camify.sources.demo_network import DEMO_WEIGHTS, TinyVGG
-from camify.surgery.readiness import check
 from camify.task import Task
 from camify.training.preparing import checkpoint_manifest
 

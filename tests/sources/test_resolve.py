@@ -10,11 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
+from camify.conversion import convert, resolve
 from camify.data import Preprocessing
 from camify.errors import CheckpointError, ConversionError
 from camify.model import CAMNet
 from camify.sources.demo_network import TinyVGG
-from camify.surgery import convert, resolve
 from tests.foreign_code import RunsCode
 
 API = torchvision.models._api

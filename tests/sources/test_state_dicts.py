@@ -11,10 +11,10 @@ import torch
 import torchvision
 from torch import nn
 
+from camify.conversion import resolve
 from camify.errors import CheckpointError
 from camify.sources.demo_network import TinyVGG
 from camify.sources.state_dicts import count_classes, match_keys, read_state
-from camify.surgery import resolve
 from tests.foreign_code import RunsCode
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "weights"

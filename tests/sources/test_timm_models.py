@@ -10,9 +10,9 @@ import timm
 import torch
 import torchvision
 
+from camify.conversion import convert, resolve
 from camify.data import Preprocessing
 from camify.errors import CheckpointError, ConversionError
-from camify.surgery import convert, resolve
 
 BUILDER = sys.modules["timm.models._builder"]
 NAME = "resnet10t"

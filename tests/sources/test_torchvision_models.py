@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch import nn
 
+from camify.conversion import convert, inspect, resolve
 from camify.errors import CheckpointError, ConversionError
 from camify.sources import torchvision_models
 from camify.sources.demo_network import TinyVGG
-from camify.surgery import convert, inspect, resolve
 
 
 def same(model, state):

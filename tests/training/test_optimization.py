@@ -110,7 +110,7 @@ def test_fast_layers_learn_at_the_heads_rate_as_layer4_in_wsolevaluation(legacy,
     second = module.model.features[4]
     assert {id(second.weight), id(second.bias)} <= {id(p) for p in groups["head"]["params"]}
     assert groups["head"]["initial_lr"] == pytest.approx(1e-2)
-    assert camify.surgery.RECIPES["choe2020/resnet50"].fine_tuning.fast_layers == ("layer4",)
+    assert camify.conversion.RECIPES["choe2020/resnet50"].fine_tuning.fast_layers == ("layer4",)
 
 
 def test_a_converted_network_takes_the_rates_only(alexnet):

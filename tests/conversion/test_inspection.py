@@ -11,9 +11,9 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
+from camify.conversion import convert, inspect
 from camify.errors import CheckpointError, ConversionError
-from camify.surgery import convert, inspect
-from tests.surgery.networks import Returns
+from tests.conversion.networks import Returns
 
 MODELS = torchvision.models
 

@@ -2,11 +2,11 @@
 
 from ..sources import Source, resolve
 from .balance import balance_head
-from .conversion import HEADS, convert
-from .fitting import FitReport, fit_head
+from .closed_form import FitReport, fit_head
 from .input_format import INPUT_FORMATS, adapt_input
 from .inspection import Inspection, inspect
-from .published import RECIPES, find_recipe
+from .pipeline import HEADS, convert
+from .published_recipes import RECIPES, find_recipe
 from .recipes import FINE_TUNING_OPTIONS, FineTuning, Recipe, settle_fine_tuning, settle_head
 
 __all__ = [

@@ -12,7 +12,7 @@ from torchvision.models import DenseNet, ResNet
 from torchvision.models.resnet import Bottleneck
 
 from camify import CAMNet, ConversionError, convert
-from tests.surgery.networks import narrow_vgg
+from tests.conversion.networks import narrow_vgg
 
 
 def images(size=96, channels=3):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from camify.surgery import convert
+from camify.conversion import convert
 
 CLASSES, SIZE = [0, 3, 2], 64
 

@@ -36,7 +36,7 @@ def check(source: str) -> list[CheckResult]:
     """Every point that was checked; CAM-ready if every one holds. The first that does not is the last.
 
     Args:
-        source: as ``camify.surgery.resolve`` takes it.
+        source: as ``camify.conversion.resolve`` takes it.
     """
     results: list[CheckResult] = []
     try:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..errors import ConversionError
-from .changes import DropMaxPool, DropStrides, MaxPoolBefore, SetPadding
+from .geometry import DropMaxPool, DropStrides, MaxPoolBefore, SetPadding
 from .new_layers import Conv3x3, DropoutOnMap, MaxPoolOnMap
 from .recipes import Family, FineTuning, Recipe
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from camify.surgery import convert, inspect
-from tests.surgery.networks import (
+from camify.conversion import convert, inspect
+from tests.conversion.networks import (
     MODELS,
     body,
     check_identity,

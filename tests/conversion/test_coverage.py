@@ -1,6 +1,6 @@
 """What converts: torchvision's classifiers and one CNN per family of timm, with every head, at their native size.
 
-``pytest -m slow tests/surgery/test_coverage.py`` runs all of them (35 minutes on a core) and compares the
+``pytest -m slow tests/conversion/test_coverage.py`` runs all of them (35 minutes on a core) and compares the
 README's table with what it found; the default run takes one small network per family, at small sizes.
 """
 
@@ -24,7 +24,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from camify import ConversionError, convert, export, inspect
-from tests.surgery.networks import narrow_vgg
+from tests.conversion.networks import narrow_vgg
 
 ROOT = Path(__file__).parents[2]
 NAMES = list_models(module=torchvision.models)

@@ -14,13 +14,13 @@ from ..model import CAMNet
 from ..pooling import POOLS
 from ..sources import Source, resolve
 from ..task import Task
-from .changes import apply_changes, cut_after
 from .class_rows import check_names, draw_classifier, match_rows, put_rows, select_classes
-from .dilation import set_map_stride
+from .geometry import apply_changes, cut_after
 from .input_format import INPUT_FORMATS, adapt_input, describe_input
+from .map_stride import set_map_stride
 from .new_layers import Conv3x3, NewLayer, append_layers
 from .proof import certify
-from .published import default_convs, find_recipe
+from .published_recipes import default_convs, find_recipe
 from .recast import Recast, recast_head
 from .recipes import Recipe, settle_head
 
@@ -67,7 +67,7 @@ def convert(
     classifier runs, and none is copied.
 
     Args:
-        model: a network, or a source such as ``"torchvision/vgg16"`` (see ``camify.surgery.resolve``); what is known
+        model: a network, or a source such as ``"torchvision/vgg16"`` (see ``camify.conversion.resolve``); what is known
             of the source's classes and preprocessing goes into the CAMNet.
         head: ``"gap"``, ``"direct"`` or ``"recast"``; a recipe's own where it has one.
         num_classes: None keeps the legacy's number.
@@ -76,8 +76,8 @@ def convert(
         example: images (N, C, H, W) to run instead of noise.
         pool: ``"gap"``, ``"gmp"``, ``"lse"`` or ``"tap"``; a recipe's own where it has one. Only GAP has the identity.
         map_stride: pixels per cell of the map, smaller than the legacy's: strides become dilations, the weights stay.
-        recipe: a published network by name (``camify.surgery.RECIPES``): where the features end, strides, new layers,
-            their first weights, pooling and dropout. Options that contradict it are refused.
+        recipe: a published network by name (``camify.conversion.RECIPES``): where the features end, strides, new
+            layers, their first weights, pooling and dropout. Options that contradict it are refused.
         seed: for the new layers; None draws from torch's global generator.
         head_channels: widths of the new 3x3 convolutions; None takes 1024, for an AlexNet 512 and 512.
         dropout: between pooling and classifier while training; None: the recipe's, else 0.
@@ -88,7 +88,7 @@ def convert(
             leaves one reading only. Where the legacy's names are not known, as many classes are taken for the same.
         legacy_class_names: the legacy's classes in order, where the source does not know them.
         input_format: what the classifier takes: ``"rgb"``, ``"bgr"``, ``"caffe"`` (BGR in 0..255 minus 104, 117, 123);
-            the CAMNet takes RGB. ``"grayscale"``: the CAMNet takes one channel. See ``camify.surgery.input_format``.
+            the CAMNet takes RGB. ``"grayscale"``: the CAMNet takes one channel. See ``camify.conversion.input_format``.
         task: what the logits mean: ``"multiclass"``, ``"multilabel"`` or ``"binary"`` (one logit, with one class name
             or two: negative, positive). None: what is known of the weights, else what a last softmax or sigmoid says
             (which is taken off), else by the number of logits ``binary`` or ``multiclass``; an assumption is noted.

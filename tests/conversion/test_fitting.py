@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from camify.conversion import closed_form as fitting
+from camify.conversion.closed_form import fit_head
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.model import CAMNet
-from camify.surgery import fitting
-from camify.surgery.fitting import fit_head
 
 C, K, N = 12, 5, 150
 

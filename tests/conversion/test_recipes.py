@@ -12,10 +12,10 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from camify.conversion import RECIPES, convert
 from camify.errors import ConversionError
 from camify.model import CAMNet
-from camify.surgery import RECIPES, convert
-from tests.surgery.networks import narrow_vgg
+from tests.conversion.networks import narrow_vgg
 
 MODELS = torchvision.models
 

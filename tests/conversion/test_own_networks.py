@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from camify.conversion import convert, inspect
 from camify.model import CAMNet
-from camify.surgery import convert, inspect
-from tests.surgery.networks import (
+from tests.conversion.networks import (
     Discarded,
     DropoutNet,
     FiveChannels,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from ..errors import ConversionError
-from .changes import Change, layout
+from .geometry import Change, layout
 from .new_layers import Conv3x3, NewLayer
 
 __all__ = ["FINE_TUNING_OPTIONS", "Family", "FineTuning", "Recipe", "settle_fine_tuning", "settle_head"]

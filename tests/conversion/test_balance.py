@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import camify
-from camify.surgery import balance_head
-from tests.surgery.networks import body
+from camify.conversion import balance_head
+from tests.conversion.networks import body
 
 
 def converted(**options):

@@ -8,9 +8,9 @@ from torch import nn
 
 import camify
 from camify.cli import main
+from camify.conversion import Source, adapt_input, convert
 from camify.errors import ConversionError
 from camify.preprocessing import Preprocessing
-from camify.surgery import Source, adapt_input, convert
 
 MEAN_BGR = torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
 

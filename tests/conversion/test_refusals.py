@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from camify.conversion import convert
 from camify.errors import ConversionError
 from camify.model import CAMNet
-from camify.surgery import convert
-from tests.surgery.networks import (
+from tests.conversion.networks import (
     MODELS,
     Returns,
     chain,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from camify.conversion import convert, inspect
 from camify.errors import ConversionError
-from camify.surgery import convert, inspect
-from tests.surgery.networks import (
+from tests.conversion.networks import (
     MODELS,
     DropoutNet,
     FunctionalNet,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from camify import CAMNet, ConversionError, convert
-from tests.surgery.networks import narrow_vgg, real
+from tests.conversion.networks import narrow_vgg, real
 
 
 def images(size, channels=3, count=2, seed=1):

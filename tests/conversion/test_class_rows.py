@@ -8,9 +8,9 @@ import torchvision
 from torch import nn
 
 import camify
+from camify.conversion import Source, convert
+from camify.conversion.class_rows import match_rows
 from camify.errors import ConversionError
-from camify.surgery import Source, convert
-from camify.surgery.class_rows import match_rows
 
 NAMES = ["ant", "golden retriever", "cat", "T-shirt", "emu"]
 
