@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .conversion import convert, fit_head, inspect
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .evaluation import evaluate
-    from .exporting import export
+    from .exporters import export
     from .methods import explain
     from .model import CAMNet
     from .preprocessing import Preprocessing
@@ -56,7 +56,7 @@ _HOMES = {
     "Task": "task",
     "evaluate": "evaluation",
     "explain": "methods",
-    "export": "exporting",
+    "export": "exporters",
     "load": "sources",
 }
 

@@ -17,7 +17,7 @@ from .checkpoint.hub import is_repository, push_folder
 from .conversion.readiness import check
 from .errors import ConfigError
 from .evaluation.images import image_files
-from .exporting import EXPORT_PRECISIONS, export
+from .exporters import EXPORT_PRECISIONS, export
 from .model import CAMNet
 from .preprocessing import Preprocessing
 from .sources.resolve import resolve_cam_ready

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..checkpoint.certificate import TOLERANCE
 from ..checkpoint.folder import MANIFEST, WEIGHTS
 from ..errors import CamifyError, CheckpointError
-from ..exporting.onnx_file import OnnxFile
-from ..exporting.pt2_file import Pt2File
+from ..exporters.onnx_file import OnnxFile
+from ..exporters.pt2_file import Pt2File
 from ..maps import identity_error
 from ..model import CAMNet
 from ..sources import Source, resolve

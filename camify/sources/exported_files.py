@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..boxes import BoxRule
 from ..errors import CheckpointError, ConversionError
-from ..exporting.exporting import FORMATS, open_exported
-from ..exporting.onnx_file import OnnxFile
-from ..exporting.pt2_file import Pt2File
+from ..exporters.export_file import FORMATS, open_exported
+from ..exporters.onnx_file import OnnxFile
+from ..exporters.pt2_file import Pt2File
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from .source import Source

@@ -20,7 +20,7 @@ from torchvision.models import vgg16
 from torchvision.models.vgg import cfgs, make_layers
 
 import camify
-from camify.exporting import open_exported
+from camify.exporters import open_exported
 
 torch.set_num_threads(1)
 

@@ -1,7 +1,7 @@
 """Exported files: ONNX and pt2 that give logits and maps to people without camify."""
 
-from .exporting import FORMATS, Exported, export, open_exported
-from .reduced import EXPORT_PRECISIONS, Loss
+from .export_file import FORMATS, Exported, export, open_exported
+from .quantization import EXPORT_PRECISIONS, Loss
 
 __all__ = [
     "EXPORT_PRECISIONS",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, ConversionError
-from .record import RECORD, as_properties, read_record
-from .tracing import quietly
+from .metadata import RECORD, as_properties, read_record
+from .torch_export import quietly
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

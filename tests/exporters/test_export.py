@@ -16,11 +16,11 @@ from torchvision.transforms import v2
 import camify
 from camify.boxes import component_boxes
 from camify.errors import CheckpointError, ConfigError
-from camify.exporting import open_exported
-from camify.exporting.record import read_record
+from camify.exporters import open_exported
+from camify.exporters.metadata import read_record
 from camify.maps import select, upsample
 from camify.normalizers import normalize_maps
-from tests.exporting.conftest import SIZE, network
+from tests.exporters.conftest import SIZE, network
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 SHAPES = [(1, SIZE, SIZE), (5, SIZE, SIZE), (2, 48, 36)]
@@ -132,7 +132,7 @@ def test_the_network_is_left_as_it_was(tmp_path):
 
 @SUFFIXES
 def test_a_file_that_does_not_match_the_network_is_not_left(net, tmp_path, monkeypatch, suffix):
-    from camify.exporting import exporting
+    from camify.exporters import export_file as exporting
 
     class Wrong(exporting._FILES[suffix][1]):
         def __call__(self, image):

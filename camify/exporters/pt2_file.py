@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConversionError
-from .aten import DTYPES, Steps
-from .record import RECORD, as_properties, read_record
-from .tracing import quietly
+from .metadata import RECORD, as_properties, read_record
+from .pt2_operations import DTYPES, Steps
+from .torch_export import quietly
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

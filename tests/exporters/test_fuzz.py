@@ -1,6 +1,6 @@
 """Damaged files: every mutation of a manifest, of weights or of a Lightning checkpoint is refused by name, or harmless.
 
-A few hundred by default; ``pytest -m slow tests/exporting/test_fuzz.py`` takes ten thousand.
+A few hundred by default; ``pytest -m slow tests/exporters/test_fuzz.py`` takes ten thousand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 import camify
 from camify.checkpoint.folder import CKPT_RECORD, SCHEMA_VERSION
 from camify.errors import CheckpointError
-from camify.exporting import open_exported
+from camify.exporters import open_exported
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

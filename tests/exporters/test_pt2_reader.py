@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from camify.errors import CheckpointError
-from camify.exporting import open_exported
+from camify.exporters import open_exported
 
 
 @pytest.fixture

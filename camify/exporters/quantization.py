@@ -14,9 +14,9 @@ from torch import Tensor
 from ..errors import ConfigError, ConversionError
 from ..maps import select
 from ..metrics.functional import correlation
+from .metadata import as_properties
 from .onnx_file import OnnxFile, require
-from .record import as_properties
-from .tracing import quietly
+from .torch_export import quietly
 
 __all__ = ["EXPORT_PRECISIONS", "Loss", "reduce_precision"]
 

@@ -16,12 +16,12 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
+from .metadata import file_metadata
 from .network import ExportedNetwork, prepared
 from .onnx_file import OnnxFile, write_onnx
 from .pt2_file import Pt2File, write_pt2
-from .record import file_metadata
-from .reduced import EXPORT_PRECISIONS, Loss, reduce_precision
-from .tracing import AXES, example_of, export_graph
+from .quantization import EXPORT_PRECISIONS, Loss, reduce_precision
+from .torch_export import AXES, example_of, export_graph
 
 __all__ = ["FORMATS", "Exported", "export", "open_exported"]
 
@@ -95,7 +95,7 @@ def export(
         preprocess: the input is uint8 RGB (N, H, W, 3) of any size, resized and normalised inside.
         boxes: a third output ``boxes`` (N, 4): the top-1 class's calibrated box, xyxy pixels of the given images.
         opset: of ONNX; None takes torch's.
-        precision: of ONNX: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``camify.exporting.reduced``).
+        precision: of ONNX: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``camify.exporters.quantization``).
         images: with fp16 and int8, a batch as the file takes it: one half calibrates, the other measures the loss.
         labels: (N,) their classes, so that the loss in accuracy is known.
         overwrite: replace a file that exists.

@@ -9,7 +9,7 @@ from torch import nn
 
 import camify
 from tests.conversion.test_interoperation import scaled_twice
-from tests.exporting.conftest import SIZE
+from tests.exporters.conftest import SIZE
 
 TARGETS = [0, 3, 2]
 

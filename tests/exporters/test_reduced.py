@@ -10,8 +10,8 @@ import torch
 
 import camify
 from camify.errors import ConfigError
-from camify.exporting import open_exported
-from tests.exporting.conftest import SIZE
+from camify.exporters import open_exported
+from tests.exporters.conftest import SIZE
 
 
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
