@@ -1,12 +1,12 @@
 """Explanation methods: where a network looks, by raw maps that follow from one forward."""
 
+from .base import METHODS, Method, check_targets, find_method, register
 from .cam import CAM
 from .explanation import explain, make_methods
 from .forward_pass import PRECISIONS, ForwardPass, observe
 from .gradcam import GradCAM
 from .gradcam_plus_plus import GradCAMPlusPlus
 from .layercam import LayerCAM
-from .method import METHODS, Method, check_targets, find_method, register
 from .reciprocam import ReciproCAM
 from .scorecam import ScoreCAM
 

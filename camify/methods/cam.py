@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError
 from ..model import CAMNet
+from .base import Method, register
 from .forward_pass import ForwardPass
-from .method import Method, register
 
 __all__ = ["CAM"]
 

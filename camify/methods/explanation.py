@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConstantMapWarning
 from ..maps import upsample
 from ..task import Task
+from .base import Method, Targets, check_targets, find_method
 from .forward_pass import observe
-from .method import Method, Targets, check_targets, find_method
 
 __all__ = ["explain", "make_methods"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .base import Method, register
 from .forward_pass import ForwardPass
-from .method import Method, register
 
 __all__ = ["GradCAM"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .base import Method, register
 from .forward_pass import ForwardPass
-from .method import Method, register
 
 __all__ = ["GradCAMPlusPlus"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .base import Method, register
 from .forward_pass import ForwardPass
-from .method import Method, register
 
 __all__ = ["LayerCAM"]
 

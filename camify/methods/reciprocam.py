@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .cells import cell_logits
+from .base import Method, register
 from .forward_pass import ForwardPass
-from .method import Method, register
+from .single_cell import cell_logits
 
 __all__ = ["ReciproCAM"]
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..maps import normalize, upsample
+from .base import Method, register
 from .forward_pass import PRECISIONS, ForwardPass
-from .method import Method, register
 
 __all__ = ["ScoreCAM"]
 

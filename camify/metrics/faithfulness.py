@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import DataError
+from .base import MeanShare
 from .checks import check_maps, check_scores, check_shares
 from .functional import adcc, area_under_curve, average_drop, coherency, complexity
-from .shares import MeanShare
 
 __all__ = ["ADCC", "AverageDrop", "AverageIncrease", "Coherency", "Complexity", "DeletionAUC", "InsertionAUC"]
 

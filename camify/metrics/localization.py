@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .base import ShareMetric
 from .checks import check_class_scores, check_map_boxes
 from .functional import (
     best_iou_at_threshold,
@@ -18,7 +19,6 @@ from .functional import (
     label_ranks,
     thresholds,
 )
-from .shares import ShareMetric
 
 __all__ = ["LocalizationAccuracy", "MaxBoxAccuracy"]
 

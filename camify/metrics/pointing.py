@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
+from .base import RowMetric, ShareMetric
 from .checks import check_labels, check_maps, check_objects
 from .functional import cell_masks, energy_share, masks_of_objects, peak, pointing_hits
 from .functional.pointing import POINTING_TOLERANCE
-from .shares import RowMetric, ShareMetric
 
 __all__ = ["EnergyPointingGame", "GridPointingGame", "PointingGame"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .base import ShareMetric
 from .checks import check_maps, check_masks
 from .functional import average_precision, centre_gaussian_bins, count_pixels, pixel_histograms, precision_recall
-from .shares import ShareMetric
 
 __all__ = ["PixelAveragePrecision"]
 

@@ -17,9 +17,9 @@ from ..evaluation import engine
 from ..evaluation.engine import IOU_50, IOUS, PIXEL_BINS, THRESHOLDS, Statistic
 from ..maps import class_maps, normalize, select, upsample
 from ..metrics import GridPointingGame, functional
+from ..metrics.base import RowMeans
 from ..metrics.checks import check_class_scores, check_map_boxes, check_masks, check_objects, check_scores, check_shares
 from ..metrics.functional import masked_images, masks_of_objects, mosaic_plan, shifted, tiled
-from ..metrics.shares import RowMeans
 from ..model import CAMNet
 from ..modes import evaluating
 from ..normalizers import Normalizer, normalize_maps

@@ -44,7 +44,7 @@ def test_installed_packages_bring_methods(net, images, clean_methods, monkeypatc
     def entry_points(group, name):
         return [Point()] if (group, name) == ("camify.methods", "theirs") else []
 
-    monkeypatch.setattr("camify.methods.method.entry_points", entry_points)
+    monkeypatch.setattr("camify.methods.base.entry_points", entry_points)
     assert camify.explain(net, images, method="theirs").shape == (3, 96, 96)
     with pytest.raises(camify.ConfigError, match=r"unknown.*gradcam"):
         find_method("others")

@@ -16,7 +16,7 @@ from torch import nn
 import camify.metrics
 from camify.errors import DataError
 from camify.metrics import functional
-from camify.metrics.shares import ShareMetric
+from camify.metrics.base import ShareMetric
 
 from .two_processes import in_two_processes, needs_fork
 
