@@ -27,9 +27,9 @@ from .exporting_commands import COMMANDS, add_commands
 from .files import free_folder, write_whole
 from .methods import METHODS, PRECISIONS
 from .preprocessing import Preprocessing
-from .report.page import render_page
-from .report.run import read_run
-from .report.runs import render_runs
+from .reports.run_folder import read_run
+from .reports.run_page import render_page
+from .reports.runs_page import render_runs
 from .sources import resolve
 from .task import Classes, Task
 

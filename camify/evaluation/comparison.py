@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..drawing.grid import Row
 from ..errors import ConfigError
 from ..files import free_folder, whole_folder
 from ..methods import METHODS, ForwardPass, find_method
-from ..report.grid import Row
 from ..task import Task
 from .comparison_figures import (
     Column,

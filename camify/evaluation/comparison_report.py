@@ -10,13 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..boxes import BoxRule
+from ..drawing.encoding import encoded
+from ..drawing.grid import Cell, Row, grid_figure
 from ..files import slug
 from ..metrics.functional import centre_gaussian, shifted
 from ..metrics.functional.pointing import POINTING_TOLERANCE
-from ..report.encoding import encoded
-from ..report.grid import Cell, Row, grid_figure
-from ..report.html import render
-from ..report.tables import (
+from ..reports.html import render
+from ..reports.tables import (
     MISSING,
     Table,
     json_values,

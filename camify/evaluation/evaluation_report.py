@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files import free_folder, whole_folder
 from ..metrics.functional.pointing import POINTING_TOLERANCE
-from ..report.tables import (
+from ..reports.tables import (
     MISSING,
     Table,
     json_values,

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule, component_boxes
+from ..drawing.encoding import encoded
+from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
+from ..drawing.overlay import ClassMap, Region, overlay_picture
+from ..drawing.primitives import PANEL
 from ..errors import ConfigError
 from ..files import slug, write_whole
 from ..methods import PRECISIONS, check_targets, make_methods
-from ..report.drawing import PANEL
-from ..report.encoding import encoded
-from ..report.grid import POSITIVE, Cell, Row, grid_figure
-from ..report.overlay import ClassMap, Region, overlay_picture
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
 from .progress import tracked

@@ -15,7 +15,7 @@ from torch.fx.experimental.optimization import fuse
 from ..methods import observe
 from ..model import CAMNet
 from ..modes import evaluating, without_hooks
-from ..report.tables import Table, number
+from ..reports.tables import Table, number
 from .network import ExplainedNetwork
 
 __all__ = ["ALL", "cost_table", "fastest_format", "folded", "interleaved_medians", "method_costs"]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..boxes import BoxRule
+from ..drawing.encoding import encoded
+from ..drawing.overlay import ClassMap, overlay_picture, sheet_picture
 from ..errors import CheckpointError
 from ..files import write_whole
 from ..model import CAMNet
 from ..modes import evaluating
-from ..report.encoding import encoded
-from ..report.overlay import ClassMap, overlay_picture, sheet_picture
 from .asking import is_dry_run, run_folder, single_loader
 from .calibration import calibrate_boxes
 

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule, component_boxes
+from ..drawing.encoding import encoded
+from ..drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 from ..files import slug, write_whole
 from ..normalizers import Normalizer
-from ..report.encoding import encoded
-from ..report.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
-from ..report.run import INDEX
+from ..reports.run_folder import INDEX
 from .finds import FIND_KINDS, FoundImage
 from .loggers import Offer
 from .probes import Look, Probes

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..boxes import BoxRule
 from ..files import write_whole
 from ..model import CAMNet
-from ..report.page import render_page
-from ..report.run import MAP_FIGURES, RESULTS, read_run
+from ..reports.run_folder import MAP_FIGURES, RESULTS, read_run
+from ..reports.run_page import render_page
 from .asking import count_samples, is_dry_run, run_folder
 from .background import Background
 from .baselines import MeasureBaselines

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..conversion import find_recipe
-from ..report.run import MAP_FIGURES
+from ..reports.run_folder import MAP_FIGURES
 from .asking import count_samples
 from .fine_tuner import CAMFineTuner
 

@@ -28,11 +28,11 @@ from torch.utils.data import DataLoader
 
 import camify
 from camify.data import ImageFolderDataModule, ShapesDataModule
+from camify.drawing.grid import POSITIVE, Cell, Row, grid_figure
+from camify.drawing.primitives import PANEL
 from camify.maps import select, upsample
 from camify.metrics.functional import mosaics
 from camify.normalizers import Normalizer
-from camify.report.drawing import PANEL
-from camify.report.grid import POSITIVE, Cell, Row, grid_figure
 from camify.training import MetricsOptions
 from camify.training.cam_quality import logits_and_maps
 

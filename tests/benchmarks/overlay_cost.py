@@ -30,8 +30,8 @@ from torchvision.models import mobilenet_v2
 
 import camify
 from camify.data import collate
-from camify.report.page import render_page
-from camify.report.run import read_run
+from camify.reports.run_folder import read_run
+from camify.reports.run_page import render_page
 from camify.training import RunRecord
 
 
@@ -184,7 +184,7 @@ def page() -> None:
 
 def write_run(folder: Path, rng: np.random.Generator, *, epochs: int = 50, images: int = 32) -> None:
     """A run's folder with pictures as detailed as those of photographs, all different."""
-    from camify.report.overlay import ClassMap, overlay_picture, strip_picture
+    from camify.drawing.overlay import ClassMap, overlay_picture, strip_picture
 
     def drawn(index: int, epoch: int) -> Image.Image:
         maps = ClassMap("cat", torch.from_numpy(rng.normal(size=(7, 7)).astype(np.float32)), 1.0, 0.5)

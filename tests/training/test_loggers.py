@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pytorch_lightning.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from camify.report.encoding import encoded
+from camify.drawing.encoding import encoded
 from camify.training.loggers import Offer, PictureLog
 
 # Other people's packages warn of their own future.

@@ -11,9 +11,9 @@ from PIL import Image
 
 import camify
 from camify.cli import main
-from camify.report.page import render_page
-from camify.report.run import read_run
-from camify.report.runs import render_runs
+from camify.reports.run_folder import read_run
+from camify.reports.run_page import render_page
+from camify.reports.runs_page import render_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -93,9 +93,9 @@ def test_long_runs_show_some_epochs_the_first_and_the_last_among_them(tmp_path, 
     assert [frame.epoch for frame in whole[0].frames] == list(range(10))
     last = sum(track.frames[-1].size for track in whole if track.kind == "watched")
     others = sum(len(strip) for track in whole for strip in track.strips.values()) + whole[-1].frames[0].size
-    monkeypatch.setattr("camify.report.run._MOST_BYTES", others + 4 * last)
+    monkeypatch.setattr("camify.reports.run_folder._MOST_BYTES", others + 4 * last)
     assert [frame.epoch for frame in read_run(folder).images[0].frames] == [0, 3, 6, 9]
-    monkeypatch.setattr("camify.report.run._MOST_BYTES", 0)
+    monkeypatch.setattr("camify.reports.run_folder._MOST_BYTES", 0)
     assert [frame.epoch for frame in read_run(folder).images[0].frames] == [0, 9]
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .drawing import (
+from .primitives import (
     GAP,
     GROUND,
     INK,

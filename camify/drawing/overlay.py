@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..boxes import component_boxes
-from .drawing import (
+from .primitives import (
     BOX,
     COLUMN,
     FOUND,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .html import render
-from .page import STYLES, ImageTrack, RunReport, chart, line, number_text, share_text
+from .run_page import STYLES, ImageTrack, RunReport, chart, line, number_text, share_text
 
 __all__ = ["render_runs"]
 

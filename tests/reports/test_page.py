@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from camify.report.page import Frame, ImageTrack, RunReport, render_page
+from camify.reports.run_page import Frame, ImageTrack, RunReport, render_page
 
 PNG, WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"
 NASTY = """<script>alert("1")</script>'"&"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from camify.report.grid import Cell, Row, grid_figure
+from camify.drawing.grid import Cell, Row, grid_figure
 
 
 def figure(cells, **options):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from camify.report import drawing
-from camify.report.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
+from camify.drawing import primitives as drawing
+from camify.drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 
 TOP = drawing.MARGIN + 2 * drawing.LINE  # of the panels of an overlay
 COLUMN = drawing.PANEL + drawing.GAP

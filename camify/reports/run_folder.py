@@ -8,10 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..drawing.encoding import encoded
 from ..errors import DataError
 from ..preprocessing import open_image, upright_rgb
-from .encoding import encoded
-from .page import Frame, ImageTrack, RunReport
+from .run_page import Frame, ImageTrack, RunReport
 
 __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
 

@@ -1,0 +1,1 @@
+"""Pictures: overlays of maps, grids of methods, strips over epochs. Pure functions; pages are in ``reports``."""
