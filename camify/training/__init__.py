@@ -1,9 +1,11 @@
 """Training: the fine-tuner, its options, its pictures and its record."""
 
-from .baselines import MeasureBaselines
-from .cam_quality import CAM_METRICS
-from .export import ExportBest
-from .fine_tuner import CAMFineTuner
+from .callbacks.export_best import ExportBest
+from .callbacks.measure_baselines import MeasureBaselines
+from .callbacks.overlays import CAMOverlayLogger
+from .callbacks.run_record import RunRecord
+from .cam_metrics import CAM_METRICS
+from .module import CAMFineTuner
 from .options import (
     AugmentationOptions,
     CacheOptions,
@@ -12,8 +14,6 @@ from .options import (
     MetricsOptions,
     OptimizationOptions,
 )
-from .overlays import CAMOverlayLogger
-from .record import RunRecord
 
 __all__ = [
     "CAM_METRICS",

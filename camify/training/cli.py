@@ -23,11 +23,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..conversion import find_recipe
 from ..errors import CamifyError, ConfigError
-from .fine_tuner import CAMFineTuner
+from .callbacks.overlays import CAMOverlayLogger
+from .callbacks.predictions import PredictionTable
+from .callbacks.run_record import RunRecord
+from .module import CAMFineTuner
 from .options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
-from .overlays import CAMOverlayLogger
-from .predictions import PredictionTable
-from .record import RunRecord
 
 __all__ = ["FineTuningCLI", "main"]
 

@@ -19,7 +19,7 @@ from ..batch import Batch
 from ..errors import ConfigError
 from ..model import CAMNet
 from ..modes import evaluating
-from .asking import run_folder, single_loader
+from .loaders import run_folder, single_loader
 
 __all__ = ["FeatureCache", "FrozenPart", "run_new_layers"]
 

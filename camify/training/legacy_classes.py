@@ -16,8 +16,8 @@ from ..batch import Batch
 from ..model import CAMNet
 from ..modes import evaluating
 from ..task import Classes
-from .asking import single_loader
 from .labels import spread
+from .loaders import single_loader
 
 __all__ = ["ClassCheck", "LegacyNetwork", "check_classes"]
 

@@ -34,7 +34,7 @@ from camify.maps import select, upsample
 from camify.metrics.functional import mosaics
 from camify.normalizers import Normalizer
 from camify.training import MetricsOptions
-from camify.training.cam_quality import logits_and_maps
+from camify.training.cam_metrics import logits_and_maps
 
 LEGACY = "camify/tiny_vgg@demo"
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -155,7 +155,7 @@ def test_a_reading_that_is_not_the_only_one_is_none():
 def test_fine_tuning_starts_from_what_the_legacy_knew(monkeypatch):
     legacy = Native()
     source = Source(legacy, "torchvision/native", NAMES)
-    monkeypatch.setattr("camify.training.preparing.resolve", lambda name: source)
+    monkeypatch.setattr("camify.training.prepare.resolve", lambda name: source)
     module = camify.CAMFineTuner("torchvision/native", class_names=["Cat", "emu"], head="direct", input_size=32)
     rows_are(module.model, legacy.fc, [2, 4])
     assert any("2 of 2 class rows kept by name" in note for note in module.model.certificate.notes)

@@ -22,7 +22,7 @@ from camify.errors import CheckpointError, ConfigError, ConversionError
 from camify.sources import LOADERS, Loader, Source, load, resolve
 from camify.sources.demo_network import DEMO_WEIGHTS, TinyVGG
 from camify.task import Task
-from camify.training.preparing import checkpoint_manifest
+from camify.training.prepare import checkpoint_manifest
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32

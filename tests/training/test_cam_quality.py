@@ -19,7 +19,7 @@ from camify.evaluation import engine
 from camify.metrics import functional
 from camify.normalizers import Normalizer
 from camify.training import CAM_METRICS
-from camify.training.cam_quality import CAMQuality, ValidationBatch, logits_and_maps
+from camify.training.cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
 from tests.metrics.two_processes import in_two_processes, needs_fork
 
 from .conftest import Blobs, SmallLegacy

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import camify
 from camify.data import ImageFolderDataModule, Preprocessing
 from camify.training import RunRecord
-from camify.training.predictions import PredictionTable
+from camify.training.callbacks.predictions import PredictionTable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
 

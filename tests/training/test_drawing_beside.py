@@ -14,8 +14,8 @@ from PIL import Image
 
 import camify
 from camify.training import RunRecord
-from camify.training.background import Background
-from camify.training.probe_pictures import method_folders
+from camify.training.callbacks.overlay_files import method_folders
+from camify.training.callbacks.worker import Background
 from tests.training.conftest import BlobData, tuner
 
 pytestmark = pytest.mark.filterwarnings(
@@ -57,8 +57,10 @@ def watch(**options):
 def test_several_methods_are_drawn_from_one_forward(legacy, data, make_trainer, tmp_path, monkeypatch):
     methods = ["cam", "gradcam++", "gradcam", "layercam"]
     forwards = []
-    observe = camify.training.probes.observe
-    monkeypatch.setattr("camify.training.probes.observe", lambda *a, **k: forwards.append(1) or observe(*a, **k))
+    observe = camify.training.callbacks.watched_images.observe
+    monkeypatch.setattr(
+        "camify.training.callbacks.watched_images.observe", lambda *a, **k: forwards.append(1) or observe(*a, **k)
+    )
     overlays, module = watch(method=methods), tuner(legacy)
     make_trainer(overlays, RunRecord(quiet=True), max_epochs=2).fit(module, data)
     assert len(forwards) == 2
@@ -186,7 +188,7 @@ def names_of_threads():
 
 def test_pictures_and_page_are_made_in_another_thread_which_ends(legacy, data, make_trainer, monkeypatch):
     threads = {}
-    for name in ("camify.training.overlays._draw", "camify.training.record._write_page"):
+    for name in ("camify.training.callbacks.overlays._draw", "camify.training.callbacks.run_record._write_page"):
         module, _, function = name.rpartition(".")
         inner = getattr(pytest.importorskip(module), function)
 
@@ -247,7 +249,7 @@ def test_a_page_that_fails_is_reported_once(legacy, data, make_trainer, tmp_path
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("camify.training.record.render_page", fail)
+    monkeypatch.setattr("camify.training.callbacks.run_record.render_page", fail)
     trainer = make_trainer(RunRecord(quiet=True), max_epochs=3)
     with pytest.warns(UserWarning, match="report is off .* no space left") as caught:
         trainer.fit(tuner(legacy), data)
@@ -261,7 +263,7 @@ def test_loggers_are_called_by_the_main_thread(legacy, data, make_trainer, monke
     def offer(self, loggers, offer, step):
         calls.append((threading.current_thread(), offer.boxes, step))
 
-    monkeypatch.setattr("camify.training.loggers.PictureLog.offer", offer)
+    monkeypatch.setattr("camify.training.callbacks.image_loggers.PictureLog.offer", offer)
     make_trainer(watch(num_finds=0), max_epochs=3).fit(tuner(legacy), data)
     assert {thread for thread, *_ in calls} == {threading.main_thread()}
     assert any("ground truth" in boxes for _, boxes, _ in calls)

@@ -11,10 +11,10 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import camify
 from camify.task import Classes, Task
-from camify.training.cam_quality import ValidationBatch
+from camify.training.callbacks.highlights import Finds
+from camify.training.callbacks.watched_images import choose_probes, named_probes
+from camify.training.cam_metrics import ValidationBatch
 from camify.training.earlier_maps import EarlierMaps
-from camify.training.finds import Finds
-from camify.training.probes import choose_probes, named_probes
 from tests.training.conftest import SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
@@ -110,7 +110,7 @@ def test_a_failing_picture_is_reported_once_and_training_goes_on(module, data, m
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr("camify.training.probe_pictures.write_whole", fail)
+    monkeypatch.setattr("camify.training.callbacks.overlay_files.write_whole", fail)
     trainer = make_trainer(camify.CAMOverlayLogger(num_images=2), max_epochs=3)
     with pytest.warns(UserWarning, match="no space left") as caught:
         trainer.fit(module, data)

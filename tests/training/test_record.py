@@ -85,7 +85,7 @@ def test_a_failing_page_is_reported_once_and_training_goes_on(legacy, make_train
     def fail(report):
         raise ValueError("no page")
 
-    monkeypatch.setattr("camify.training.record.render_page", fail)
+    monkeypatch.setattr("camify.training.callbacks.run_record.render_page", fail)
     module = camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=4)
     trainer = make_trainer(RunRecord(quiet=True), max_epochs=3)
     with pytest.warns(UserWarning, match="no page") as caught:

@@ -20,8 +20,8 @@ from camify.boxes import BoxRule
 from camify.checkpoint.folder import manifest_digest
 from camify.task import Classes, Task
 from camify.training import RunRecord
-from camify.training.calibration import _examples
-from camify.training.selection import decline, pareto_set
+from camify.training.box_calibration import _examples
+from camify.training.callbacks.selection import decline, pareto_set
 from tests.training.conftest import SIZE, BlobData, Blobs, SmallLegacy
 
 pytestmark = pytest.mark.filterwarnings(

@@ -14,16 +14,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ..batch import Batch
-from ..boxes import BoxRule
-from ..drawing.encoding import encoded
-from ..drawing.overlay import ClassMap, overlay_picture, sheet_picture
-from ..errors import CheckpointError
-from ..files import write_whole
-from ..model import CAMNet
-from ..modes import evaluating
-from .asking import is_dry_run, run_folder, single_loader
-from .calibration import calibrate_boxes
+from ...batch import Batch
+from ...boxes import BoxRule
+from ...drawing.encoding import encoded
+from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
+from ...errors import CheckpointError
+from ...files import write_whole
+from ...model import CAMNet
+from ...modes import evaluating
+from ..box_calibration import calibrate_boxes
+from ..loaders import is_dry_run, run_folder, single_loader
 
 __all__ = ["ExportBest", "best_weights", "export_cam_net", "export_legacy"]
 

@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..conversion import find_recipe
-from ..reports.run_folder import MAP_FIGURES
-from .asking import count_samples
-from .fine_tuner import CAMFineTuner
+from ...conversion import find_recipe
+from ...reports.run_folder import MAP_FIGURES
+from ..loaders import count_samples
+from ..module import CAMFineTuner
 
 __all__ = ["closing_screen", "epoch_line", "opening_screen"]
 

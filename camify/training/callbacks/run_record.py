@@ -18,18 +18,18 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from ..boxes import BoxRule
-from ..files import write_whole
-from ..model import CAMNet
-from ..reports.run_folder import MAP_FIGURES, RESULTS, read_run
-from ..reports.run_page import render_page
-from .asking import count_samples, is_dry_run, run_folder
-from .background import Background
-from .baselines import MeasureBaselines
-from .export import ExportBest
-from .fine_tuner import CAMFineTuner
-from .screens import closing_screen, epoch_line, opening_screen
+from ...boxes import BoxRule
+from ...files import write_whole
+from ...model import CAMNet
+from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
+from ...reports.run_page import render_page
+from ..loaders import count_samples, is_dry_run, run_folder
+from ..module import CAMFineTuner
+from .console import closing_screen, epoch_line, opening_screen
+from .export_best import ExportBest
+from .measure_baselines import MeasureBaselines
 from .selection import decline, pareto_set
+from .worker import Background
 
 __all__ = ["RunRecord"]
 

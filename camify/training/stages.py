@@ -12,12 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..conversion import balance_head, fit_head
 from ..errors import ConfigError
-from .asking import single_loader, whole_split
 from .augmentation import drop_attention
 from .feature_cache import FeatureCache
 from .labels import read_labels
+from .loaders import single_loader, whole_split
 from .losses import balanced_weights
-from .resuming import check_finite, enter_epoch, go_on, refuse_changes, state_of_run
+from .resume import check_finite, enter_epoch, go_on, refuse_changes, state_of_run
 from .schedule import set_frozen
 
 __all__ = ["Course"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..evaluation.engine import energy_row
-from ..metrics.functional import box_masks
-from ..model import CAMNet
-from .cam_quality import ValidationBatch
-from .probes import pictures_of
+from ...evaluation.engine import energy_row
+from ...metrics.functional import box_masks
+from ...model import CAMNet
+from ..cam_metrics import ValidationBatch
+from .watched_images import pictures_of
 
 __all__ = ["FIND_KINDS", "Find", "Finds", "FoundImage"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from ..files import write_whole
-from ..task import Classes
-from .asking import run_folder
+from ...files import write_whole
+from ...task import Classes
+from ..loaders import run_folder
 
 __all__ = ["PredictionTable"]
 

@@ -17,18 +17,18 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ..batch import Batch
-from ..boxes import BoxRule
-from ..errors import ConfigError
-from ..methods import find_method
-from ..model import CAMNet
-from ..normalizers import Normalizer
-from .asking import is_dry_run, run_folder, single_loader
-from .background import Background
-from .finds import Finds, FoundImage
-from .loggers import Offer, PictureLog
-from .probe_pictures import ProbePictures, find_entry
-from .probes import Look, Probes, named_probes, observe_watched, read_probes
+from ...batch import Batch
+from ...boxes import BoxRule
+from ...errors import ConfigError
+from ...methods import find_method
+from ...model import CAMNet
+from ...normalizers import Normalizer
+from ..loaders import is_dry_run, run_folder, single_loader
+from .highlights import Finds, FoundImage
+from .image_loggers import Offer, PictureLog
+from .overlay_files import ProbePictures, find_entry
+from .watched_images import Look, Probes, named_probes, observe_watched, read_probes
+from .worker import Background
 
 __all__ = ["CAMOverlayLogger"]
 

@@ -14,8 +14,8 @@ from ..maps import upsample
 from ..metrics.functional import calibrate, mosaics
 from ..model import CAMNet
 from ..modes import evaluating
-from .asking import count_samples
-from .baselines import validation_batches
+from .callbacks.measure_baselines import validation_batches
+from .loaders import count_samples
 
 __all__ = ["calibrate_boxes"]
 

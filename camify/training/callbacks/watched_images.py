@@ -12,15 +12,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ..batch import Batch
-from ..boxes import BoxRule
-from ..errors import ConfigError, DataError
-from ..files import slug
-from ..methods import make_methods, observe
-from ..model import CAMNet
-from ..preprocessing import as_three_channels
-from .asking import single_loader
-from .labels import read_labels
+from ...batch import Batch
+from ...boxes import BoxRule
+from ...errors import ConfigError, DataError
+from ...files import slug
+from ...methods import make_methods, observe
+from ...model import CAMNet
+from ...preprocessing import as_three_channels
+from ..labels import read_labels
+from ..loaders import single_loader
 
 __all__ = ["Look", "Probes", "choose_probes", "named_probes", "observe_watched", "pictures_of", "read_probes"]
 

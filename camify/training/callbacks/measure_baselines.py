@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch
-from ..modes import evaluating
-from .asking import is_dry_run, whole_split
-from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
-from .scores import class_score, score_inputs
+from ...batch import Batch
+from ...modes import evaluating
+from ..cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
+from ..loaders import is_dry_run, whole_split
+from ..scores import class_score, score_inputs
 
 __all__ = ["MeasureBaselines", "measure", "validation_batches"]
 

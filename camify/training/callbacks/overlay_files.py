@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from ..boxes import BoxRule, component_boxes
-from ..drawing.encoding import encoded
-from ..drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
-from ..files import slug, write_whole
-from ..normalizers import Normalizer
-from ..reports.run_folder import INDEX
-from .finds import FIND_KINDS, FoundImage
-from .loggers import Offer
-from .probes import Look, Probes
+from ...boxes import BoxRule, component_boxes
+from ...drawing.encoding import encoded
+from ...drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
+from ...files import slug, write_whole
+from ...normalizers import Normalizer
+from ...reports.run_folder import INDEX
+from .highlights import FIND_KINDS, FoundImage
+from .image_loggers import Offer
+from .watched_images import Look, Probes
 
 __all__ = ["ProbePictures", "find_entry", "method_folders"]
 

@@ -26,16 +26,15 @@ from ..modes import evaluating
 from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
 from ..task import Classes, Task
-from .asking import read_images, single_loader
 from .augmentation import hide_patches
-from .cam_quality import CAMQuality, ValidationBatch, logits_and_maps
-from .course import Course
+from .cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
 from .earlier_maps import EarlierMaps
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
+from .loaders import read_images, single_loader
 from .losses import Objective, classification_loss, object_masks
-from .optimization import build_optimizer
+from .optimizer import build_optimizer
 from .options import (
     FLAT,
     GROUPS,
@@ -47,10 +46,11 @@ from .options import (
     MetricsOptions,
     OptimizationOptions,
 )
-from .preparing import checkpoint_manifest, prepare
-from .resuming import StopSafely
+from .prepare import checkpoint_manifest, prepare
+from .resume import StopSafely
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
+from .stages import Course
 
 __all__ = ["CAMFineTuner"]
 

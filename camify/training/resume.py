@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ..errors import CheckpointError, TrainingError
-from .asking import is_dry_run, run_folder
+from .loaders import is_dry_run, run_folder
 
 __all__ = ["StopSafely", "check_finite", "enter_epoch", "go_on", "refuse_changes", "state_of_run"]
 
