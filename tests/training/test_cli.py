@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import camify
-from camify.training.cli import main
+from camify.cli.train import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the command line sets its own filters; these runs print them
 

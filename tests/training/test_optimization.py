@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 import camify
-from camify.training.cli import FineTuningCLI, main
+from camify.cli.train import FineTuningCLI, main
 from camify.training.schedule import lr_factor
 from tests.training.conftest import SIZE, SmallLegacy
 

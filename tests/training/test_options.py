@@ -11,9 +11,9 @@ import torch
 import yaml
 
 import camify
+from camify.cli.train import FineTuningCLI
 from camify.conversion import FineTuning, find_recipe
 from camify.errors import ConfigError
-from camify.training.cli import FineTuningCLI
 from camify.training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, OptimizationOptions, put_into_groups
 from tests.training.conftest import SIZE, BlobData, SmallLegacy, tuner
 

@@ -17,7 +17,7 @@ import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 import camify
-from camify.training.cli import main
+from camify.cli.train import main
 from tests.training.conftest import SIZE, BlobData, SmallLegacy
 
 ROOT = Path(__file__).parents[2]

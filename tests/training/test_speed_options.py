@@ -11,8 +11,8 @@ import yaml
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 import camify
+from camify.cli.train import main
 from camify.training import RunRecord
-from camify.training.cli import main
 from tests.training.conftest import SIZE, BlobData, SmallLegacy
 
 pytestmark = pytest.mark.filterwarnings(

@@ -15,23 +15,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
-from .errors import CamifyError, ConfigError, ConversionError, DataError
-from .evaluation import evaluate
-from .evaluation.comparison import compare_files
-from .evaluation.evaluation_report import EVALUATION
-from .evaluation.explain_files import ExplainOptions, explain_files
-from .evaluation.images import image_files
-from .evaluation.network import class_index, explained_network, read_class_names
-from .exporting_commands import COMMANDS, add_commands
-from .files import free_folder, write_whole
-from .methods import METHODS, PRECISIONS
-from .preprocessing import Preprocessing
-from .reports.run_folder import read_run
-from .reports.run_page import render_page
-from .reports.runs_page import render_runs
-from .sources import resolve
-from .task import Classes, Task
+from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
+from ..errors import CamifyError, ConfigError, ConversionError, DataError
+from ..evaluation import evaluate
+from ..evaluation.comparison import compare_files
+from ..evaluation.evaluation_report import EVALUATION
+from ..evaluation.explain_files import ExplainOptions, explain_files
+from ..evaluation.images import image_files
+from ..evaluation.network import class_index, explained_network, read_class_names
+from ..files import free_folder, write_whole
+from ..methods import METHODS, PRECISIONS
+from ..preprocessing import Preprocessing
+from ..reports.run_folder import read_run
+from ..reports.run_page import render_page
+from ..reports.runs_page import render_runs
+from ..sources import resolve
+from ..task import Classes, Task
+from .export import COMMANDS, add_commands
 
 __all__ = ["main"]
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from .checkpoint.folder import MANIFEST
-from .checkpoint.hub import is_repository, push_folder
-from .conversion.readiness import check
-from .errors import ConfigError
-from .evaluation.images import image_files
-from .exporters import EXPORT_PRECISIONS, export
-from .model import CAMNet
-from .preprocessing import Preprocessing
-from .sources.resolve import resolve_cam_ready
+from ..checkpoint.folder import MANIFEST
+from ..checkpoint.hub import is_repository, push_folder
+from ..conversion.readiness import check
+from ..errors import ConfigError
+from ..evaluation.images import image_files
+from ..exporters import EXPORT_PRECISIONS, export
+from ..model import CAMNet
+from ..preprocessing import Preprocessing
+from ..sources.resolve import resolve_cam_ready
 
 __all__ = ["COMMANDS", "add_commands"]
 

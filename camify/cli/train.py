@@ -23,11 +23,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..conversion import find_recipe
 from ..errors import CamifyError, ConfigError
-from .callbacks.overlays import CAMOverlayLogger
-from .callbacks.predictions import PredictionTable
-from .callbacks.run_record import RunRecord
-from .module import CAMFineTuner
-from .options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
+from ..training.callbacks.overlays import CAMOverlayLogger
+from ..training.callbacks.predictions import PredictionTable
+from ..training.callbacks.run_record import RunRecord
+from ..training.module import CAMFineTuner
+from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
 
 __all__ = ["FineTuningCLI", "main"]
 
