@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..preprocessing import Preprocessing, read_image
-from .boxes import Box, box_table, read_boxes
+from .boxes_csv import Box, box_table, read_boxes
 from .module import PreparedDataModule
 from .samples import finish
 from .sizes import image_sizes

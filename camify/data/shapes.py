@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..preprocessing import Preprocessing
 from .module import PreparedDataModule
 from .samples import finish
-from .scenes import CLASS_NAMES, render_scene
+from .shape_renderer import CLASS_NAMES, render_scene
 
 __all__ = ["SHAPES", "ShapesDataModule", "ShapesDataset"]
 

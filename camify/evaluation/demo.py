@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..conversion import convert, fit_head
-from ..data.scenes import CLASS_NAMES, render_group, render_scene
+from ..data.shape_renderer import CLASS_NAMES, render_group, render_scene
 from ..data.shapes import SHAPES
 from ..sources import Source, resolve
 from .images import EvaluationImage

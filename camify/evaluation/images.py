@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.boxes import box_table, read_boxes, table_above
+from ..data.boxes_csv import box_table, read_boxes, table_above
 from ..data.folder import LabelledFile, LabelledImages, class_folders, image_paths, order_notes, own_boxes
 from ..data.sizes import image_sizes
 from ..errors import ConfigError, DataError

@@ -20,7 +20,7 @@ from PIL import Image
 
 import camify
 from camify.conversion import Source
-from camify.data.scenes import CLASS_NAMES, render_scene
+from camify.data.shape_renderer import CLASS_NAMES, render_scene
 from camify.evaluation.engine import STEPS, THRESHOLDS
 from camify.evaluation.images import find_labeled
 from camify.evaluation.intervals import localisation_figures

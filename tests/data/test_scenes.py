@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from camify.data.scenes import CLASS_NAMES, render_group, render_scene
+from camify.data.shape_renderer import CLASS_NAMES, render_group, render_scene
 from camify.errors import DataError
 
 SIZE = 96

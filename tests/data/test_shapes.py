@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from camify.data import ShapesDataModule, scenes, shapes
-from camify.data.scenes import CLASS_NAMES, render_scene
+from camify.data import ShapesDataModule, shapes
+from camify.data import shape_renderer as scenes
+from camify.data.shape_renderer import CLASS_NAMES, render_scene
 from camify.errors import ConfigError, DataError
 from tests.data.equal import equal
 

@@ -130,7 +130,7 @@ def test_head_none_makes_a_legacy_file_that_converts(config, tmp_path):
     run("fit", "--config", config, "--model.head", "none")
     file = tmp_path / "run" / "legacy.safetensors"
     net = camify.convert(f"camify/tiny_vgg@{file}", head="direct", input_size=96)
-    assert net.class_names == list(camify.data.scenes.CLASS_NAMES)
+    assert net.class_names == list(camify.data.shape_renderer.CLASS_NAMES)
 
 
 def test_unknown_options_say_what_may_have_been_meant(config, tmp_path, capsys):

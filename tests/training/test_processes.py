@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on proce
 
 def tuner(**options):
     torch.manual_seed(3)
-    names = list(camify.data.scenes.CLASS_NAMES)
+    names = list(camify.data.shape_renderer.CLASS_NAMES)
     defaults = {"class_names": names, "input_size": SIZE, "head_channels": 8, "lr": 0.02}
     module = camify.CAMFineTuner(SmallLegacy(len(names)), **defaults | options)
     module.model.untrained = ()  # as if it had been trained: it is to be measured
