@@ -17,8 +17,8 @@ from .checkpoint.hub import fetch_folder, is_repository
 from .checkpoint.manifest import finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
 from .errors import ConfigError, ConversionError
+from .eval_mode import evaluating, without_hooks
 from .maps import class_maps, identity_error
-from .modes import evaluating, without_hooks
 from .pooling import POOLS
 from .preprocessing import Preprocessing
 from .task import Classes, Task

@@ -20,9 +20,6 @@ FLOORS = {
     "exporters": 5, "reports": 5, "sources": 6,
     "methods": 7, "conversion": 7,
     "evaluation": 8, "training": 9, "cli": 10, "__main__": 11,
-    # until they have moved
-    "modes": 0, "architecture": 1.5, "certificate": 1.4, "card": 1.4, "hub": 2.3, "manifest": 1.8,
-    "report": 4.5, "exporting": 5, "surgery": 7, "exporting_commands": 9.5,
 }  # fmt: skip
 GROUND = {  # floor 0 stands on itself only where it must
     "files": {"errors"},

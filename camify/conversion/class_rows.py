@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..checkpoint.certificate import TOLERANCE, Part
 from ..errors import ConversionError
+from ..eval_mode import without_hooks
 from ..model import CAMNet
-from ..modes import without_hooks
 from .new_layers import FILLERS
 
 __all__ = ["check_names", "draw_classifier", "match_rows", "put_rows", "select_classes"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
+from ..eval_mode import evaluating
 from ..model import CAMNet
-from ..modes import evaluating
 from ..task import Task
 
 __all__ = ["FitReport", "fit_head"]

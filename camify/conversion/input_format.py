@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.certificate import TOLERANCE
 from ..errors import ConversionError
-from ..modes import evaluating, without_hooks
+from ..eval_mode import evaluating, without_hooks
 from ..preprocessing import Preprocessing
 
 __all__ = ["INPUT_FORMATS", "adapt_input", "describe_input"]

@@ -9,10 +9,10 @@ from torch import nn
 
 from ..checkpoint.certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
+from ..eval_mode import evaluating
 from ..graphs import Anatomy
 from ..maps import identity_error
 from ..model import CAMNet
-from ..modes import evaluating
 from .recast import Recast
 
 __all__ = ["certify"]

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from ..checkpoint.certificate import TOLERANCE
 from ..errors import ConversionError
+from ..eval_mode import evaluating, without_hooks
 from ..graphs import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
 from ..graphs.fx_modules import as_module, parameter_free
-from ..modes import evaluating, without_hooks
 
 __all__ = ["Recast", "recast_head"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from ..eval_mode import evaluating, without_hooks
 from ..methods import observe
 from ..model import CAMNet
-from ..modes import evaluating, without_hooks
 from ..reports.tables import Table, number
 from .network import ExplainedNetwork
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from ..boxes import BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
+from ..eval_mode import without_hooks
 from ..maps import class_maps, upsample
 from ..model import CAMNet
-from ..modes import without_hooks
 from ..normalizers import scale_maps
 from ..preprocessing import Preprocessing
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..modes import evaluating, without_hooks
+from ..eval_mode import evaluating, without_hooks
 from .analysis import Anatomy
 from .traced import dissect
 from .tracer import TracingError

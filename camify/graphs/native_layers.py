@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from ..modes import evaluating
+from ..eval_mode import evaluating
 from .allowed_layers import LAYERS
 
 __all__ = ["in_torch_layers"]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import ConversionError
-from ..modes import without_hooks
+from ..eval_mode import without_hooks
 from .analysis import Anatomy, FeaturesCopy
 from .fx_modules import as_module, assemble, parameter_free
 from .last_map import before_pools, candidates_of, map_layouts, no_map

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..modes import without_hooks
+from ..eval_mode import without_hooks
 from .analysis import Anatomy, FeaturesCopy
 from .final_activation import activation_name
 from .layouts import Layout, find_layout

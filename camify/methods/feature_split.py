@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConfigError, ConversionError
+from ..eval_mode import evaluating, without_hooks
 from ..graphs.analyze import examine
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
 from ..graphs.fx_modules import as_module
@@ -21,7 +22,6 @@ from ..graphs.traced import TracedAnatomy, only_layer
 from ..graphs.tracer import Trace, TracingError, between, require_logits, trace
 from ..graphs.untraceable import HookedAnatomy, Record, bypassed, last_activation, replayed
 from ..model import CAMNet
-from ..modes import evaluating, without_hooks
 
 __all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
+from ..eval_mode import evaluating
 from ..graphs import task_of
 from ..model import CAMNet
-from ..modes import evaluating
 from ..task import Classes, Task
 from .feature_split import Split, split
 

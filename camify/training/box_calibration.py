@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..boxes import BoxRule
+from ..eval_mode import evaluating
 from ..maps import upsample
 from ..metrics.functional import calibrate, mosaics
 from ..model import CAMNet
-from ..modes import evaluating
 from .callbacks.measure_baselines import validation_batches
 from .loaders import count_samples
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import ConfigError
+from ..eval_mode import evaluating
 from ..evaluation import engine
 from ..evaluation.engine import IOU_50, IOUS, PIXEL_BINS, THRESHOLDS, Statistic
 from ..maps import class_maps, normalize, select, upsample
@@ -21,7 +22,6 @@ from ..metrics.base import RowMeans
 from ..metrics.checks import check_class_scores, check_map_boxes, check_masks, check_objects, check_scores, check_shares
 from ..metrics.functional import masked_images, masks_of_objects, mosaic_plan, shifted, tiled
 from ..model import CAMNet
-from ..modes import evaluating
 from ..normalizers import Normalizer, normalize_maps
 from ..task import Classes
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batch import Batch
 from ..errors import ConfigError
+from ..eval_mode import evaluating
 from ..model import CAMNet
-from ..modes import evaluating
 from .loaders import run_folder, single_loader
 
 __all__ = ["FeatureCache", "FrozenPart", "run_new_layers"]

@@ -13,8 +13,8 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..eval_mode import evaluating
 from ..model import CAMNet
-from ..modes import evaluating
 from ..task import Classes
 from .labels import spread
 from .loaders import single_loader

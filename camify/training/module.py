@@ -20,9 +20,9 @@ from torchvision.transforms import v2
 from ..batch import Batch
 from ..conversion import FitReport
 from ..errors import ConfigError, DataError
+from ..eval_mode import evaluating
 from ..maps import class_maps, select
 from ..model import CAMNet
-from ..modes import evaluating
 from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
 from ..task import Classes, Task

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, DataError
-from ...modes import evaluating
+from ...eval_mode import evaluating
 from ...task import Classes, Task
 from .stability import correlation
 

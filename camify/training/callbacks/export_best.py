@@ -19,9 +19,9 @@ from ...boxes import BoxRule
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
 from ...errors import CheckpointError
+from ...eval_mode import evaluating
 from ...files import write_whole
 from ...model import CAMNet
-from ...modes import evaluating
 from ..box_calibration import calibrate_boxes
 from ..loaders import is_dry_run, run_folder, single_loader
 

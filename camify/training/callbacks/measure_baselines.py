@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...batch import Batch
-from ...modes import evaluating
+from ...eval_mode import evaluating
 from ..cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
 from ..loaders import is_dry_run, whole_split
 from ..scores import class_score, score_inputs
