@@ -21,11 +21,11 @@ __all__ = ["BoxRule", "component_boxes", "largest_boxes", "percentile"]
 
 @dataclass(frozen=True)
 class BoxRule:
-    """A box is the tight one around the largest region of a map, normalised, that reaches the threshold.
+    """A box is the tight one around the largest region of a map, normalized, that reaches the threshold.
 
     Attributes:
         normalizer: see ``camify.normalizers``.
-        percentile: of the normaliser, None where it has none.
+        percentile: of the normalizer, None where it has none.
         threshold: in [0, 1).
         clamp_weights: the map is made of the positive weights of the classifier only (Bae et al. 2020, section 3.2).
         source: ``"boxes"``, or ``"mosaics"``: chosen on 2 x 2 mosaics, whose cells stand for boxes; ``"default"``: not
@@ -123,7 +123,7 @@ def largest_boxes(mask_NHW: Tensor) -> Tensor:
     The largest has most pixels; those of holes do not count, unlike in ``component_boxes``, so that of
     two about equally large ones another may be chosen. The first in reading order wins a tie. Components are joined as
     by Zhang, Azad & Buluc 2020, "FastSV: a distributed-memory connected component algorithm with fast convergence":
-    every pixel points to one of higher index, trees are hooked onto neighbours' trees and halved in height.
+    every pixel points to one of higher index, trees are hooked onto neighbors' trees and halved in height.
     """
     count, height, width = mask_NHW.shape
     mask = mask_NHW.reshape(count, height * width)

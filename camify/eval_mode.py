@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["evaluating", "without_hooks"]
+__all__ = ["eval_mode", "without_hooks"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; afterwards every module has the mode it had before, one by one."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

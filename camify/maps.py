@@ -1,6 +1,6 @@
 """Class activation maps as tensors: from features to maps and heat. Pure functions.
 
-The order of steps is fixed in one place: raw signed map -> (ReLU) -> upsampled -> normalised once.
+The order of steps is fixed in one place: raw signed map -> (ReLU) -> upsampled -> normalized once.
 """
 
 from __future__ import annotations

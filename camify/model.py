@@ -17,7 +17,7 @@ from .checkpoint.hub import fetch_folder, is_repository
 from .checkpoint.manifest import finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
 from .errors import ConfigError, ConversionError
-from .eval_mode import evaluating, without_hooks
+from .eval_mode import eval_mode, without_hooks
 from .maps import class_maps, identity_error
 from .pooling import POOLS
 from .preprocessing import Preprocessing
@@ -46,7 +46,7 @@ class CAMNet(nn.Module):
         untrained: names of the parts whose weights were drawn and never trained; training and fitting empty it.
         results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
         box_rule: how its maps become boxes, or None where that was never calibrated.
-        licence: of the legacy weights, as far as their source says, or None.
+        license: of the legacy weights, as far as their source says, or None.
         recipe: the published network by name, or None.
     """
 
@@ -76,7 +76,7 @@ class CAMNet(nn.Module):
         self.register_load_state_dict_post_hook(_forget_untrained)  # type: ignore[no-untyped-call]
         self.results: dict[str, Any] = {}
         self.box_rule: BoxRule | None = None
-        self.licence: str | None = None
+        self.license: str | None = None
         self.recipe: str | None = None
 
     @property
@@ -136,7 +136,7 @@ class CAMNet(nn.Module):
                 "The network has no box rule, as it was not fine-tuned with camify. Give rule=camify.BoxRule(...)."
             )
         known = self.classes
-        with evaluating(self):
+        with eval_mode(self):
             features = self.forward_features(images)
             logits = known.two_sided(self.forward_head(features))
             chosen = known.predicted(logits) if classes is None else classes.to(features.device)
@@ -202,7 +202,7 @@ class CAMNet(nn.Module):
         wide = torch.promote_types(self.classifier.weight.dtype, torch.float32)
         with without_hooks(self):
             net = self if self.classifier.weight.dtype == wide else copy.deepcopy(self).to(wide)
-            with evaluating(net):
+            with eval_mode(net):
                 logits, maps = net.forward_with_maps(images.to(wide))
         bias = net.classifier.bias
         return identity_error(logits, maps, torch.zeros_like(logits[0]) if bias is None else bias)

@@ -1,4 +1,4 @@
-"""From a raw map to one in [0, 1]: the normalisers of the literature, which decide where a threshold cuts."""
+"""From a raw map to one in [0, 1]: the normalizers of the literature, which decide where a threshold cuts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Normalizer(NamedTuple):
 
     @classmethod
     def published(cls, name: str, percentile: float | None = None) -> Normalizer:
-        """The normaliser with its published percentile where none is given.
+        """The normalizer with its published percentile where none is given.
 
         Raises:
             ConfigError: the name is unknown, or the percentile does not fit.
@@ -57,7 +57,7 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
     if (percentile is None) == (name in ("pas", "ivr")) or not 0 <= (percentile or 0) <= 100:
         raise ConfigError(f'percentile={percentile} does not fit {name!r}: "pas" and "ivr" take one in 0..100.')
     if maps.numel() and not bool(torch.isfinite(maps.amin() + maps.amax())):  # both carry NaN over
-        raise DataError("maps hold NaN or infinity. Find the image that causes it.")
+        raise DataError("maps hold NaN or infinity. Highlight the image that causes it.")
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     return scale_maps(maps, name, percentile)
 

@@ -330,7 +330,7 @@ def read_image(path: str | Path) -> tv_tensors.Image:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An opened image as 8-bit RGB, turned upright as its EXIF tag says.
 
-    Of 16-bit grey the upper eight bits are kept. Transparency is dropped: the colours below it show.
+    Of 16-bit gray the upper eight bits are kept. Transparency is dropped: the colors below it show.
 
     Raises:
         ValueError: a float image; nothing says which of its values is white.

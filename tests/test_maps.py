@@ -183,7 +183,7 @@ def test_pieces_inside_holes_are_components_of_their_own():
     assert component_boxes(mask, largest=True).tolist() == [[1, 1, 11, 11]]
 
 
-def test_diagonal_neighbours_are_connected_and_thin_shapes_count():
+def test_diagonal_neighbors_are_connected_and_thin_shapes_count():
     assert component_boxes(np.eye(5, dtype=bool)).tolist() == [[0, 0, 5, 5]]
     line = np.zeros((6, 9), bool)
     line[2, 1:8] = True

@@ -39,7 +39,7 @@ def test_it_gives_what_it_gave(version, tmp_path):
 def test_what_the_second_version_added():
     net = camify.load(STORED / "schema_2")
     assert net.box_rule == BoxRule("ivr", 35.0, 0.3)
-    assert net.licence == "apache-2.0"
+    assert net.license == "apache-2.0"
     assert net.results["seed"] == 0
     manifest = json.loads((STORED / "schema_2" / "camify.json").read_text(encoding="utf-8"))
     assert manifest["map"] == {"stride": [2.0, 2.0], "size": [16, 16]}

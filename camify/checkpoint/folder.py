@@ -36,6 +36,7 @@ __all__ = [
     "manifest_digest",
     "open_folder",
     "read_tensors",
+    "us_keys",
     "write_folder",
 ]
 
@@ -44,7 +45,7 @@ SCHEMA_VERSION = 3
 CKPT_RECORD = "camify"
 """Where in a Lightning checkpoint the manifest stands, as JSON text."""
 _ADDED: dict[int, dict[str, Any]] = {  # by version: the fields that came with it, as older manifests are read
-    2: dict.fromkeys(("licence", "recipe", "box_rule", "map", "versions")),
+    2: dict.fromkeys(("license", "recipe", "box_rule", "map", "versions")),
     3: {"task": None, "untrained": []},
 }
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
@@ -185,7 +186,7 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
-    found: dict[str, Any] = dict(manifest)
+    found = us_keys(manifest)
     for version, fields in _ADDED.items():
         if manifest["schema_version"] < version:
             found = fields | found
@@ -193,6 +194,11 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
     return found
+
+
+def us_keys(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest whose keys are spelled as they are today; camify wrote ``licence`` once."""
+    return {"license" if key == "licence" else key: value for key, value in manifest.items()}
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
@@ -205,7 +211,7 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
 def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     """The field of a manifest that is missing, of the wrong kind, or at odds with the architecture; or None."""
     kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
-    kinds |= {"preprocessing": dict | None, "results": dict, "licence": str | None, "recipe": str | None}
+    kinds |= {"preprocessing": dict | None, "results": dict, "license": str | None, "recipe": str | None}
     kinds |= {"box_rule": dict | None, "map": dict | None, "versions": dict | None}
     kinds |= {"task": str | None, "untrained": list}
     for field, kind in kinds.items():

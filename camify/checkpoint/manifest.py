@@ -30,7 +30,7 @@ def manifest_of(model: Any) -> dict[str, Any]:
         "task": str(model.task) if model.task_is_known else None,
         "untrained": list(model.untrained),
         "preprocessing": None if model.preprocessing is None else model.preprocessing.to_dict(),
-        "licence": model.licence,
+        "license": model.license,
         "recipe": model.recipe,
         "map": model.certificate.map if model.certificate else None,
         "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
@@ -90,7 +90,7 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     model.class_names = manifest["class_names"]
     model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
     model.task, model.untrained = manifest["task"], tuple(manifest["untrained"])
-    model.licence, model.recipe, rule = (manifest[key] for key in ("licence", "recipe", "box_rule"))
+    model.license, model.recipe, rule = (manifest[key] for key in ("license", "recipe", "box_rule"))
     model.box_rule = None if rule is None else BoxRule.from_dict(rule)
     return model.eval()
 

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["model_card"]
 
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|[]`*\\"}
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}", re.ASCII)  # as the hub names licences
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}", re.ASCII)  # as the hub names licenses
 
 _USE = """\
 ```python
@@ -38,10 +38,14 @@ _ROWS = {  # figure: its name in the results, of the legacy network, of the cent
 def model_card(manifest: Mapping[str, Any], *, overlays: bool = False) -> str:
     """Markdown with what the network is, how to use it, its classes and its figures."""
     record, shape = manifest["certificate"] or {}, manifest["architecture"]
-    licence = manifest.get("licence")
-    known = isinstance(licence, str) and _LICENCE.fullmatch(licence)
+    license_name = manifest.get("license")
+    known = isinstance(license_name, str) and _LICENSE.fullmatch(license_name)
     lines = ["---", "library_name: camify", "pipeline_tag: image-classification"]
-    lines += ["tags: [image-classification, class-activation-maps]", *([f"license: {licence}"] if known else []), "---"]
+    lines += [
+        "tags: [image-classification, class-activation-maps]",
+        *([f"license: {license_name}"] if known else []),
+        "---",
+    ]
     lines += ["", f"# {_cell(record.get('source', 'network'))}, CAM-ready", ""]
     lines += [f"An image classifier of {shape['num_classes']} classes whose maps are an output.", "", _USE]
     if overlays:
@@ -49,7 +53,7 @@ def model_card(manifest: Mapping[str, Any], *, overlays: bool = False) -> str:
     lines.append(_INTENDED)
     if record:
         lines += [*_conversion(record), ""]
-    lines += [f"Licence of the legacy weights: {_cell(licence or 'not stated by their source')}.", ""]
+    lines += [f"License of the legacy weights: {_cell(license_name or 'not stated by their source')}.", ""]
     lines += _results(manifest["results"])
     if manifest["preprocessing"]:
         lines += ["## Preprocessing", "", "| step | value |", "|---|---|"]

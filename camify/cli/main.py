@@ -132,7 +132,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
 
-    command = _Parser(description="Measure a network and its maps on labelled images, with baselines and intervals.")
+    command = _Parser(description="Measure a network and its maps on labeled images, with baselines and intervals.")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
     command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
     _add_network_options(command)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..model import CAMNet
 from ..task import Task
 
@@ -30,7 +30,7 @@ class FitReport:
     """What ``fit_head`` did; "before" is measured on all n images, "after" and "loo" on ``kept`` of them, R^2 on all.
 
     Top-1 is the agreement with the teacher, or the accuracy; KL is mean KL(target || network) in nats, with labels
-    the cross-entropy; R^2 is the explained part of the centred targets, with labels before the scores are scaled;
+    the cross-entropy; R^2 is the explained part of the centered targets, with labels before the scores are scaled;
     ridge is lambda of ``sum |y - W x - b|^2 + lambda |W|^2``. The ``kept`` images are drawn at random.
 
     "After" is measured on images that were fitted; "loo" is the honest figure: each kept image is scored by the fit
@@ -74,15 +74,15 @@ def fit_head(
 ) -> FitReport:
     """Least squares for ``model.classifier`` on the pooled features, in place, from one pass over the images.
 
-    Targets are the teacher's logits, centred per image over the classes (softmax does not see the difference),
-    or one-hot labels, centred too. Only sums (C^2 + C K numbers, float64) and 2,048 rows, a uniform sample, are
+    Targets are the teacher's logits, centered per image over the classes (softmax does not see the difference),
+    or one-hot labels, centered too. Only sums (C^2 + C K numbers, float64) and 2,048 rows, a uniform sample, are
     kept. With labels the fitted scores are then multiplied by the factor of least cross-entropy of the kept rows'
     leave-one-out scores (temperature scaling, Guo et al. 2017), at most 1 / residual variance: what linear
     discriminant analysis gives two equally frequent classes, so that a separable set does not make the network
     boundlessly sure. ``model.results`` is emptied: those figures were another head's.
 
     Lambda is the one of least leave-one-out error, sum_i |r_i|^2 / (1 - h_i)^2 with the leverage
-    h_i = 1/n + z_i' (Z'Z + lambda I)^-1 z_i of the centred features z_i (Allen 1974, PRESS; Golub, Heath, Wahba
+    h_i = 1/n + z_i' (Z'Z + lambda I)^-1 z_i of the centered features z_i (Allen 1974, PRESS; Golub, Heath, Wahba
     1979, eq. 1.3): exact up to 2,048 images, beyond that an unbiased estimate from the kept rows. The candidates
     are a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of Z'Z, scanned at one per decade and then
     fully about the best: 20 products of rows x C x min(C, K) multiplications.
@@ -108,7 +108,7 @@ def fit_head(
     start = time.perf_counter()
     _check(model, images_or_loader, teacher, labels, ridge)
     head, sums, before = model.classifier, _Sums(), torch.zeros(2, dtype=torch.float64)
-    with evaluating(model), evaluating(teacher or model):
+    with eval_mode(model), eval_mode(teacher or model):
         for images, own in _batches(images_or_loader, labels):
             pooled = model.forward_head(model.forward_features(images.to(head.weight)), pre_logits=True)
             device = pooled.device if pooled.device.type in ("cpu", "cuda") else "cpu"  # others lack float64
@@ -196,7 +196,7 @@ class _Sums:
             raise DataError(f"All {self.n} targets are the same: nothing to fit. Give images of several classes.")
 
     def r2(self, weight: Tensor, bias: Tensor) -> float:
-        """1 - RSS / TSS of the head's logits, centred over the classes."""
+        """1 - RSS / TSS of the head's logits, centered over the classes."""
         weight, gap = weight - weight.mean(0), self.mean_y - (bias - bias.mean())
         gap = gap - weight @ self.mean_x
         rss = self.tss + ((weight @ self.xx - 2 * self.xy.T) * weight).sum() + self.n * gap.square().sum()
@@ -315,7 +315,7 @@ def _scale(scores: Tensor, targets: Tensor, spread: float) -> float:
 
 
 def _probabilities(targets: Tensor, labels: bool) -> Tensor:
-    """The target distribution (N, K) of centred logits, or of centred one-hot labels."""
+    """The target distribution (N, K) of centered logits, or of centered one-hot labels."""
     return (targets + 1 / targets.shape[1]).round() if labels else Task.MULTICLASS.probabilities(targets)
 
 
@@ -332,7 +332,7 @@ def _agreement(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
-    """The teacher's logits (N, K), centred over the classes; images go to its own device and precision."""
+    """The teacher's logits (N, K), centered over the classes; images go to its own device and precision."""
     like = next((p for p in teacher.parameters() if p.is_floating_point()), images)
     y = teacher(images.to(like))
     if not isinstance(y, Tensor) or y.shape != logits.shape:
@@ -343,7 +343,7 @@ def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
 
 
 def _one_hot(labels: Any, logits: Tensor) -> Tensor:
-    """One-hot labels (N, K), centred over the classes."""
+    """One-hot labels (N, K), centered over the classes."""
     count, classes = logits.shape
     whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
     if not whole or labels.shape != (count,):

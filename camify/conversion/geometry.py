@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from ..errors import ConversionError
-from ..graphs import Layout, TracedAnatomy, between
+from ..graphs import Layout, TracedAnalysis, between
 from ..graphs.fx_modules import LayerTracer, as_module, assemble
 
 __all__ = [
@@ -123,19 +123,19 @@ def apply_changes(features: nn.Module, changes: Sequence[Change]) -> nn.Module:
     return assemble(network, network.graph)
 
 
-def cut_after(anatomy: TracedAnatomy, module: str) -> TracedAnatomy:
-    """The anatomy with its features ending where a module ends; all that follows is head, and is dropped.
+def cut_after(analysis: TracedAnalysis, module: str) -> TracedAnalysis:
+    """The analysis with its features ending where a module ends; all that follows is head, and is dropped.
 
     Raises:
         ConversionError: the module's end is no single map (N, C, h, w).
     """
-    graph = anatomy.network.graph
+    graph = analysis.network.graph
     inside = _steps_in(graph, module)
-    shape = anatomy.shapes.get(inside[-1]) if inside else None
+    shape = analysis.shapes.get(inside[-1]) if inside else None
     if shape is None or len(shape) != 4:
         raise ConversionError(f"The features cannot end after {module}: no map (N, C, h, w) comes out of it.")
     return replace(
-        anatomy,
+        analysis,
         feature=inside[-1],
         feature_layer=module,
         feature_shape=(shape[1], shape[2], shape[3]),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.certificate import TOLERANCE
 from ..errors import ConversionError
-from ..eval_mode import evaluating, without_hooks
+from ..eval_mode import eval_mode, without_hooks
 from ..preprocessing import Preprocessing
 
 __all__ = ["INPUT_FORMATS", "adapt_input", "describe_input"]
@@ -45,7 +45,7 @@ def adapt_input(
     Args:
         model: a network that takes images (N, 3, H, W); left as it is.
         channel_order: ``"rgb"`` or ``"bgr"``: what the network was trained on.
-        channels: 1, or None or 3 for colour.
+        channels: 1, or None or 3 for color.
         mean: three, of values in [0, 1], as the network was trained with, in its own order; None: all the same.
         std: likewise.
         example: images (N, C, H, W) for the copy, to compare it with the network on.
@@ -58,7 +58,7 @@ def adapt_input(
         raise ConversionError(f"channel_order={channel_order!r} is unknown. Choose rgb or bgr.")
     if channels not in (None, 1, 3):
         raise ConversionError(
-            f"channels={channels}: a colour network can become one of 1 channel. For others no values are given by its"
+            f"channels={channels}: a color network can become one of 1 channel. For others no values are given by its"
             " weights: replace the first convolution yourself."
         )
     with without_hooks(model):
@@ -119,7 +119,7 @@ def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
 
 
 def _shift_and_scale(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
-    """What turns a gray input, normalised by the averages, into each of the network's own channels."""
+    """What turns a gray input, normalized by the averages, into each of the network's own channels."""
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != 3:
             raise ConversionError(f"{name}: {len(values)} values for a network of 3 channels.")
@@ -154,7 +154,7 @@ def _as_before(images: Tensor, channel_order: str, shift: Tensor, scale: Tensor)
 
 def _compare(model: nn.Module, adapted: nn.Module, example: Tensor, expected: Tensor, name: str) -> None:
     parameter = next(model.parameters())
-    with evaluating(model), evaluating(adapted):
+    with eval_mode(model), eval_mode(adapted):
         try:
             old, new = (net(x.to(parameter)) for net, x in ((model, expected), (adapted, example)))
         except Exception as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.certificate import as_text
 from ..errors import ConversionError
-from ..graphs import Anatomy, examine
+from ..graphs import NetworkAnalysis, analyze
 from ..sources import Source, resolve
 
 __all__ = ["Inspection", "inspect"]
@@ -82,41 +82,41 @@ def inspect(
     source = model if isinstance(model, Source) else Source.of(model)
     source.require_layers("it cannot be inspected")
     try:
-        anatomy = examine(source.model, input_size, example)
+        analysis = analyze(source.model, input_size, example)
     except ConversionError as error:
         return Inspection("unsupported", str(error))
-    channels, height, width = anatomy.feature_shape
-    verdict, reason = _HEADLESS if source.headless else _verdict(anatomy)
-    if anatomy.activation is not None:
-        reason = f"{reason} Its last {anatomy.activation} is taken off: logits and maps come before it."
-    task = source.task or anatomy.task
+    channels, height, width = analysis.feature_shape
+    verdict, reason = _HEADLESS if source.headless else _verdict(analysis)
+    if analysis.activation is not None:
+        reason = f"{reason} Its last {analysis.activation} is taken off: logits and maps come before it."
+    task = source.task or analysis.task
     return Inspection(
         verdict=verdict,
         reason=reason,
-        feature_layer=anatomy.feature_layer,
-        head_layers=tuple(anatomy.head_layers),
+        feature_layer=analysis.feature_layer,
+        head_layers=tuple(analysis.head_layers),
         map_size=(height, width),
         map_channels=channels,
-        num_classes=None if source.headless else anatomy.logits.shape[1],
-        input_shape=anatomy.input_shape,
-        task=str(task) if task is not None else "binary" if anatomy.logits.shape[1] == 1 else None,
+        num_classes=None if source.headless else analysis.logits.shape[1],
+        input_shape=analysis.input_shape,
+        task=str(task) if task is not None else "binary" if analysis.logits.shape[1] == 1 else None,
     )
 
 
-def _verdict(anatomy: Anatomy) -> tuple[str, str]:
-    if anatomy.reads_token:
+def _verdict(analysis: NetworkAnalysis) -> tuple[str, str]:
+    if analysis.reads_token:
         return (
             "convertible",
             "The head reads a class token, not the patches: recast lets it read their mean, gap and direct replace it.",
         )
-    if anatomy.linear is None:
-        left_out = ", ".join(anatomy.left_out)
+    if analysis.linear is None:
+        left_out = ", ".join(analysis.left_out)
         pools = f" ({left_out} would be left out for a larger map)" if left_out else ""
         return (
             "convertible",
             f"The head is not linear after pooling: recast keeps it, gap and direct put a new one there{pools}.",
         )
-    if anatomy.single_layer:
+    if analysis.single_layer:
         return "native", "The head is one linear layer after global average pooling: the class maps exist."
     return (
         "foldable",

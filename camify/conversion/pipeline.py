@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..graphs import Anatomy, FeaturesCopy, TracedAnatomy, examine
+from ..graphs import FeaturesCopy, NetworkAnalysis, TracedAnalysis, analyze
 from ..model import CAMNet
 from ..pooling import POOLS
 from ..sources import Source, resolve
@@ -113,48 +113,48 @@ def convert(
     if head == "recast":
         source.require_head("head='recast'")
     source.require_layers("it cannot be converted")
-    anatomy = _follow(plan, examine(model, size, example))
-    num_classes = _count_names(num_classes, class_names, task, anatomy.logits.shape[1])
-    anatomy.notes += source.notes
-    names = None if source.headless else _legacy_names(source, legacy_class_names, anatomy.logits.shape[1])
+    analysis = _follow(plan, analyze(model, size, example))
+    num_classes = _count_names(num_classes, class_names, task, analysis.logits.shape[1])
+    analysis.notes += source.notes
+    names = None if source.headless else _legacy_names(source, legacy_class_names, analysis.logits.shape[1])
     wants_rows = names is not None and class_names is not None and len(class_names) == num_classes
     rows = match_rows(names, class_names) if wants_rows else None  # type: ignore[arg-type]
-    kept_classes = None if rows is not None and _keeps_rows(anatomy, head, pool) else num_classes
-    recast = _recast(anatomy, pool, kept_classes) if head == "recast" else None
-    copied = _copy_features(anatomy, recast, plan, map_stride)
+    kept_classes = None if rows is not None and _keeps_rows(analysis, head, pool) else num_classes
+    recast = _recast(analysis, pool, kept_classes) if head == "recast" else None
+    copied = _copy_features(analysis, recast, plan, map_stride)
     _check_features(source, copied.layers)
     if source.headless and num_classes is None:
-        count = anatomy.logits.shape[1]
-        anatomy.notes.append(f"The weights have no classes; the architecture's number of them is assumed: {count}.")
+        count = analysis.logits.shape[1]
+        analysis.notes.append(f"The weights have no classes; the architecture's number of them is assumed: {count}.")
     filler = plan.classifier if plan is not None else "gaussian"
     with torch.random.fork_rng(enabled=seed is not None, devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         layers = _new_layers(plan, head, head_channels, copied.features)
-        channels = anatomy.feature_shape[0]
+        channels = analysis.feature_shape[0]
         features, new = append_layers(copied.features, channels, layers)
         width = [channels, *(layer.channels for layer in layers if isinstance(layer, Conv3x3))][-1]
         keeps = not source.headless
-        old = recast.classifier if recast else _old_classifier(anatomy, head, pool, kept_classes) if keeps else None
-        classifier = old or draw_classifier(width, num_classes or anatomy.logits.shape[1], filler)
+        old = recast.classifier if recast else _old_classifier(analysis, head, pool, kept_classes) if keeps else None
+        classifier = old or draw_classifier(width, num_classes or analysis.logits.shape[1], filler)
         renew = rows is not None and kept_classes is None and rows != list(range(classifier.out_features))
         wanted = draw_classifier(classifier.in_features, len(rows), filler) if rows is not None and renew else None
     net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
-    net.to(anatomy.images)
+    net.to(analysis.images)
     for module in net.modules():
         module.training = copied.modes.get(module, model.training)
     finer = map_stride is not None or bool(plan and plan.changes)
-    net.certificate = certify(net, anatomy, source.name, head, copied.layers, recast, finer=finer)
+    net.certificate = certify(net, analysis, source.name, head, copied.layers, recast, finer=finer)
     drawn = (name for name in new if next(net.features.get_submodule(name).parameters(), None) is not None)
     net.untrained = (*drawn, *(() if old else ("classifier",)))
     if rows is not None and wanted is not None:
-        put_rows(net, wanted, rows, anatomy.images)
+        put_rows(net, wanted, rows, analysis.images)
     net.to(next(model.parameters()))
     kept = class_names if class_names is not None else names if num_classes is None else None
     net.class_names = None if kept is None else list(kept)
     net.preprocessing = source.preprocessing
-    _settle_task(net, task, source, anatomy)
-    net.licence, net.recipe = source.licence, recipe
+    _settle_task(net, task, source, analysis)
+    net.license, net.recipe = source.license, recipe
     return net
 
 
@@ -183,9 +183,9 @@ def _only_other_classes(
     return named and alone and pool in (None, "gap", getattr(model, "pool_name", None))
 
 
-def _settle_task(net: CAMNet, task: str | Task | None, source: Source, anatomy: Anatomy) -> None:
+def _settle_task(net: CAMNet, task: str | Task | None, source: Source, analysis: NetworkAnalysis) -> None:
     """The task as asked for, else as the source or the last activation says; what is assumed is noted."""
-    known = source.task or anatomy.task
+    known = source.task or analysis.task
     if task is None and known is not None and (known is Task.BINARY) == (net.num_classes == 1):
         task = known
     net.task = task
@@ -216,9 +216,9 @@ def _legacy_names(source: Source, given: Sequence[str] | None, classes: int) -> 
     return list(names) if names is not None and len(names) == classes else None
 
 
-def _keeps_rows(anatomy: Anatomy, head: str, pool: str) -> bool:
+def _keeps_rows(analysis: NetworkAnalysis, head: str, pool: str) -> bool:
     """Whether the old classifier's rows are those of the new one."""
-    return head == "recast" or (head == "direct" and pool == "gap" and anatomy.kept_linear is not None)
+    return head == "recast" or (head == "direct" and pool == "gap" and analysis.kept_linear is not None)
 
 
 def _check_features(source: Source, layers: Sequence[str]) -> None:
@@ -234,14 +234,14 @@ def _check_features(source: Source, layers: Sequence[str]) -> None:
 
 
 def _copy_features(
-    anatomy: Anatomy, recast: Recast | None, plan: Recipe | None, map_stride: int | None
+    analysis: NetworkAnalysis, recast: Recast | None, plan: Recipe | None, map_stride: int | None
 ) -> FeaturesCopy:
     """The features with the geometry that is wanted."""
-    copied = recast.copy_features() if recast else anatomy.copy_features()
+    copied = recast.copy_features() if recast else analysis.copy_features()
     if plan is not None:
         copied = replace(copied, features=apply_changes(copied.features, plan.changes))
     if map_stride is not None:
-        anatomy.notes.append(set_map_stride(copied.features.eval(), map_stride, anatomy.images))
+        analysis.notes.append(set_map_stride(copied.features.eval(), map_stride, analysis.images))
     return copied
 
 
@@ -274,30 +274,30 @@ def _check_options(
         raise ConversionError(f"dropout={dropout}: must be in [0, 1).")
 
 
-def _follow(recipe: Recipe | None, anatomy: Anatomy) -> Anatomy:
-    """The anatomy as a recipe cuts it; a network of another family is refused."""
+def _follow(recipe: Recipe | None, analysis: NetworkAnalysis) -> NetworkAnalysis:
+    """The analysis as a recipe cuts it; a network of another family is refused."""
     if recipe is None:
-        return anatomy
-    if not isinstance(anatomy, TracedAnatomy):
+        return analysis
+    if not isinstance(analysis, TracedAnalysis):
         raise ConversionError(f"recipe={recipe.name!r}: torch.fx cannot trace the network. Leave the recipe None.")
-    recipe.check(anatomy.network)
+    recipe.check(analysis.network)
     if recipe.cut_after is not None:
-        anatomy = cut_after(anatomy, recipe.cut_after)
-    anatomy.notes += recipe.notes()
-    return anatomy
+        analysis = cut_after(analysis, recipe.cut_after)
+    analysis.notes += recipe.notes()
+    return analysis
 
 
-def _recast(anatomy: Anatomy, pool: str, num_classes: int | None) -> Recast | None:
+def _recast(analysis: NetworkAnalysis, pool: str, num_classes: int | None) -> Recast | None:
     """The recast head; None where the old one is linear after pooling and is kept as it is."""
     if pool != "gap":
         raise ConversionError(f"head='recast' keeps the old head, which was not made for pool={pool!r}. Use 'gap'.")
-    classes = anatomy.logits.shape[1]
+    classes = analysis.logits.shape[1]
     if num_classes not in (None, classes):
         raise ConversionError(
             f"head='recast' keeps the {classes} classes; num_classes={num_classes} does not. To keep some of them, name"
             " them: class_names=, and legacy_class_names= where the source does not know its own."
         )
-    return recast_head(anatomy) if anatomy.linear is None else None
+    return recast_head(analysis) if analysis.linear is None else None
 
 
 def _new_layers(
@@ -316,8 +316,8 @@ def _new_layers(
     return tuple(map(Conv3x3, widths))
 
 
-def _old_classifier(anatomy: Anatomy, head: str, pool: str, num_classes: int | None) -> nn.Linear | None:
+def _old_classifier(analysis: NetworkAnalysis, head: str, pool: str, num_classes: int | None) -> nn.Linear | None:
     """The old linear head where it stays valid."""
-    old = anatomy.linear if head == "recast" else anatomy.kept_linear
+    old = analysis.linear if head == "recast" else analysis.kept_linear
     stays = head != "gap" and pool == "gap" and old is not None and num_classes in (None, old.out_features)
     return old if stays else None

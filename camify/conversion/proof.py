@@ -9,8 +9,8 @@ from torch import nn
 
 from ..checkpoint.certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
-from ..eval_mode import evaluating
-from ..graphs import Anatomy
+from ..eval_mode import eval_mode
+from ..graphs import NetworkAnalysis
 from ..maps import identity_error
 from ..model import CAMNet
 from .recast import Recast
@@ -20,15 +20,22 @@ __all__ = ["certify"]
 
 @torch.no_grad()
 def certify(
-    net: CAMNet, anatomy: Anatomy, source: str, head: str, kept: list[str], recast: Recast | None, *, finer: bool
-) -> Certificate:
-    """The certificate of a conversion, from one forward of the probe images.
+    net: CAMNet,
+    analysis: NetworkAnalysis,
+    source: str,
+    head: str,
+    kept: list[str],
+    recast: Recast | None,
+    *,
+    finer: bool,
+) -> Certificate:  # fmt: skip
+    """The certificate of a conversion, from one forward of the images that prove it.
 
     Raises:
         ConversionError: the maps do not add up to the logits, or a kept head does not give the legacy's.
     """
-    images = anatomy.images
-    with evaluating(net):
+    images = analysis.images
+    with eval_mode(net):
         logits, maps = net.forward_with_maps(images)
     if not bool(logits.isfinite().all()):
         raise ConversionError(
@@ -41,47 +48,47 @@ def certify(
     error = identity_error(logits, maps, bias) if net.pool_name == "gap" else None
     if error is not None and not error <= TOLERANCE:
         raise ConversionError(f"The maps do not add up to the logits: error {error:.1e}, allowed {TOLERANCE:.0e}.")
-    notes = list(anatomy.notes)
-    kept_old = recast is not None or net.classifier is anatomy.linear
-    moved = anatomy.reads_token or (recast is not None and recast.pool_moved)
+    notes = list(analysis.notes)
+    kept_old = recast is not None or net.classifier is analysis.linear
+    moved = analysis.reads_token or (recast is not None and recast.pool_moved)
     legacy_error = None
     if kept_old:
-        scale = anatomy.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        legacy_error = float((logits - anatomy.logits).abs().max() / scale)
+        scale = analysis.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        legacy_error = float((logits - analysis.logits).abs().max() / scale)
         if not legacy_error <= TOLERANCE and not (finer or moved):
             raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
-    if kept_old and anatomy.reads_token:
+    if kept_old and analysis.reads_token:
         notes.append("The old head read a class token; it reads the mean of the patches now: the logits are others.")
     elif recast is not None:
-        notes += _recast_notes(recast, anatomy)
+        notes += _recast_notes(recast, analysis)
     elif finer and kept_old:
         notes.append("The mean over the finer map is not that over the old one: the logits move.")
-    elif kept_old and anatomy.single_layer:
+    elif kept_old and analysis.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")
     return Certificate(
         source=source,
         head=head,
         pool=net.pool_name,
-        feature_layer=anatomy.feature_layer,
-        input_shape=anatomy.input_shape,
+        feature_layer=analysis.feature_layer,
+        input_shape=analysis.input_shape,
         map_size=(height, width),
         map_channels=net.num_features,
         num_classes=net.num_classes,
-        legacy_classes=anatomy.logits.shape[1],
-        parts=_recast_parts(net, anatomy, recast, kept) if recast else _parts(net, anatomy, kept, kept_old),
+        legacy_classes=analysis.logits.shape[1],
+        parts=_recast_parts(net, analysis, recast, kept) if recast else _parts(net, analysis, kept, kept_old),
         identity_error=error,
         legacy_error=legacy_error,
         notes=tuple(notes),
     )
 
 
-def _recast_notes(recast: Recast, anatomy: Anatomy) -> list[str]:
+def _recast_notes(recast: Recast, analysis: NetworkAnalysis) -> list[str]:
     """What a user of the recast network must know."""
     if recast.pool_moved:
         return ["The old head pooled before a non-linearity; moved behind it, the pooling gives other logits."]
     if recast.kernel == (1, 1):
         return []
-    side, cells = max(anatomy.input_shape[1:]), max(recast.kernel)
+    side, cells = max(analysis.input_shape[1:]), max(recast.kernel)
     note = (
         f"The old head sees {cells} cells a side at once: at {side} px the logits are the legacy's; at larger sizes it"
         f" runs at every position (dense evaluation), at about {round(side * (cells + 6) / cells)} px at 7 a side."
@@ -89,26 +96,26 @@ def _recast_notes(recast: Recast, anatomy: Anatomy) -> list[str]:
     return [note]
 
 
-def _recast_parts(net: CAMNet, anatomy: Anatomy, recast: Recast, kept: list[str]) -> tuple[Part, ...]:
+def _recast_parts(net: CAMNet, analysis: NetworkAnalysis, recast: Recast, kept: list[str]) -> tuple[Part, ...]:
     names = tuple(f"{layer.rpartition('.')[2]}." for layer in recast.layers)
     layers = [p for name, p in net.features.named_parameters() if name.startswith(names)]
     head = sum(p.numel() for p in [*layers, *net.classifier.parameters()])
     before = [name for name in kept if name not in recast.layers]
     return (
         Part("features", "kept", _span(before), sum(p.numel() for p in net.parameters()) - head),
-        Part("head", "kept", f"{_span(anatomy.head_layers)} -> at every position", head),
+        Part("head", "kept", f"{_span(analysis.head_layers)} -> at every position", head),
     )
 
 
-def _parts(net: CAMNet, anatomy: Anatomy, kept: list[str], kept_old: bool) -> tuple[Part, ...]:
+def _parts(net: CAMNet, analysis: NetworkAnalysis, kept: list[str], kept_old: bool) -> tuple[Part, ...]:
     features = sum(p.numel() for p in net.parameter_groups()["features"])
-    total = sum(p.numel() for p in anatomy.model.parameters())
+    total = sum(p.numel() for p in analysis.model.parameters())
     classifier = sum(p.numel() for p in net.classifier.parameters())
     parts = [Part("features", "kept", _span(kept), features)]
     if kept_old:
-        parts.append(Part("head", "kept", f"{_span(anatomy.head_layers)} -> GAP + linear", classifier))
+        parts.append(Part("head", "kept", f"{_span(analysis.head_layers)} -> GAP + linear", classifier))
         return tuple(parts)
-    parts.append(Part("head", "dropped", _span(anatomy.head_layers), total - features))
+    parts.append(Part("head", "dropped", _span(analysis.head_layers), total - features))
     for layer in map(net.features.get_submodule, net.head_layers):
         if isinstance(layer, nn.Conv2d):
             size = sum(p.numel() for p in layer.parameters())

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from ..checkpoint.certificate import TOLERANCE
 from ..errors import ConversionError
-from ..eval_mode import evaluating, without_hooks
-from ..graphs import Anatomy, FeaturesCopy, Layout, TracedAnatomy, between, extract
+from ..eval_mode import eval_mode, without_hooks
+from ..graphs import FeaturesCopy, Layout, NetworkAnalysis, TracedAnalysis, between, extract
 from ..graphs.fx_modules import as_module, parameter_free
 
 __all__ = ["Recast", "recast_head"]
@@ -40,15 +40,15 @@ class Recast:
     layers: tuple[str, ...]
     pool_moved: bool
     kernel: tuple[int, int]
-    anatomy: TracedAnatomy
+    analysis: TracedAnalysis
 
     def copy_features(self) -> FeaturesCopy:
         """A copy of the features with the recast layers behind them."""
-        return self.anatomy.copy_features(self.graph)
+        return self.analysis.copy_features(self.graph)
 
 
 @torch.no_grad()
-def recast_head(anatomy: Anatomy) -> Recast:
+def recast_head(analysis: NetworkAnalysis) -> Recast:
     """The head of a network, whatever it is made of, with its pooling moved behind all but the last linear layer.
 
     The result is checked against the old head: on maps of the native size, or, where the pooling was moved, on maps
@@ -57,21 +57,21 @@ def recast_head(anatomy: Anatomy) -> Recast:
     Raises:
         ConversionError: a step of the head has no per-position form; names it.
     """
-    if not isinstance(anatomy, TracedAnatomy):
+    if not isinstance(analysis, TracedAnalysis):
         raise ConversionError(
             "head='recast': torch.fx cannot trace the network, so the steps of its head are not known. Use head='gap'"
             " or head='direct'."
         )
-    with without_hooks(anatomy.model), evaluating(anatomy.model):
-        return _Recaster(anatomy).run()
+    with without_hooks(analysis.model), eval_mode(analysis.model):
+        return _Recaster(analysis).run()
 
 
 class _Recaster:
     """Walks along the head and appends the per-position form of every step to the features' graph."""
 
-    def __init__(self, anatomy: TracedAnatomy) -> None:
-        self.anatomy, self.network = anatomy, anatomy.network
-        self.graph = anatomy.features_graph()
+    def __init__(self, analysis: TracedAnalysis) -> None:
+        self.analysis, self.network = analysis, analysis.network
+        self.graph = analysis.features_graph()
         self.output = next(iter(reversed(self.graph.nodes)))
         targets = [str(n.target) for n in self.graph.nodes if n.op == "call_module"]
         first = targets[0].split(".")[0] + "." if targets else ""
@@ -79,18 +79,18 @@ class _Recaster:
         self.layers: list[str] = []
         self.resampling: list[fx.Node] = []  # pools to a fixed size, to be folded into the kernel
         self.copies: dict[fx.Node, fx.Node] = {}
-        self.shape = anatomy.map_shape
+        self.shape = analysis.map_shape
         self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
         self.start = self.output.args[0]
         self.kernel = (1, 1)
 
     def run(self) -> Recast:
-        nodes = list(self.anatomy.head_nodes)
+        nodes = list(self.analysis.head_nodes)
         last = self._last_linear(nodes)
         classifier: nn.Linear | None = None
-        skipped = set(self._pools_behind(self.anatomy.feature))
+        skipped = set(self._pools_behind(self.analysis.feature))
         for node in nodes:
-            if node in skipped or not isinstance(self.anatomy.shapes.get(node), torch.Size):
+            if node in skipped or not isinstance(self.analysis.shapes.get(node), torch.Size):
                 continue  # a size or another plain value
             layer = self._layer(node)
             if node is last and isinstance(layer, nn.Linear) and self.is_vector and (self.has_kernel or self.is_pooled):
@@ -101,9 +101,9 @@ class _Recaster:
                 self._step_of_map(node)
                 skipped |= set(self._pools_behind(node))
         if classifier is None:
-            classifier = self._same(self.anatomy.logits)
+            classifier = self._same(self.analysis.logits)
         self._prove(classifier)
-        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.anatomy)
+        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.analysis)
 
     def _pools_behind(self, start: fx.Node) -> list[fx.Node]:
         """Pools of several branches behind a step (fastai's average beside maximum), or out of another layout.
@@ -111,18 +111,18 @@ class _Recaster:
         Such pools answer a map that is the same everywhere with its channels, perhaps several times over. So many
         times they are put into the recast network; what differs is that the pooling is moved.
         """
-        at_feature = start is self.anatomy.feature
-        layout = self.anatomy.layout if at_feature else Layout("NCHW", (0, 0))
-        branches = [user for user in start.users if user in self.anatomy.shapes]
+        at_feature = start is self.analysis.feature
+        layout = self.analysis.layout if at_feature else Layout("NCHW", (0, 0))
+        branches = [user for user in start.users if user in self.analysis.shapes]
         if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2):
             return []
         nodes = between(self.network.graph, start)
         end = self._end_of_pools(start, nodes)
         if end is None:
             return []
-        shape = self.anatomy.map_shape if at_feature else self.anatomy.shapes[start]
-        values = torch.randn(shape[:2], generator=torch.Generator().manual_seed(0)).to(self.anatomy.images)
-        part = extract(self.network.graph, start, end, constants=self.anatomy.constants)
+        shape = self.analysis.map_shape if at_feature else self.analysis.shapes[start]
+        values = torch.randn(shape[:2], generator=torch.Generator().manual_seed(0)).to(self.analysis.images)
+        part = extract(self.network.graph, start, end, constants=self.analysis.constants)
         constant = layout.from_map(values[:, :, None, None].expand(shape).contiguous())
         answer = as_module(self.network, part)(constant).flatten(1)
         times = answer.shape[1] // shape[1]
@@ -133,7 +133,7 @@ class _Recaster:
                 step = self.output.args[0]
                 self.output.args = (self.graph.call_function(torch.cat, ([step] * times, 1)),)
         self.is_pooled = self.pool_moved = True
-        self.is_vector = len(self.anatomy.shapes[end]) == 2
+        self.is_vector = len(self.analysis.shapes[end]) == 2
         return list(nodes[: nodes.index(end) + 1])
 
     def _end_of_pools(self, start: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node | None:
@@ -142,8 +142,8 @@ class _Recaster:
             if not parameter_free(self.network, node):
                 return None
             before = {start, *nodes[:index]}
-            steps = [user for earlier in before for user in earlier.users if user in self.anatomy.shapes]
-            shape = self.anatomy.shapes.get(node, torch.Size())
+            steps = [user for earlier in before for user in earlier.users if user in self.analysis.shapes]
+            shape = self.analysis.shapes.get(node, torch.Size())
             if len(shape) in (2, 4) and shape[2:].numel() == 1 and all(s in before or s is node for s in steps):
                 return node
         return None
@@ -160,14 +160,14 @@ class _Recaster:
 
     def _prove(self, classifier: nn.Linear) -> None:
         """Compare the new head with the old one."""
-        feature, images = self.anatomy.feature, self.anatomy.images
-        maps = torch.randn(self.anatomy.map_shape, generator=torch.Generator().manual_seed(0)).to(images)
+        feature, images = self.analysis.feature, self.analysis.images
+        maps = torch.randn(self.analysis.map_shape, generator=torch.Generator().manual_seed(0)).to(images)
         if self.pool_moved:
             maps = maps[:, :, :1, :1].expand_as(maps).contiguous()
         (end,) = next(iter(reversed(self.network.graph.nodes))).args
-        old = extract(self.network.graph, feature, end, constants=self.anatomy.constants)
+        old = extract(self.network.graph, feature, end, constants=self.analysis.constants)
         new = extract(self.graph, self.start, self.output.args[0])
-        expected = as_module(self.network, old)(self.anatomy.layout.from_map(maps))
+        expected = as_module(self.network, old)(self.analysis.layout.from_map(maps))
         found = classifier(as_module(self.network, new)(maps).mean((2, 3)))
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= TOLERANCE:
@@ -179,14 +179,14 @@ class _Recaster:
 
     def _step_of_map(self, node: fx.Node) -> None:
         """A step that still sees (N, C, h, w)."""
-        layer, before, after = self._layer(node), self._before(node), self.anatomy.shapes[node]
+        layer, before, after = self._layer(node), self._before(node), self.analysis.shapes[node]
         if isinstance(layer, _DROPOUT):
             self._emit(copy.deepcopy(layer))
         elif len(after) == 2:
             self._to_vector(node, before, after)
         elif self.is_pooled:
             self._copy(node)
-        elif node in self.anatomy.unchanged and parameter_free(self.network, node):
+        elif node in self.analysis.unchanged and parameter_free(self.network, node):
             return  # idle at the native size: VGG's adaptive pool at 224 px
         elif before[2:].numel() > 1 and after[2:].numel() == 1 and parameter_free(self.network, node):
             self._pool_all(node)
@@ -217,7 +217,7 @@ class _Recaster:
             self._call_method("permute", 0, 3, 1, 2)
         elif isinstance(layer, _DROPOUT):
             self._emit(nn.Dropout(layer.p))
-        elif self.anatomy.shapes[node] == before and self._is_elementwise(node):
+        elif self.analysis.shapes[node] == before and self._is_elementwise(node):
             self._copy(node)
         else:
             self._refuse(node, "mixes features in a way that has no per-position form")
@@ -233,7 +233,7 @@ class _Recaster:
 
     def _pool_all(self, node: fx.Node) -> None:
         maps = torch.randn(2, *self._before(node)[1:], generator=torch.Generator().manual_seed(0))
-        maps = maps.to(self.anatomy.images)
+        maps = maps.to(self.analysis.images)
         if not torch.allclose(self._ask(node, maps).flatten(), maps.mean((2, 3)).flatten(), atol=1e-5):
             self._refuse(node, "pools in another way than by the mean")
         self.is_pooled = True
@@ -266,7 +266,7 @@ class _Recaster:
 
     def _resampling_matrix(self, height: int, width: int) -> Tensor:
         """What the pools to a fixed size do to the positions of one channel, (positions after, before)."""
-        like = self.anatomy.images
+        like = self.analysis.images
         basis = torch.eye(height * width, device=like.device, dtype=like.dtype)
         if not self.resampling:
             return basis
@@ -315,7 +315,7 @@ class _Recaster:
                     step = self.output.args[0]
                     self._append(self.graph.node_copy(node, lambda n: step if n is source else self._constant(n)))
         if not self.is_vector and not self.is_pooled:
-            self.shape = self.anatomy.shapes[node]
+            self.shape = self.analysis.shapes[node]
 
     def _constant(self, node: fx.Node) -> fx.Node:
         if node.op != "get_attr":
@@ -350,24 +350,24 @@ class _Recaster:
         return layer
 
     def _source(self, node: fx.Node) -> fx.Node:
-        sources = [s for s in node.all_input_nodes if s in self.anatomy.shapes and s.op != "get_attr"]
+        sources = [s for s in node.all_input_nodes if s in self.analysis.shapes and s.op != "get_attr"]
         if len(sources) != 1:
             self._refuse(node, "joins several branches")
         return sources[0]
 
     def _before(self, node: fx.Node) -> torch.Size:
-        return self.anatomy.shapes[self._source(node)]
+        return self.analysis.shapes[self._source(node)]
 
     def _ask(self, node: fx.Node, value: Tensor) -> Tensor:
         """The answer of one step to a value."""
-        step = extract(self.network.graph, self._source(node), node, constants=self.anatomy.constants)
+        step = extract(self.network.graph, self._source(node), node, constants=self.analysis.constants)
         answer: Tensor = as_module(self.network, step)(value)
         return answer
 
     def _is_elementwise(self, node: fx.Node) -> bool:
         """Whether every output depends on its own input only, and on each in the same way."""
         count = self._before(node)[1]
-        values = torch.randn(2, count, generator=torch.Generator().manual_seed(0)).to(self.anatomy.images)
+        values = torch.randn(2, count, generator=torch.Generator().manual_seed(0)).to(self.analysis.images)
         others = values.clone()
         others[:, 1:] += 1.0
         answer = self._ask(node, values.clone())  # the step may work in place

@@ -90,7 +90,7 @@ def _parse(row: Mapping[str, str], sizes: Mapping[str, tuple[int, int]]) -> Box 
     if x1 <= x0 or y1 <= y0:
         return f"box {box}: x0 < x1 and y0 < y1 are needed (is it x, y, width, height?)."
     if max(x1, y1) <= 1:
-        return f"box {box}: all values are at most 1. Are they normalised? Pixels are needed."
+        return f"box {box}: all values are at most 1. Are they normalized? Pixels are needed."
     if min(x0, y0) < 0 or x1 > width or y1 > height:
         return f"box {box} leaves the image ({width} x {height} px). Clip it."
     return box

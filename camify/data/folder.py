@@ -23,8 +23,8 @@ from .sizes import image_sizes
 
 __all__ = [
     "ImageFolderDataModule",
-    "LabelledFile",
-    "LabelledImages",
+    "LabeledFile",
+    "LabeledImages",
     "class_folders",
     "image_paths",
     "order_notes",
@@ -33,7 +33,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class LabelledFile:
+class LabeledFile:
     """An image file, its class and its boxes in pixels; None where the data set has no boxes."""
 
     path: Path
@@ -41,10 +41,10 @@ class LabelledFile:
     boxes: tuple[Box, ...] | None
 
 
-class LabelledImages(Dataset[dict[str, Any]]):
+class LabeledImages(Dataset[dict[str, Any]]):
     """Image files with a class and, where known, boxes of that class; samples are dicts."""
 
-    def __init__(self, records: Sequence[LabelledFile], transform: v2.Transform) -> None:
+    def __init__(self, records: Sequence[LabeledFile], transform: v2.Transform) -> None:
         self.records = list(records)
         self.transform = transform
 
@@ -122,7 +122,7 @@ class ImageFolderDataModule(PreparedDataModule):
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         self.root, self.check_images = Path(root), check_images
         self.class_names = class_folders(self.root / "train")
-        self.splits: dict[str, LabelledImages] = {}
+        self.splits: dict[str, LabeledImages] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -142,8 +142,8 @@ class ImageFolderDataModule(PreparedDataModule):
         files = {split: self._files(split) for split in present}
         boxes = self._boxes([file for split in files.values() for file in split])
         for split, pairs in files.items():
-            records = [LabelledFile(path, label, None if boxes is None else boxes[path]) for path, label in pairs]
-            self.splits[split] = LabelledImages(records, self.transform_of(split))
+            records = [LabeledFile(path, label, None if boxes is None else boxes[path]) for path, label in pairs]
+            self.splits[split] = LabeledImages(records, self.transform_of(split))
 
     def _files(self, split: str) -> list[tuple[Path, int]]:
         """Image files of a split with their class index."""

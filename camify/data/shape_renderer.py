@@ -1,6 +1,6 @@
 """Small pictures of one shape each, with exact masks and boxes: the generator behind the default data set.
 
-Only the outline of the object depends on the label. Its place, size, turn, colours and texture, and all
+Only the outline of the object depends on the label. Its place, size, turn, colors and texture, and all
 that lies behind it, come from the seed alone: the same seed with another label is the same scene with
 another object in it, so nothing but the shape can tell the classes apart.
 """
@@ -29,7 +29,7 @@ _CONTRAST = 0.26  # OKLab distance of object and background (black to white is 1
 _CLUTTER_CONTRAST = 0.16  # OKLab distance of object and clutter
 
 _Floats = NDArray[np.float32]  # pictures
-_Colours = NDArray[np.float64]  # (N, 3) OKLab
+_Colors = NDArray[np.float64]  # (N, 3) OKLab
 _Points = NDArray[np.complex128]  # (N,) places in the plane, x + iy: to multiply is to turn
 _Pen = ImageDraw.ImageDraw
 
@@ -83,7 +83,7 @@ def render_scene(label: int, seed: Sequence[int] | int, size: int = 96) -> Scene
 
 
 def render_group(label: int, count: int, seed: Sequence[int] | int, size: int = 96, *, shrink: float = 1.0) -> Group:
-    """A picture of `count` objects of class `label`, alike in colour: the same arguments give the same bits.
+    """A picture of `count` objects of class `label`, alike in color: the same arguments give the same bits.
 
     Args:
         label: Index into `CLASS_NAMES`.
@@ -193,11 +193,11 @@ def _cast_shadow(canvas: _Floats, alpha: Image.Image) -> None:
 
 
 def _backdrop(rng: np.random.Generator, size: int) -> tuple[_Floats, _Floats]:
-    """Background and clutter, (3, S, S), and the colours of the object that is to come."""
+    """Background and clutter, (3, S, S), and the colors of the object that is to come."""
     ground, figure, *litter = _palette(rng)
     canvas = _texture(rng, size, ground)
-    for colours in litter:
-        _paint(canvas, _texture(rng, size, colours), _clutter(rng, size))
+    for colors in litter:
+        _paint(canvas, _texture(rng, size, colors), _clutter(rng, size))
     return canvas, figure
 
 
@@ -269,8 +269,8 @@ def _paint(canvas: _Floats, paint: _Floats, alpha: Image.Image) -> None:
     canvas += (paint - canvas) * (np.asarray(alpha, np.float32) / 255)
 
 
-def _texture(rng: np.random.Generator, size: int, colours: _Floats) -> _Floats:
-    """A picture-sized paint, (3, S, S) in 0..255, of two colours (2, 3): plain, shaded or patterned."""
+def _texture(rng: np.random.Generator, size: int, colors: _Floats) -> _Floats:
+    """A picture-sized paint, (3, S, S) in 0..255, of two colors (2, 3): plain, shaded or patterned."""
     turn, pitch, phase = rng.random(3)
     axis: _Floats = np.linspace(0, 1, size, endpoint=False, dtype=np.float32)
     x, y = axis * np.float32(np.cos(2 * np.pi * turn)), axis * np.float32(np.sin(2 * np.pi * turn))
@@ -291,7 +291,7 @@ def _texture(rng: np.random.Generator, size: int, colours: _Floats) -> _Floats:
         lambda: (wave(along) + wave(across) - 1) * sharp,  # dots
     )
     weight = np.clip(0.5 + 0.5 * fields[rng.integers(len(fields))](), 0, 1)
-    first, second = colours[:, :, None, None]
+    first, second = colors[:, :, None, None]
     return np.asarray(first + weight * (second - first))
 
 
@@ -302,7 +302,7 @@ def _clouds(rng: np.random.Generator, size: int, grains: int) -> _Floats:
 
 
 def _palette(rng: np.random.Generator) -> list[_Floats]:
-    """Pairs of RGB colours, (2, 3) in 0..255: of the background, the object and two layers of clutter.
+    """Pairs of RGB colors, (2, 3) in 0..255: of the background, the object and two layers of clutter.
 
     All are drawn alike; those of the object then differ visibly from all others.
     """
@@ -314,15 +314,15 @@ def _palette(rng: np.random.Generator) -> list[_Floats]:
     litter = _apart(pool[8:], figure, _CLUTTER_CONTRAST, 2)
     first = np.concatenate([ground, figure, litter])
     shift = rng.normal(size=first.shape) * (0.09, 0.05, 0.05)
-    # The second colour of a pair lies on the far side of the first, so that the pairs stay apart.
+    # The second color of a pair lies on the far side of the first, so that the pairs stay apart.
     away = first - np.concatenate([figure, ground, figure, figure])
     second = first + shift * np.where((shift * away).sum(axis=1, keepdims=True) < 0, -1, 1)
     return list(_rgb(np.stack([first, second], axis=1)))
 
 
-def _apart(pool: _Colours, colour: _Colours, distance: float, count: int) -> _Colours:
-    """The first `count` colours of the pool at that distance from `colour`, or else the farthest."""
-    gaps = np.minimum(np.linalg.norm(pool - colour, axis=1), distance)
+def _apart(pool: _Colors, color: _Colors, distance: float, count: int) -> _Colors:
+    """The first `count` colors of the pool at that distance from `color`, or else the farthest."""
+    gaps = np.minimum(np.linalg.norm(pool - color, axis=1), distance)
     return pool[np.argsort(-gaps, kind="stable")[:count]]
 
 
@@ -333,6 +333,6 @@ _LMS_TO_RGB = np.array(
 
 
 def _rgb(oklab: NDArray[np.float64]) -> _Floats:
-    """OKLab colours (..., 3), whose distances are as seen, as RGB in 0..255."""
+    """OKLab colors (..., 3), whose distances are as seen, as RGB in 0..255."""
     linear = (oklab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
     return np.asarray(255 * np.clip(linear, 0, 1) ** (1 / 2.2), np.float32)

@@ -70,7 +70,7 @@ class ShapesDataset(Dataset[dict[str, Any]]):
 class ShapesDataModule(PreparedDataModule):
     """Generated pictures of six shapes: the embedded default, with exact masks and boxes.
 
-    Objects vary in place, size, turn, colour and texture before clutter; only the shape tells the class.
+    Objects vary in place, size, turn, color and texture before clutter; only the shape tells the class.
 
     Args:
         train_count: training scenes.

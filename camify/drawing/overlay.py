@@ -33,7 +33,7 @@ from .primitives import (
     RIGHT,
     WRONG,
     cells_picture,
-    colour_bar,
+    color_bar,
     heated_picture,
     outline_boxes,
     outline_region,
@@ -77,7 +77,7 @@ class Region:
 
     Attributes:
         mask: bool, of the image's size.
-        threshold: share of the normalised map's range.
+        threshold: share of the normalized map's range.
     """
 
     mask: NDArray[np.bool_]
@@ -103,7 +103,7 @@ def overlay_picture(
     class over the image; with ``of_predicted`` both panels show the predicted class so.
 
     Args:
-        image: (3, H, W), 0 to 1, not normalised.
+        image: (3, H, W), 0 to 1, not normalized.
         true: map of the true class; None where it is not known.
         predicted: map of the predicted class; the prediction is right if both names are equal.
         scale: raw map value that is drawn as full heat; where it is not positive no heat is drawn.
@@ -131,9 +131,9 @@ def overlay_picture(
         middle, other = heated_picture(picture, predicted.map_hw, scale, colormap)
         labels = ["image", other or "map of the predicted class", note or "map of the true class"]
     if true is None:
-        captions, colour = [(predicted.name, "")], INK
+        captions, color = [(predicted.name, "")], INK
     else:
-        mark, colour = ("✓", RIGHT) if right else ("✗", WRONG)
+        mark, color = ("✓", RIGHT) if right else ("✗", WRONG)
         captions = [(f"true: {true.name}", f"{mark} predicted: {predicted.name}")]
     captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown)]
 
@@ -146,12 +146,12 @@ def overlay_picture(
         sheet.paste(panel, (x, y))
         outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
         if i == 2 and found is not None:
-            outline_boxes(draw, torch.from_numpy(found), image, panel.size, (x, y), width=1, colour=FOUND)
+            outline_boxes(draw, torch.from_numpy(found), image, panel.size, (x, y), width=1, color=FOUND)
         write_line(draw, (x, y - LINE), labels[i], width, MUTED)
         write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
-        write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else colour, bold=not i)
+        write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else color, bold=not i)
         x, y = _place(i + 1, width)
-    colour_bar(sheet, (x, y), height, scale, colormap)
+    color_bar(sheet, (x, y), height, scale, colormap)
     return sheet
 
 
@@ -181,7 +181,7 @@ def strip_picture(
     """The image, then one class's map over it for each epoch, on one common scale.
 
     Args:
-        image: (3, H, W), 0 to 1, not normalised.
+        image: (3, H, W), 0 to 1, not normalized.
         maps: raw signed maps of one class, (h, w) each.
         captions: one per map, e.g. ``"epoch 3"``.
         scale: raw map value that is drawn as full heat.
@@ -204,7 +204,7 @@ def strip_picture(
         if i == 0:
             outline_boxes(draw, boxes, image, frame.size, (x, y), width=1)
         write_line(draw, (x, y + frame.height + 2), caption, column, MUTED, size=11)
-    colour_bar(sheet, (MARGIN + columns * step[0], MARGIN + LINE + 4), picture.height, scale, colormap)
+    color_bar(sheet, (MARGIN + columns * step[0], MARGIN + LINE + 4), picture.height, scale, colormap)
     return sheet
 
 

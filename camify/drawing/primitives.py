@@ -1,4 +1,4 @@
-"""What the pictures are drawn with: heat over an image, boxes, outlines, colour bars, lines of text."""
+"""What the pictures are drawn with: heat over an image, boxes, outlines, color bars, lines of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..maps import upsample
 
 __all__ = [
     "cells_picture",
-    "colour_bar",
+    "color_bar",
     "heated_picture",
     "outline_boxes",
     "outline_region",
@@ -32,23 +32,23 @@ __all__ = [
 ]
 
 PAPER, INK, MUTED = (252, 252, 250), (31, 35, 40), (106, 112, 119)
-GROUND = (224, 224, 224)  # below a colour bar and below a map that is drawn without its image
+GROUND = (224, 224, 224)  # below a color bar and below a map that is drawn without its image
 RIGHT, WRONG = (26, 115, 72), (180, 52, 28)
 BOX, FOUND, BOX_EDGE = (64, 224, 208), (255, 255, 255), (16, 24, 28)  # ground truth, the map's, around both
 PANEL, FRAME = 224, 112  # long side of a picture in an overlay and in a strip, pixels
 MARGIN, GAP, BAR, LINE = 12, 8, 10, 19
-TICK = 44  # room for the numbers beside a colour bar
+TICK = 44  # room for the numbers beside a color bar
 COLUMN = 184  # least width of an overlay's column, so that captions fit below narrow pictures
 PER_ROW = 11  # pictures in a row of a strip
 _BEARING = 4  # pixels that a letter may reach to the left of its place
-FLAT = 1 / 256  # of the scale: what one step of the colours cannot show
+FLAT = 1 / 256  # of the scale: what one step of the colors cannot show
 
 Levels = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 def paper(inner: tuple[int, int]) -> Image.Image:
-    """An empty sheet: ``inner`` pixels, a colour bar to their right, and margins."""
+    """An empty sheet: ``inner`` pixels, a color bar to their right, and margins."""
     return Image.new("RGB", (MARGIN + inner[0] + BAR + TICK, inner[1] + 2 * MARGIN), PAPER)
 
 
@@ -84,22 +84,22 @@ def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels
 
 @lru_cache(maxsize=8)
 def _recipe(colormap: str) -> NDArray[np.float32]:
-    """For each level what a pixel is made of: image, its grey, and red, green, blue on top, (5, 256)."""
+    """For each level what a pixel is made of: image, its gray, and red, green, blue on top, (5, 256)."""
     heat = np.linspace(0, 1, 256)[:, None]
     alpha = 0.8 * heat**0.7  # strong early, yet without evidence the picture stays as it is
-    fade = np.minimum(1, 2 * heat)  # the picture turns to dim grey below the heat, so that colours read
-    colour = np.asarray(mpl.colormaps[colormap](heat[:, 0]))[:, :3] * 255
-    parts = [(1 - alpha) * (1 - fade), (1 - alpha) * fade * 0.8, alpha * colour + 0.5]  # rounded, not cut off
+    fade = np.minimum(1, 2 * heat)  # the picture turns to dim gray below the heat, so that colors read
+    color = np.asarray(mpl.colormaps[colormap](heat[:, 0]))[:, :3] * 255
+    parts = [(1 - alpha) * (1 - fade), (1 - alpha) * fade * 0.8, alpha * color + 0.5]  # rounded, not cut off
     return np.ascontiguousarray(np.hstack(parts).T.astype(np.float32))
 
 
 def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     """The picture with heat over it; where the level is 0 it is left as it is."""
-    own, dimmed, *colours = (part.take(levels) for part in _recipe(colormap))
+    own, dimmed, *colors = (part.take(levels) for part in _recipe(colormap))
     dimmed *= np.asarray(picture.convert("L"))
     tinted = np.empty((*levels.shape, 3), np.uint8)
-    for channel, (pixels, colour) in enumerate(zip(picture.split(), colours, strict=True)):
-        tinted[..., channel] = own * np.asarray(pixels) + (dimmed + colour)
+    for channel, (pixels, color) in enumerate(zip(picture.split(), colors, strict=True)):
+        tinted[..., channel] = own * np.asarray(pixels) + (dimmed + color)
     return Image.fromarray(tinted)
 
 
@@ -110,7 +110,7 @@ def heated_picture(picture: Image.Image, map_hw: Tensor, scale: float, colormap:
 
 
 def cells_picture(size: tuple[int, int], map_hw: Tensor, scale: float, colormap: str) -> tuple[Image.Image, str]:
-    """The map alone at ``size``, each of its cells one colour, and what to write above it."""
+    """The map alone at ``size``, each of its cells one color, and what to write above it."""
     rows, columns = map_hw.shape
     levels, _ = _levels(map_hw, scale, (columns, rows))
     cells = tint(Image.new("RGB", (columns, rows), GROUND), levels, colormap)
@@ -125,13 +125,13 @@ def outline_boxes(
     at: tuple[int, int],
     *,
     width: int,
-    colour: Colour = BOX,
+    color: Color = BOX,
 ) -> None:
     """Draws boxes, given in pixels of ``image``, into the panel of ``size`` that stands at ``at``.
 
-    The coloured line of ``width`` pixels lies just inside a box, a thin dark one just outside.
+    The colored line of ``width`` pixels lies just inside a box, a thin dark one just outside.
     """
-    lines = [(-1, BOX_EDGE), *((i, colour) for i in range(width))]
+    lines = [(-1, BOX_EDGE), *((i, color) for i in range(width))]
     factors = np.divide((*size, *size), (image.shape[-1], image.shape[-2]) * 2)
     limits = np.array([*size, *size])
     for box in [] if boxes is None else boxes.detach().cpu().numpy():
@@ -153,21 +153,21 @@ def outline_region(panel: Image.Image, region_HW: NDArray[np.bool_]) -> Image.Im
 
 
 def write_legend(
-    draw: ImageDraw.ImageDraw, right: int, y: int, entries: Sequence[tuple[Colour, str]], width: int
+    draw: ImageDraw.ImageDraw, right: int, y: int, entries: Sequence[tuple[Color, str]], width: int
 ) -> int:
-    """Writes what the boxes' colours mean, up to the right edge, in at most ``width`` pixels; returns those left."""
-    for colour, text in reversed(entries):
+    """Writes what the boxes' colors mean, up to the right edge, in at most ``width`` pixels; returns those left."""
+    for color, text in reversed(entries):
         long = int(_font(12, False).getlength(text)) + 30
         if long > width:
             continue
         right, width = right - long, width - long
-        draw.rectangle((right, y + 3, right + 11, y + 12), fill=colour, outline=BOX_EDGE)
+        draw.rectangle((right, y + 3, right + 11, y + 12), fill=color, outline=BOX_EDGE)
         write_line(draw, (right + 17, y + 1), text, long, MUTED, size=12)
     return width
 
 
-def colour_bar(sheet: Image.Image, at: tuple[int, int], height: int, scale: float, colormap: str) -> None:
-    """Draws the colours from 0 (bottom) to ``scale`` (top), as they look over a grey picture."""
+def color_bar(sheet: Image.Image, at: tuple[int, int], height: int, scale: float, colormap: str) -> None:
+    """Draws the colors from 0 (bottom) to ``scale`` (top), as they look over a gray picture."""
     sheet.paste(_bar(height, colormap), at)
     draw, x = ImageDraw.Draw(sheet), at[0] + BAR + 4
     write_line(draw, (x, at[1] - 3), f"{scale:.3g}", TICK - 4, MUTED, size=11)
@@ -192,7 +192,7 @@ def write_line(
     at: tuple[int, int],
     text: str,
     width: int,
-    fill: Colour,
+    fill: Color,
     *,
     size: int = 13,
     bold: bool = False,

@@ -60,7 +60,7 @@ class ComparedBatch:
         boxes: by view (M, N, 4) of the maps, cut by the columns' rules, xyxy pixels, exclusive; NaN without one.
         ranges: by view (M, N, 2), the least and largest value of the raw maps.
         masked: (M, N) probability of the compared class where only what the heat shows is left of the picture.
-        centred: (P, N) the same with a blob in the middle.
+        centered: (P, N) the same with a blob in the middle.
     """
 
     columns: list[Column]
@@ -75,7 +75,7 @@ class ComparedBatch:
     boxes: dict[str, Tensor]
     ranges: dict[str, Tensor]
     masked: Tensor
-    centred: Tensor
+    centered: Tensor
 
 
 class _Part(NamedTuple):
@@ -101,7 +101,7 @@ def compare_batch(
     first = networks[0].preprocessing
     size = (first.height, first.width)
     classes: tuple[Tensor, Tensor] | None = None
-    logits, probabilities, centred, masked, columns = [], [], [], list[Tensor](), list[Column]()
+    logits, probabilities, centered, masked, columns = [], [], [], list[Tensor](), list[Column]()
     parts: dict[str, list[_Part]] = {view: [] for view in VIEWS}
     for network in networks:
         inputs = torch.stack([image.input(network.preprocessing) for image in images])
@@ -117,7 +117,7 @@ def compare_batch(
             heats = network.heats({name: part.raw for name, part in unchanged.items()}, seen)
             masked += [_masked_scores(forward, heat, targets) for heat in heats.values()]
             blob = functional.centre_gaussian(*seen).expand(len(inputs), -1, -1)
-            centred.append(_masked_scores(forward, blob, targets))
+            centered.append(_masked_scores(forward, blob, targets))
         for view, change in ((MIRRORED, mirrored), (SHIFTED, functional.shifted)):
             with network.observe(change(inputs)) as forward:
                 views[view] = _parts(network, forward, targets, size)
@@ -141,7 +141,7 @@ def compare_batch(
         {view: torch.stack([part.boxes for part in own]) for view, own in parts.items()},
         {view: torch.stack([_range(part.raw) for part in own]) for view, own in parts.items()},
         torch.stack(masked),
-        torch.stack(centred),
+        torch.stack(centered),
     )
 
 
@@ -186,7 +186,7 @@ class ImageFigures:
         logits: (P, 2) of both classes.
         probabilities: (P, 2).
         centre: ``drop`` and ``increase`` (P,) of a blob in the middle; ``pointing_15px`` (1,) of the middle; with boxes
-            ``largest`` (T,) of the centred boxes.
+            ``largest`` (T,) of the centered boxes.
     """
 
     name: str
@@ -229,7 +229,7 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
         for place, name in enumerate(("low", "high")):
             rows[f"{prefix}{name}"] = batch.ranges[view][:, index, place]
     blob = functional.centre_gaussian(height, width).expand(len(whole), -1, -1)
-    centre = faithfulness_rows(whole, batch.centred[:, index], blob)
+    centre = faithfulness_rows(whole, batch.centered[:, index], blob)
     nothing = torch.full((len(heat),), torch.nan, dtype=torch.float64)
     fixed: Rows = {} if truth is None else baseline_rows(truth, (height, width), [0], 0, None)[CENTRE_BOX]
     return ImageFigures(

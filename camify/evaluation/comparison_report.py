@@ -231,10 +231,10 @@ def localization(comparison: Comparison) -> Table:
     centre = [*percents([row.centre_accuracy for row in split]), MISSING, percent(middle.mean[0])]
     heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
     return Table(
-        "Localisation",
+        "Localization",
         "MaxBoxAcc and pointing game",
         ["", *heads, "threshold", "pointing", "N"],
-        [*_labelled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
+        [*_labeled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
         "MaxBoxAcc (Choe et al. 2020): the share of images on which the box of the largest region above one threshold"
         " has IoU >= 0.5 with a true box. The threshold is the best one for these very images, which flatters every"
         " method, more so on few; the centre box is chosen likewise. Pointing: the largest value is less than"
@@ -244,7 +244,7 @@ def localization(comparison: Comparison) -> Table:
 
 def _pointing_by_scenario(comparison: Comparison) -> Table:
     return Table(
-        "Localisation",
+        "Localization",
         "Pointing game by scenario",
         *_by_scenario(comparison, "pointing_15px", ["centre, no network"]),
         "The share of images whose largest value lies in a box or less than 15 pixels from it. `centre` is the middle"
@@ -266,9 +266,9 @@ def faithfulness(comparison: Comparison) -> Table:
         "Faithfulness",
         f"What is left of the class where the image is masked by its heat map, N = {len(comparison.images)}",
         ["", "average drop", "increase", "mean of map"],
-        [*_labelled(comparison, rows), *blobs],
-        "Chattopadhay et al. 2018: the normalised image is multiplied by the heat map, so that what is low fades to"
-        " the mean colour. Average drop: the share of the class's probability that is lost, less is better; increase:"
+        [*_labeled(comparison, rows), *blobs],
+        "Chattopadhay et al. 2018: the normalized image is multiplied by the heat map, so that what is low fades to"
+        " the mean color. Average drop: the share of the class's probability that is lost, less is better; increase:"
         " how often it grows, more is better. Both reward maps that cover much, and networks never saw such images; a"
         " method that is not better than the centre blob shows nothing by these figures.",
     )
@@ -293,7 +293,7 @@ def changes(comparison: Comparison) -> Table:
         "Changed inputs, another class",
         f"Correlation with the heat map of the unchanged image and the compared class, N = {len(comparison.images)}",
         ["", "mirrored input", "shifted input", "class not present", "of it empty maps"],
-        _labelled(comparison, rows),
+        _labeled(comparison, rows),
         "Mirrored and shifted (by an eighth of the sides; what leaves the image is lost): 1 is a map that moves along"
         " with the image; the network and the grid of its map lower it as much as the method does. Class not present:"
         " near 1 is a method that highlights the same place for a class that is not there: what is salient, and not why"
@@ -302,16 +302,16 @@ def changes(comparison: Comparison) -> Table:
     )
 
 
-def _labelled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def _labeled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """The columns' rows with their labels; methods that a network cannot serve say so, in their place."""
     by_column = {(column.model, column.method): row for column, row in zip(comparison.columns, rows, strict=True)}
-    labelled = []
+    labeled = []
     for network in comparison.networks:
         for method in network.methods:
             row = by_column.get((network.name, method))
             blank = [network.refusal(method), *[MISSING] * (len(rows[0]) - 1)]
-            labelled.append([f"{network.name}: {method}", *(blank if row is None else row)])
-    return labelled
+            labeled.append([f"{network.name}: {method}", *(blank if row is None else row)])
+    return labeled
 
 
 def _by_scenario(comparison: Comparison, value: str, centres: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -321,7 +321,7 @@ def _by_scenario(comparison: Comparison, value: str, centres: Sequence[str]) -> 
     centre = [nan_mean([image.centre[value] for image in own]).mean for own in split.values()]
     rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
     fixed = [[name, *percents([mean[index] for mean in centre])] for index, name in enumerate(centres)]
-    return ["", *(f"{name} (N {len(own)})" for name, own in split.items())], [*_labelled(comparison, rows), *fixed]
+    return ["", *(f"{name} (N {len(own)})" for name, own in split.items())], [*_labeled(comparison, rows), *fixed]
 
 
 def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
@@ -346,7 +346,7 @@ FIGURES = {
     "absent": (
         "A class that is not there",
         """Maps of the least probable class. Every map is scaled to its own largest value, so compare the raw ranges:
-        the evidence for a class that is not there should be weak or negative, which these colours alone do not
+        the evidence for a class that is not there should be weak or negative, which these colors alone do not
         tell.""",
     ),
     "changed": (
@@ -444,7 +444,7 @@ def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
             }
             for name, (view, own) in groups(comparison.images).items()
         },
-        "localisation": [asdict(row) for row in comparison.localization],
+        "localization": [asdict(row) for row in comparison.localization],
         "cost": comparison.costs,
     }  # fmt: skip
     return json.dumps(json_values(document), indent=1, ensure_ascii=True, allow_nan=False) + "\n"

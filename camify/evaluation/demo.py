@@ -21,7 +21,7 @@ DEMO_WEIGHTS = "demo"  # those that come with camify
 _TRAINING_SCENES = 480
 _RIDGE = 1.0  # hardly fits worse than the best (R^2 held out 0.97, 0.98), and its maps find twice as many objects
 _SMALL = 0.6
-# Class, number of objects, factor on their size, seed; of small ones most are not recognised, so the seeds are chosen.
+# Class, number of objects, factor on their size, seed; of small ones most are not recognized, so the seeds are chosen.
 _SCENES = (
     *((label, 1, 1.0, label + 1) for label in range(len(CLASS_NAMES))),
     *((0, 2, 0.8, 7), (1, 3, 0.7, 8), (3, 2, 0.8, 9), (4, 3, 0.7, 10), (5, 2, 0.8, 11)),

@@ -229,7 +229,7 @@ def baseline_rows(
 
 
 def hard_images(centre: Rows) -> Tensor:
-    """Which images no centred box solves at each IoU, (N, 3) bool; also those without boxes."""
+    """Which images no centered box solves at each IoU, (N, 3) bool; also those without boxes."""
     return centre["all"].amax(1, keepdim=True) <= torch.arange(len(IOUS))
 
 

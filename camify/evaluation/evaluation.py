@@ -17,7 +17,7 @@ from ..task import Classes, Task
 from .engine import CENTRE_BOX, IOUS, Rows
 from .evaluation_report import Evaluation, Figures
 from .images import LabeledFolder, find_labeled
-from .intervals import Answers, Figure, class_figures, figure, localisation_figures, mean_figures
+from .intervals import Answers, Figure, class_figures, figure, localization_figures, mean_figures
 from .network import ExplainedNetwork, explained_network, placed_on, short_names
 from .passes import GRID, Run, measure_all, measure_cost, measure_mosaics, measure_sample
 
@@ -49,9 +49,9 @@ def evaluate(
     task: str | Task | None = None,
     check_images: bool = True,
 ) -> Evaluation:
-    """Measure a network's accuracy and its maps' localisation, stability, faithfulness and cost.
+    """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
-    Maps for localisation are those of the true class, for faithfulness of the network's first choice. Every image is
+    Maps for localization are those of the true class, for faithfulness of the network's first choice. Every image is
     seen once; mosaics and the sample need further forwards. No map is kept, only some kilobytes an image.
 
     Args:
@@ -120,8 +120,8 @@ def _measure(network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfuln
         rows=rows,
         accuracy={f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
         hard_share=_hard_share(answers, seed),
-        localisation=_localisation(rows, answers, answers.with_boxes, seed),
-        hard=_localisation(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
+        localization=_localization(rows, answers, answers.with_boxes, seed),
+        hard=_localization(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
         without_boxes=_without_boxes(rows, grids, sample, seed),
         faithfulness={
             name: mean_figures({key: v for key, v in values.items() if key not in _STABILITY}, seed)
@@ -155,11 +155,11 @@ def _hard_share(answers: Answers, seed: int) -> dict[str, Figure]:
     return {f"{iou:.1f}": figure(hard[:, index], seed=seed) for index, iou in enumerate(IOUS.tolist())}
 
 
-def _localisation(rows: Mapping[str, Rows], answers: Answers, kept: Tensor, seed: int) -> Figures:
+def _localization(rows: Mapping[str, Rows], answers: Answers, kept: Tensor, seed: int) -> Figures:
     if not bool(kept.any()):
         return {}
     centre = rows[CENTRE_BOX]
-    return {name: localisation_figures(values, centre, answers.ranks, kept, seed) for name, values in rows.items()}
+    return {name: localization_figures(values, centre, answers.ranks, kept, seed) for name, values in rows.items()}
 
 
 def _without_boxes(

@@ -33,7 +33,7 @@ from .timing import cost_table
 __all__ = ["EVALUATION", "Evaluation", "Figures", "evaluation_tables", "to_csv", "to_json", "to_markdown"]
 
 EVALUATION = "evaluation.json"
-_GROUPS = ("accuracy", "hard_share", "localisation", "hard", "without_boxes", "faithfulness")
+_GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness")
 
 Figures = dict[str, dict[str, Figure]]
 """By method or baseline, by name of the figure."""
@@ -50,8 +50,8 @@ class Evaluation:
         rows: of every image, by method and baseline, see ``engine.map_rows``.
         accuracy: ``top1``, ``top5``.
         hard_share: by IoU, of the images with boxes; empty without boxes.
-        localisation: on all images with boxes.
-        hard: the same on those that no centred box solves at IoU 0.5.
+        localization: on all images with boxes.
+        hard: the same on those that no centered box solves at IoU 0.5.
         without_boxes: ``grid``, ``flip``, ``shift``, ``entropy``, ``area``.
         faithfulness: on the sample.
         classes: by number of the class, by method or baseline, without intervals.
@@ -65,7 +65,7 @@ class Evaluation:
     rows: dict[str, Rows]
     accuracy: dict[str, Figure]
     hard_share: dict[str, Figure]
-    localisation: Figures
+    localization: Figures
     hard: Figures
     without_boxes: Figures
     faithfulness: Figures
@@ -148,8 +148,8 @@ eighth, moved back. Entropy: 1 is evidence everywhere. Flip, shift, entropy and 
 Grid pointing, energy and entropy take raw values: probabilities of cells (Recipro-CAM), none of which is zero, count as
 evidence everywhere."""
 _FAITHFUL_NOTE = f"""Average drop, increase (Chattopadhay et al. 2018), coherency, complexity, ADCC (Poppi et al. 2021)
-of images that fade into the mean colour where the map is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
-steps, from the blurred image and to the mean colour. Less is better: drop, complexity, deletion. A map that covers
+of images that fade into the mean color where the map is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
+steps, from the blurred image and to the mean color. Less is better: drop, complexity, deletion. A map that covers
 more drops less: compare with the baselines."""
 _HARD_NOTE = """Images that a box around the centre, of whatever size, does not solve: {} of those with boxes. Here a
 map must locate the object. Thresholds and sizes are the best ones for these images."""
@@ -157,14 +157,14 @@ map must locate the object. Thresholds and sizes are the best ones for these ima
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
     """The tables; none where nothing was measured."""
-    boxed, hard = (_count(figures, "max_box_acc_v1") for figures in (evaluation.localisation, evaluation.hard))
+    boxed, hard = (_count(figures, "max_box_acc_v1") for figures in (evaluation.localization, evaluation.hard))
     sample = _count(evaluation.faithfulness, "drop")
     parts = "Boxes, peaks and evidence"
-    local, hardest = "Localisation", "The hard images: no centred box reaches IoU .5"
+    local, hardest = "Localization", "The hard images: no centered box reaches IoU .5"
     made = [
         _accuracy(evaluation),
-        _table(local, f"MaxBoxAcc of the true class's maps, N = {boxed}", _BOXES, evaluation.localisation, _BOXES_NOTE),
-        _table(local, f"{parts}, N = {boxed}", _HITS, evaluation.localisation, _HITS_NOTE),
+        _table(local, f"MaxBoxAcc of the true class's maps, N = {boxed}", _BOXES, evaluation.localization, _BOXES_NOTE),
+        _table(local, f"{parts}, N = {boxed}", _HITS, evaluation.localization, _HITS_NOTE),
         _table(hardest, f"MaxBoxAcc, N = {hard}", _BOXES, evaluation.hard, _hard_note(evaluation)),
         _table(hardest, f"{parts}, N = {hard}", _HITS, evaluation.hard, _HITS_NOTE),
         _table(
@@ -186,20 +186,20 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
 def class_table(evaluation: Evaluation) -> Table:
     """By class: images, accuracy, and V1 of every method beside the centre box; without boxes grid pointing."""
     methods = [name for name in evaluation.rows if name not in BASELINES]
-    shown = "max_box_acc_v1" if evaluation.localisation else "grid"
-    columns = [*methods, *([CENTRE_BOX] if evaluation.localisation else [])]
+    shown = "max_box_acc_v1" if evaluation.localization else "grid"
+    columns = [*methods, *([CENTRE_BOX] if evaluation.localization else [])]
     names = {number: name for name, number in evaluation.data.classes.items()}
     rows = []
     for index, parts in evaluation.classes.items():
         network = parts["network"]
         values = [number(parts[name].get(shown, math.nan)) for name in columns]
-        hard = [percent(network["hard_share"])] if evaluation.localisation else []
+        hard = [percent(network["hard_share"])] if evaluation.localization else []
         rows.append([names[index], str(network["count"]), number(network["top1"]), *hard, *values])
-    what = "MaxBoxAcc V1" if evaluation.localisation else "grid pointing"
+    what = "MaxBoxAcc V1" if evaluation.localization else "grid pointing"
     return Table(
         "By class",
         f"Accuracy and {what}",
-        ["class", "N", "top-1", *(["hard"] if evaluation.localisation else []), *columns],
+        ["class", "N", "top-1", *(["hard"] if evaluation.localization else []), *columns],
         rows,
         "Boxes at the threshold, centre box of the size, that is best for all images. More is in evaluation.json.",
     )
@@ -252,7 +252,7 @@ def to_json(evaluation: Evaluation) -> str:
 def to_csv(evaluation: Evaluation) -> str:
     """A line for every image: what the network said, and what each method's map of the true class reached.
 
-    ``hard``: no centred box reaches IoU 0.5. ``METHOD iou``: of the largest region's box at the threshold of V1.
+    ``hard``: no centered box reaches IoU 0.5. ``METHOD iou``: of the largest region's box at the threshold of V1.
     Blank is unknown.
     """
     answers, data = evaluation.answers, evaluation.data

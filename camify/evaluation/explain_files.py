@@ -287,7 +287,7 @@ def _batch_maps(
         elif targets is None:
             targets = forward.classes.ranked(forward.logits, options.topk)
         targets = check_targets(targets, forward.logits)
-        raw = {name: method.look(forward, targets) for name, method in network.methods.items()}
+        raw = {name: method.raw_maps(forward, targets) for name, method in network.methods.items()}
         size = (images.shape[-2], images.shape[-1])
         regions = np.zeros((*targets.shape, len(raw), *size), dtype=bool)
         with torch.autocast(device, enabled=False):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.boxes_csv import box_table, read_boxes, table_above
-from ..data.folder import LabelledFile, LabelledImages, class_folders, image_paths, order_notes, own_boxes
+from ..data.folder import LabeledFile, LabeledImages, class_folders, image_paths, order_notes, own_boxes
 from ..data.sizes import image_sizes
 from ..errors import ConfigError, DataError
 from ..preprocessing import Preprocessing, read_image
@@ -192,7 +192,7 @@ class LabeledFolder:
     """
 
     folder: Path
-    images: LabelledImages
+    images: LabeledImages
     classes: dict[str, int]
     names: tuple[str, ...] | None
     has_boxes: bool
@@ -245,8 +245,8 @@ def find_labeled(
         notes.append(f"no boxes: {box_table(root)} {missing}")
     if not check_images:
         notes.append("the images were not decoded beforehand (check_images false)")
-    records = [LabelledFile(path, numbers[name], None if boxes is None else boxes[path]) for path, name in files]
-    images = LabelledImages(records, preprocessing.evaluation())
+    records = [LabeledFile(path, numbers[name], None if boxes is None else boxes[path]) for path, name in files]
+    images = LabeledImages(records, preprocessing.evaluation())
     names = tuple(folders) if classes.names is None else classes.names
     return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
 

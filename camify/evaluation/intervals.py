@@ -13,7 +13,7 @@ from . import engine
 from .engine import IOU_50, IOUS, THRESHOLDS, Rows, Statistic
 
 __all__ = [
-    "MEAN_ROWS", "Answers", "Figure", "best_cut", "class_figures", "figure", "localisation_figures", "mean_figures",
+    "MEAN_ROWS", "Answers", "Figure", "best_cut", "class_figures", "figure", "localization_figures", "mean_figures",
 ]  # fmt: skip
 
 MEAN_ROWS = {"pointing_15px": "pointing", "energy": "energy", "entropy": "entropy", "area": "area"}
@@ -47,7 +47,7 @@ class Answers:
         ranks: (N,) the place of the true class, from 0.
         probabilities: (N,) of the true class.
         with_boxes: (N,) bool.
-        hard: (N, 3) bool, for each of ``IOUS``: no centred box reaches it.
+        hard: (N, 3) bool, for each of ``IOUS``: no centered box reaches it.
     """
 
     labels: Tensor
@@ -80,13 +80,13 @@ def mean_figures(values: Mapping[str, Tensor], seed: int = 0) -> dict[str, Figur
     return {name: figure(rows, seed=seed) for name, rows in values.items()}
 
 
-def localisation_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor, seed: int = 0) -> dict[str, Figure]:
+def localization_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor, seed: int = 0) -> dict[str, Figure]:
     """Everything that says whether the object was found, on the images kept (N,) bool.
 
     ``max_box_acc_v1`` (largest component, IoU 0.5), ``max_box_acc_v2`` (any component, mean over the IoUs) and its
     parts ``v2_0.3`` ..., each at its best threshold on these images; ``over_centre_box``, by how much V1 exceeds the
-    best centred box on the same resamples; ``gt_known``, ``top1_loc``, ``top5_loc`` at the best threshold, or the given
-    one; ``pointing``, ``energy``; of maps ``threshold``, the best one of V1.
+    best centered box on the same resamples; ``gt_known``, ``top1_loc``, ``top5_loc`` at the best threshold, or the
+    given one; ``pointing``, ``energy``; of maps ``threshold``, the best one of V1.
     """
     rows = {name: value[kept] for name, value in values.items()}
     centre_hits, ranks = centre["largest"][kept] >= IOU_50, ranks[kept]

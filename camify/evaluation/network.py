@@ -91,7 +91,7 @@ class ExplainedNetwork:
         raw = {}
         for name, method in self.served.items():
             try:
-                raw[name] = method.look(forward, targets)
+                raw[name] = method.raw_maps(forward, targets)
             except ConversionError as error:  # noqa: PERF203 - one of several may be refused
                 self.unserved[name] = str(error)
         return raw

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..data import collate
-from ..data.folder import LabelledImages
+from ..data.folder import LabeledImages
 from ..errors import ConversionError
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from . import engine
@@ -40,7 +40,7 @@ class Run:
         threshold: of the maps' boxes; None finds the best.
     """
 
-    images: LabelledImages
+    images: LabeledImages
     batch_size: int
     workers: int
     seed: int
@@ -180,7 +180,7 @@ def _faithfulness(
         masked = network.classes.scores(forward.logits, targets)
         if method is None:
             return engine.faithfulness_rows(scores, masked, heat)
-        raw = network.methods[method].look(forward, targets)
+        raw = network.methods[method].raw_maps(forward, targets)
     again = network.methods[method].heat(raw, (images.shape[-2], images.shape[-1]))
     return engine.faithfulness_rows(scores, masked, heat, again)
 

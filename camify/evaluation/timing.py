@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from ..eval_mode import evaluating, without_hooks
+from ..eval_mode import eval_mode, without_hooks
 from ..methods import observe
 from ..model import CAMNet
 from ..reports.tables import Table, number
@@ -48,13 +48,13 @@ def interleaved_medians(
 def method_costs(network: ExplainedNetwork, images: Tensor, targets: Tensor, *, repeats: int = 21) -> dict[str, Any]:
     """Per method, and for all together, how many plain forwards the finished heats cost; with the seconds.
 
-    The heats are upsampled and normalised, from one forward of the batch. ``all of them together`` share it.
+    The heats are upsampled and normalized, from one forward of the batch. ``all of them together`` share it.
     """
     size = (images.shape[-2], images.shape[-1])
     task, names = network.classes.task, network.classes.names
 
     def forward() -> None:
-        with torch.no_grad(), evaluating(network.model):
+        with torch.no_grad(), eval_mode(network.model):
             network.model(images)
 
     def heats(chosen: tuple[str, ...]) -> None:
@@ -62,7 +62,7 @@ def method_costs(network: ExplainedNetwork, images: Tensor, targets: Tensor, *, 
         gradients = any(method.uses_gradients for method in methods)
         with observe(network.model, images, gradients=gradients, task=task, class_names=names) as one_forward:
             for method in methods:
-                method.heat(method.look(one_forward, targets), size)
+                method.heat(method.raw_maps(one_forward, targets), size)
 
     runs: dict[str, Callable[[], None]] = {"forward": forward}
     for name in network.served:
@@ -101,7 +101,7 @@ def cost_table(costs: Mapping[str, dict[str, Any]]) -> Table:
         "Time of a heat map as a ratio to a plain forward of the same network",
         ["", "ratio", "ms per image"],
         rows,
-        f"Medians of runs in turns, warm, on this machine ({_conditions(first)}), upsampled and normalised;"
+        f"Medians of runs in turns, warm, on this machine ({_conditions(first)}), upsampled and normalized;"
         f" `{ALL}`: one forward for every method. On a small network the fixed time of locating the layer counts much,"
         " on a large one it vanishes; a busy machine makes these figures noisy.",
     )
@@ -132,7 +132,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
         else:
             network = fuse(network, inplace=True)
         images = images[:4].to(next(model.parameters()))
-        with torch.no_grad(), evaluating(model), without_hooks(model):
+        with torch.no_grad(), eval_mode(model), without_hooks(model):
             ours, theirs = model(images).double(), network(images).double()
     except Exception:  # noqa: BLE001 - whatever the tracer says of somebody's code: then it stays as it is
         return model
@@ -148,7 +148,7 @@ def fastest_format(model: nn.Module, images: Tensor) -> str:
     parameter = next(model.parameters())
     images = images[:4].to(parameter.device, parameter.dtype)
     plain, last = [], []
-    with torch.no_grad(), evaluating(model), without_hooks(model):  # inference_mode would stay in the parameters
+    with torch.no_grad(), eval_mode(model), without_hooks(model):  # inference_mode would stay in the parameters
         for _ in range(3):  # in turns, as a machine is not equally fast all the time
             model.to(memory_format=torch.contiguous_format)
             plain.append(_forward_seconds(model, images))

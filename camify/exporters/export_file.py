@@ -92,7 +92,7 @@ def export(
         path: file to write, named ``*.onnx`` (extra ``onnx``) or ``*.pt2`` (torch alone).
         input_size: height and width of the images that are traced, pixels; None: what the model says.
         dynamic: batch, height and width may vary as far as the network allows; what stays fixed, the result says.
-        preprocess: the input is uint8 RGB (N, H, W, 3) of any size, resized and normalised inside.
+        preprocess: the input is uint8 RGB (N, H, W, 3) of any size, resized and normalized inside.
         boxes: a third output ``boxes`` (N, 4): the top-1 class's calibrated box, xyxy pixels of the given images.
         opset: of ONNX; None takes torch's.
         precision: of ONNX: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``camify.exporters.quantization``).

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..checkpoint.certificate import TOLERANCE
+from ..checkpoint.folder import us_keys
 from ..errors import CheckpointError, ConfigError
 from ..model import CAMNet
 from ..task import Classes
@@ -17,7 +18,7 @@ __all__ = ["RECORD", "as_properties", "file_metadata", "read_record"]
 RECORD = "camify.json"
 FORMAT_VERSION = 1
 _KINDS: dict[str, Any] = {
-    "format_version": int, "camify_version": str, "source": str, "licence": str | None, "num_classes": int,
+    "format_version": int, "camify_version": str, "source": str, "license": str | None, "num_classes": int,
     "class_names": list | None, "preprocessing": dict | None, "input": dict, "outputs": list, "dynamic": list,
     "precision": str, "pool": str, "map": dict | None, "box_rule": dict | None, "results": dict,
 }  # fmt: skip
@@ -35,7 +36,7 @@ def file_metadata(
         "format_version": FORMAT_VERSION,
         "camify_version": version("camify"),
         "source": certificate.source if certificate else type(model).__name__,
-        "licence": model.licence,
+        "license": model.license,
         "num_classes": model.num_classes,
         "class_names": model.class_names,
         "task": str(model.task) if model.task_is_known else None,
@@ -84,7 +85,7 @@ def read_record(text: str | None, path: object) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {RECORD} is not valid JSON ({error}). Export it again.") from error
     if isinstance(record, dict):
-        record = {"task": None, "untrained": [], **record}
+        record = {"task": None, "untrained": [], **us_keys(record)}
     for field, kind in (_KINDS | _ADDED).items():
         if not isinstance(record, dict) or field not in record or not isinstance(record[field], kind):
             raise CheckpointError(f"{path}: field {field} of its {RECORD} is missing or of the wrong kind.")

@@ -29,7 +29,7 @@ class ExportedNetwork(nn.Module):
     Args:
         model: the network, in eval mode.
         preprocessing: as in ``model.preprocessing``: then the input is uint8 RGB (N, H, W, 3), as image readers give
-            it, and is resized (antialiased, aspect not kept), scaled and normalised inside. None: the input is
+            it, and is resized (antialiased, aspect not kept), scaled and normalized inside. None: the input is
             (N, C, H, W), prepared.
         rule: how the maps become boxes; None gives no boxes.
     """

@@ -43,7 +43,7 @@ def write_pt2(program: ExportedProgram, path: Path, record: Mapping[str, Any]) -
             torch.export.save(program, path, extra_files=as_properties(record))
     except OSError:
         raise
-    except Exception as error:  # the serialiser raises whatever its parts raise
+    except Exception as error:  # the serializer raises whatever its parts raise
         reason = " ".join(str(error).split())[:300]
         raise ConversionError(f"pt2: torch cannot store the network ({type(error).__name__}: {reason}).") from error
 

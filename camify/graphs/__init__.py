@@ -1,22 +1,25 @@
-"""Anatomy: what a classifier is made of, found by running it: its last spatial map and the head behind it."""
+"""A network as steps, found by running it: its last spatial map, the head behind it, what may be stored of both.
 
-from .analysis import Anatomy, FeaturesCopy
-from .analyze import examine
+Nothing is converted here: that is ``conversion``. How maps follow from the steps is said in ``methods``.
+"""
+
+from .analysis import FeaturesCopy, NetworkAnalysis
+from .analyze import analyze
 from .final_activation import task_of
 from .layouts import Layout, find_layout
-from .traced import TracedAnatomy
+from .traced import TracedAnalysis
 from .tracer import TracingError, between, extract
 from .untraceable import UntracedFeatures
 
 __all__ = [
-    "Anatomy",
     "FeaturesCopy",
     "Layout",
-    "TracedAnatomy",
+    "NetworkAnalysis",
+    "TracedAnalysis",
     "TracingError",
     "UntracedFeatures",
+    "analyze",
     "between",
-    "examine",
     "extract",
     "find_layout",
     "task_of",

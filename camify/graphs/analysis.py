@@ -1,4 +1,4 @@
-"""The anatomy of a classifier: its last spatial map and the head behind it."""
+"""The analysis of a classifier: its last spatial map and the head behind it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..task import Task
 from .final_activation import task_of
 from .layouts import Layout
 
-__all__ = ["Anatomy", "FeaturesCopy"]
+__all__ = ["FeaturesCopy", "NetworkAnalysis"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FeaturesCopy:
 
 
 @dataclass
-class Anatomy(ABC):
+class NetworkAnalysis(ABC):
     """A classifier, cut at its last spatial map; found by running it.
 
     ``model`` is the user's own (nothing of it is copied), or a float32 copy of one in half precision.

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..eval_mode import evaluating, without_hooks
-from .analysis import Anatomy
-from .traced import dissect
+from ..eval_mode import eval_mode, without_hooks
+from .analysis import NetworkAnalysis
+from .traced import analyze_traced
 from .tracer import TracingError
-from .untraceable import dissect_by_hooks
+from .untraceable import analyze_untraced
 
-__all__ = ["examine"]
+__all__ = ["analyze"]
 
 
-def examine(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> Anatomy:
-    """The anatomy of a network, which is left as it was: its modes, its hooks (none runs) and its values.
+def analyze(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> NetworkAnalysis:
+    """The analysis of a network, which is left as it was: its modes, its hooks (none runs) and its values.
 
     Networks in half precision are examined as a float32 copy. The network is traced by torch.fx; where its forward
     cannot be, or differs in training, its modules are watched instead, and its own code is kept.
@@ -33,17 +33,17 @@ def examine(model: nn.Module, input_size: int | tuple[int, int], example: Tensor
         dtype = _checked_parameter(model).dtype
         if dtype != torch.promote_types(dtype, torch.float32):
             model = copy.deepcopy(model).to(torch.promote_types(dtype, torch.float32))
-        with evaluating(model):
+        with eval_mode(model):
             choices = list(_probe_images(model, input_size, example))
             try:
-                anatomy: Anatomy = dissect(model, choices)
+                analysis: NetworkAnalysis = analyze_traced(model, choices)
             except TracingError as error:
-                anatomy = dissect_by_hooks(model, choices, error)
-    if anatomy.activation is not None:
-        anatomy.notes.append(
-            f"The network ends in a {anatomy.activation}: it was taken off; logits and maps come before it."
+                analysis = analyze_untraced(model, choices, error)
+    if analysis.activation is not None:
+        analysis.notes.append(
+            f"The network ends in a {analysis.activation}: it was taken off; logits and maps come before it."
         )
-    return anatomy
+    return analysis
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -70,7 +70,7 @@ def _checked_parameter(model: nn.Module) -> nn.Parameter:
     if parameter is None:
         raise ConversionError("The network has no parameters; there is nothing to convert.")
     if any(p.is_meta or isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        raise ConversionError("The network has parameters without values. Load or initialise them first.")
+        raise ConversionError("The network has parameters without values. Load or initialize them first.")
     return parameter
 
 

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from .allowed_layers import LAYERS
 
 __all__ = ["in_torch_layers"]
@@ -25,7 +25,7 @@ def in_torch_layers(network: fx.GraphModule, modes: dict[nn.Module, bool]) -> No
         modes: training mode of each layer; those of new layers are added.
     """
     targets = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
-    with evaluating(network):  # a norm in training would learn from the noise
+    with eval_mode(network):  # a norm in training would learn from the noise
         for name in dict.fromkeys(targets):
             layer = network.get_submodule(name)
             if type(layer) in LAYERS.values():

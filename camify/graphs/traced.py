@@ -1,4 +1,4 @@
-"""The anatomy of a classifier by its steps: traced by torch.fx, run once under observation, cut."""
+"""The analysis of a classifier by its steps: traced by torch.fx, run once under observation, cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import ConversionError
 from ..eval_mode import without_hooks
-from .analysis import Anatomy, FeaturesCopy
+from .analysis import FeaturesCopy, NetworkAnalysis
 from .fx_modules import as_module, assemble, parameter_free
 from .last_map import before_pools, candidates_of, map_layouts, no_map
 from .layouts import Layout
@@ -21,13 +21,13 @@ from .linear_head import fold_linear_head
 from .native_layers import in_torch_layers
 from .tracer import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
 
-__all__ = ["TracedAnatomy", "dissect", "only_layer"]
+__all__ = ["TracedAnalysis", "analyze_traced", "only_layer"]
 
 _FUNCTIONAL_DROPOUT = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d}
 
 
 @dataclass
-class TracedAnatomy(Anatomy):
+class TracedAnalysis(NetworkAnalysis):
     """A traced classifier; ``network`` runs over the layers of ``model`` and only while that is in eval mode."""
 
     network: fx.GraphModule
@@ -84,7 +84,7 @@ class TracedAnatomy(Anatomy):
         return FeaturesCopy(features, modes, list(dict.fromkeys(layers)))
 
 
-def dissect(model: nn.Module, choices: Sequence[Tensor]) -> TracedAnatomy:
+def analyze_traced(model: nn.Module, choices: Sequence[Tensor]) -> TracedAnalysis:
     """Find the last spatial map of a network in eval mode, and what its head does with it.
 
     The last spatial map is the last tensor with a map (N, C, h, w) of h * w > 1, or with one in another layout,
@@ -100,13 +100,13 @@ def dissect(model: nn.Module, choices: Sequence[Tensor]) -> TracedAnatomy:
         ConversionError: the network cannot be run, or has no such map; says where and why.
     """
     try:
-        return _dissect(model, choices, whole=False)
+        return _analyze_watched(model, choices, whole=False)
     except TracingError:
-        return _dissect(model, choices, whole=True)
+        return _analyze_watched(model, choices, whole=True)
 
 
 @torch.no_grad()
-def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> TracedAnatomy:
+def _analyze_watched(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> TracedAnalysis:
     traced = trace(model, training=False, whole=whole)
     network = traced.network
     observer, images, output = _observe(network, choices)
@@ -131,7 +131,7 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
     layout = candidates.get(feature) or Layout("NCHW", (observer.shapes[feature][2], observer.shapes[feature][3]))
     head_nodes = between(network.graph, feature)
     weighted = [n for n in head_nodes if not parameter_free(network, n)]
-    anatomy = TracedAnatomy(
+    analysis = TracedAnalysis(
         model=model,
         network=network,
         images=images,
@@ -152,10 +152,10 @@ def _dissect(model: nn.Module, choices: Sequence[Tensor], *, whole: bool) -> Tra
         activation=traced.activation,
         notes=[f"torch.fx cannot enter {name}: it stays as it is." for name in traced.kept_whole[:3]],
     )
-    shape = as_module(network, anatomy.features_graph(skipped))(images).shape if skipped else anatomy.map_shape
-    anatomy.feature_shape = (shape[1], shape[2], shape[3])
-    _match_training_mode(model, anatomy, whole)
-    return anatomy
+    shape = as_module(network, analysis.features_graph(skipped))(images).shape if skipped else analysis.map_shape
+    analysis.feature_shape = (shape[1], shape[2], shape[3])
+    _match_training_mode(model, analysis, whole)
+    return analysis
 
 
 def _observe(network: fx.GraphModule, choices: Sequence[Tensor]) -> tuple[Observer, Tensor, Any]:
@@ -210,15 +210,15 @@ def _reads_token(network: fx.GraphModule, feature: fx.Node, layout: Layout, obse
 # ---------------------------------------------------------------- training mode
 
 
-def _match_training_mode(model: nn.Module, anatomy: TracedAnatomy, whole: bool) -> None:
+def _match_training_mode(model: nn.Module, analysis: TracedAnalysis, whole: bool) -> None:
     """Make functional dropout in the features a layer, so that one graph is right in both modes.
 
     Raises:
         TracingError: the features take other steps in training, which one graph cannot hold.
     """
     network = trace(model, training=True, whole=whole).network
-    twin = next((n for n in network.graph.nodes if n.name == anatomy.feature.name), None)
-    ours = ancestors(anatomy.network.graph, anatomy.feature)
+    twin = next((n for n in network.graph.nodes if n.name == analysis.feature.name), None)
+    ours = ancestors(analysis.network.graph, analysis.feature)
     theirs = ancestors(network.graph, twin) if twin is not None else []
     same = len(ours) == len(theirs)
     for node, step, other in zip(ours, steps(ours), steps(theirs), strict=True) if same else ():
@@ -230,12 +230,12 @@ def _match_training_mode(model: nn.Module, anatomy: TracedAnatomy, whole: bool) 
             same = False
             break
         name = f"{node.name}_layer"
-        anatomy.network.add_submodule(name, dropout(_argument(node, 1, "p", 0.5)))
+        analysis.network.add_submodule(name, dropout(_argument(node, 1, "p", 0.5)))
         node.args, node.kwargs = (_argument(node, 0, "input", None),), {}
         node.op, node.target = "call_module", name
     if not same:
         raise TracingError(
-            f"Up to {anatomy.feature_layer} the network takes other steps in training than in evaluation,"
+            f"Up to {analysis.feature_layer} the network takes other steps in training than in evaluation,"
             " which cannot be kept in one network. Use layers (nn.Dropout) instead of `if self.training`."
         )
 

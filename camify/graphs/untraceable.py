@@ -1,4 +1,4 @@
-"""The anatomy of a classifier that torch.fx cannot trace: found by watching its modules, and cut by stopping it.
+"""The analysis of a classifier that torch.fx cannot trace: found by watching its modules, and cut by stopping it.
 
 The network's own code is kept and runs up to the module that gives the last spatial map. So it is right in training
 and in evaluation alike, but it cannot be stored without that code.
@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..eval_mode import without_hooks
-from .analysis import Anatomy, FeaturesCopy
+from .analysis import FeaturesCopy, NetworkAnalysis
 from .final_activation import activation_name
 from .layouts import Layout, find_layout
 from .linear_head import fold_linear_head, gives
 from .tracer import TracingError, require_logits
 
 __all__ = [
-    "HookedAnatomy",
     "Record",
+    "UntracedAnalysis",
     "UntracedFeatures",
+    "analyze_untraced",
     "bypassed",
-    "dissect_by_hooks",
     "last_activation",
     "replayed",
 ]
@@ -72,7 +72,7 @@ class UntracedFeatures(nn.Module):
 
 
 @dataclass
-class HookedAnatomy(Anatomy):
+class UntracedAnalysis(NetworkAnalysis):
     """A classifier cut behind one of its modules."""
 
     behind: list[str]
@@ -142,7 +142,7 @@ class Record:
 
 
 @torch.no_grad()
-def dissect_by_hooks(model: nn.Module, choices: Sequence[Tensor], why: TracingError) -> HookedAnatomy:
+def analyze_untraced(model: nn.Module, choices: Sequence[Tensor], why: TracingError) -> UntracedAnalysis:
     """The last module through whose map everything flows, and whether the head behind it is linear.
 
     That everything flows through it is tested: with the maps of the two images swapped, the logits are swapped.
@@ -158,12 +158,12 @@ def dissect_by_hooks(model: nn.Module, choices: Sequence[Tensor], why: TracingEr
     images, record, output = _watch(model, choices)
     last = last_activation(model, record, output)
     if last is None:
-        return _dissect(model, images, record, output, why)
+        return _analyze_watched(model, images, record, output, why)
     activation = activation_name(model.get_submodule(last))
     with bypassed(model, last):
-        anatomy = _dissect(model, *_watch(model, [images]), why)
-    anatomy.activation, anatomy.last = activation, last
-    return anatomy
+        analysis = _analyze_watched(model, *_watch(model, [images]), why)
+    analysis.activation, analysis.last = activation, last
+    return analysis
 
 
 def last_activation(model: nn.Module, record: Record, output: Tensor) -> str | None:
@@ -197,7 +197,9 @@ def _same_value(value: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return value
 
 
-def _dissect(model: nn.Module, images: Tensor, record: Record, logits: Tensor, why: TracingError) -> HookedAnatomy:
+def _analyze_watched(
+    model: nn.Module, images: Tensor, record: Record, logits: Tensor, why: TracingError
+) -> UntracedAnalysis:
     image, grids = (images.shape[2], images.shape[3]), list[tuple[int, int]]()
     layouts: dict[str, Layout] = {}
     for name, value in record.ended.items():
@@ -218,7 +220,7 @@ def _dissect(model: nn.Module, images: Tensor, record: Record, logits: Tensor, w
     behind = record.behind(name)
     weighted = [n for n in behind if next(model.get_submodule(n).parameters(recurse=False), None) is not None]
     linear = fold_linear_head(head, maps, model.get_submodule(weighted[0]) if len(weighted) == 1 else None)
-    return HookedAnatomy(
+    return UntracedAnalysis(
         model=model,
         images=images,
         logits=logits,

@@ -54,19 +54,19 @@ class Method(ABC):
             DataError: the network gives NaN or infinite values.
         """
         with observe(self.model, images, self.layer, gradients=self.uses_gradients) as forward:
-            return self.look(forward, check_targets(targets, forward.logits, forward.classes))
+            return self.raw_maps(forward, check_targets(targets, forward.logits, forward.classes))
 
-    def look(self, forward: ForwardPass, targets: Tensor) -> Tensor:
+    def raw_maps(self, forward: ForwardPass, targets: Tensor) -> Tensor:
         """Raw maps of a forward that other methods share, for targets (N,) or (N, T)."""
         if targets.dim() == 2:
-            return torch.stack([self.look(forward, column) for column in targets.unbind(1)], dim=1)
+            return torch.stack([self.raw_maps(forward, column) for column in targets.unbind(1)], dim=1)
         with torch.autocast(forward.images.device.type, enabled=False):
             maps = self.maps(forward, targets)
         bad = (~maps.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             raise DataError(
                 f"{type(self).__name__}: the map of image {bad[0]} of the batch is not finite, at layer"
-                f" {forward.layer}. Look for NaN or infinite values in the image and the weights."
+                f" {forward.layer}. Observation for NaN or infinite values in the image and the weights."
             )
         return maps
 

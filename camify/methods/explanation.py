@@ -44,7 +44,7 @@ def explain(
 ) -> Tensor | dict[str, Tensor]:
     """Heat maps (N, H, W) in [0, 1] of images (N, 3, H, W), of one method or of several from one forward.
 
-    Raw map -> ReLU, where the method has one -> upsampled (bilinear, half-pixel) -> normalised once, in this order.
+    Raw map -> ReLU, where the method has one -> upsampled (bilinear, half-pixel) -> normalized once, in this order.
     A map that is constant then gives zeros, and a ``ConstantMapWarning`` says which.
 
     Args:
@@ -76,7 +76,7 @@ def explain(
     wanted = (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size
     with observe(model, images, layer, gradients=gradients, task=task) as forward:
         chosen = check_targets(targets, forward.logits, forward.classes)
-        raw = {name: item.look(forward, chosen) for name, item in methods.items()}
+        raw = {name: item.raw_maps(forward, chosen) for name, item in methods.items()}
     if normalize is None:
         found = raw if wanted is None else {name: upsample(maps, wanted) for name, maps in raw.items()}
     else:

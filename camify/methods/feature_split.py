@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConfigError, ConversionError
-from ..eval_mode import evaluating, without_hooks
-from ..graphs.analyze import examine
+from ..eval_mode import eval_mode, without_hooks
+from ..graphs.analyze import analyze
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
 from ..graphs.fx_modules import as_module
 from ..graphs.layouts import Layout, find_layout
-from ..graphs.traced import TracedAnatomy, only_layer
+from ..graphs.traced import TracedAnalysis, only_layer
 from ..graphs.tracer import Trace, TracingError, between, require_logits, trace
-from ..graphs.untraceable import HookedAnatomy, Record, bypassed, last_activation, replayed
+from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activation, replayed
 from ..model import CAMNet
 
 __all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
@@ -238,19 +238,19 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
 
 
 def _at_last_map(model: nn.Module, images: Tensor) -> Split:
-    anatomy = examine(model, (images.shape[-2], images.shape[-1]), images)
-    if isinstance(anatomy, HookedAnatomy):
-        return _HookedSplit(model, anatomy.feature_layer, anatomy.layout, anatomy.last)
-    if not isinstance(anatomy, TracedAnatomy):
-        raise TypeError(f"anatomy of an unknown kind: {type(anatomy).__name__}")
-    root = _live(model, anatomy)
-    graph, name, layout = anatomy.network.graph, anatomy.feature_layer, anatomy.layout
-    if not anatomy.reads_token:
-        classifier = _live_classifier(model, anatomy)
-        return TracedSplit(root, graph, anatomy.feature, layout, name, classifier, anatomy.activation)
-    for node, layout in reversed(list(anatomy.maps.items())):  # the last one whose patches the class token still reads
-        shown = name if node is anatomy.feature else node.name
-        found = TracedSplit(root, graph, node, layout, shown, activation=anatomy.activation)
+    analysis = analyze(model, (images.shape[-2], images.shape[-1]), images)
+    if isinstance(analysis, UntracedAnalysis):
+        return _HookedSplit(model, analysis.feature_layer, analysis.layout, analysis.last)
+    if not isinstance(analysis, TracedAnalysis):
+        raise TypeError(f"analysis of an unknown kind: {type(analysis).__name__}")
+    root = _live(model, analysis)
+    graph, name, layout = analysis.network.graph, analysis.feature_layer, analysis.layout
+    if not analysis.reads_token:
+        classifier = _live_classifier(model, analysis)
+        return TracedSplit(root, graph, analysis.feature, layout, name, classifier, analysis.activation)
+    for node, layout in reversed(list(analysis.maps.items())):  # the last one whose patches the class token still reads
+        shown = name if node is analysis.feature else node.name
+        found = TracedSplit(root, graph, node, layout, shown, activation=analysis.activation)
         if _is_read(found, images[:1]):
             return found
     raise ConversionError("The head reads no patch of any map. Give layer.")
@@ -263,12 +263,12 @@ def _is_read(found: Split, images: Tensor) -> bool:
         return not torch.equal(found.head(maps, rest), found.head(maps * 0.5, rest))
 
 
-def _live(model: nn.Module, anatomy: TracedAnatomy) -> nn.Module | dict[str, Any]:
-    """The layers for an anatomy's graph: the network's own, where the anatomy is of its float32 copy."""
-    if anatomy.model is model:
-        return anatomy.network
-    targets = [str(n.target) for n in anatomy.network.graph.nodes if n.op in ("call_module", "get_attr")]
-    return {name: _attribute(model, name, _attribute(anatomy.network, name)) for name in targets}
+def _live(model: nn.Module, analysis: TracedAnalysis) -> nn.Module | dict[str, Any]:
+    """The layers for an analysis's graph: the network's own, where the analysis is of its float32 copy."""
+    if analysis.model is model:
+        return analysis.network
+    targets = [str(n.target) for n in analysis.network.graph.nodes if n.op in ("call_module", "get_attr")]
+    return {name: _attribute(model, name, _attribute(analysis.network, name)) for name in targets}
 
 
 def _attribute(root: Any, path: str, default: Any = None) -> Any:
@@ -281,13 +281,13 @@ def _attribute(root: Any, path: str, default: Any = None) -> Any:
     return root
 
 
-def _live_classifier(model: nn.Module, anatomy: TracedAnatomy) -> nn.Linear | nn.Conv2d | None:
+def _live_classifier(model: nn.Module, analysis: TracedAnalysis) -> nn.Linear | nn.Conv2d | None:
     """The network's own layer that alone follows global average pooling."""
-    name = only_layer(anatomy.network, anatomy.feature)
+    name = only_layer(analysis.network, analysis.feature)
     layer = None if name is None else model.get_submodule(name)
-    if anatomy.kept_linear is None or not isinstance(layer, nn.Linear | nn.Conv2d):
+    if analysis.kept_linear is None or not isinstance(layer, nn.Linear | nn.Conv2d):
         return None
-    found, weight = anatomy.kept_linear.weight, layer.weight.flatten(1)
+    found, weight = analysis.kept_linear.weight, layer.weight.flatten(1)
     same = weight.shape == found.shape and torch.allclose(weight.to(found), found, rtol=1e-3, atol=1e-5)
     return layer if same else None
 
@@ -312,7 +312,7 @@ def _at_layer(model: nn.Module, images: Tensor, layer: str) -> Split:
 
 def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
     record = Record()
-    with evaluating(model):
+    with eval_mode(model):
         output = record.watch(model, images)
     if record.calls.get(layer) != 1:
         raise ConfigError(

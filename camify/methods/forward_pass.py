@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..graphs import task_of
 from ..model import CAMNet
 from ..task import Classes, Task
@@ -156,7 +156,7 @@ def observe(
     model = unwrapped(model)
     if images.dim() != 4 or not len(images):
         raise ConversionError(f"images: expected (N, C, H, W), got {tuple(images.shape)}.")
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names

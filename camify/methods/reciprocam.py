@@ -29,7 +29,7 @@ class ReciproCAM(Method):
         variant: ``"softmax"`` (paper; a sigmoid where the task has one) or ``"logits"``
             (OpenVINO XAI for models without softmax); with global average
             pooling and a linear head the latter is CAM / (h w) + b_c.
-        gaussian: the cell's vector also stands in its neighbours, weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
+        gaussian: the cell's vector also stands in its neighbors, weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
     """
 
     relu = False

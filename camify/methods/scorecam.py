@@ -36,8 +36,8 @@ class ScoreCAM(Method):
     """Score-CAM, sum_k w_k A_k(x, y), w the softmax over k of y_c(x . H_k) - y_c(x_b); heat is its ReLU.
 
     Wang et al. 2020, "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", eq. 4 to 6 and
-    algorithm 1. The mask H_k is A_k upsampled and scaled to [0, 1]; the baseline x_b is zero, the mean colour of
-    normalised images. One forward for every channel that is not constant: the mask of a constant one is zero, and so
+    algorithm 1. The mask H_k is A_k upsampled and scaled to [0, 1]; the baseline x_b is zero, the mean color of
+    normalized images. One forward for every channel that is not constant: the mask of a constant one is zero, and so
     its score is that of the baseline.
 
     Args:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["MeanShare", "RowMeans", "RowMetric", "ShareMetric"]
+__all__ = ["MeanOfUnitInterval", "RowMeans", "RowMetric", "UnitIntervalMetric"]
 
 _ONE = 1 << 32  # a share as a whole number: exact sums, 2 ** 31 images of them
 
 
-class ShareMetric(Metric):
+class UnitIntervalMetric(Metric):
     """What all metrics here have in common: figures in 0..1, counts as states, a plot of the figures."""
 
     is_differentiable = False
@@ -45,7 +45,7 @@ def _figures(found: Any) -> Any:
     return {name: value for name, value in found.items() if value.dim() == 0 and value.is_floating_point()}
 
 
-class RowMetric(ShareMetric):
+class RowMetric(UnitIntervalMetric):
     """Rows of shares in 0..1, one per image and name, added up; an image whose row holds NaN does not count in it.
 
     Args:
@@ -83,7 +83,7 @@ class RowMeans(RowMetric):
     update, compute = RowMetric._add, RowMetric._means
 
 
-class MeanShare(RowMetric):
+class MeanOfUnitInterval(RowMetric):
     """Mean of one number in 0..1 per image, the row ``""``; NaN without images. A metric says in ``update`` which."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import DataError
-from .base import MeanShare
+from .base import MeanOfUnitInterval
 from .checks import check_maps, check_scores, check_shares
 from .functional import adcc, area_under_curve, average_drop, coherency, complexity
 
 __all__ = ["ADCC", "AverageDrop", "AverageIncrease", "Coherency", "Complexity", "DeletionAUC", "InsertionAUC"]
 
 
-class AverageDrop(MeanShare):
+class AverageDrop(MeanOfUnitInterval):
     """Share of its probability that a class loses when only what the map shows is left, mean of max(0, p - p') / p.
 
     Chattopadhay et al. 2018, "Grad-CAM++", section 4.1, there in percent. Lower is better. How the image is masked
@@ -38,7 +38,7 @@ class AverageDrop(MeanShare):
         self._add({"": average_drop(scores, masked_scores)})
 
 
-class AverageIncrease(MeanShare):
+class AverageIncrease(MeanOfUnitInterval):
     """Share of the images whose class gains probability when only what the map shows is left.
 
     Chattopadhay et al. 2018, "Grad-CAM++", section 4.1, there in percent.
@@ -57,7 +57,7 @@ class AverageIncrease(MeanShare):
         self._add({"": masked_scores > scores})
 
 
-class Coherency(MeanShare):
+class Coherency(MeanOfUnitInterval):
     """Likeness of a map and the map of the image masked by it, mean of (1 + Pearson's correlation) / 2.
 
     Poppi et al. 2021, "Revisiting The Evaluation of Class Activation Mapping for Explainability", section 3. An image
@@ -81,7 +81,7 @@ class Coherency(MeanShare):
         self._add({"": coherency(maps, maps_of_masked)})
 
 
-class Complexity(MeanShare):
+class Complexity(MeanOfUnitInterval):
     """Mean of the map, how much of the image it takes. Poppi et al. 2021, section 3. Lower is better.
 
     Example:
@@ -104,7 +104,7 @@ class Complexity(MeanShare):
         self._add({"": complexity(maps)})
 
 
-class ADCC(MeanShare):
+class ADCC(MeanOfUnitInterval):
     """Harmonic mean of coherency, 1 - complexity and 1 - drop of each image, averaged over the images.
 
     Poppi et al. 2021, section 3, equal to the authors' code. An image for which one of the three is 0 counts as 0.
@@ -129,7 +129,7 @@ class ADCC(MeanShare):
         self._add({"": adcc(drop.to(maps.device), coherency(maps, maps_of_masked), complexity(maps))})
 
 
-class InsertionAUC(MeanShare):
+class InsertionAUC(MeanOfUnitInterval):
     """Mean probability of a class while its image is filled in, the map's highest pixels first.
 
     Petsiuk et al. 2018, "RISE", section 4.1. `functional.insertion_curves` makes the curves.

@@ -1,4 +1,4 @@
-"""Does the map find the object? Box accuracy, always beside what a fixed centred box reaches."""
+"""Does the map find the object? Box accuracy, always beside what a fixed centered box reaches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import ShareMetric
+from .base import UnitIntervalMetric
 from .checks import check_class_scores, check_map_boxes
 from .functional import (
     best_iou_at_threshold,
@@ -26,7 +26,7 @@ _IOU = {1: (0.5,), 2: (0.3, 0.5, 0.7)}
 _MOST_THRESHOLDS = 1000
 
 
-class _BoxHits(ShareMetric):
+class _BoxHits(UnitIntervalMetric):
     """Hits (rows, T) of maps' boxes at T thresholds, those of fixed boxes around the centre, and the images with boxes.
 
     Whole numbers: they stay exact where a model's precision makes its floats half ones.
@@ -120,11 +120,11 @@ class MaxBoxAccuracy(_BoxHits):
         truths = [truth.cpu() for truth in boxes]
         check_map_boxes("MaxBoxAccuracy", maps, truths)
         wanted = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
-        centred, largest = centre_boxes(*maps.shape[1:]), self.version == 1
+        centered, largest = centre_boxes(*maps.shape[1:]), self.version == 1
         for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
             if len(truth):
                 found = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
-                self._add(found >= wanted, iou_with_best_box(centred, truth) >= wanted)
+                self._add(found >= wanted, iou_with_best_box(centered, truth) >= wanted)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
@@ -135,7 +135,7 @@ class MaxBoxAccuracy(_BoxHits):
             "max_box_acc": curve.amax(dim=1).mean(),
             "best_threshold": torch.where(self.total > 0, best, torch.nan),
             "centre_box_acc": centre.amax(dim=1).mean(),
-            "whole_image_acc": centre[:, -1].mean(),  # the largest of the centred boxes
+            "whole_image_acc": centre[:, -1].mean(),  # the largest of the centered boxes
             "count": self.total,
             "curve": curve,
         }
@@ -203,11 +203,11 @@ class LocalizationAccuracy(_BoxHits):
         check_map_boxes("LocalizationAccuracy", maps, truths)
         check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
-        centred = centre_boxes(*maps.shape[1:])
+        centered = centre_boxes(*maps.shape[1:])
         for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
             if len(truth):
                 counts = torch.tensor([[True], [rank < 1], [rank < 5]])
-                pair = self._ious(heat, truth), iou_with_best_box(centred, truth)
+                pair = self._ious(heat, truth), iou_with_best_box(centered, truth)
                 self._add(*(counts & (ious >= self.iou_threshold) for ious in pair))
 
     def _ious(self, heat: Tensor, truth: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .base import RowMetric, ShareMetric
+from .base import RowMetric, UnitIntervalMetric
 from .checks import check_labels, check_maps, check_objects
 from .functional import cell_masks, energy_share, masks_of_objects, peak, pointing_hits
 from .functional.pointing import POINTING_TOLERANCE
@@ -18,7 +18,7 @@ from .functional.pointing import POINTING_TOLERANCE
 __all__ = ["EnergyPointingGame", "GridPointingGame", "PointingGame"]
 
 
-class PointingGame(ShareMetric):
+class PointingGame(UnitIntervalMetric):
     """Share of images whose highest pixel lies on the object, or nearer to it than the tolerance.
 
     Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", section 5.1; as in TorchRay the distance
@@ -98,7 +98,7 @@ class PointingGame(ShareMetric):
 class EnergyPointingGame(RowMetric):
     """Share of a map's positive evidence that lies on the object, mean over the images.
 
-    Wang et al. 2020, "Score-CAM", section 4.3. What is negative counts as 0, so raw maps and min-max normalised ones
+    Wang et al. 2020, "Score-CAM", section 4.3. What is negative counts as 0, so raw maps and min-max normalized ones
     give different figures: raw ones are the evidence. A map without positive evidence counts as 0. Images without an
     object are left out.
 

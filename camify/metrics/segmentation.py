@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import ShareMetric
+from .base import UnitIntervalMetric
 from .checks import check_maps, check_masks
 from .functional import average_precision, centre_gaussian_bins, count_pixels, pixel_histograms, precision_recall
 
 __all__ = ["PixelAveragePrecision"]
 
 
-class PixelAveragePrecision(ShareMetric):
+class PixelAveragePrecision(UnitIntervalMetric):
     """Area under precision and recall of the pixels of all images together (PxAP), for masks instead of boxes.
 
     Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", section 4.2, equal to the

@@ -23,7 +23,7 @@ MAP_FIGURES = {
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
 
 _MOST_BYTES = 13_500_000  # of the pictures in one page: a third more as text
-_MOST_EPOCHS_OF_FINDS = 20
+_MOST_EPOCHS_OF_HIGHLIGHTS = 20
 
 
 def read_run(folder: str | Path) -> RunReport:
@@ -105,9 +105,9 @@ def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
 
 
 def _images(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
-    finds = _finds(overlays, index)
-    room = _MOST_BYTES - sum(frame.size for track in finds for frame in track.frames)
-    return [*_watched(overlays, index, room), *finds]
+    highlights = _highlights(overlays, index)
+    room = _MOST_BYTES - sum(frame.size for track in highlights for frame in track.frames)
+    return [*_watched(overlays, index, room), *highlights]
 
 
 def _watched(overlays: Path, index: Mapping[str, Any], room: int) -> list[ImageTrack]:
@@ -137,13 +137,13 @@ def _watched(overlays: Path, index: Mapping[str, Any], room: int) -> list[ImageT
     ]
 
 
-def _finds(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
-    finds = index.get("finds", [])
-    epochs = sorted({find["epoch"] for find in finds})[-_MOST_EPOCHS_OF_FINDS:]
+def _highlights(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
+    highlights = index.get("highlights", index.get("finds", []))  # as older runs have it
+    epochs = sorted({highlight["epoch"] for highlight in highlights})[-_MOST_EPOCHS_OF_HIGHLIGHTS:]
     return [
-        ImageTrack(find["name"], find["true"], [_frame(overlays, find)], {}, find["kind"])
-        for find in finds
-        if find["epoch"] in epochs
+        ImageTrack(highlight["name"], highlight["true"], [_frame(overlays, highlight)], {}, highlight["kind"])
+        for highlight in highlights
+        if highlight["epoch"] in epochs
     ]
 
 

@@ -15,7 +15,7 @@ __all__ = ["Frame", "ImageTrack", "RunReport", "chart", "known", "line", "number
 
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
 KINDS = {
-    "watched": ("Watched images", "The same images in every epoch, one colour scale per image for all epochs."),
+    "watched": ("Watched images", "The same images in every epoch, one color scale per image for all epochs."),
     "mistakes": ("Confident mistakes", "Wrong, and most sure of it, in this epoch."),
     "beside": ("Beside the object", "The least of the true class's evidence lies on the object, in this epoch."),
     "changed": ("Changed most", "The true class's map moved most since the epoch before."),
@@ -23,7 +23,7 @@ KINDS = {
 WIDTH, HEIGHT = 520, 280  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 374, 14, 232  # of the area between its axes; labels stand to the right
 LABEL_STEP = 17  # least distance of two labels
-STYLES = 6  # colours of lines
+STYLES = 6  # colors of lines
 
 Line = tuple[str, list[tuple[float, float]]]
 """A name and its points (epoch, value)."""

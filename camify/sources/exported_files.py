@@ -75,7 +75,7 @@ def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the fil
     network = CAMNet(maps, classifier).eval()
     network.class_names, network.preprocessing = record["class_names"], record["preprocessing"]
     network.task, network.untrained = record["task"], tuple(record["untrained"])
-    network.licence = record["licence"]
+    network.license = record["license"]
     rule = None if record["box_rule"] is None else BoxRule.from_dict(record["box_rule"])
     if rule is not None and not rule.clamp_weights:  # a file has no weights whose positive ones could be taken
         network.box_rule = rule

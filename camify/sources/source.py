@@ -25,7 +25,7 @@ class Source:
         class_names: in the order of the logits, or None.
         notes: what was done to weights that did not fit as they were, and what was assumed or left out.
         preprocessing: what the weights expect, or None.
-        licence: of the weights, as far as their library says.
+        license: of the weights, as far as their library says.
         task: what the logits mean, where the source says so.
         missing_head: names of the head's tensors that a file of features alone lacks; they are random.
         only_maps: an exported file: it gives class maps, and has no layers.
@@ -36,7 +36,7 @@ class Source:
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
-    licence: str | None = None
+    license: str | None = None
     task: Task | None = None
     missing_head: tuple[str, ...] = ()
     only_maps: bool = False
@@ -51,7 +51,7 @@ class Source:
         if not isinstance(model, CAMNet):
             return cls(model, name, notes=notes)
         task = model.task if model.task_is_known else None
-        return cls(model, name, model.class_names, notes, model.preprocessing, model.licence, task)
+        return cls(model, name, model.class_names, notes, model.preprocessing, model.license, task)
 
     @property
     def cam_ready(self) -> bool:

@@ -41,7 +41,7 @@ def load_timm(text: str, weights: bool) -> Source:
     if not which:
         task = None if known.class_names is None else Task.MULTICLASS
         network, source = known.load().eval(), f"timm/{known.name}"
-        return Source(network, source, known.class_names, (), known.preprocessing, known.licence, task)
+        return Source(network, source, known.class_names, (), known.preprocessing, known.license, task)
     if not file:
         raise ConversionError(f"source timm/{name}@{which}: tags are written timm/NAME.TAG; after @ none or a file.")
     tagged = "." in name  # the file is said to be that of these weights, or trained from them
@@ -68,7 +68,7 @@ class TimmModel:
     pretrained: bool
     preprocessing: Preprocessing | None
     class_names: list[str] | None
-    licence: str | None = None
+    license: str | None = None
 
     def build(self, **options: Any) -> nn.Module:
         """The architecture with random weights; ``num_classes`` as in timm."""

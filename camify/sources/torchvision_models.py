@@ -139,9 +139,9 @@ def _as_published(source: Source, name: str, file: str) -> Source:
 
 def _described(source: Source, member: Any) -> Source:
     """A network of torchvision's weights with what torchvision says of them."""
-    transforms, licence = member.transforms(), member.meta.get("license")
+    transforms, license_name = member.transforms(), member.meta.get("license")
     expected = Preprocessing(transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std))
-    source = replace(source, preprocessing=expected, licence=licence)
+    source = replace(source, preprocessing=expected, license=license_name)
     if source.headless:
         return source
     return replace(source, class_names=source.class_names or list(member.meta["categories"]), task=Task.MULTICLASS)

@@ -18,7 +18,7 @@ _CELLS = (1 / 14, 1 / 7, 11 / 56, 1 / 4)  # of the side: 16, 32, 44 and 56 pixel
 
 
 def hide_patches(images_NCHW: Tensor, probability: float) -> Tensor:
-    """Each image with cells of a random grid set to 0, the mean of normalised images.
+    """Each image with cells of a random grid set to 0, the mean of normalized images.
 
     Singh & Lee 2017, "Hide-and-Seek", section 3.1. Each image draws its grid: none, or cells of 1/14, 1/7, 11/56 or
     1/4 of the side (the authors' 0, 16, 32, 44, 56 pixels of 224); then each cell is hidden with ``probability``,

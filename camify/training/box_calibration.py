@@ -1,4 +1,4 @@
-"""Normaliser and box threshold of a trained network, chosen on the validation split."""
+"""Normalizer and box threshold of a trained network, chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import BoxRule
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..maps import upsample
 from ..metrics.functional import calibrate, mosaics
 from ..model import CAMNet
@@ -41,7 +41,7 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
     size = (images.shape[-2], images.shape[-1])
     plain, maps = BoxRule(clamp_weights=clamp), []
     home = network.classifier.weight.device
-    with evaluating(network.to(module.device)):
+    with eval_mode(network.to(module.device)):
         for chunk, classes in zip(torch.split(images, 32), torch.split(labels, 32), strict=True):
             features = network.forward_features(chunk.to(network.classifier.weight))
             weight = network.classes.two_sided(network.classifier.weight, 0)

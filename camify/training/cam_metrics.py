@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import ConfigError
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..evaluation import engine
 from ..evaluation.engine import IOU_50, IOUS, PIXEL_BINS, THRESHOLDS, Statistic
 from ..maps import class_maps, normalize, select, upsample
@@ -25,7 +25,7 @@ from ..model import CAMNet
 from ..normalizers import Normalizer, normalize_maps
 from ..task import Classes
 
-__all__ = ["CAM_METRICS", "CAMQuality", "ValidationBatch", "logits_and_maps"]
+__all__ = ["CAM_METRICS", "CAMMetrics", "ValidationBatch", "logits_and_maps"]
 
 _CURVE_STEPS = 16
 _GRID = 2
@@ -54,7 +54,7 @@ class ValidationBatch:
         masks: (N, H, W) bool of the objects; None where the data have none.
         heat_of: from raw maps at image size to heat in [0, 1].
         clamp_weights: whether the maps are those of the positive weights only (see ``logits_and_maps``).
-        drift: (N,), see ``EarlierMaps``; None where the maps of the epoch before are not known.
+        drift: (N,), see ``MapDrift``; None where the maps of the epoch before are not known.
     """
 
     network: CAMNet
@@ -256,7 +256,7 @@ CAM_METRICS: Mapping[str, _CAMMetric] = {
 """Metrics by the names that a configuration gives; ``"grid_pointing"`` is another, on mosaics instead of batches."""
 
 
-class CAMQuality(nn.Module):
+class CAMMetrics(nn.Module):
     """The CAM metrics of validation, by name: means of the engine's rows, sums over images and processes.
 
     Args:
@@ -363,7 +363,7 @@ class CAMQuality(nn.Module):
         numbers = torch.as_tensor(labels)
         for picked in mosaic_plan(numbers, _GRID)[: self.grid_mosaics][rank::world_size]:
             image = tiled(read(picked.tolist()).to(next(network.parameters()).device), _GRID)
-            with evaluating(network):
+            with eval_mode(network):
                 maps_KHW = network.forward_with_maps(image)[1][0]
             maps_KHW = Classes.carried_by(network, len(maps_KHW)).two_sided(maps_KHW, 0)
             maps = maps_KHW[numbers[picked].to(maps_KHW.device)].float()

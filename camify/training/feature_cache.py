@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batch import Batch
 from ..errors import ConfigError
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..model import CAMNet
 from .loaders import run_folder, single_loader
 
@@ -135,7 +135,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         store: Tensor | None = None
         rest: dict[str, list[Any]] = {}
         start = 0
-        with evaluating(part), evaluating(teacher or part):
+        with eval_mode(part), eval_mode(teacher or part):
             for batch in reader:
                 known = Batch.of(batch)
                 images, sample = known.images.to(device), _beside(known)

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..model import CAMNet
 from ..task import Classes
 from .labels import spread
@@ -137,7 +137,7 @@ def check_classes(
     """
     logits, targets = [], []
     home = next(legacy.parameters()).device
-    with isolate_rng(), evaluating(legacy.to(device)):
+    with isolate_rng(), eval_mode(legacy.to(device)):
         for batch in _some_batches(loader):
             logits.append(legacy(batch.images.to(device)).float().cpu())
             targets.append(targets_of(batch).cpu())

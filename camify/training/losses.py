@@ -1,4 +1,4 @@
-"""What a step minimises: classification, distillation from the legacy network, guidance by boxes. Pure functions."""
+"""What a step minimizes: classification, distillation from the legacy network, guidance by boxes. Pure functions."""
 
 from __future__ import annotations
 

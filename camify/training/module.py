@@ -20,20 +20,20 @@ from torchvision.transforms import v2
 from ..batch import Batch
 from ..conversion import FitReport
 from ..errors import ConfigError, DataError
-from ..eval_mode import evaluating
+from ..eval_mode import eval_mode
 from ..maps import class_maps, select
 from ..model import CAMNet
 from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
 from ..task import Classes, Task
 from .augmentation import hide_patches
-from .cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
-from .earlier_maps import EarlierMaps
+from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
 from .loaders import read_images, single_loader
 from .losses import Objective, classification_loss, object_masks
+from .map_drift import MapDrift
 from .optimizer import build_optimizer
 from .options import (
     FLAT,
@@ -50,11 +50,11 @@ from .prepare import checkpoint_manifest, prepare
 from .resume import StopSafely
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
-from .stages import Course
+from .stages import TrainingStages
 
 __all__ = ["CAMFineTuner"]
 
-_EARLIER = "camify_earlier_maps"  # in a checkpoint
+_MAP_DRIFT = "camify_earlier_maps"  # in a checkpoint
 _LABELS_READ = 512  # samples whose labels are read where the data set does not list them
 
 
@@ -72,7 +72,7 @@ class CAMFineTuner(pl.LightningModule):
 
     Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and the figures of ``cam_metrics``, of the true
     classes' maps. By default these are, where boxes are known, ``val/max_box_acc`` (version 1: IoU 0.5, largest
-    component, best threshold) beside ``val/centre_box_acc``, what the best fixed centred box reaches on the same
+    component, best threshold) beside ``val/centre_box_acc``, what the best fixed centered box reaches on the same
     images; where there are none, ``val/grid_pointing`` beside ``val/grid_chance``; and ``val/map_area`` and
     ``val/map_entropy``, how much of the image the maps take. Each can be monitored.
 
@@ -154,8 +154,8 @@ class CAMFineTuner(pl.LightningModule):
         self.cutmix = v2.CutMix(alpha=cutmix, num_classes=self.num_classes) if cutmix else None
         self.score_name, self.val_accuracy = class_score(self.task, self.num_classes)
         self.val_loss = MeanMetric()
-        self.quality = CAMQuality(options.metrics.cam_metrics, options.metrics.grid_mosaics)
-        self.earlier_maps = EarlierMaps()
+        self.quality = CAMMetrics(options.metrics.cam_metrics, options.metrics.grid_mosaics)
+        self.map_drift = MapDrift()
         self._grid_pointing: dict[str, float] = {}
 
     def _check_options(self) -> None:
@@ -260,7 +260,7 @@ class CAMFineTuner(pl.LightningModule):
     def _teach(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:
             return None
-        with torch.no_grad(), evaluating(self.teacher):
+        with torch.no_grad(), eval_mode(self.teacher):
             logits: Tensor = self.teacher(images)
         return logits
 
@@ -309,7 +309,7 @@ class CAMFineTuner(pl.LightningModule):
         clamp = self.options.metrics.clamp_weights
         seen = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
         if stage == "val" and not self.trainer.sanity_checking:
-            seen.drift = self.earlier_maps.drift(seen.own)
+            seen.drift = self.map_drift.drift(seen.own)
         self.quality.update(seen)
         if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
             self._grid_pointing = self._play_grid_pointing(network, stage, boxes=seen.boxes is not None)
@@ -335,7 +335,7 @@ class CAMFineTuner(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Maps are compared with those of the epoch before."""
         self._reset_metrics()
-        self.earlier_maps.begin()
+        self.map_drift.begin()
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""
@@ -351,7 +351,7 @@ class CAMFineTuner(pl.LightningModule):
         """Log the CAM metrics."""
         self._log_quality("val")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.earlier_maps.end()
+            self.map_drift.end()
 
     def on_test_epoch_end(self) -> None:
         """As in validation."""
@@ -423,16 +423,16 @@ class CAMFineTuner(pl.LightningModule):
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
         if self.cam_net is not None:
             checkpoint.update(checkpoint_manifest(self.cam_net))
-        if self.earlier_maps.before is not None and self.trainer.world_size == 1:
-            checkpoint[_EARLIER] = self.earlier_maps.before
+        if self.map_drift.before is not None and self.trainer.world_size == 1:
+            checkpoint[_MAP_DRIFT] = self.map_drift.before
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the maps of the epoch before; of several processes they are not kept."""
-        self.earlier_maps.before = checkpoint.get(_EARLIER)
+        self.map_drift.before = checkpoint.get(_MAP_DRIFT)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """What every run has."""
-        return [Course(), StopSafely()]
+        return [TrainingStages(), StopSafely()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""

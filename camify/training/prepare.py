@@ -11,7 +11,7 @@ from torch import nn
 from ..checkpoint.folder import CKPT_RECORD, SCHEMA_VERSION
 from ..conversion import convert
 from ..errors import ConfigError, ConversionError
-from ..graphs import examine
+from ..graphs import analyze
 from ..methods.feature_split import LogitsOf
 from ..model import CAMNet
 from ..sources import Source, resolve
@@ -94,13 +94,13 @@ def _count_logits(source: Source, input_size: int | tuple[int, int] | None) -> i
         ConfigError: it ends in a softmax or sigmoid, behind which no loss can be taken.
     """
     size = input_size or (224 if source.preprocessing is None else source.preprocessing.size)
-    anatomy = examine(source.model, size, None)
-    if anatomy.activation is not None:
+    analysis = analyze(source.model, size, None)
+    if analysis.activation is not None:
         raise ConfigError(
-            f"head='none': the network ends in a {anatomy.activation}, and the loss needs what comes before it. Take"
+            f"head='none': the network ends in a {analysis.activation}, and the loss needs what comes before it. Take"
             " that layer off, or convert the network with another head, which does so."
         )
-    return anatomy.logits.shape[1]
+    return analysis.logits.shape[1]
 
 
 def _timm_layers(model: Any) -> dict[str, int] | None:

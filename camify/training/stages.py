@@ -20,10 +20,10 @@ from .losses import balanced_weights
 from .resume import check_finite, enter_epoch, go_on, refuse_changes, state_of_run
 from .schedule import set_frozen
 
-__all__ = ["Course"]
+__all__ = ["TrainingStages"]
 
 
-class Course(pl.Callback):
+class TrainingStages(pl.Callback):
     """Does with a CAMFineTuner what its options say, epoch by epoch; ``CAMFineTuner`` brings it along.
 
     Freezing, seeds and caches depend on the number of the epoch alone, so that a resumed run is right by construction.

@@ -7,7 +7,7 @@ For each network of torchvision (random weights, 224 px, 1000 classes; default: 
 - ``new / old``: the converted network's forward over the legacy's, one image.
 - ``with maps``: ``forward_with_maps`` over ``forward``, one image; at most 1.05.
 
-Each figure is the median of the ratios of neighbouring runs, so that a busy machine moves both sides alike.
+Each figure is the median of the ratios of neighboring runs, so that a busy machine moves both sides alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def seconds(work):
 
 
 def ratio(ours, theirs, rounds=ROUNDS):
-    """The median of the ratios of neighbouring runs."""
+    """The median of the ratios of neighboring runs."""
     ours(), theirs()
     return statistics.median(seconds(ours) / seconds(theirs) for _ in range(rounds))
 

@@ -23,7 +23,7 @@ from camify.conversion import Source
 from camify.data.shape_renderer import CLASS_NAMES, render_scene
 from camify.evaluation.engine import STEPS, THRESHOLDS
 from camify.evaluation.images import find_labeled
-from camify.evaluation.intervals import localisation_figures
+from camify.evaluation.intervals import localization_figures
 from camify.evaluation.network import explained_network
 from camify.evaluation.passes import GRID, Run, measure_all, measure_mosaics, measure_sample
 from camify.metrics.functional import centre_boxes, mosaic_plan
@@ -100,7 +100,7 @@ def intervals() -> None:
             for width in (THRESHOLDS, len(centre_boxes(1, 1)))
         ]
         start = time.process_time()
-        localisation_figures(*rows, torch.zeros(count), torch.ones(count, dtype=torch.bool))
+        localization_figures(*rows, torch.zeros(count), torch.ones(count, dtype=torch.bool))
         print(
             f"intervals of a method's {count:6} images: {1e3 * (time.process_time() - start) / count:.2f} ms an image"
         )

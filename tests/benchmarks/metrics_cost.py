@@ -28,7 +28,7 @@ TRUTH = np.array([[30, 40, 150, 170], [5, 5, 60, 60]])
 
 
 def made(kind: str, seed: int) -> np.ndarray:
-    """A map: noise of some cells, or three blobs as a network's map has, upsampled and normalised."""
+    """A map: noise of some cells, or three blobs as a network's map has, upsampled and normalized."""
     rng = np.random.default_rng(seed)
     cells = SIZE if kind == "noise" else int(kind.split()[0])
     heat = rng.random((cells, cells))

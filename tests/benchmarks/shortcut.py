@@ -69,7 +69,7 @@ class Framed(ShapesDataModule):
         return DataLoader(self.splits["train"], batch_size=self.batch_size, shuffle=True, collate_fn=few)
 
 
-class Course(pl.Callback):
+class TrainingStages(pl.Callback):
     """What camify logs of the run's own validation split, epoch by epoch."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Course(pl.Callback):
         self.epochs.append({name: float(found[f"val/{name}"]) for name in ("acc", "max_box_acc", "energy")})
 
 
-def compared(seed: int, count: int, epochs: int) -> tuple[dict[str, dict[str, float]], dict[str, Course], Any]:
+def compared(seed: int, count: int, epochs: int) -> tuple[dict[str, dict[str, float]], dict[str, TrainingStages], Any]:
     """One seed: figures by run, their courses, and the networks with the framed validation images."""
     setting, modules, courses = shapes(count), {}, {}
     data = {
@@ -92,7 +92,7 @@ def compared(seed: int, count: int, epochs: int) -> tuple[dict[str, dict[str, fl
     rows: dict[str, dict[str, float]] = {}
     for name, (marked, options) in RUNS.items():
         pl.seed_everything(seed, verbose=False)
-        course = courses[name] = Course()
+        course = courses[name] = TrainingStages()
         metrics = ["max_box_acc", "energy"]
         module = modules[name] = setting.tuner(data[marked], cam_metrics=metrics, **GIVEN, **options)
         make_trainer(epochs, course).fit(module, data[marked])

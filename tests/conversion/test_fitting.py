@@ -40,7 +40,7 @@ def pictures(n=N):
 
 @torch.no_grad()
 def matrices(model, images, teacher=None, labels=None):
-    """Pooled features and centred targets of all images, float64 numpy."""
+    """Pooled features and centered targets of all images, float64 numpy."""
     x = model.forward_head(model.forward_features(images), pre_logits=True).double().numpy()
     y = np.eye(K)[labels.numpy()] if teacher is None else teacher(images).double().numpy()
     return x, y - y.mean(1, keepdims=True)
@@ -127,7 +127,7 @@ class Shift(nn.Module):
 
 
 def refit_without(x, y, ridge, row):
-    """The residual of a row of the fit to all others: centred, by lstsq, of least norm where ridge is 0."""
+    """The residual of a row of the fit to all others: centered, by lstsq, of least norm where ridge is 0."""
     left, right = np.delete(x, row, 0), np.delete(y, row, 0)
     mean_x, mean_y = left.mean(0), right.mean(0)
     left = np.vstack([left - mean_x, np.sqrt(ridge) * np.eye(x.shape[1])])
@@ -167,8 +167,8 @@ def test_lambda_is_the_one_of_least_leave_one_out_error(n, channels):
     """By the whole hat matrix, for the whole grid; with 3 channels there are more classes than features."""
     model, teacher, images = network(channels=channels), Teacher().eval(), pictures(n)
     x, y = matrices(model, images, teacher)
-    centred = x - x.mean(0)
-    gram = centred @ centred.T
+    centered = x - x.mean(0)
+    gram = centered @ centered.T
     errors = {}
     for ridge in fitting._GRID.numpy() * np.linalg.eigvalsh(gram)[-1]:
         rest = np.eye(n) - 1 / n - np.linalg.solve(gram + ridge * np.eye(n), gram)

@@ -241,7 +241,7 @@ def test_a_bad_image_alone(root, name):
 FORMATS = {
     "plain.jpg": encoded("JPEG"),
     "progressive.jpg": encoded("JPEG", progressive=True),
-    "grey.jpg": encoded("JPEG", "L"),
+    "gray.jpg": encoded("JPEG", "L"),
     "four.jpg": encoded("JPEG", "CMYK"),
     "a.png": encoded("PNG"),
     "lossy.webp": encoded("WEBP"),
@@ -344,7 +344,7 @@ BAD_LINES = {
     "train/cat/0.png,nan,5,30,15,cat": "not finite",
     "train/cat/0.png,10,5,inf,15,cat": "not finite",
     "train/cat/0.png,-inf,5,30,15,cat": "not finite",
-    "train/cat/0.png,0.1,0.2,0.8,1.0,cat": "normalised",
+    "train/cat/0.png,0.1,0.2,0.8,1.0,cat": "normalized",
     "train/cat/0.png,-1,5,30,15,cat": "leaves the image (40 x 20 px)",
     "train/cat/0.png,10,5,40.5,15,cat": "leaves the image (40 x 20 px)",
     "train/cat/0.png,5,10,15,30,cat": "leaves the image (40 x 20 px)",

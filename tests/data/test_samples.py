@@ -164,14 +164,14 @@ def test_modes_become_rgb(tmp_path, mode):
     found = read(path)
     assert found.shape == (HEIGHT, WIDTH, 3)
     if mode in ("1", "L", "LA"):
-        grey = np.asarray(image.convert("L"))
-        assert np.array_equal(found, np.stack([grey] * 3, -1))
+        gray = np.asarray(image.convert("L"))
+        assert np.array_equal(found, np.stack([gray] * 3, -1))
 
 
 def test_transparency_is_dropped(tmp_path):
-    colours, alpha = pixels(), pixels(channels=0, seed=1)
-    Image.fromarray(np.dstack([colours, alpha])).save(tmp_path / "a.png")
-    assert np.array_equal(read(tmp_path / "a.png"), colours)
+    colors, alpha = pixels(), pixels(channels=0, seed=1)
+    Image.fromarray(np.dstack([colors, alpha])).save(tmp_path / "a.png")
+    assert np.array_equal(read(tmp_path / "a.png"), colors)
 
 
 def test_palette_with_transparency_reads_like_the_palette_without(tmp_path):
@@ -187,21 +187,21 @@ def test_palette_with_transparency_reads_like_the_palette_without(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
+def test_16_bit_gray_keeps_its_range(tmp_path, suffix):
     values = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     found = read(tmp_path / f"a.{suffix}")
     assert np.array_equal(found, np.stack([values >> 8] * 3, -1))
 
 
-def test_16_bit_colour_keeps_its_range(tmp_path):
+def test_16_bit_color_keeps_its_range(tmp_path):
     cv2 = pytest.importorskip("cv2")
     values = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, 3), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "a.png"), values)
     assert np.array_equal(read(tmp_path / "a.png"), values[..., ::-1] >> 8)
 
 
-def test_rotated_16_bit_grey(tmp_path):
+def test_rotated_16_bit_gray(tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -133,7 +133,7 @@ def test_no_fixed_box_locates_the_objects(boxes):
 
 
 @pytest.mark.parametrize("accuracy", [ridge_accuracy, centroid_accuracy])
-def test_colours_do_not_give_the_class_away(scenes, labels, accuracy):
+def test_colors_do_not_give_the_class_away(scenes, labels, accuracy):
     histograms = [
         np.histogramdd(scene.image.reshape(-1, 3), bins=4, range=[(0, 256)] * 3)[0] / SIZE**2 for scene in scenes
     ]

@@ -62,15 +62,15 @@ def bilinear(grid: torch.Tensor, x: int, y: int, side: int) -> float:
 
 @pytest.mark.parametrize("colormap", ["inferno", "jet"])
 @pytest.mark.parametrize("at", [(0, 0), (110, 20), (30, 150), (112, 112), (200, 190), (223, 223)])
-def test_heat_has_the_colour_of_the_raw_value(at, colormap):
+def test_heat_has_the_color_of_the_raw_value(at, colormap):
     x, y = at
     pixel, scale = np.array([51, 153, 102]), 3.0
     heat = min(
         max(bilinear(ramp(), x, y, drawing.PANEL) / scale, 0.0), 1.0
     )  # a float: matplotlib reads an int as an index
     alpha, fade = 0.8 * heat**0.7, min(1, 2 * heat)
-    grey = pixel @ [0.299, 0.587, 0.114] * 0.8
-    expected = (1 - alpha) * ((1 - fade) * pixel + fade * grey)
+    gray = pixel @ [0.299, 0.587, 0.114] * 0.8
+    expected = (1 - alpha) * ((1 - fade) * pixel + fade * gray)
     expected = expected + alpha * 255 * np.array(mpl.colormaps[colormap](heat)[:3])
     picture = overlay_picture(plain(), class_map(), class_map("dog", -ramp()), scale=scale, colormap=colormap)
     assert np.abs(panel(picture, 2)[y, x] - expected).max() <= 3
@@ -220,12 +220,12 @@ def test_captions_name_what_is_shown(written):
     } <= set(lines)
 
 
-def test_right_and_wrong_differ_in_colour_too():
-    def colours(picture: Image.Image) -> set[tuple[int, int, int]]:
+def test_right_and_wrong_differ_in_color_too():
+    def colors(picture: Image.Image) -> set[tuple[int, int, int]]:
         return {rgb for _, rgb in picture.getcolors(1 << 24)}
 
-    right = colours(overlay_picture(plain(), class_map(), class_map(), scale=3.0))
-    wrong = colours(overlay_picture(plain(), class_map(), class_map("dog"), scale=3.0))
+    right = colors(overlay_picture(plain(), class_map(), class_map(), scale=3.0))
+    wrong = colors(overlay_picture(plain(), class_map(), class_map("dog"), scale=3.0))
     assert drawing.RIGHT in right - wrong
     assert drawing.WRONG in wrong - right
 
@@ -257,11 +257,11 @@ def test_strip_needs_a_caption_for_each_map():
 
 
 def test_sheet_is_a_grid_in_reading_order():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    sheet = sheet_picture([Image.new("RGB", (20, 10), c) for c in colours], columns=2)
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    sheet = sheet_picture([Image.new("RGB", (20, 10), c) for c in colors], columns=2)
     gap = drawing.GAP
     assert sheet.size == (40 + gap, 20 + gap)
-    assert [sheet.getpixel(at) for at in ((0, 0), (20 + gap, 0), (0, 10 + gap))] == colours
+    assert [sheet.getpixel(at) for at in ((0, 0), (20 + gap, 0), (0, 10 + gap))] == colors
     assert sheet.getpixel((39 + gap, 19 + gap)) == drawing.PAPER
     assert sheet_picture([Image.new("RGB", (20, 10))], columns=5).size == (20, 10)
 

@@ -67,7 +67,7 @@ def compared(networks, pictures, tmp_path_factory):
     return compare(explained_of(networks), pictures, out, title="A <script> & title", figures=2)
 
 
-# ---------------------------------------------------------------- a CAM network and a labelled folder
+# ---------------------------------------------------------------- a CAM network and a labeled folder
 
 NAMES = ["ant", "bee", "c|at", "dog", "elk", "fox", "gnu"]
 SHOWN = ("fox", "c|at", "ant", "dog")

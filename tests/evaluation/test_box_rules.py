@@ -140,7 +140,7 @@ def test_evaluate_measures_the_networks_own_rule(photos, tmp_path):
             width, height = file.size
         truth = torch.tensor([[5.0, 5, 60, 45]]) * torch.tensor([64 / width, 48 / height] * 2)
         hits.append(float(iou_with_best_box(own, truth)) >= 0.5)
-    assert result.localisation["cam"]["box_rule"].value == pytest.approx(np.mean(hits))
-    assert "box_rule" not in result.localisation["gradcam"]
+    assert result.localization["cam"]["box_rule"].value == pytest.approx(np.mean(hits))
+    assert "box_rule" not in result.localization["gradcam"]
     net.box_rule = None
-    assert "box_rule" not in evaluate(net, tmp_path / "in", faithfulness=0, mosaics=0).localisation["cam"]
+    assert "box_rule" not in evaluate(net, tmp_path / "in", faithfulness=0, mosaics=0).localization["cam"]

@@ -71,7 +71,7 @@ def test_the_page_stands_alone_and_shows_text_as_text(compared):
     assert all(link.startswith(("data:", "#")) for link in links), "no other file or host is needed"
     for heading in (
         "How alike the maps are",
-        "Localisation",
+        "Localization",
         "Faithfulness",
         "Changed inputs",
         "Cost",
@@ -103,15 +103,15 @@ def test_the_json_has_every_picture_pair_and_group(compared):
     np.testing.assert_allclose(matrix, matrix.T)
     assert "needs a CAM-ready network" in found["models"][0]["cannot_serve"]["cam"]
     assert {"single object", "mirrored input", "shifted input", "class not present"} <= found["groups"].keys()
-    assert found["localisation"][0]["count"] == 4
+    assert found["localization"][0]["count"] == 4
 
 
-def test_without_boxes_there_is_no_localisation(explained, pictures, tmp_path):
+def test_without_boxes_there_is_no_localization(explained, pictures, tmp_path):
     folder = compare(explained, [pictures[3]], tmp_path / "out", title="Title")
     text = (folder / "compare.md").read_text()
-    assert "## Localisation" not in text
+    assert "## Localization" not in text
     assert "boxes unknown (N 1)" in text
-    assert json.loads((folder / "compare.json").read_text())["localisation"] == []
+    assert json.loads((folder / "compare.json").read_text())["localization"] == []
 
 
 def test_a_class_by_name_or_number_is_that_of_every_picture(explained, pictures, tmp_path):

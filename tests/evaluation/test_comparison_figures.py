@@ -88,7 +88,7 @@ def test_masked_probabilities_are_those_of_masked_images(batch, explained, input
         torch.testing.assert_close(batch.masked[index], expected, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         blob = explained[0].model(inputs * centre_gaussian(96, 96)).softmax(1)
-    torch.testing.assert_close(batch.centred[0], blob.gather(1, batch.targets[:, None])[:, 0])
+    torch.testing.assert_close(batch.centered[0], blob.gather(1, batch.targets[:, None])[:, 0])
 
 
 def test_figures_of_a_picture(batch, pictures):
@@ -122,7 +122,7 @@ def test_gradcam_is_cam_before_the_relu_on_a_converted_network(batch, pictures):
         assert float(one.agreement["overall"]["raw"][i, j]) == pytest.approx(1, abs=1e-6)
 
 
-def test_localisation_is_the_metrics(batch, pictures):
+def test_localization_is_the_metrics(batch, pictures):
     found = image_figures(batch, pictures)
     rows = {row.group: row for row in localization_rows(found)}
     assert {name: row.count for name, row in rows.items()} == {

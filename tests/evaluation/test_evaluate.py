@@ -87,15 +87,15 @@ def test_boxes_by_brute_force(found, by_hand, method):
     heats = by_hand.heats[method].numpy()
     ious = np.array([[largest_box_iou(heats[i], t / 100, by_hand.boxes[i]) for i in boxed] for t in range(100)])
     shares = (ious >= 0.5).mean(1)
-    figures = found.localisation[method]
+    figures = found.localization[method]
     assert figures["max_box_acc_v1"].value == pytest.approx(shares.max())
     assert figures["threshold"].value == pytest.approx(shares.argmax() / 100)
     assert figures["max_box_acc_v1"].count == 11
 
 
 @pytest.mark.parametrize("method", [*METHODS, "centre Gaussian"])
-@pytest.mark.parametrize("part", ["localisation", "hard"])
-def test_localisation_equals_the_metrics(found, by_hand, method, part):
+@pytest.mark.parametrize("part", ["localization", "hard"])
+def test_localization_equals_the_metrics(found, by_hand, method, part):
     heats = by_hand.heats[method] if method in METHODS else centre_gaussian(32, 32).expand(12, 32, 32)
     evidence = heats
     if method in METHODS:
@@ -103,7 +103,7 @@ def test_localisation_equals_the_metrics(found, by_hand, method, part):
         evidence = upsample(raw if method == "cam" else raw.relu(), (32, 32))
     hard = hard_subset(by_hand.boxes, [(32, 32)] * 12)
     assert 0 < hard.sum() < 11
-    kept = [i for i, truth in enumerate(by_hand.boxes) if len(truth) and (part == "localisation" or hard[i])]
+    kept = [i for i, truth in enumerate(by_hand.boxes) if len(truth) and (part == "localization" or hard[i])]
     boxes, heats, evidence = [by_hand.boxes[i] for i in kept], heats[kept], evidence[kept]
     one, two, local = MaxBoxAccuracy(1), MaxBoxAccuracy(2), LocalizationAccuracy()
     point, energy = PointingGame(), EnergyPointingGame()
@@ -139,7 +139,7 @@ def test_fixed_boxes_are_the_metrics_baselines(found, by_hand):
     for metric in (two, energy, point):
         metric.update(heats, boxes)
     local.update(heats, boxes, by_hand.logits[boxed], by_hand.labels[boxed])
-    centre, whole = found.localisation["centre box"], found.localisation["whole image"]
+    centre, whole = found.localization["centre box"], found.localization["whole image"]
     assert centre["max_box_acc_v2"].value == pytest.approx(float(two.compute()["centre_box_acc"]))
     assert whole["max_box_acc_v2"].value == pytest.approx(float(two.compute()["whole_image_acc"]))
     for name, other in (("gt_known", "centre_gt_known"), ("top1_loc", "centre_top1"), ("top5_loc", "centre_top5")):
@@ -159,8 +159,8 @@ def test_a_given_threshold_is_that_of_the_loc_figures(net, root, by_hand):
     boxed = [i for i, truth in enumerate(by_hand.boxes) if len(truth)]
     ious = [largest_box_iou(by_hand.heats["cam"][i].numpy(), 0.215, by_hand.boxes[i]) for i in boxed]
     right = (by_hand.logits.argmax(1) == by_hand.labels)[boxed].numpy()
-    assert found.localisation["cam"]["gt_known"].value == pytest.approx(np.mean(np.array(ious) >= 0.5))
-    assert found.localisation["cam"]["top1_loc"].value == pytest.approx(np.mean((np.array(ious) >= 0.5) & right))
+    assert found.localization["cam"]["gt_known"].value == pytest.approx(np.mean(np.array(ious) >= 0.5))
+    assert found.localization["cam"]["top1_loc"].value == pytest.approx(np.mean((np.array(ious) >= 0.5) & right))
     assert found.faithfulness == {}
     assert "grid" not in found.without_boxes["cam"]
 
@@ -234,7 +234,7 @@ def test_maps_that_know_nothing_are_masked_too(found, net, by_hand):
 
 
 def test_figures_by_class(found, by_hand):
-    cut = round(found.localisation["cam"]["threshold"].value * 100) / 100
+    cut = round(found.localization["cam"]["threshold"].value * 100) / 100
     for name in SHOWN:
         number = NAMES.index(name)
         own = [i for i, label in enumerate(by_hand.labels.tolist()) if label == number]
@@ -254,7 +254,7 @@ def test_figures_by_class(found, by_hand):
 def test_batches_and_random_draws_do_not_depend_on_each_other(found, net, root):
     torch.manual_seed(99)
     other = evaluate(net, root, methods=METHODS, batch_size=3, faithfulness=SAMPLE, seed=7)
-    for part in ("localisation", "hard", "without_boxes", "faithfulness"):
+    for part in ("localization", "hard", "without_boxes", "faithfulness"):
         for name, figures in getattr(found, part).items():
             for key, one in figures.items():
                 again = getattr(other, part)[name][key]
@@ -285,8 +285,8 @@ def test_an_exported_file_gives_the_figures_of_its_network(net, root, tmp_path, 
     options = {"faithfulness": 2, "mosaics": 2, "seed": 7}
     ours, theirs = evaluate(net, root, **options), evaluate(str(file), root, **options)
     assert theirs.accuracy == ours.accuracy
-    for key, figure in ours.localisation["cam"].items():
-        assert theirs.localisation["cam"][key].value == pytest.approx(figure.value, abs=1e-6)
+    for key, figure in ours.localization["cam"].items():
+        assert theirs.localization["cam"][key].value == pytest.approx(figure.value, abs=1e-6)
     for key, figure in ours.faithfulness["cam"].items():
         assert theirs.faithfulness["cam"][key].value == pytest.approx(figure.value, abs=1e-4)
     with pytest.raises(camify.ConfigError, match="cam is what it can show"):

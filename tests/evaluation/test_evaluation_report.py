@@ -31,7 +31,7 @@ def test_the_page_has_every_baseline_beside_every_figure(found):
         names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
         assert names == [*METHODS, "centre box", "centre Gaussian", "whole image", "random map"]
     assert "c\\|at" in text
-    value = found.localisation["cam"]["max_box_acc_v1"]
+    value = found.localization["cam"]["max_box_acc_v1"]
     assert f"| cam | {value.value:.3f} \\[{value.low:.2f}, {value.high:.2f}\\] |" in text
 
 
@@ -39,7 +39,7 @@ def test_the_json_has_all_figures(found):
     document = json.loads(to_json(found))
     one = found.hard["cam"]["energy"]
     assert document["hard"]["cam"]["energy"]["value"] == pytest.approx(one.value, rel=1e-5)
-    assert document["localisation"]["centre box"]["energy"]["value"] is None
+    assert document["localization"]["centre box"]["energy"]["value"] is None
     assert document["classes"]["c|at"]["network"]["count"] == 3
     assert document["facts"]["intervals"].startswith("95 %")
     assert document["cost"]["ratios"].keys() >= set(METHODS)
@@ -54,7 +54,7 @@ def test_a_line_for_every_image(found):
     assert right == pytest.approx(found.accuracy["top1"].value)
     hits = [float(line["cam iou"]) >= 0.5 for line in lines if line["cam iou"]]
     assert len(hits) == 11
-    assert sum(hits) / 11 == pytest.approx(found.localisation["cam"]["max_box_acc_v1"].value)
+    assert sum(hits) / 11 == pytest.approx(found.localization["cam"]["max_box_acc_v1"].value)
     (unboxed,) = (line for line in lines if not line["cam iou"])
     assert unboxed["image"] == "dog/1.png"
     assert unboxed["hard"] == unboxed["cam energy"] == ""
@@ -103,7 +103,7 @@ def test_printing_shows_every_table_and_how_it_was_measured(found):
             assert line.split() == " ".join(row).split(), "whole, in order"
         ends = {len(line) for line in block if line.rstrip().endswith(("]", "%"))}
         assert len(ends) <= 2
-    value = found.localisation["cam"]["max_box_acc_v1"]
+    value = found.localization["cam"]["max_box_acc_v1"]
     assert f"{value.value:.3f} [{value.low:.2f}, {value.high:.2f}]" in text
     for label, fact in found.facts:
         assert f"{label}: {fact}" in lines

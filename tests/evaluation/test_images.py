@@ -20,7 +20,7 @@ from camify.task import Classes
 from .conftest import NAMES, PREPROCESSING, SHOWN
 
 
-def labelled(root, split=None, names=NAMES, count=7, **options):
+def labeled(root, split=None, names=NAMES, count=7, **options):
     return find_labeled(root, split, PREPROCESSING, Classes.of(None, names, count), count, **options)
 
 
@@ -30,7 +30,7 @@ def copy(root, tmp_path):
 
 
 def test_classes_go_by_name(root):
-    found = labelled(root)
+    found = labeled(root)
     assert found.classes == {name: NAMES.index(name) for name in sorted(SHOWN)}
     for record in found.images.records:
         assert record.label == NAMES.index(record.path.parent.name)
@@ -40,31 +40,31 @@ def test_classes_go_by_name(root):
 
 
 def test_a_folder_without_splits(copy):
-    found = labelled(copy / "val")
+    found = labeled(copy / "val")
     assert len(found.images) == 12
     assert not found.has_boxes
     assert f"{copy / 'val' / 'boxes.csv'} does not exist" in found.notes[0]
     other = copy / "other"
     (copy / "val").rename(other)
-    found = labelled(copy, "other")
+    found = labeled(copy, "other")
     assert not found.has_boxes
     assert "knows none of these images" in found.notes[0]
 
 
 def test_limit_draws_images(root):
-    first, again, other = (labelled(root, limit=5, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (labeled(root, limit=5, seed=seed) for seed in (1, 1, 2))
     assert [r.path for r in first.images.records] == [r.path for r in again.images.records]
     assert [r.path for r in first.images.records] != [r.path for r in other.images.records]
     assert (len(first.images), first.available) == (5, 12)
-    assert len(labelled(root, limit=50).images) == 12
+    assert len(labeled(root, limit=50).images) == 12
 
 
 def test_a_network_without_names(root):
-    found = labelled(root, names=None, count=4)
+    found = labeled(root, names=None, count=4)
     assert found.classes == {name: index for index, name in enumerate(sorted(SHOWN))}
     assert "alphabetical" in found.notes[0]
     with pytest.raises(ConfigError, match="has 4 classes, the network 7"):
-        labelled(root, names=None)
+        labeled(root, names=None)
 
 
 def test_names_that_are_given(net, root):
@@ -79,15 +79,15 @@ def test_names_that_are_given(net, root):
 
 def test_classes_that_the_network_does_not_have(root, copy):
     with pytest.raises(ConfigError, match="ant, fox: no class of the network"):
-        labelled(root, names=["dog", "c|at"], count=2)
+        labeled(root, names=["dog", "c|at"], count=2)
     with pytest.raises(DataError, match="several classes of that name"):
-        labelled(root, names=[*NAMES, "ant"], count=8)
+        labeled(root, names=[*NAMES, "ant"], count=8)
     (copy / "val").rename(copy / "test")
     (copy / "train").mkdir()
     with pytest.raises(ConfigError, match="name the split with --split"):
-        labelled(copy)
+        labeled(copy)
     with pytest.raises(DataError, match="no such folder"):
-        labelled(copy, "val")
+        labeled(copy, "val")
 
 
 def test_damaged_files_and_boxes_are_named_before_work_starts(net, copy, monkeypatch):
@@ -124,7 +124,7 @@ def test_options_that_cannot_be(net, root, options, message):
 def test_without_boxes_the_rest_is_measured(net, copy):
     (copy / "boxes.csv").unlink()
     found = evaluate(net, copy, faithfulness=3, batch_size=8)
-    assert found.localisation == found.hard == found.hard_share == {}
+    assert found.localization == found.hard == found.hard_share == {}
     assert found.without_boxes["cam"].keys() == {"grid", "flip", "shift", "entropy", "area"}
     assert found.faithfulness["cam"]["drop"].count == 3
     assert found.classes[NAMES.index("ant")]["cam"].keys() == {"entropy", "area", "grid"}
@@ -140,7 +140,7 @@ def test_too_few_classes_for_mosaics(net, copy):
 def test_a_batch_without_a_box(net, copy):
     (copy / "boxes.csv").write_text("image,x0,y0,x1,y1,label\nval/fox/0.png,3,0,29,29,fox\n")
     found = evaluate(net, copy, batch_size=3, faithfulness=0, mosaics=0)
-    assert found.localisation["cam"]["max_box_acc_v1"].count == 1
+    assert found.localization["cam"]["max_box_acc_v1"].count == 1
 
 
 def test_what_the_network_cannot_serve_is_said(root):
@@ -155,7 +155,7 @@ def test_what_the_network_cannot_serve_is_said(root):
     assert "needs a CAM-ready network" in facts["cam left out"]
     assert "192" in facts["mosaics"]
     assert "alphabetical" in facts["images"]
-    assert [name for name in found.localisation if name.startswith(("cam", "grad"))] == ["gradcam"]
+    assert [name for name in found.localization if name.startswith(("cam", "grad"))] == ["gradcam"]
 
 
 # ---------------------------------------------------------------- what is an input, and in which order
@@ -169,7 +169,7 @@ def test_hidden_files_are_left_out_everywhere_alike(copy, net):
     files = image_files([copy])
     assert len(files) == 12
     assert files == image_paths(copy)
-    assert [record.path for record in labelled(copy).images.records] == files
+    assert [record.path for record in labeled(copy).images.records] == files
     assert image_files([copy / "val" / "ant" / "._0.png"]) == [copy / "val" / "ant" / "._0.png"], (
         "what is named is taken"
     )
@@ -201,7 +201,7 @@ def test_class_folders_that_are_numbers_go_by_number(tmp_path, root):
         shutil.copytree(root / "val" / "ant", tmp_path / "data" / "val" / name)
         shutil.copytree(root / "val" / "ant", tmp_path / "data" / "train" / name)
     assert class_folders(tmp_path / "data" / "val") == ["1", "2", "9", "10"]
-    folder = labelled(tmp_path / "data", names=None, count=4)
+    folder = labeled(tmp_path / "data", names=None, count=4)
     assert folder.classes == {"1": 0, "2": 1, "9": 2, "10": 3}
     assert "in order of number were assumed" in folder.notes[0]
     assert folder.notes[1] == "class folders are all numbers: in order of number, 1 to 10"
@@ -224,8 +224,8 @@ def test_checking_images_can_be_left_out(copy, net, monkeypatch):
     quick = evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
     assert len(decoded) == 12
     assert quick.accuracy == whole.accuracy
-    assert {name: one.value for name, one in quick.localisation["cam"].items()} == {
-        name: one.value for name, one in whole.localisation["cam"].items()
+    assert {name: one.value for name, one in quick.localization["cam"].items()} == {
+        name: one.value for name, one in whole.localization["cam"].items()
     }
     assert "not decoded beforehand" in dict(quick.facts)["images"]
     files = image_files([copy])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from camify.evaluation.intervals import figure, localisation_figures
+from camify.evaluation.intervals import figure, localization_figures
 from camify.metrics.functional import bootstrap_interval, bootstrap_means
 
 
@@ -50,7 +50,7 @@ def test_every_resample_chooses_its_own_threshold_and_size():
     levels = torch.randint(0, 4, (30, 100), generator=generator).to(torch.uint8)
     centre = torch.randint(0, 4, (30, 400), generator=generator).to(torch.uint8)
     ranks = torch.randint(0, 7, (30,), generator=generator)
-    found = localisation_figures(rows_of(levels), rows_of(centre), ranks, torch.ones(30, dtype=torch.bool), seed=5)
+    found = localization_figures(rows_of(levels), rows_of(centre), ranks, torch.ones(30, dtype=torch.bool), seed=5)
     draws, gains, firsts, seconds = torch.Generator().manual_seed(5), [], [], []
     for _ in range(1000):
         drawn = torch.randint(30, (30,), generator=draws)
@@ -69,7 +69,7 @@ def test_only_the_images_kept_count():
     levels = torch.zeros(4, 100, dtype=torch.uint8)
     levels[1:, 30] = 3
     kept = torch.tensor([False, True, True, True])
-    found = localisation_figures(rows_of(levels), rows_of(levels), torch.zeros(4), kept)
+    found = localization_figures(rows_of(levels), rows_of(levels), torch.zeros(4), kept)
     assert found["max_box_acc_v1"].value == 1
     assert found["threshold"].value == pytest.approx(0.3)
     assert found["over_centre_box"].value == 0

@@ -60,6 +60,6 @@ def test_percentiles_are_torchs(share):
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_every_normaliser_is_that_of_the_metrics(normalizer):
+def test_every_normalizer_is_that_of_the_metrics(normalizer):
     maps = torch.randn(4, 20, 20)
     torch.testing.assert_close(scale_maps(maps, *normalizer, find=percentile), normalize_maps(maps, *normalizer))

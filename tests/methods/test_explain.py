@@ -31,7 +31,7 @@ def test_raw_maps_equal_the_formula(net, images, targets):
     torch.testing.assert_close(raw, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_heat_is_upsampled_then_normalised_once(net, images):
+def test_heat_is_upsampled_then_normalized_once(net, images):
     raw = camify.explain(net, images, normalize=None, size=None)
     big = torch.nn.functional.interpolate(raw[:, None], size=(96, 96), mode="bilinear", align_corners=False)[:, 0]
     low, high = big.amin((1, 2), keepdim=True), big.amax((1, 2), keepdim=True)

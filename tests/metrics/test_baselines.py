@@ -56,7 +56,7 @@ def test_hard_images_are_those_off_the_centre():
 
 @pytest.mark.data
 def test_hard_photographs_are_on_the_list(photos):
-    """The list was made with centred boxes of the image's own proportions only, so that it is longer."""
+    """The list was made with centered boxes of the image's own proportions only, so that it is longer."""
     listed = set((photos / "hard.txt").read_text(encoding="utf-8").split())
     boxes, sizes = {}, {}
     with (photos / "boxes.csv").open(newline="") as file:

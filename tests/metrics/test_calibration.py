@@ -1,4 +1,4 @@
-"""Normalisers by hand, and the calibration against a search of everything."""
+"""Normalizers by hand, and the calibration against a search of everything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_hand(heat, name, percentile):
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS, ids=str)
-def test_every_normaliser_by_hand(normalizer):
+def test_every_normalizer_by_hand(normalizer):
     maps = torch.randn(4, 11, 13)
     found = normalize_maps(maps, *normalizer)
     expected = [by_hand(heat, *normalizer) for heat in maps.numpy()]
@@ -49,7 +49,7 @@ def test_maps_without_contrast_or_evidence_give_zeros(normalizer):
 
 @pytest.fixture(scope="module")
 def sample():
-    """Blobs on boxes, on a floor that differs from image to image, so that the normaliser matters."""
+    """Blobs on boxes, on a floor that differs from image to image, so that the normalizer matters."""
     generator = torch.Generator().manual_seed(0)
     maps, boxes = [], []
     for index in range(30):

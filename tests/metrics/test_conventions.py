@@ -16,7 +16,7 @@ from torch import nn
 import camify.metrics
 from camify.errors import DataError
 from camify.metrics import functional
-from camify.metrics.base import ShareMetric
+from camify.metrics.base import UnitIntervalMetric
 
 from .two_processes import in_two_processes, needs_fork
 
@@ -85,7 +85,7 @@ def test_every_metric_has_a_case():
 @pytest.mark.parametrize("name", NAMES)
 def test_flags_and_figures(name):
     metric = updated(name)
-    assert isinstance(metric, ShareMetric)
+    assert isinstance(metric, UnitIntervalMetric)
     assert metric.is_differentiable is False
     assert metric.full_state_update is False
     assert metric.higher_is_better is (name not in ("AverageDrop", "Complexity", "DeletionAUC"))

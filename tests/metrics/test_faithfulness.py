@@ -96,7 +96,7 @@ def test_correlation_of_maps_far_from_zero():
 # --- masked images ----------------------------------------------------------------------------------------------
 
 
-def test_masking_in_normalised_and_in_raw_space():
+def test_masking_in_normalized_and_in_raw_space():
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.1])
     raw, maps = torch.rand(2, 3, 6, 5), torch.rand(2, 6, 5)
     images = (raw - mean[:, None, None]) / std[:, None, None]
@@ -165,8 +165,8 @@ def test_curves_are_made_step_by_step(steps):
         assert found[index].tolist() == pytest.approx(one, abs=1e-6)
         two = curve_by_steps(model, image, heat, target, steps, image, torch.zeros_like(image))
         assert removed[index].tolist() == pytest.approx(two, abs=1e-6)
-        colour = torch.tensor([1.0, 2, 3])[:, None, None].expand(3, 6, 5)
-        three = curve_by_steps(model, image, heat, target, steps, image, colour)
+        color = torch.tensor([1.0, 2, 3])[:, None, None].expand(3, 6, 5)
+        three = curve_by_steps(model, image, heat, target, steps, image, color)
         assert own[index].tolist() == pytest.approx(three, abs=1e-6)
 
 

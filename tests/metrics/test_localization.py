@@ -220,7 +220,7 @@ def test_centre_baseline_is_the_reference(version, whole):
     assert float(found["centre_box_acc"]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_centre_boxes_are_centred_and_end_with_the_whole_image():
+def test_centre_boxes_are_centered_and_end_with_the_whole_image():
     boxes = centre_boxes(30, 50)
     assert boxes.shape == (400, 4)
     assert boxes[-1].tolist() == [0, 0, 50, 30]
@@ -516,7 +516,7 @@ def test_options_that_cannot_work(options):
 
 
 @pytest.mark.data
-def test_whole_image_and_centred_box_on_real_boxes(photos):
+def test_whole_image_and_centered_box_on_real_boxes(photos):
     """The figures that shared/data/README.md gives for val at 224 x 224, from the table alone."""
     boxes = {}
     with (photos / "boxes.csv").open(newline="") as file:

@@ -176,7 +176,7 @@ def test_the_metric_counts_as_the_reference_does(version):
     assert float(found["max_box_acc"]) == pytest.approx(curve.max(axis=1).mean())
 
 
-def test_top_1_localisation_in_parity():
+def test_top_1_localization_in_parity():
     heat = torch.zeros(1, 20, 20)
     heat[0, 5:12, 5:12] = 1
     metric = LocalizationAccuracy(threshold=0.2, iou_threshold=1.0, parity=PARITY)

@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def write_run(
     folder, *, epochs=3, quality="val/max_box_acc", baseline="val/centre_box_acc", images=2, methods=("cam",)
 ):
-    """A run's folder as training leaves it, with one colour as each picture.
+    """A run's folder as training leaves it, with one color as each picture.
 
     Without ``methods`` the index is as it was before there were several. In epoch 1 image 0 is taken for a dog.
     """

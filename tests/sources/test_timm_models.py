@@ -74,7 +74,7 @@ def test_what_the_weights_expect_is_of_their_tag_and_goes_into_the_camnet(hub):
     assert net.preprocessing.std == tuple(timm.get_pretrained_cfg(NAME).std)
     assert len(net.class_names) == 1000
     one, two = (timm.get_pretrained_cfg(f"efficientnet_b0.{tag}") for tag in ("ra_in1k", "ra4_e3600_r224_in1k"))
-    assert one.mean != two.mean  # two sets of weights of one network, normalised differently
+    assert one.mean != two.mean  # two sets of weights of one network, normalized differently
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -121,7 +121,7 @@ def test_every_option_trains_and_leaves_a_plain_network(legacy, data, make_train
     assert not any(layer._forward_hooks for layer in module.model.modules())
 
 
-def test_cutmix_pastes_the_neighbour_and_mixes_labels_by_area(legacy, monkeypatch):
+def test_cutmix_pastes_the_neighbor_and_mixes_labels_by_area(legacy, monkeypatch):
     """What is learnt is torchvision's CutMix of the batch: same images, same soft labels."""
     seen = {}
     module = tuner(legacy, cutmix=1.0)
@@ -158,7 +158,7 @@ def test_clamped_weights_give_maps_of_positive_weights_and_leave_logits(legacy, 
     assert "val/max_box_acc" in trainer.callback_metrics
 
 
-def test_the_normaliser_of_the_measured_boxes_can_be_chosen(legacy, data, make_trainer):
+def test_the_normalizer_of_the_measured_boxes_can_be_chosen(legacy, data, make_trainer):
     for name in ("max", "ivr"):
         module = tuner(legacy, normalizer=name)
         trainer = make_trainer(max_epochs=1)

@@ -19,7 +19,7 @@ from camify.evaluation import engine
 from camify.metrics import functional
 from camify.normalizers import Normalizer
 from camify.training import CAM_METRICS
-from camify.training.cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
+from camify.training.cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from tests.metrics.two_processes import in_two_processes, needs_fork
 
 from .conftest import Blobs, SmallLegacy
@@ -171,7 +171,7 @@ def test_grid_pointing_by_hand(make_trainer):
         return torch.stack([samples[number]["image"] for number in numbers])
 
     net.eval()
-    quality = CAMQuality(["grid_pointing"], grid_mosaics=4)
+    quality = CAMMetrics(["grid_pointing"], grid_mosaics=4)
     again = quality.grid_pointing(Watched(), samples.labels, read)
     assert len({number for number, _ in seen}) == 16, "four mosaics, every image once"
     assert all(number in by_label[samples.labels[number]] for number, _ in seen)
@@ -236,7 +236,7 @@ def measured(part=slice(None), normalizer="minmax"):
 
 
 def figures_of(names, *batches):
-    quality = CAMQuality(names)
+    quality = CAMMetrics(names)
     with torch.no_grad():
         for batch in batches:
             quality.update(batch)

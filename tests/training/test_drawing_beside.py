@@ -48,7 +48,7 @@ class Keep(pl.Callback):
 
 
 def watch(**options):
-    return camify.CAMOverlayLogger(**{"num_images": 3, "num_finds": 2, **options})
+    return camify.CAMOverlayLogger(**{"num_images": 3, "num_highlights": 2, **options})
 
 
 # ------------------------------------------------------------ several methods
@@ -64,7 +64,7 @@ def test_several_methods_are_drawn_from_one_forward(legacy, data, make_trainer, 
     overlays, module = watch(method=methods), tuner(legacy)
     make_trainer(overlays, RunRecord(quiet=True), max_epochs=2).fit(module, data)
     assert len(forwards) == 2
-    look, batch = overlays.history[1], overlays._probes.batch
+    look, batch = overlays.history[1], overlays._watched.batch
     for target, place in ((look["classes"], 0), (batch.labels, 1)):
         expected = camify.explain(module.model, batch.images, method=methods, targets=target, normalize=None, size=None)
         for name in methods:
@@ -117,7 +117,7 @@ def test_what_is_no_method_is_refused_at_once(methods):
 def test_wrong_predictions_have_a_picture_of_the_predicted_class(legacy, data, make_trainer, tmp_path):
     overlays = watch(num_images=8)
     make_trainer(overlays, max_epochs=1).fit(tuner(legacy, lr=1e-6), data)
-    wrong = overlays.history[0]["classes"] != overlays._probes.batch.labels
+    wrong = overlays.history[0]["classes"] != overlays._watched.batch.labels
     assert 0 < int(wrong.sum()) < 8
     index = json.loads((tmp_path / "overlays" / "index.json").read_text())
     for image, differs in zip(index["watched"], wrong.tolist(), strict=True):
@@ -263,8 +263,8 @@ def test_loggers_are_called_by_the_main_thread(legacy, data, make_trainer, monke
     def offer(self, loggers, offer, step):
         calls.append((threading.current_thread(), offer.boxes, step))
 
-    monkeypatch.setattr("camify.training.callbacks.image_loggers.PictureLog.offer", offer)
-    make_trainer(watch(num_finds=0), max_epochs=3).fit(tuner(legacy), data)
+    monkeypatch.setattr("camify.training.callbacks.image_loggers.ImageLog.offer", offer)
+    make_trainer(watch(num_highlights=0), max_epochs=3).fit(tuner(legacy), data)
     assert {thread for thread, *_ in calls} == {threading.main_thread()}
     assert any("ground truth" in boxes for _, boxes, _ in calls)
     assert [step for *_, step in calls] == [6] * 3 + [12] * 3 + [18] * 3

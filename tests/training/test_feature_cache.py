@@ -117,14 +117,14 @@ def test_views_are_other_draws_and_the_same_in_every_run(make_trainer):
     for _ in range(2):
         views = []
 
-        class Look(pl.Callback):
+        class Observation(pl.Callback):
             def on_train_batch_start(self, trainer, module, batch, batch_idx, views=views):
                 if batch_idx == 0:
                     cache = trainer.train_dataloader.dataset
                     views.append((cache.view, cache._features[cache.view].clone()))
 
         torch.manual_seed(7)
-        make_trainer(Look(), max_epochs=3, limit_val_batches=0).fit(
+        make_trainer(Observation(), max_epochs=3, limit_val_batches=0).fit(
             tuner(feature_cache="memory", cached_views=2, freeze_epochs=3), FlippedData()
         )
         runs.append(views)

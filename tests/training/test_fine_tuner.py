@@ -70,7 +70,7 @@ def test_parameter_groups_are_named_and_the_head_is_ten_times_faster(legacy, dat
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_both_optimisers_learn_the_blobs(legacy, data, make_trainer, name):
+def test_both_optimizers_learn_the_blobs(legacy, data, make_trainer, name):
     pl.seed_everything(0, verbose=False)
     module = tuner(legacy, optimizer=name, lr=0.02 if name == "sgd" else 0.002)
     trainer = make_trainer(max_epochs=6)

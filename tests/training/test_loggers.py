@@ -12,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from camify.drawing.encoding import encoded
-from camify.training.callbacks.image_loggers import Offer, PictureLog
+from camify.training.callbacks.image_loggers import ImageLog, Offer
 
 # Other people's packages warn of their own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -34,7 +34,7 @@ def offered(logger, picture):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("camify.training.callbacks.image_loggers.rank_zero_warn", pytest.fail)  # it takes pictures
         boxes = {"ground truth": [[1.0, 2.0, 5.0, 4.5]]}
-        PictureLog().offer([logger], Offer("overlays/00_cat", encoded(picture, "png"), boxes), 7)
+        ImageLog().offer([logger], Offer("overlays/00_cat", encoded(picture, "png"), boxes), 7)
 
 
 def test_tensorboard(picture, tmp_path):
@@ -118,7 +118,7 @@ def test_who_takes_none_or_fails_is_named_once(picture, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr("camify.training.callbacks.image_loggers.rank_zero_warn", said.append)
     broken = type("TensorBoardLogger", (Unknown,), {"experiment": property(lambda _: 1 / 0)})()
-    log = PictureLog()
+    log = ImageLog()
     for step in range(3):
         log.offer([Unknown(), broken][step > 0 :], Offer("overlays/00_cat", encoded(picture, "png")), step)
     assert len(said) == 2

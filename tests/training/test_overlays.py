@@ -11,10 +11,10 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import camify
 from camify.task import Classes, Task
-from camify.training.callbacks.highlights import Finds
-from camify.training.callbacks.watched_images import choose_probes, named_probes
+from camify.training.callbacks.highlights import Highlights
+from camify.training.callbacks.watched_images import choose_watched, watched_by_name
 from camify.training.cam_metrics import ValidationBatch
-from camify.training.earlier_maps import EarlierMaps
+from camify.training.map_drift import MapDrift
 from tests.training.conftest import SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
@@ -37,7 +37,7 @@ def pictures(folder, *, of_predicted=False):
 
 
 def test_every_epoch_leaves_a_picture_per_image_and_a_strip(module, data, make_trainer, tmp_path):
-    make_trainer(camify.CAMOverlayLogger(num_images=3, num_finds=0), max_epochs=2).fit(module, data)
+    make_trainer(camify.CAMOverlayLogger(num_images=3, num_highlights=0), max_epochs=2).fit(module, data)
     names = pictures(tmp_path / "overlays")
     assert len([name for name in names if name.startswith("epoch_000/")]) == 3
     assert len([name for name in names if name.startswith("epoch_001/")]) == 3
@@ -50,9 +50,9 @@ def test_every_epoch_leaves_a_picture_per_image_and_a_strip(module, data, make_t
 def test_the_drawn_maps_are_those_of_the_network(module, data, make_trainer):
     overlays = camify.CAMOverlayLogger(num_images=4)
     make_trainer(overlays, max_epochs=1).fit(module, data)
-    looks, labels = overlays.history[0], overlays._probes.batch.labels
+    looks, labels = overlays.history[0], overlays._watched.batch.labels
     with torch.no_grad():
-        logits, maps = module.model.eval().forward_with_maps(overlays._probes.batch.images)
+        logits, maps = module.model.eval().forward_with_maps(overlays._watched.batch.images)
     for index in range(4):
         predicted, true = int(logits[index].argmax()), int(labels[index])
         torch.testing.assert_close(looks["maps"]["cam"][index, 0], maps[index, predicted])
@@ -64,7 +64,7 @@ def test_the_drawn_maps_are_those_of_the_network(module, data, make_trainer):
 def test_any_method_can_be_watched(module, data, make_trainer, method):
     overlays = camify.CAMOverlayLogger(num_images=2, method=method)
     make_trainer(overlays, max_epochs=1).fit(module, data)
-    looks, batch = overlays.history[0], overlays._probes.batch
+    looks, batch = overlays.history[0], overlays._watched.batch
     expected = camify.explain(
         module.model, batch.images, method=method, targets=batch.labels, normalize=None, size=None
     )
@@ -85,7 +85,7 @@ def test_tensorboard_gets_every_picture(module, data, make_trainer, tmp_path):
 
     logger = TensorBoardLogger(tmp_path, name="", version="")
     trainer = make_trainer(
-        camify.CAMOverlayLogger(num_images=2, num_finds=0), max_epochs=2, logger=logger, log_every_n_steps=1
+        camify.CAMOverlayLogger(num_images=2, num_highlights=0), max_epochs=2, logger=logger, log_every_n_steps=1
     )
     trainer.fit(module, data)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
@@ -153,36 +153,36 @@ def test_strips_go_on_after_resuming(module, data, make_trainer, tmp_path):
 @pytest.mark.parametrize("count", [1, 4, 7, 12])
 def test_probes_are_spread_over_the_classes(count):
     labels = np.repeat([0, 1, 2, 3], [50, 5, 20, 30]).tolist()
-    chosen = choose_probes(count, labels, len(labels), seed=0)
-    assert chosen == choose_probes(count, labels, len(labels), seed=0)
+    chosen = choose_watched(count, labels, len(labels), seed=0)
+    assert chosen == choose_watched(count, labels, len(labels), seed=0)
     assert len(set(chosen)) == count
     per_class = np.bincount([labels[index] for index in chosen], minlength=4)
     assert per_class.max() - per_class.min() <= 1
-    assert chosen != choose_probes(count, labels, len(labels), seed=1)
+    assert chosen != choose_watched(count, labels, len(labels), seed=1)
 
 
 def test_probes_without_labels_are_spread_over_the_data():
-    chosen = choose_probes(4, None, 100, seed=0)
+    chosen = choose_watched(4, None, 100, seed=0)
     assert len(set(chosen)) == 4
     assert all(25 * index <= number < 25 * (index + 1) for index, number in enumerate(chosen))
-    assert choose_probes(9, None, 3, seed=0) == [0, 1, 2]
+    assert choose_watched(9, None, 3, seed=0) == [0, 1, 2]
 
 
 def test_the_user_names_images(module, data, make_trainer, tmp_path):
-    make_trainer(camify.CAMOverlayLogger(images=["3", "11"], num_finds=0), max_epochs=1).fit(module, data)
+    make_trainer(camify.CAMOverlayLogger(images=["3", "11"], num_highlights=0), max_epochs=1).fit(module, data)
     assert pictures(tmp_path / "overlays" / "epoch_000") == ["00_blob_3.png", "01_blob_11.png"]
     paths = ["val/cat/a.jpg", "val/dog/a.jpg", "val/dog/b.jpg"]
     dataset = type("Named", (list,), {"paths": paths})(paths)
-    assert named_probes(dataset, ["b.jpg", "cat/a.jpg", "val/dog/a.jpg"]) == [2, 0, 1]
+    assert watched_by_name(dataset, ["b.jpg", "cat/a.jpg", "val/dog/a.jpg"]) == [2, 0, 1]
     for name, count in (("a.jpg", 2), ("c.jpg", 0)):
         with pytest.raises(camify.ConfigError, match=f"names {count} validation images"):
-            named_probes(dataset, [name])
+            watched_by_name(dataset, [name])
     with pytest.raises(camify.ConfigError, match="'99' names 0"):
         make_trainer(camify.CAMOverlayLogger(images=["99"]), max_epochs=1).fit(module, data)
 
 
 def test_the_end_leaves_animations_a_sheet_and_an_index(module, data, make_trainer, tmp_path):
-    make_trainer(camify.CAMOverlayLogger(num_images=2, num_finds=1), max_epochs=3).fit(module, data)
+    make_trainer(camify.CAMOverlayLogger(num_images=2, num_highlights=1), max_epochs=3).fit(module, data)
     folder = tmp_path / "overlays"
     films = sorted((folder / "animations").iterdir())
     assert len(films) == 2
@@ -206,7 +206,7 @@ def test_what_is_worth_a_look_by_hand():
     labels = torch.tensor([0, 1, 2, 0, 1])
     boxes = [torch.tensor([[0.0, 0.0, 4.0, 8.0]])] * 4 + [torch.zeros(0, 4)]  # the left half; the last has none
     network = SimpleNamespace(classes=Classes(Task.MULTICLASS))
-    finds, earlier, second = Finds(2), EarlierMaps(), torch.randn(5, 3, 4, 4)
+    finds, earlier, second = Highlights(2), MapDrift(), torch.randn(5, 3, 4, 4)
     for epoch in (maps, second):
         finds.begin()
         earlier.begin()

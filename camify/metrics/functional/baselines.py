@@ -18,7 +18,7 @@ _MOST_VALUES = 2**22  # multiplied at a time
 
 
 def centre_gaussian(height: int, width: int, std: float = 0.5) -> Tensor:
-    """A blob in the middle, (height, width) float32 in [0, 1]: the map that knows only that objects are centred.
+    """A blob in the middle, (height, width) float32 in [0, 1]: the map that knows only that objects are centered.
 
     ``std`` is in halves of the image's sides. It sets how the values fall, not which pixel is higher than which, so
     that figures over all thresholds hardly depend on it.
@@ -39,7 +39,7 @@ def hard_subset(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], iou: 
     Args:
         boxes: N tensors (n, 4), xyxy pixels, exclusive.
         sizes: (height, width) of each image.
-        iou: what a centred box must not reach with any ground-truth box.
+        iou: what a centered box must not reach with any ground-truth box.
     """
     return torch.tensor(
         [

@@ -1,4 +1,4 @@
-"""From raw maps to boxes: the normaliser and the threshold that a split with boxes asks for.
+"""From raw maps to boxes: the normalizer and the threshold that a split with boxes asks for.
 
 The choice is worth more than most training tricks: on CUB, IVR instead of min-max 3.2 points of MaxBoxAccV2 (Kim et
 al. 2021), an uncalibrated threshold 35 points (Murtaza et al. 2025).
@@ -34,7 +34,7 @@ def calibrate(
     maps: Tensor, boxes: Sequence[Tensor], *, normalizers: Sequence[Normalizer] = NORMALIZERS,
     iou_thresholds: Sequence[float] = (0.5,), largest: bool = True, count: int = 100,
 ) -> Calibration:  # fmt: skip
-    """The normaliser and the threshold with which most maps give the object's box; the first of equals.
+    """The normalizer and the threshold with which most maps give the object's box; the first of equals.
 
     Args:
         maps: (N, H, W) raw maps of the true classes, of image size.

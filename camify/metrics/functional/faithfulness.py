@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, DataError
-from ...eval_mode import evaluating
+from ...eval_mode import eval_mode
 from ...task import Classes, Task
 from .stability import correlation
 
@@ -66,7 +66,7 @@ def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
 def masked_images(images: Tensor, maps: Tensor, baseline: float | Tensor = 0.0) -> Tensor:
     """Images of which only what the map shows is left, (N, C, H, W): x * map + baseline * (1 - map).
 
-    With the baseline 0 normalised images fade into the data set's mean colour, as in the code of ADCC, torch-cam and
+    With the baseline 0 normalized images fade into the data set's mean color, as in the code of ADCC, torch-cam and
     pytorch-grad-cam; with `black` they fade as if raw pixels had been multiplied by the map; with `blurred` images
     they lose detail only. The choice changes Average Drop a lot: report it.
 
@@ -158,7 +158,7 @@ def _curves(
     if targets.shape != (count,):
         raise DataError(f"targets {tuple(targets.shape)} must be ({count},), one class per image.")
     if bool(maps.isnan().any()):
-        raise DataError("maps hold NaN: they have no order of pixels. Find the image that causes it.")
+        raise DataError("maps hold NaN: they have no order of pixels. Highlight the image that causes it.")
     order = maps.detach().to(start.device).flatten(1).argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(order).scatter_(
         1, order, torch.arange(height * width, device=order.device).expand_as(order)
@@ -166,7 +166,7 @@ def _curves(
     place = place.view(count, 1, height, width)
     scores = torch.empty(count * (steps + 1), device=start.device)
     targets = targets.to(start.device)
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for first, rows, changed in _batches(count, steps, height * width, batch_size, start.device):
             images = torch.where(place[rows] < changed[:, None, None, None], end[rows], start[rows])
             logits = model(images)

@@ -1,8 +1,8 @@
 """Boxes of all level sets of a map at once, from its merge tree instead of one search per level.
 
 Seen from high to low, a component of ``level >= l`` is born at a local maximum, grows, and ends where a higher
-one's reaches it. Which pixels change that, a pixel's eight neighbours tell: no higher neighbour is a birth, higher
-neighbours in several groups are a meeting, and a box grows only at a pixel that has no higher neighbour on that
+one's reaches it. Which pixels change that, a pixel's eight neighbors tell: no higher neighbor is a birth, higher
+neighbors in several groups are a meeting, and a box grows only at a pixel that has no higher neighbor on that
 side. All three are read from one byte per pixel, so that the cost hardly depends on the number of levels and a
 noise map costs what it has maxima. Carr, Snoeyink and Axen 2003, "Computing contour trees in all dimensions".
 """
@@ -47,7 +47,7 @@ def level_set_boxes(
         holes: also the boxes of the rims of all holes. A hole is a 4-connected component of ``level < l`` that does
             not touch the image's border; its rim is one pixel wide.
     """
-    code = _higher_neighbours(heat_HW)
+    code = _higher_neighbors(heat_HW)
     found = _boxes(code, level_HW, count, units_HW, eight=True)
     if not holes:
         return found
@@ -58,25 +58,25 @@ def level_set_boxes(
     return LevelBoxes(boxes, levels, np.concatenate([found.units, gaps.units[below]]))
 
 
-def _higher_neighbours(heat: np.ndarray) -> NDArray[np.uint8]:
-    """One bit for each neighbour in the ring that is higher; of equals the earlier one is. Outside is the lowest."""
+def _higher_neighbors(heat: np.ndarray) -> NDArray[np.uint8]:
+    """One bit for each neighbor in the ring that is higher; of equals the earlier one is. Outside is the lowest."""
     height, width = heat.shape
     around = np.full((height + 2, width + 2), -np.inf, dtype=heat.dtype)
     around[1:-1, 1:-1] = heat
     code = np.zeros(heat.shape, dtype=np.uint8)
     for bit, (dy, dx) in enumerate(_RING):
-        neighbour = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        neighbor = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         earlier = (dy, dx) < (0, 0)
-        higher = neighbour >= heat if earlier else neighbour > heat
+        higher = neighbor >= heat if earlier else neighbor > heat
         code |= higher.view(np.uint8) << np.uint8(bit)
     return code
 
 
 class _Tables(NamedTuple):
-    """What each of the 256 neighbourhoods means."""
+    """What each of the 256 neighborhoods means."""
 
     events: NDArray[np.uint8]  # bit s: may be the outermost pixel on side s; `_BIRTH`; `_MEETING`
-    steps: NDArray[np.intp]  # (256, 4, 2): (dy, dx) to one of each group of higher neighbours, (0, 0) for no group
+    steps: NDArray[np.intp]  # (256, 4, 2): (dy, dx) to one of each group of higher neighbors, (0, 0) for no group
 
 
 @lru_cache(maxsize=2)
@@ -96,7 +96,7 @@ def _tables(eight: bool) -> _Tables:
         steps[code, : len(chosen)] = [_RING[place] for place in chosen] or 0
         events[code] = _BIRTH * (len(chosen) == 0) + _MEETING * (len(chosen) > 1)
         for side, (dy, dx) in enumerate(_SIDES):
-            # Towards the side or level with the pixel, a higher neighbour reaches as far.
+            # Towards the side or level with the pixel, a higher neighbor reaches as far.
             events[code] += (all(_RING[place][0] * dy + _RING[place][1] * dx < 0 for place in higher)) << side
     return _Tables(events, steps)
 

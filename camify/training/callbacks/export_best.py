@@ -19,7 +19,7 @@ from ...boxes import BoxRule
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
 from ...errors import CheckpointError
-from ...eval_mode import evaluating
+from ...eval_mode import eval_mode
 from ...files import write_whole
 from ...model import CAMNet
 from ..box_calibration import calibrate_boxes
@@ -103,7 +103,7 @@ def export_cam_net(
     live.results, live.box_rule = dict(results), rule_of(live)
     live.save_pretrained(folder, overlays=_overlays(live, images[:4]))
     loaded = CAMNet.from_pretrained(folder)
-    with evaluating(live):
+    with eval_mode(live):
         pairs = zip(live.forward_with_maps(images), loaded.forward_with_maps(images), strict=True)
         error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-6)) for a, b in pairs)
     if not error <= _SAME:
@@ -117,7 +117,7 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
         return None
     try:
         pictures = network.preprocessing.restore(images)
-        with evaluating(network):
+        with eval_mode(network):
             logits, maps = network.forward_with_maps(images)
         classes = network.classes
         logits, maps = classes.two_sided(logits), classes.two_sided(maps)

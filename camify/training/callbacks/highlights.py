@@ -15,13 +15,13 @@ from ...model import CAMNet
 from ..cam_metrics import ValidationBatch
 from .watched_images import pictures_of
 
-__all__ = ["FIND_KINDS", "Find", "Finds", "FoundImage"]
+__all__ = ["HIGHLIGHT_KINDS", "DrawnHighlight", "Highlight", "Highlights"]
 
-FIND_KINDS = ("mistakes", "beside", "changed")
+HIGHLIGHT_KINDS = ("mistakes", "beside", "changed")
 
 
 @dataclass(frozen=True)
-class Find:
+class Highlight:
     """One image that is worth a look, on the CPU.
 
     Attributes:
@@ -46,14 +46,14 @@ class Find:
 
 
 @dataclass(frozen=True)
-class FoundImage:
-    """A find with all that is drawn of it, on the CPU; as a dict it can be kept in a checkpoint.
+class DrawnHighlight:
+    """A highlight with all that is drawn of it, on the CPU; as a dict it can be kept in a checkpoint.
 
     Attributes:
-        kind: one of ``FIND_KINDS``.
+        kind: one of ``HIGHLIGHT_KINDS``.
         place: among those of its kind, 0 is the most telling.
         picture: (3, H, W), uint8.
-        name, classes, maps, logits, probabilities, boxes: as in ``Find``.
+        name, classes, maps, logits, probabilities, boxes: as in ``Highlight``.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class FoundImage:
         return self.classes[0] != self.classes[1]
 
 
-class Finds:
+class Highlights:
     """Collects, batch by batch, the most telling images of each kind; what is kept does not grow.
 
     Args:
@@ -81,33 +81,33 @@ class Finds:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.kept: dict[str, list[Find]] = {}
+        self.kept: dict[str, list[Highlight]] = {}
         self._seen = 0
 
     def begin(self) -> None:
         """A new epoch."""
-        self.kept, self._seen = {kind: [] for kind in FIND_KINDS}, 0
+        self.kept, self._seen = {kind: [] for kind in HIGHLIGHT_KINDS}, 0
 
-    def found(self) -> dict[str, list[Find]]:
+    def found(self) -> dict[str, list[Highlight]]:
         """By kind what was found, the most telling first."""
-        return {kind: finds for kind, finds in self.kept.items() if finds}
+        return {kind: highlights for kind, highlights in self.kept.items() if highlights}
 
-    def pictures(self, network: CAMNet) -> list[FoundImage]:
+    def pictures(self, network: CAMNet) -> list[DrawnHighlight]:
         """All that were found, as they are drawn."""
         return [
-            FoundImage(
+            DrawnHighlight(
                 kind,
                 place,
-                (pictures_of(find.image[None], network)[0].nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8),
-                find.name,
-                find.classes,
-                find.maps,
-                find.logits,
-                find.probabilities,
-                find.boxes,
+                (pictures_of(highlight.image[None], network)[0].nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8),
+                highlight.name,
+                highlight.classes,
+                highlight.maps,
+                highlight.logits,
+                highlight.probabilities,
+                highlight.boxes,
             )
-            for kind, finds in self.found().items()
-            for place, find in enumerate(finds)
+            for kind, highlights in self.found().items()
+            for place, highlight in enumerate(highlights)
         ]
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class Finds:
                 break
             pair = torch.stack([predicted[index], seen.labels[index]])
             kept.append(
-                Find(
+                Highlight(
                     score,
                     Path(paths[index]).stem if paths is not None else str(self._seen + index),
                     seen.images[index].float().cpu(),
@@ -146,5 +146,5 @@ class Finds:
                     seen.boxes[index].cpu() if seen.boxes is not None else None,
                 )
             )
-            kept.sort(key=lambda find: -find.score)
+            kept.sort(key=lambda highlight: -highlight.score)
             del kept[self.count :]

@@ -10,7 +10,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 
-__all__ = ["Offer", "PictureLog"]
+__all__ = ["ImageLog", "Offer"]
 
 _CORNERS = ("minX", "minY", "maxX", "maxY")  # as W&B names them
 
@@ -86,7 +86,7 @@ _WRITERS: dict[str, Callable[[Any, Offer, int], None]] = {
 """By the name of the logger's type or one that it inherits from: no logger's package is imported to look."""
 
 
-class PictureLog:
+class ImageLog:
     """Offers pictures to loggers. One that takes none, or fails, is named once and left alone; nothing is raised."""
 
     def __init__(self) -> None:

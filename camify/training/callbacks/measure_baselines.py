@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...batch import Batch
-from ...eval_mode import evaluating
-from ..cam_metrics import CAMQuality, ValidationBatch, logits_and_maps
+from ...eval_mode import eval_mode
+from ..cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from ..loaders import is_dry_run, whole_split
 from ..scores import class_score, score_inputs
 
@@ -23,7 +23,7 @@ class MeasureBaselines(pl.Callback):
 
     Attributes:
         legacy: figures of the legacy network, where it has as many classes as the data; measured when training starts,
-            before ``Course``, which belongs to the module and so comes after every other callback, lets it go.
+            before ``TrainingStages``, which belongs to the module and so comes after every other callback, lets it go.
         start: figures of the converted network before its first step; they are logged at step 0.
     """
 
@@ -81,10 +81,10 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     score, figures = score.to(module.device), dict[str, float]()
     options = module.options.metrics
     clamp = options.clamp_weights
-    quality = CAMQuality(options.cam_metrics, options.grid_mosaics, alone=count == 1)
+    quality = CAMMetrics(options.cam_metrics, options.grid_mosaics, alone=count == 1)
     quality.to(module.device)
     shown: Any = network if network is module.cam_net and task.exclusive else None
-    with evaluating(network.to(module.device)), trainer.precision_plugin.forward_context():
+    with eval_mode(network.to(module.device)), trainer.precision_plugin.forward_context():
         for batch, targets in validation_batches(trainer, module, rank, count):
             if shown is not None:
                 logits, maps = logits_and_maps(shown, batch.images, clamp_weights=clamp)

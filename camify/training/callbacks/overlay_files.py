@@ -18,11 +18,11 @@ from ...drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_pictu
 from ...files import slug, write_whole
 from ...normalizers import Normalizer
 from ...reports.run_folder import INDEX
-from .highlights import FIND_KINDS, FoundImage
+from .highlights import HIGHLIGHT_KINDS, DrawnHighlight
 from .image_loggers import Offer
-from .watched_images import Look, Probes
+from .watched_images import Observation, WatchedImages
 
-__all__ = ["ProbePictures", "find_entry", "method_folders"]
+__all__ = ["OverlayFiles", "highlight_entry", "method_folders"]
 
 _DURATION = 700  # of one epoch in an animation, ms
 
@@ -35,66 +35,66 @@ class _Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ProbePictures:
+class OverlayFiles:
     """What the pictures are drawn from. Nothing in it changes any more, so another thread may draw.
 
     Attributes:
         folder: ``overlays/`` of the run.
-        probes: the watched images.
+        watched: the watched images.
         class_names: all of them.
         methods: names of the explanation methods; the first one's pictures lie where those of a single one do.
-        looks: what the network said of the watched images, by epoch.
+        observations: what the network said of the watched images, by epoch.
         colormap: name in ``matplotlib.colormaps``.
         normalizer: of the box rule.
     """
 
     folder: Path
-    probes: Probes
+    watched: WatchedImages
     class_names: Sequence[str]
     methods: Sequence[str]
-    looks: Mapping[int, Look]
+    observations: Mapping[int, Observation]
     colormap: str
     normalizer: Normalizer
 
     # ------------------------------------------------------------ what is written
 
-    def write_epoch(self, epoch: int, finds: Sequence[FoundImage]) -> list[Offer]:
+    def write_epoch(self, epoch: int, highlights: Sequence[DrawnHighlight]) -> list[Offer]:
         """Pictures of an epoch, and strips of all so far; gives those that are for loggers.
 
         Long strips are drawn anew when they have grown by a tenth, so that an epoch's cost does not grow with them.
         """
         offers = []
         for method, under in self._drawn():
-            for index, name in enumerate(self.probes.names):
-                if method in self.looks[epoch]["maps"]:
+            for index, name in enumerate(self.watched.names):
+                if method in self.observations[epoch]["maps"]:
                     drawn, png = self._write_frame(epoch, index, method, under)
                     offers.append(Offer(f"overlays/{under}{name}", png, drawn.boxes))
                 strip, length = f"strips/{under}{name}.png", len(self._epochs(method))
                 if length % max(1, length // 10) == 0 or not (self.folder / strip).is_file():
                     self._write(self._strip(index, method), strip)
-        for find in finds:
-            file = _find_file(epoch, find)
-            drawn = self._find(epoch, find)
-            offers.append(Offer(f"{find.kind}/{find.place}", self._write(drawn.picture, file), drawn.boxes))
-            if find.is_wrong:
-                self._write(self._find(epoch, find, of_predicted=True).picture, _predicted(file))
+        for highlight in highlights:
+            file = _highlight_file(epoch, highlight)
+            drawn = self._highlight(epoch, highlight)
+            offers.append(Offer(f"{highlight.kind}/{highlight.place}", self._write(drawn.picture, file), drawn.boxes))
+            if highlight.is_wrong:
+                self._write(self._highlight(epoch, highlight, of_predicted=True).picture, _predicted(file))
         return offers
 
     def write_all(self) -> None:
         """All epochs once more, on the scale that is final, as animations, and all strips on a sheet."""
         for method, under in self._drawn():
-            for index, name in enumerate(self.probes.names):
+            for index, name in enumerate(self.watched.names):
                 frames = [self._write_frame(epoch, index, method, under)[0] for epoch in self._epochs(method)]
                 first, *rest = (frame.picture for frame in frames)
                 film = io.BytesIO()
                 first.save(film, "WEBP", save_all=True, append_images=rest, duration=_DURATION, loop=0, quality=80)
                 write_whole(self.folder / f"animations/{under}{name}.webp", film.getvalue())
-            strips = [self._strip(index, method) for index in range(len(self.probes.names))]
-            for name, strip in zip(self.probes.names, strips, strict=True):
+            strips = [self._strip(index, method) for index in range(len(self.watched.names))]
+            for name, strip in zip(self.watched.names, strips, strict=True):
                 self._write(strip, f"strips/{under}{name}.png")
             self._write(sheet_picture(strips, 1), f"{under}sheet.png")
 
-    def write_index(self, finds: Sequence[Mapping[str, Any]]) -> None:
+    def write_index(self, highlights: Sequence[Mapping[str, Any]]) -> None:
         """What is drawn, for the run's page: ``overlays/index.json``."""
         folders = self._drawn()
         watched = [
@@ -108,27 +108,27 @@ class ProbePictures:
                     for epoch in self._epochs(method)
                 ],
             }
-            for index, name in enumerate(self.probes.names)
+            for index, name in enumerate(self.watched.names)
         ]
-        content = {"methods": list(self.methods), "watched": watched, "finds": finds}
+        content = {"methods": list(self.methods), "watched": watched, "highlights": highlights}
         write_whole(self.folder / Path(INDEX).name, json.dumps(content, ensure_ascii=False, indent=1))
 
     def missing(self) -> list[int]:
         """Epochs of which a watched image's picture is not on disk."""
         return [
             epoch
-            for epoch in sorted(self.looks)
+            for epoch in sorted(self.observations)
             if not all(
                 (self.folder / _frame_file(epoch, under, name)).is_file()
                 for method, under in self._drawn()
-                if method in self.looks[epoch]["maps"]
-                for name in self.probes.names
+                if method in self.observations[epoch]["maps"]
+                for name in self.watched.names
             )
         ]
 
     def scale(self, index: int, method: str) -> float:
         """Largest raw map value of an image so far: what is drawn as full heat."""
-        return max(0.0, *(float(self.looks[e]["maps"][method][index].max()) for e in self._epochs(method)))
+        return max(0.0, *(float(self.observations[e]["maps"][method][index].max()) for e in self._epochs(method)))
 
     # ------------------------------------------------------------ pictures
 
@@ -138,66 +138,66 @@ class ProbePictures:
 
     def _epochs(self, method: str) -> list[int]:
         """Those in which the method was asked."""
-        return [epoch for epoch in sorted(self.looks) if method in self.looks[epoch]["maps"]]
+        return [epoch for epoch in sorted(self.observations) if method in self.observations[epoch]["maps"]]
 
     def _true(self, index: int) -> int:
-        labels = self.probes.batch.labels
+        labels = self.watched.batch.labels
         return 0 if labels is None else int(labels[index])
 
     def _is_wrong(self, epoch: int, index: int) -> bool:
-        return int(self.looks[epoch]["classes"][index]) != self._true(index)
+        return int(self.observations[epoch]["classes"][index]) != self._true(index)
 
     def _boxes(self, index: int) -> Tensor | None:
-        boxes = self.probes.batch.boxes
+        boxes = self.watched.batch.boxes
         return None if boxes is None else boxes[index]
 
     def _entry(self, epoch: int, index: int, method: str, under: str) -> dict[str, Any]:
-        look, name = self.looks[epoch], self.probes.names[index]
-        caption = _caption(self.class_names[int(look["classes"][index])], look["probabilities"][index])
+        observation, name = self.observations[epoch], self.watched.names[index]
+        caption = _caption(self.class_names[int(observation["classes"][index])], observation["probabilities"][index])
         entry = {"epoch": epoch, "method": method, "file": _frame_file(epoch, under, name), "caption": caption}
         if self._is_wrong(epoch, index):
             entry["predicted"] = _predicted(_frame_file(epoch, under, name))
         return entry
 
     def _write_frame(self, epoch: int, index: int, method: str, under: str) -> tuple[_Drawn, bytes]:
-        file, drawn = _frame_file(epoch, under, self.probes.names[index]), self._frame(epoch, index, method)
+        file, drawn = _frame_file(epoch, under, self.watched.names[index]), self._frame(epoch, index, method)
         if self._is_wrong(epoch, index):
             self._write(self._frame(epoch, index, method, of_predicted=True).picture, _predicted(file))
         return drawn, self._write(drawn.picture, file)
 
     def _frame(self, epoch: int, index: int, method: str, *, of_predicted: bool = False) -> _Drawn:
-        look = self.looks[epoch]
+        observation = self.observations[epoch]
         return self._overlay(
-            self.probes.pictures[index],
-            (int(look["classes"][index]), self._true(index)),
-            (look["maps"][method][index], look["logits"][index], look["probabilities"][index]),
+            self.watched.pictures[index],
+            (int(observation["classes"][index]), self._true(index)),
+            (observation["maps"][method][index], observation["logits"][index], observation["probabilities"][index]),
             self._boxes(index),
-            f"{self.probes.names[index]} · epoch {epoch}{self._note(method)}",
-            threshold=float(look["threshold"]),
+            f"{self.watched.names[index]} · epoch {epoch}{self._note(method)}",
+            threshold=float(observation["threshold"]),
             scale=self.scale(index, method),
             of_predicted=of_predicted,
         )
 
-    def _find(self, epoch: int, find: FoundImage, *, of_predicted: bool = False) -> _Drawn:
+    def _highlight(self, epoch: int, highlight: DrawnHighlight, *, of_predicted: bool = False) -> _Drawn:
         return self._overlay(
-            find.picture.float() / 255,
-            find.classes,
-            (find.maps, find.logits, find.probabilities),
-            find.boxes,
-            f"{find.name} · epoch {epoch}",
-            threshold=float(self.looks[epoch]["threshold"]),
-            scale=max(0.0, float(find.maps.max())),
+            highlight.picture.float() / 255,
+            highlight.classes,
+            (highlight.maps, highlight.logits, highlight.probabilities),
+            highlight.boxes,
+            f"{highlight.name} · epoch {epoch}",
+            threshold=float(self.observations[epoch]["threshold"]),
+            scale=max(0.0, float(highlight.maps.max())),
             of_predicted=of_predicted,
         )
 
     def _overlay(
-        self, image: Tensor, classes: tuple[int, int], looks: tuple[Tensor, Tensor, Tensor], boxes: Tensor | None,
+        self, image: Tensor, classes: tuple[int, int], predictions: tuple[Tensor, Tensor, Tensor], boxes: Tensor | None,
         title: str, *, threshold: float, scale: float, of_predicted: bool,
     ) -> _Drawn:  # fmt: skip
         """A picture of the predicted and the true class: their maps (2, h, w), logits and probabilities (2,)."""
         predicted, true = (
             ClassMap(self.class_names[k], one, float(logit), float(p))
-            for k, one, logit, p in zip(classes, *looks, strict=True)
+            for k, one, logit, p in zip(classes, *predictions, strict=True)
         )
         rule = BoxRule(self.normalizer.name, self.normalizer.percentile, threshold)
         shown = (predicted if of_predicted else true).map_hw
@@ -219,16 +219,19 @@ class ProbePictures:
         return _Drawn(picture, {name: places for name, places in (truth | found).items() if places})
 
     def _strip(self, index: int, method: str) -> Image.Image:
-        looks = {epoch: self.looks[epoch] for epoch in self._epochs(method)}
+        observations = {epoch: self.observations[epoch] for epoch in self._epochs(method)}
         return strip_picture(
-            self.probes.pictures[index],
-            [look["maps"][method][index, 1] for look in looks.values()],
-            [f"{epoch} · p {look['probabilities'][index, 1]:.2f}" for epoch, look in looks.items()],
+            self.watched.pictures[index],
+            [observation["maps"][method][index, 1] for observation in observations.values()],
+            [
+                f"{epoch} · p {observation['probabilities'][index, 1]:.2f}"
+                for epoch, observation in observations.items()
+            ],
             scale=self.scale(index, method),
             boxes=self._boxes(index),
             colormap=self.colormap,
             title=(
-                f"{self.probes.names[index]} · map of {self.class_names[self._true(index)]} by epoch"
+                f"{self.watched.names[index]} · map of {self.class_names[self._true(index)]} by epoch"
                 f"{self._note(method)}"
             ),
         )
@@ -242,14 +245,21 @@ class ProbePictures:
         return png
 
 
-def find_entry(epoch: int, find: FoundImage, class_names: Sequence[str]) -> dict[str, Any]:
+def highlight_entry(epoch: int, highlight: DrawnHighlight, class_names: Sequence[str]) -> dict[str, Any]:
     """An image that is worth a look, as the index has it."""
-    predicted, true = (class_names[number] for number in find.classes)
-    file = _find_file(epoch, find)
-    entry = {"kind": find.kind, "epoch": epoch, "name": find.name, "true": true, "method": "cam", "file": file}
-    if find.is_wrong:
+    predicted, true = (class_names[number] for number in highlight.classes)
+    file = _highlight_file(epoch, highlight)
+    entry = {
+        "kind": highlight.kind,
+        "epoch": epoch,
+        "name": highlight.name,
+        "true": true,
+        "method": "cam",
+        "file": file,
+    }
+    if highlight.is_wrong:
         entry["predicted"] = _predicted(file)
-    return {**entry, "caption": _caption(predicted, find.probabilities)}
+    return {**entry, "caption": _caption(predicted, highlight.probabilities)}
 
 
 def method_folders(methods: Sequence[str]) -> dict[str, str]:
@@ -257,7 +267,7 @@ def method_folders(methods: Sequence[str]) -> dict[str, str]:
     folders: dict[str, str] = {}
     for method in methods:
         folder = slug(method.replace("+", "_plus"))  # as a file name gradcam++ would be gradcam
-        while f"{folder}/" in folders.values() or folder in ("predicted", *FIND_KINDS):
+        while f"{folder}/" in folders.values() or folder in ("predicted", *HIGHLIGHT_KINDS):
             folder += "_"
         folders[method] = f"{folder}/" if folders else ""
     return folders
@@ -271,8 +281,8 @@ def _frame_file(epoch: int, under: str, name: str) -> str:
     return f"epoch_{epoch:03d}/{under}{name}.png"
 
 
-def _find_file(epoch: int, find: FoundImage) -> str:
-    return f"epoch_{epoch:03d}/{find.kind}/{find.place}_{slug(find.name)}.png"
+def _highlight_file(epoch: int, highlight: DrawnHighlight) -> str:
+    return f"epoch_{epoch:03d}/{highlight.kind}/{highlight.place}_{slug(highlight.name)}.png"
 
 
 def _predicted(file: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_deprecation, rank_zero_warn
 from torch import Tensor
 
 from ...batch import Batch
@@ -24,10 +24,10 @@ from ...methods import find_method
 from ...model import CAMNet
 from ...normalizers import Normalizer
 from ..loaders import is_dry_run, run_folder, single_loader
-from .highlights import Finds, FoundImage
-from .image_loggers import Offer, PictureLog
-from .overlay_files import ProbePictures, find_entry
-from .watched_images import Look, Probes, named_probes, observe_watched, read_probes
+from .highlights import DrawnHighlight, Highlights
+from .image_loggers import ImageLog, Offer
+from .overlay_files import OverlayFiles, highlight_entry
+from .watched_images import Observation, WatchedImages, observe_watched, read_watched, watched_by_name
 from .worker import Background
 
 __all__ = ["CAMOverlayLogger"]
@@ -40,7 +40,7 @@ class CAMOverlayLogger(pl.Callback):
 
     Per image and epoch one picture (image with ground-truth box, map of the predicted and of the true class,
     probability, raw scale), and per image one strip over all epochs. Written to ``overlays/`` in the run's
-    folder first, then offered to every logger that takes pictures. The colour scale of an image is the largest map
+    folder first, then offered to every logger that takes pictures. The color scale of an image is the largest map
     value it has had in any epoch; when training ends all its pictures are drawn again on the final scale, so that
     they compare, and the strips together (``overlays/sheet.png``) and as animations (``overlays/animations/``).
 
@@ -61,7 +61,8 @@ class CAMOverlayLogger(pl.Callback):
             share one forward, the first one's pictures lie in the places named above, those of another in folders
             with its name; ``report.html`` switches between them.
         images: watch these validation images, by path or the end of it, instead of ``num_images``.
-        num_finds: images that are worth a look, of each kind; 0 looks for none.
+        num_highlights: images that are worth a look, of each kind; 0: none.
+        num_finds: the former name of ``num_highlights``.
 
     Raises:
         ConfigError: a method is unknown, or an image, or no method is named.
@@ -75,8 +76,12 @@ class CAMOverlayLogger(pl.Callback):
         every_n_epochs: int = 1,
         method: str | list[str] = "cam",
         images: list[str] | None = None,
-        num_finds: int = 4,
+        num_highlights: int = 4,
+        num_finds: int | None = None,
     ) -> None:
+        if num_finds is not None:
+            rank_zero_deprecation("CAMOverlayLogger: num_finds is called num_highlights now.")
+            num_highlights = num_finds
         self.methods = [method] if isinstance(method, str) else list(dict.fromkeys(method))
         if not self.methods:
             raise ConfigError("method=[]: name at least one.")
@@ -84,18 +89,18 @@ class CAMOverlayLogger(pl.Callback):
             find_method(name)
         self.num_images, self.seed = num_images, seed
         self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
-        self.history: dict[int, Look] = {}  # by epoch
+        self.history: dict[int, Observation] = {}  # by epoch
         self.class_names: list[str] = []
-        self.images, self.finds = images or [], Finds(num_finds)
+        self.images, self.highlights = images or [], Highlights(num_highlights)
         self.folder = Path()
-        self._probes: Probes | None = None
+        self._watched: WatchedImages | None = None
         self._found: list[dict[str, Any]] = []  # of all epochs, as the index has them
         self._drawing: Future[list[Offer]] | None = None
         self._drawn: deque[Offer] = deque()  # and is not offered to the loggers yet
-        self._undrawn: dict[str, Any] = {}  # what these two are: epoch, step and finds
+        self._undrawn: dict[str, Any] = {}  # what these two are: epoch, step and highlights
         self._methods_before = self.methods
         self._failed = False
-        self._log = PictureLog()
+        self._log = ImageLog()
         self._normalizer = Normalizer(BoxRule.normalizer)
 
     # ------------------------------------------------------------ state
@@ -119,7 +124,7 @@ class CAMOverlayLogger(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse names of images that are none."""
         if self.images:
-            named_probes(single_loader(trainer.val_dataloaders).dataset, self.images)
+            watched_by_name(single_loader(trainer.val_dataloaders).dataset, self.images)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -127,7 +132,7 @@ class CAMOverlayLogger(pl.Callback):
         """Before the first batch, look at the watched images: with the weights that are validated, averaged or not."""
         network: CAMNet | None = getattr(pl_module, "cam_net", None)
         if batch_idx == 0 and dataloader_idx == 0 and network is not None and self._has_turn(trainer):
-            self.finds.begin()
+            self.highlights.begin()
             self._attempt(self._look, trainer, pl_module, network)
 
     def on_validation_batch_end(
@@ -136,8 +141,8 @@ class CAMOverlayLogger(pl.Callback):
     ) -> None:  # fmt: skip
         """Look for images that are worth a look among those of the batch."""
         seen = outputs.get("seen") if isinstance(outputs, Mapping) else None
-        if self.finds.count and dataloader_idx == 0 and seen is not None and self._has_turn(trainer):
-            self._attempt(self.finds.update, seen, Batch.of(batch).paths)
+        if self.highlights.count and dataloader_idx == 0 and seen is not None and self._has_turn(trainer):
+            self._attempt(self.highlights.update, seen, Batch.of(batch).paths)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""
@@ -157,9 +162,9 @@ class CAMOverlayLogger(pl.Callback):
         self._attempt(self._offer, trainer, _OFFERS)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw all epochs again on the final colour scale."""
+        """Draw all epochs again on the final color scale."""
         self._attempt(self._collect, trainer)
-        if trainer.is_global_zero and self._probes is not None:
+        if trainer.is_global_zero and self._watched is not None:
             self._attempt(self._pictures().write_all)
         Background.of(trainer).finish()
 
@@ -181,37 +186,41 @@ class CAMOverlayLogger(pl.Callback):
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, network: CAMNet) -> None:
         self._normalizer = getattr(pl_module, "normalizer", self._normalizer)
-        if self._probes is None:
-            self._probes = read_probes(trainer, network, self.num_images, self.seed, self.images)
+        if self._watched is None:
+            self._watched = read_watched(trainer, network, self.num_images, self.seed, self.images)
             self.folder = run_folder(trainer) / "overlays"
             self.class_names = network.classes.titles(network.num_classes)
             if self.history:
                 self._catch_up(trainer)
         with trainer.precision_plugin.forward_context():
-            found = observe_watched(network, self.methods, self._probes.batch, pl_module.device)
+            found = observe_watched(network, self.methods, self._watched.batch, pl_module.device)
         self.history[trainer.current_epoch] = found
 
     def _catch_up(self, trainer: pl.Trainer) -> None:
         """Draw what the interrupted run has looked at and not drawn, or drawn by other methods."""
         pictures, undrawn = self._pictures(), self._undrawn
         epochs = sorted(self.history) if self._methods_before != self.methods else pictures.missing()
-        finds = [FoundImage(**find) for find in undrawn.get("finds", [])]
-        self._hand_over(trainer, {epoch: [] for epoch in epochs} | ({undrawn["epoch"]: finds} if undrawn else {}))
+        highlights = [DrawnHighlight(**highlight) for highlight in undrawn.get("highlights", undrawn.get("finds", []))]
+        self._hand_over(trainer, {epoch: [] for epoch in epochs} | ({undrawn["epoch"]: highlights} if undrawn else {}))
 
     def _draw_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, network = trainer.current_epoch, pl_module.model
         best = trainer.callback_metrics.get("val/best_threshold", torch.tensor(BoxRule.threshold))
         self.history[epoch]["threshold"] = best.detach().float().cpu()
-        finds = self.finds.pictures(network) if self.finds.count else []  # type: ignore[arg-type]  # see the hook
+        highlights = self.highlights.pictures(network) if self.highlights.count else []  # type: ignore[arg-type]  # see the hook
         self._found = [found for found in self._found if found["epoch"] != epoch]  # of an epoch that is done again
-        self._found += [find_entry(epoch, find, self.class_names) for find in finds]
+        self._found += [highlight_entry(epoch, highlight, self.class_names) for highlight in highlights]
         self._collect(trainer)  # what is older than one epoch has been drawn
-        self._undrawn = {"epoch": epoch, "step": trainer.global_step, "finds": [asdict(find) for find in finds]}
-        self._hand_over(trainer, {epoch: finds})
+        self._undrawn = {
+            "epoch": epoch,
+            "step": trainer.global_step,
+            "highlights": [asdict(highlight) for highlight in highlights],
+        }
+        self._hand_over(trainer, {epoch: highlights})
 
-    def _hand_over(self, trainer: pl.Trainer, finds_by_epoch: Mapping[int, Sequence[FoundImage]]) -> None:
+    def _hand_over(self, trainer: pl.Trainer, highlights_by_epoch: Mapping[int, Sequence[DrawnHighlight]]) -> None:
         self._drawing = Background.of(trainer).start(
-            partial(_draw, self._pictures(), finds_by_epoch, list(self._found))
+            partial(_draw, self._pictures(), highlights_by_epoch, list(self._found))
         )
 
     def _collect(self, trainer: pl.Trainer) -> None:
@@ -230,21 +239,23 @@ class CAMOverlayLogger(pl.Callback):
             if not self._drawn:
                 self._undrawn = {}
 
-    def _pictures(self) -> ProbePictures:
-        if self._probes is None:
+    def _pictures(self) -> OverlayFiles:
+        if self._watched is None:
             raise RuntimeError("no images were chosen yet")
-        return ProbePictures(
-            self.folder, self._probes, self.class_names, self.methods, dict(self.history), self.colormap,
+        return OverlayFiles(
+            self.folder, self._watched, self.class_names, self.methods, dict(self.history), self.colormap,
             self._normalizer,
         )  # fmt: skip
 
 
 def _draw(
-    pictures: ProbePictures, finds_by_epoch: Mapping[int, Sequence[FoundImage]], found: Sequence[Mapping[str, Any]]
+    pictures: OverlayFiles,
+    highlights_by_epoch: Mapping[int, Sequence[DrawnHighlight]],
+    found: Sequence[Mapping[str, Any]],
 ) -> list[Offer]:
     """Write the pictures of some epochs, then the index; those of the last one are for the loggers."""
     offers: list[Offer] = []
-    for epoch, finds in sorted(finds_by_epoch.items()):
-        offers = pictures.write_epoch(epoch, finds)
+    for epoch, highlights in sorted(highlights_by_epoch.items()):
+        offers = pictures.write_epoch(epoch, highlights)
     pictures.write_index(found)
     return offers

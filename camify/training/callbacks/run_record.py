@@ -40,7 +40,7 @@ class RunRecord(pl.Callback):
     Before training one screen says what will happen; the legacy network is measured where its classes are the data's,
     and the converted one before its first step. After every epoch ``results.json`` and ``report.html`` are written
     anew, with the epochs that no other beats in accuracy and map quality both (the Pareto set), and it is said when
-    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the normaliser and the
+    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the normalizer and the
     threshold that give the best boxes on the validation split, are exported to ``export/``, loaded again and
     compared, and one screen says what came out.
 
@@ -69,7 +69,7 @@ class RunRecord(pl.Callback):
     # ------------------------------------------------------------ hooks
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what will happen and measure what the legacy network reaches; before ``Course``, which lets it go."""
+        """Say what will happen and measure the legacy network, before ``TrainingStages`` lets it go."""
         if not isinstance(pl_module, CAMFineTuner) or is_dry_run(trainer):
             return
         speaks = trainer.is_global_zero and not self.quiet
@@ -228,7 +228,7 @@ def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[st
 
 
 def _box_rule(figures: dict[str, float], module: CAMFineTuner) -> BoxRule | None:
-    """The rule with the threshold that this epoch's boxes ask for; a finished run chooses the normaliser too."""
+    """The rule with the threshold that this epoch's boxes ask for; a finished run chooses the normalizer too."""
     threshold = figures.get("val/best_threshold", math.nan)
     if not math.isfinite(threshold):
         return None

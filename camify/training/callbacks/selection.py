@@ -31,7 +31,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def decline(history: Sequence[Figures], accuracy: str, quality: str, margin: float = 0.01) -> Figures | None:
     """The epoch of the best maps, where the newest has higher accuracy and maps that are worse by more than ``margin``.
 
-    Murtaza et al. 2025, "A Realistic Protocol for Evaluation of Weakly Supervised Object Localization": localisation
+    Murtaza et al. 2025, "A Realistic Protocol for Evaluation of Weakly Supervised Object Localization": localization
     peaks early and decays while accuracy still rises.
     """
     known = [row for row in history if accuracy in row and quality in row]

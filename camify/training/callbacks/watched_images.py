@@ -22,13 +22,21 @@ from ...preprocessing import as_three_channels
 from ..labels import read_labels
 from ..loaders import single_loader
 
-__all__ = ["Look", "Probes", "choose_probes", "named_probes", "observe_watched", "pictures_of", "read_probes"]
+__all__ = [
+    "Observation",
+    "WatchedImages",
+    "choose_watched",
+    "observe_watched",
+    "pictures_of",
+    "read_watched",
+    "watched_by_name",
+]
 
 
 _LABELS_READ = 512  # samples whose labels are read where the data set does not list them
 
 
-class Look(TypedDict):
+class Observation(TypedDict):
     """What a network said of n images, on the CPU; of the predicted (0) and the true class (1).
 
     Attributes:
@@ -36,7 +44,7 @@ class Look(TypedDict):
         logits: (n, 2).
         probabilities: (n, 2).
         maps: by method, raw, (n, 2, h, w).
-        threshold: of the normalised map, from which on it makes boxes, a number.
+        threshold: of the normalized map, from which on it makes boxes, a number.
     """
 
     classes: Tensor
@@ -47,7 +55,7 @@ class Look(TypedDict):
 
 
 @dataclass
-class Probes:
+class WatchedImages:
     """The watched images, as pictures and as the network's input."""
 
     batch: Batch  # its labels are classes (n,)
@@ -55,7 +63,7 @@ class Probes:
     names: list[str]
 
 
-def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: int) -> list[int]:
+def choose_watched(count: int, labels: Sequence[int] | None, total: int, seed: int) -> list[int]:
     """Indices of ``count`` samples, the same for the same seed, as evenly over the classes as can be.
 
     Without labels the samples are spread evenly over the data set, which in sorted folders comes to the same.
@@ -75,7 +83,7 @@ def choose_probes(count: int, labels: Sequence[int] | None, total: int, seed: in
     return sorted(chosen, key=lambda index: (labels[index], index))
 
 
-def named_probes(dataset: Any, names: Sequence[str]) -> list[int]:
+def watched_by_name(dataset: Any, names: Sequence[str]) -> list[int]:
     """Indices of the samples whose path, or the end of it, or whose number is named.
 
     Raises:
@@ -93,7 +101,9 @@ def named_probes(dataset: Any, names: Sequence[str]) -> list[int]:
     return chosen
 
 
-def read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int, images: Sequence[str] = ()) -> Probes:
+def read_watched(
+    trainer: pl.Trainer, network: CAMNet, count: int, seed: int, images: Sequence[str] = ()
+) -> WatchedImages:
     """The named validation images, or ``count`` of them by the seed.
 
     Raises:
@@ -101,12 +111,12 @@ def read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int, ima
     """
     loader = single_loader(trainer.val_dataloaders)
     dataset = loader.dataset
-    indices = named_probes(dataset, images) if images else []
+    indices = watched_by_name(dataset, images) if images else []
     if not indices:
         known = read_labels(loader, _LABELS_READ)
         numbers, labels = known or (list(range(len(dataset))), None)
         single = labels.tolist() if labels is not None and labels.dim() == 1 else None
-        indices = [numbers[place] for place in choose_probes(count, single, len(numbers), seed)]
+        indices = [numbers[place] for place in choose_watched(count, single, len(numbers), seed)]
     batch = Batch.of(loader.collate_fn([dataset[index] for index in indices]))
     if batch.labels is None:
         raise DataError("The validation data have no labels: the true class's map cannot be shown.")
@@ -116,7 +126,7 @@ def read_probes(trainer: pl.Trainer, network: CAMNet, count: int, seed: int, ima
     pictures = pictures_of(batch.images, network)
     stems = [str(index) for index in indices] if batch.paths is None else [Path(path).stem for path in batch.paths]
     names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
-    return Probes(batch, pictures, names)
+    return WatchedImages(batch, pictures, names)
 
 
 def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
@@ -130,7 +140,7 @@ def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
     return as_three_channels(pictures)
 
 
-def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, device: torch.device) -> Look:
+def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, device: torch.device) -> Observation:
     """What a network says of the watched images; all methods share one forward."""
     chosen = make_methods(network, methods)
     gradients = any(method.uses_gradients for method in chosen.values())
@@ -142,6 +152,6 @@ def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, devic
             "classes": classes.cpu(),
             "logits": forward.logits.gather(1, pair).float().cpu(),
             "probabilities": forward.probabilities.gather(1, pair).float().cpu(),
-            "maps": {name: method.look(forward, pair).float().cpu() for name, method in chosen.items()},
+            "maps": {name: method.raw_maps(forward, pair).float().cpu() for name, method in chosen.items()},
             "threshold": torch.tensor(BoxRule.threshold),
         }

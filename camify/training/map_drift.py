@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ..metrics.functional import drift
 
-__all__ = ["EarlierMaps"]
+__all__ = ["MapDrift"]
 
 _MOST = 4096  # maps that are kept: some hundred kB
 
 
-class EarlierMaps:
+class MapDrift:
     """The maps of the first validation images in the epoch before, by their place in the order of validation.
 
     Attributes:
