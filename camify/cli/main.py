@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ _SOURCE = (
 _CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
 _TASKS = tuple(task.value for task in Task)
 _TASK = "what the logits mean; default: what the network says"
+TRAINING = ("fit", "validate", "test", "predict")
+"""The commands of the training command line."""
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -52,8 +55,17 @@ class _Parser(ArgumentParser):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the camify command; wrong input gives a clear message and exit code 2, no traceback."""
-    config = _parser().parse_args(args)
+    """Run the camify command; wrong input gives a clear message and exit code 2, no traceback.
+
+    ``fit``, ``validate``, ``test`` and ``predict`` are those of ``train.py``, which knows Lightning; nothing else does.
+    """
+    words = sys.argv[1:] if args is None else list(args)
+    if words and words[0] in TRAINING:
+        from .train import main as train  # slow to import, and the other commands do not need it
+
+        train(None if args is None else words)
+        return
+    config = _parser().parse_args(words)
     try:
         _COMMANDS[config.subcommand](config[config.subcommand])
     except CamifyError as error:
@@ -62,7 +74,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = _Parser(prog="camify", description="Image classifiers become CAM-ready: inspected, converted, explained.")
+    parser = _Parser(
+        prog="camify",
+        version=version("camify"),
+        description="Image classifiers become CAM-ready: inspected, converted, explained. `camify fit`, `validate`,"
+        " `test` and `predict` do what train.py does; `camify fit --help` lists their options.",
+    )
     commands = parser.add_subcommands(dest="subcommand")
 
     command = _Parser(description="Say what a classifier is, whether it is CAM-ready, and what conversion would do.")
