@@ -19,6 +19,7 @@ from ..reports.html import render
 from ..reports.tables import (
     MISSING,
     Table,
+    by_section,
     json_values,
     markdown_facts,
     markdown_sections,
@@ -387,16 +388,10 @@ class Page:
         ]
         return [gallery for gallery in split if gallery[2]]
 
-    @property
-    def sections(self) -> list[tuple[str, list[Table]]]:
-        """Heading and tables."""
-        names = dict.fromkeys(table.section for table in self.tables)
-        return [(name, [table for table in self.tables if table.section == name]) for name in names]
-
 
 def to_html(page: Page) -> str:
     """One file that loads nothing from anywhere and needs no JavaScript."""
-    return render(Path(__file__).with_name("compare.html.j2"), page=page)
+    return render(Path(__file__).with_name("compare.html.j2"), page=page, sections=by_section(page.tables))
 
 
 def to_markdown(page: Page) -> str:

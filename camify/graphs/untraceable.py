@@ -7,8 +7,8 @@ and in evaluation alike, but it cannot be stored without that code.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -176,21 +176,25 @@ def last_activation(model: nn.Module, record: Record, output: Tensor) -> str | N
 
 
 @contextmanager
-def bypassed(model: nn.Module, layer: str | None) -> Iterator[None]:
-    """A layer gives its input for a while; none does for None."""
-    if layer is None:
-        yield
-        return
-    module = model.get_submodule(layer)
-    own = module.__dict__.get("forward")
-    module.forward = _same_value
+def _replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Modules by name run other functions than their own ``forward`` for a while."""
+    modules = [(model.get_submodule(name), forward) for name, forward in forwards.items()]
+    own = [(module, module.__dict__.get("forward")) for module, _ in modules]
+    for module, forward in modules:
+        module.forward = forward
     try:
         yield
     finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+        for module, before in own:
+            if before is None:
+                module.__dict__.pop("forward", None)  # a module may have several names
+            else:
+                module.forward = before
+
+
+def bypassed(model: nn.Module, layer: str | None) -> AbstractContextManager[None]:
+    """A layer gives its input for a while; none does for None."""
+    return _replaced_forwards(model, {} if layer is None else {layer: _same_value})
 
 
 def _same_value(value: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
@@ -280,25 +284,12 @@ def _head(model: nn.Module, name: str, layout: Layout, record: Record, images: T
     return head
 
 
-@contextmanager
-def replayed(model: nn.Module, record: Record, last: str, value: Tensor) -> Iterator[None]:
+def replayed(model: nn.Module, record: Record, last: str, value: Tensor) -> AbstractContextManager[None]:
     """The module ``last`` gives a value, and those before it what they gave before, without running; for a while."""
     ancestors = {last[:index] for index, letter in enumerate(last) if letter == "."} | {""}
     before = takewhile(lambda name: name != last, record.ended)
     values = {name: record.ended[name] for name in before if record.calls[name] == 1 and name not in ancestors}
-    replaced = []
-    for name, given in {**values, last: value}.items():
-        module = model.get_submodule(name)
-        replaced.append((module, module.__dict__.get("forward")))
-        module.forward = partial(_give, given)
-    try:
-        yield
-    finally:
-        for module, own in reversed(replaced):
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
+    return _replaced_forwards(model, {name: partial(_give, given) for name, given in {**values, last: value}.items()})
 
 
 def _give(value: Any, *_args: Any, **_kwargs: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
-    "MISSING", "Table", "json_values", "markdown_facts", "markdown_line", "markdown_sections", "markdown_text",
-    "number", "percent", "percents", "text_tables",
+    "MISSING", "Table", "by_section", "json_values", "markdown_facts", "markdown_line", "markdown_sections",
+    "markdown_text", "number", "percent", "percents", "text_tables",
 ]  # fmt: skip
 
 MISSING = "–"  # noqa: RUF001 -- an en dash is what a missing value is shown as
@@ -86,11 +86,16 @@ def text_tables(tables: Sequence[Table], most_rows: int = 20) -> str:
     return "\n".join(lines)
 
 
+def by_section(tables: Sequence[Table]) -> dict[str, list[Table]]:
+    """Tables by the heading of their section, in order."""
+    names = dict.fromkeys(table.section for table in tables)
+    return {name: [table for table in tables if table.section == name] for name in names}
+
+
 def markdown_sections(tables: Sequence[Table]) -> list[str]:
     """Lines of Markdown: tables under the headings of their sections."""
     lines = []
-    for section in dict.fromkeys(table.section for table in tables):
-        own = [table for table in tables if table.section == section]
+    for section, own in by_section(tables).items():
         lines += [f"## {section}", "", *(line for table in own for line in _markdown_table(table))]
     return lines
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,21 @@ from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare
 from camify.evaluation.images import EvaluationImage
 from camify.evaluation.network import explained_network
+from camify.evaluation.timing import method_costs
 from camify.model import CAMNet
 from camify.sources.demo_network import TinyVGG
 
 THREE = ["ant", "bee", "c|at"]
 METHOD_NAMES = ("cam", "gradcam", "gradcam++", "layercam", "reciprocam")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _costs_of_one_run():
+    """Costs are measured all the same, but not again and again for seconds; how often is tested by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("comparison", "passes"):
+            patch.setattr(f"camify.evaluation.{module}.method_costs", partial(method_costs, repeats=1))
+        yield
 
 
 @pytest.fixture(scope="session")

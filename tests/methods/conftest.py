@@ -7,6 +7,7 @@ from torchvision.models import get_model
 
 import camify
 from camify.sources.demo_network import TinyVGG
+from tests.surgery.networks import narrow_vgg
 
 from .brute_force import BruteForce
 
@@ -29,9 +30,28 @@ def images():
 
 
 def _network(name):
+    """Of AlexNet and VGG with a narrow head, of VGG with narrow features too: they are run hundreds of times."""
     torch.manual_seed(0)
-    model = get_model(name, weights=None, num_classes=7).eval()
+    if name == "vgg16":
+        model = narrow_vgg("vgg16", 7)
+    elif name == "alexnet":
+        model = get_model(name, weights=None)
+        torch.manual_seed(2)  # a head whose maps have positive evidence on every image
+        model.classifier = nn.Sequential(
+            nn.Dropout(),
+            nn.Linear(256 * 36, 32),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(32, 32),
+            nn.ReLU(),
+            nn.Linear(32, 7),
+        )
+    else:
+        model = get_model(name, weights=None, num_classes=7)
+    model.eval()
     for module in model.modules():  # random networks of this depth hardly answer to the image; these do
+        if name == "vgg16" and isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.running_mean, std=0.1)
@@ -52,7 +72,8 @@ def networks():
                 "mobilenet_v2": lambda: (_network("mobilenet_v2"), "features", 96),
                 "converted": lambda: (camify.convert(_network("resnet18"), head="gap", head_channels=16,
                                                      input_size=96, seed=0), "features", 96),
-                "recast": lambda: (camify.convert(TinyVGG(5), head="recast", input_size=96, seed=0), "features", 128),
+                "recast": lambda: (camify.convert(TinyVGG(5, (8, 16, 32, 32)), head="recast",
+                                                  input_size=96, seed=0), "features", 128),
                 "tiny": lambda: (TinyVGG(5), "features.20", 96),
             }[name]()  # fmt: skip
             made[name] = (model.eval(), BruteForce(model, layer), side)

@@ -1,29 +1,43 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import warnings
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 import camify
 from camify.training import RunRecord
-from tests.training.conftest import SIZE, BlobData
+from tests.training.conftest import SIZE, BlobData, SmallLegacy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:.*exists and is not empty.*"
 )
 
 
-@pytest.fixture
-def run(legacy, make_trainer, tmp_path, capsys):
-    """A finished run of three epochs: its results and what it printed."""
-    module = camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=8, lr=0.02)
-    best = ModelCheckpoint(tmp_path, "best", "val/acc", mode="max", save_on_train_epoch_end=True)
-    callbacks = [camify.CAMOverlayLogger(num_images=2), RunRecord(), best]
-    trainer = make_trainer(*callbacks, max_epochs=3, enable_checkpointing=True)
-    trainer.fit(module, BlobData())
-    return json.loads((tmp_path / "results.json").read_text()), capsys.readouterr().out
+def new_legacy():
+    torch.manual_seed(3)
+    return SmallLegacy()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of three epochs, for tests that only read it: its folder, its results and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("run"), io.StringIO()
+    module = camify.CAMFineTuner(new_legacy(), class_names=["red", "green"], input_size=SIZE, head_channels=8, lr=0.02)
+    best = ModelCheckpoint(folder, "best", "val/acc", mode="max", save_on_train_epoch_end=True)
+    trainer = pl.Trainer(
+        callbacks=[camify.CAMOverlayLogger(num_images=2), RunRecord(), best], max_epochs=3, accelerator="cpu",
+        logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.simplefilter("ignore")
+        trainer.fit(module, BlobData())
+    return folder, json.loads((folder / "results.json").read_text()), printed.getvalue()
 
 
 def accuracy(network):
@@ -35,9 +49,9 @@ def accuracy(network):
     return right / count
 
 
-def test_the_exported_network_is_that_of_the_best_epoch(run, tmp_path):
-    results, _ = run
-    loaded = camify.load(tmp_path / "export")
+def test_the_exported_network_is_that_of_the_best_epoch(run):
+    folder, results, _ = run
+    loaded = camify.load(folder / "export")
     best = max(results["history"], key=lambda row: row["val/acc"])
     assert results["exported"]["epoch"] == best["epoch"]
     assert accuracy(loaded) == pytest.approx(best["val/acc"])
@@ -46,9 +60,9 @@ def test_the_exported_network_is_that_of_the_best_epoch(run, tmp_path):
     assert loaded.preprocessing == BlobData().preprocessing
 
 
-def test_the_legacy_accuracy_stands_beside(run, legacy):
-    results, _ = run
-    assert results["legacy"]["val/acc"] == pytest.approx(accuracy(legacy))
+def test_the_legacy_accuracy_stands_beside(run):
+    _, results, _ = run
+    assert results["legacy"]["val/acc"] == pytest.approx(accuracy(new_legacy()))
 
 
 def test_the_users_network_keeps_its_modes_and_weights(legacy, make_trainer):
@@ -62,19 +76,17 @@ def test_the_users_network_keeps_its_modes_and_weights(legacy, make_trainer):
 
 
 def test_the_legacy_of_other_classes_is_not_compared(make_trainer, tmp_path):
-    from tests.training.conftest import SmallLegacy
-
     module = camify.CAMFineTuner(SmallLegacy(5), class_names=["red", "green"], input_size=SIZE, head_channels=4)
     assert module.legacy is None
     make_trainer(RunRecord(quiet=True), max_epochs=1).fit(module, BlobData())
     assert json.loads((tmp_path / "results.json").read_text())["legacy"]["val/acc"] is None
 
 
-def test_figures_page_and_screens(run, tmp_path):
-    results, printed = run
+def test_figures_page_and_screens(run):
+    folder, results, printed = run
     assert results["finished"]
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
-    page = (tmp_path / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "data:image/webp" in page
     assert 'http-equiv="refresh"' not in page
     for words in ("kept", "dropped", "schedule", "epoch 0", "epoch 2", "camify explain", "centre box"):
