@@ -1,6 +1,6 @@
 """``python -m camify`` is the same as ``camify``."""
 
-from .cli.main import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

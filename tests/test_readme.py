@@ -66,7 +66,7 @@ def test_the_commands_name_what_exists():
     words = [word for line in lines for word in line]
     for path in (word for word in words if word.startswith("configs/")):
         assert (ROOT / path).is_file(), path
-    options = "".join((ROOT / "camify" / name).read_text("utf-8") for name in ("cli/main.py", "cli/export.py"))
+    options = "".join((ROOT / "camify" / name).read_text("utf-8") for name in ("cli/commands.py", "cli/export.py"))
     used = {line[1] for line in lines if line and line[0] == "camify"}
     assert used == {"inspect", "convert", "explain", "compare", "evaluate", "report", "export", "check", "push"}
     assert all(f'add_subcommand("{command}"' in options for command in used)

@@ -1,5 +1,5 @@
 """The command line: one file a group of verbs."""
 
-from .main import main
+from .commands import main
 
 __all__ = ["main"]

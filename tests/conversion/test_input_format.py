@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.conversion import Source, adapt_input, convert
 from camify.errors import ConversionError
 from camify.preprocessing import Preprocessing

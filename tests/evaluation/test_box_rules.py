@@ -12,7 +12,7 @@ from torch import nn
 
 import camify
 from camify.boxes import BoxRule
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare_files

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.data import Preprocessing
 from camify.errors import ConfigError, DataError
 from camify.evaluation.comparison import compare, compare_files

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.errors import ConfigError
 from camify.evaluation.evaluation_report import evaluation_tables, to_csv, to_json, to_markdown
 

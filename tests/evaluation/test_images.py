@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.data import ImageFolderDataModule, Preprocessing, sizes
 from camify.data.folder import class_folders, image_paths
 from camify.errors import ConfigError, ConversionError, DataError

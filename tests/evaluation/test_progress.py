@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.evaluation.progress import tracked
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.conversion import Source
 from camify.data import Preprocessing
 from camify.evaluation import evaluate

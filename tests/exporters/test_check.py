@@ -15,7 +15,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.conversion.readiness import check
 from camify.errors import CheckpointError
 from camify.training import RunRecord

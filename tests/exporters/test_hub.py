@@ -17,7 +17,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 import camify
 from camify.checkpoint.hub import is_repository, push_folder
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.conversion.readiness import check
 from camify.errors import CheckpointError, ConfigError
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.reports.run_folder import read_run
 from camify.reports.run_page import render_page
 from camify.reports.runs_page import render_runs

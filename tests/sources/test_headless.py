@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.conversion.readiness import check
 from camify.errors import CheckpointError, ConversionError
 from camify.sources import resolve

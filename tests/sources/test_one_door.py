@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import camify
-from camify.cli.main import main
+from camify.cli.commands import main
 from camify.conversion.readiness import check
 from camify.errors import CheckpointError, ConfigError, ConversionError
 from camify.sources import LOADERS, Loader, Source, load, resolve

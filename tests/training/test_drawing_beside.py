@@ -128,7 +128,7 @@ def test_wrong_predictions_have_a_picture_of_the_predicted_class(legacy, data, m
             ]
             assert shown[0].shape == shown[1].shape
             assert not np.array_equal(*shown)
-    mistakes = [find for find in index["finds"] if find["kind"] == "mistakes"]
+    mistakes = [find for find in index["highlights"] if find["kind"] == "mistakes"]
     assert all((tmp_path / "overlays" / find["predicted"]).is_file() for find in mistakes)
 
 
@@ -239,7 +239,7 @@ def test_a_run_that_breaks_leaves_everything_it_had_handed_over(
     index = json.loads((tmp_path / "overlays" / "index.json").read_text())
     files = [frame["file"] for image in index["watched"] for frame in image["frames"]]
     files += [file for image in index["watched"] for file in image["strips"].values()]
-    files += [find["file"] for find in index["finds"]]
+    files += [find["file"] for find in index["highlights"]]
     assert all((tmp_path / "overlays" / file).is_file() for file in files)
     assert "data:image/webp" in (tmp_path / "report.html").read_text()
     assert names_of_threads() == []

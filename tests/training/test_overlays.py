@@ -194,10 +194,10 @@ def test_the_end_leaves_animations_a_sheet_and_an_index(module, data, make_train
     index = json.loads((folder / "index.json").read_text())
     assert [[frame["epoch"] for frame in image["frames"]] for image in index["watched"]] == [[0, 1, 2]] * 2
     named = [frame["file"] for image in index["watched"] for frame in image["frames"]]
-    named += [image["strips"]["cam"] for image in index["watched"]] + [find["file"] for find in index["finds"]]
+    named += [image["strips"]["cam"] for image in index["watched"]] + [find["file"] for find in index["highlights"]]
     assert sorted([*named, "sheet.png"]) == pictures(folder)
-    assert {find["kind"] for find in index["finds"]} <= {"mistakes", "beside", "changed"}
-    assert {find["epoch"] for find in index["finds"] if find["kind"] == "changed"} == {1, 2}
+    assert {find["kind"] for find in index["highlights"]} <= {"mistakes", "beside", "changed"}
+    assert {find["epoch"] for find in index["highlights"] if find["kind"] == "changed"} == {1, 2}
 
 
 def test_what_is_worth_a_look_by_hand():
