@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,39 @@ def test_lightning_stays_upstairs(path):
         assert top not in ("lightning", "lightning_fabric"), "the package is pytorch_lightning"
         if top == "pytorch_lightning":
             assert room in LIGHTNING or path.name == "train.py", f"{module_of(path)} knows Lightning"
+
+
+PRIVATE = {  # words of a story, not of the field: no module, function, class, argument or option is called so
+    "anatomy", "asking", "contender", "contenders", "course", "dissect", "finds", "findings", "found", "looks", "pace",
+    "probes", "screens", "subjects", "surgery",
+}  # fmt: skip
+BRITISH = ("licence", "colour", "normaliser", "localis", "optimis", "initialis", "labelled", "behaviour", "neighbour")
+OLD = {"num_finds"}  # old spellings that are still read
+
+
+def names_in(path: Path) -> Iterator[str]:
+    """Names that a file defines: its own, of classes, functions, arguments and variables."""
+    yield path.stem
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=lambda path: module_of(path))
+def test_names_are_terms_of_the_field_in_us_spelling(path):
+    for name in set(names_in(path)) - OLD:
+        words = set(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_"))
+        assert not words & PRIVATE, f"{path}: {name}"
+        assert not any(word in name.lower() for word in BRITISH), f"{path}: {name}"
+
+
+def test_every_package_says_what_stands_there():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(tree_of(path)), path
 
 
 def test_no_import_goes_round_in_a_circle():

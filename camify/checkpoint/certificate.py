@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ TOLERANCE = 1e-4
 """Largest relative identity error of a CAM-ready network in float32."""
 
 
-_COLOURS = {"kept": "green", "dropped": "red", "new": "cyan"}
+_COLORS = {"kept": "green", "dropped": "red", "new": "cyan"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Certificate:
         for column, justify in (("part", "left"), ("", "left"), ("layers", "left"), ("parameters", "right")):
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for part in self.parts:
-            status = f"[{_COLOURS[part.status]}]{part.status}[/]"
+            status = f"[{_COLORS[part.status]}]{part.status}[/]"
             table.add_row(escape(part.name), status, escape(part.layers), f"{part.parameters:,}")
         table.add_section()
         for label, fact in self.facts.items():
@@ -142,7 +143,7 @@ def _wrong_field(certificate: Certificate) -> str | None:
     right["parts"] = all(
         isinstance(part.name, str)
         and isinstance(part.layers, str)
-        and part.status in _COLOURS
+        and part.status in _COLORS
         and isinstance(part.parameters, int)
         for part in certificate.parts
     )
@@ -155,7 +156,6 @@ def _sizes(values: tuple[int, ...], count: int) -> bool:
 
 def as_text(table: Table) -> str:
     """A table as plain text of at most 110 columns."""
-    console = Console(width=110, no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    text = io.StringIO()  # whatever the terminal or the notebook can do: no escape codes
+    Console(file=text, width=110, color_system=None, highlight=False, force_jupyter=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -81,7 +81,7 @@ def fit_head(
     discriminant analysis gives two equally frequent classes, so that a separable set does not make the network
     boundlessly sure. ``model.results`` is emptied: those figures were another head's.
 
-    Lambda is the one of least leave-one-out error, sum_i |r_i|^2 / (1 - h_i)^2 with the leverage
+    Lambda is the one of least leave-one-out error, ``sum_i |r_i|^2 / (1 - h_i)^2`` with the leverage
     h_i = 1/n + z_i' (Z'Z + lambda I)^-1 z_i of the centered features z_i (Allen 1974, PRESS; Golub, Heath, Wahba
     1979, eq. 1.3): exact up to 2,048 images, beyond that an unbiased estimate from the kept rows. The candidates
     are a log grid of 49 from 1e-9 to 1e3 times the largest eigenvalue of Z'Z, scanned at one per decade and then

@@ -1,7 +1,7 @@
 """What converts: torchvision's classifiers and one CNN per family of timm, with every head, at their native size.
 
 ``pytest -m slow tests/conversion/test_coverage.py`` runs all of them (35 minutes on a core) and compares the
-README's table with what it found; the default run takes one small network per family, at small sizes.
+table of docs/guide/convert.md with what it found; the default run takes one small network per family, at small sizes.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def test_every_family_exports(family, suffix, tmp_path):
 
 
 def table():
-    """The README's table, in Markdown."""
+    """The table of the documentation, in Markdown."""
     lines = [
         f"| family | networks | verdict | gap | direct | recast | {' | '.join(FORMATS.values())} |",
         f"|---|---:|---|---:|---:|---:|{'---|' * len(FORMATS)}",
@@ -229,4 +229,4 @@ def test_the_readme_shows_what_was_found():
     print(table())
     converted = [all(row[head] == "yes" for head in ("gap", "direct")) for _, row in FOUND["timm"]]
     assert sum(converted) >= 0.95 * len(converted)
-    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table() in (ROOT / "docs" / "guide" / "convert.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 
-__all__ = ["ImageLog", "Offer"]
+__all__ = ["WRITERS", "ImageLog", "Offer"]
 
 _CORNERS = ("minX", "minY", "maxX", "maxY")  # as W&B names them
 
@@ -75,7 +75,7 @@ def _nothing(logger: Any, offer: Offer, step: int) -> None:
     """CSV files hold no pictures; they lie on disk anyway."""
 
 
-_WRITERS: dict[str, Callable[[Any, Offer, int], None]] = {
+WRITERS: dict[str, Callable[[Any, Offer, int], None]] = {
     "TensorBoardLogger": _tensorboard,
     "WandbLogger": _wandb,
     "MLFlowLogger": _mlflow,
@@ -98,7 +98,7 @@ class ImageLog:
             if id(logger) in self._given_up:
                 continue
             kinds = [kind.__name__ for kind in type(logger).__mro__]
-            writer = next((_WRITERS[kind] for kind in kinds if kind in _WRITERS), None)
+            writer = next((WRITERS[kind] for kind in kinds if kind in WRITERS), None)
             if writer is None:
                 self._give_up(logger, "takes no pictures from camify")
                 continue
