@@ -32,6 +32,8 @@ _READ: dict[str, Callable[[Any], Any]] = {  # options that a layer keeps under a
     "qkv_bias": lambda layer: layer.qkv.bias is not None,
     "proj_bias": lambda layer: layer.proj.bias is not None,
 }
+_LATER = {"bias": True}
+"""Options that layers got in newer versions of torch, with the value that says what older ones do without them."""
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -161,9 +163,12 @@ def _build(data: Any) -> nn.Module:
     with torch.device("meta"):
         for path, entry in data["layers"].items():
             layer = _known(LAYERS, entry["type"], "layer")
-            for option in entry["options"]:
-                _known(_options(entry["type"]), option, f"option of layer {path}")
-            options = {name: _from_data(value, {}) for name, value in entry["options"].items()}
+            known = _options(entry["type"])
+            later = {name for name, value in entry["options"].items() if name not in known and _LATER.get(name) is value}
+            stored = {name: value for name, value in entry["options"].items() if name not in later}
+            for option in stored:
+                _known(known, option, f"option of layer {path}")
+            options = {name: _from_data(value, {}) for name, value in stored.items()}
             _place(root, path, layer(**options))
         for path, entry in data["tensors"].items():
             tensor = torch.empty(entry["shape"])

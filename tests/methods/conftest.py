@@ -7,7 +7,7 @@ from torchvision.models import get_model
 
 import camify
 from camify.sources.demo_network import TinyVGG
-from tests.surgery.networks import narrow_vgg
+from tests.conversion.networks import narrow_vgg
 
 from .brute_force import BruteForce
 
