@@ -576,7 +576,7 @@ def test_random_damage_is_refused_or_harmless(trap, network):
 
 
 def test_an_option_of_a_newer_torch_is_read_where_it_says_what_older_ones_do():
-    """torch gives layers new options: a file of a newer version loads in an older one, if the option changes nothing."""
+    """A file of a newer torch loads in an older one, where an option that is new there changes nothing."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     data = architecture.describe(network)
     data["layers"]["1"]["options"]["bias"] = True  # ReLU has no such option: as if torch had added one

@@ -164,8 +164,9 @@ def _build(data: Any) -> nn.Module:
         for path, entry in data["layers"].items():
             layer = _known(LAYERS, entry["type"], "layer")
             known = _options(entry["type"])
-            later = {name for name, value in entry["options"].items() if name not in known and _LATER.get(name) is value}
-            stored = {name: value for name, value in entry["options"].items() if name not in later}
+            changes_nothing = {name for name, value in _LATER.items() if entry["options"].get(name) is value}
+            unknown_here = changes_nothing - known.keys()
+            stored = {name: value for name, value in entry["options"].items() if name not in unknown_here}
             for option in stored:
                 _known(known, option, f"option of layer {path}")
             options = {name: _from_data(value, {}) for name, value in stored.items()}
