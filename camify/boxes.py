@@ -48,8 +48,8 @@ class BoxRule:
 
     def boxes(self, maps_NHW: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """One box (1, 4) per map, xyxy pixels of the image, exclusive; (0, 4) where a map shows nothing."""
-        found = [component_boxes(mask, largest=True) for mask in self.regions(maps_NHW, size).cpu().numpy()]
-        return [torch.from_numpy(boxes).to(torch.float32) for boxes in found]
+        masks = self.regions(maps_NHW, size).cpu().numpy()
+        return [torch.from_numpy(component_boxes(mask, largest=True)).to(torch.float32) for mask in masks]
 
     def regions(self, maps_NHW: Tensor, size: tuple[int, int]) -> Tensor:
         """The pixels (N, H, W), bool, of images of that size that reach the threshold; none of a map without heat."""

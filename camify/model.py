@@ -247,9 +247,9 @@ class CAMNet(nn.Module):
         Raises:
             CheckpointError: a file is missing, damaged, contradicts the others, or the identity fails.
         """
-        found = fetch_folder(str(folder), revision) if is_repository(folder) else Path(folder)
-        with open_folder(found) as (tensors, manifest):
-            return cls.from_parts(tensors, manifest, found / MANIFEST)
+        path = fetch_folder(str(folder), revision) if is_repository(folder) else Path(folder)
+        with open_folder(path) as (tensors, manifest):
+            return cls.from_parts(tensors, manifest, path / MANIFEST)
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: Path) -> CAMNet:

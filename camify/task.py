@@ -69,21 +69,21 @@ class Task(str, Enum):
         """
         wanted = {"multiclass": f"(N,) of 0..{logits - 1}", "multilabel": f"(N, {logits}) of 0 and 1", "binary": "(N,)"}
         if self is Task.MULTICLASS and labels.dim() == 2 and labels.shape[1] == logits and logits > 1:
-            found = labels.float()
-            right = bool(found.isfinite().all()) and float(found.min()) >= 0
+            targets = labels.float()
+            right = bool(targets.isfinite().all()) and float(targets.min()) >= 0
         elif self is Task.MULTICLASS:
-            found = labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
-            whole = found.dim() == 1 and (not found.is_floating_point() or bool((found == found.round()).all()))
-            right = whole and (not len(found) or (int(found.min()) >= 0 and int(found.max()) < logits))
-            found = found.long() if right else found
+            targets = labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
+            whole = targets.dim() == 1 and (not targets.is_floating_point() or bool((targets == targets.round()).all()))
+            right = whole and (not len(targets) or (int(targets.min()) >= 0 and int(targets.max()) < logits))
+            targets = targets.long() if right else targets
         else:
             shape = (len(labels), logits)
-            found = labels.float().reshape(shape) if labels.numel() == len(labels) * logits else labels
+            targets = labels.float().reshape(shape) if labels.numel() == len(labels) * logits else labels
             if allow_unknown:
-                found = torch.where(found == -1, torch.nan, found)
-            known = found[~found.isnan()] if allow_unknown else found
+                targets = torch.where(targets == -1, torch.nan, targets)
+            known = targets[~targets.isnan()] if allow_unknown else targets
             inside = bool(((known >= 0) & (known <= 1)).all())  # NaN is not
-            right = found.shape == shape and inside
+            right = targets.shape == shape and inside
         if not right:
             span = f" from {float(labels.min()):g} to {float(labels.max()):g}" if labels.numel() else ""
             hint = " Where -1 or NaN stand for unknown, give allow_unknown_labels=True."
@@ -92,7 +92,7 @@ class Task(str, Enum):
                 f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
                 f" {wanted[self.value]}.{hint}"
             )
-        return found
+        return targets
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Probabilities of logits, which lie along ``dim``; float32 at least."""

@@ -101,14 +101,14 @@ def write_folder(
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, contiguous, each with memory of its own: safetensors refuses layers that share theirs."""
-    found: dict[str, Tensor] = {}
+    unshared: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()
         place = plain.untyped_storage().data_ptr()
-        found[name] = plain.clone() if place in taken else plain
+        unshared[name] = plain.clone() if place in taken else plain
         taken.add(place)
-    return found
+    return unshared
 
 
 def _foreign(folder: Path) -> str | None:
@@ -136,11 +136,11 @@ def open_folder(folder: str | Path) -> Iterator[tuple[dict[str, Tensor], dict[st
     manifest = _read_manifest(folder)
     tensors = read_tensors(folder / WEIGHTS)
     with ThreadPoolExecutor(1) as beside:
-        found = beside.submit(file_sha256, folder / WEIGHTS)
+        digest = beside.submit(file_sha256, folder / WEIGHTS)
         try:
             yield tensors, manifest
         finally:  # if both fail, the hash says why
-            if manifest.get("sha256") != found.result():
+            if manifest.get("sha256") != digest.result():
                 raise CheckpointError(
                     f"{folder / WEIGHTS}: does not match field sha256 of {MANIFEST}. The file was changed or damaged."
                 )
@@ -186,14 +186,14 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
             f"{path}: schema_version {manifest['schema_version']} is newer than this camify reads"
             f" ({SCHEMA_VERSION}). Update camify."
         )
-    found = us_keys(manifest)
+    current = us_keys(manifest)
     for version, fields in _ADDED.items():
         if manifest["schema_version"] < version:
-            found = fields | found
-    problem = _contradiction(found)
+            current = fields | current
+    problem = _contradiction(current)
     if problem:
         raise CheckpointError(f"{path}: field {problem}. Was the file changed by hand?")
-    return found
+    return current
 
 
 def us_keys(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,8 +229,8 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     pairs = {"num_classes": "num_classes", "map_channels": "num_features", "pool": "pool"}
     for ours, theirs in pairs.items():
         if record is not None and record.get(ours) != shape[theirs]:
-            found = f"({record.get(ours)!r}) contradicts the architecture ({theirs}={shape[theirs]!r})"
-            return f"{ours} of certificate {found}"
+            problem = f"({record.get(ours)!r}) contradicts the architecture ({theirs}={shape[theirs]!r})"
+            return f"{ours} of certificate {problem}"
     return None
 
 

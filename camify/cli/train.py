@@ -48,7 +48,7 @@ class OneLineParser(LightningArgumentParser):
     def parse_args(self, args: Any = None, *given: Any, **options: Any) -> Any:
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
-        words = [_BY_NAME.sub(lambda found: f"--model.{GROUP_OF[found[1]]}.{found[1]}", word) for word in words]
+        words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
         return super().parse_args(words, *given, **options)
 
     def parse_object(self, obj: Any, *given: Any, **options: Any) -> Any:
@@ -58,9 +58,9 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for ``main`` to print."""
-        found = _inner_error(ex)
+        camify_error = _inner_error(ex)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
-        text = str(found) if found is not None else _essence(message)
+        text = str(camify_error) if camify_error is not None else _essence(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
         guesses = difflib.get_close_matches(unknown[1], self._option_names(), n=1) if unknown else []
         raise ConfigError(f"{text}. Did you mean {guesses[0]}?" if guesses else text) from ex
@@ -238,10 +238,10 @@ def main(args: ArgsType = None) -> None:
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning alone leaves with 0
     except Exception as error:
-        found = _inner_error(error)
-        if found is None:
+        camify_error = _inner_error(error)
+        if camify_error is None:
             raise
-        sys.stderr.write(f"camify: error: {found}\n")
+        sys.stderr.write(f"camify: error: {camify_error}\n")
         sys.exit(2)
     finally:
         os.environ.pop("CAMIFY_RUN_FOLDER", None)

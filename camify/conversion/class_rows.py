@@ -30,8 +30,8 @@ def check_names(names: Sequence[str], option: str) -> None:
     """
     twice = [repr(name) for name, count in Counter(names).items() if count > 1]
     if twice or not names or isinstance(names, str):
-        found = f"{', '.join(twice[:5])} occurs more than once" if twice else "expected a list of names"
-        raise ConversionError(f"{option}: {found}. Give every class one name of its own.")
+        problem = f"{', '.join(twice[:5])} occurs more than once" if twice else "expected a list of names"
+        raise ConversionError(f"{option}: {problem}. Give every class one name of its own.")
 
 
 def match_rows(legacy: Sequence[str], wanted: Sequence[str]) -> Rows:

@@ -336,8 +336,8 @@ def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
     like = next((p for p in teacher.parameters() if p.is_floating_point()), images)
     y = teacher(images.to(like))
     if not isinstance(y, Tensor) or y.shape != logits.shape:
-        found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ConversionError(f"teacher gives {found}, the model logits {tuple(logits.shape)}: they must be alike.")
+        output = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ConversionError(f"teacher gives {output}, the model logits {tuple(logits.shape)}: they must be alike.")
     y = y.to(logits.device).double()
     return y - y.mean(1, keepdim=True)
 

@@ -168,8 +168,8 @@ class _Recaster:
         old = extract(self.network.graph, feature, end, constants=self.analysis.constants)
         new = extract(self.graph, self.start, self.output.args[0])
         expected = as_module(self.network, old)(self.analysis.layout.from_map(maps))
-        found = classifier(as_module(self.network, new)(maps).mean((2, 3)))
-        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        logits = classifier(as_module(self.network, new)(maps).mean((2, 3)))
+        error = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise ConversionError(
                 f"head='recast': the recast head differs from the old one by {error:.1e} (relative). Use head='gap'."

@@ -30,11 +30,11 @@ class Family:
         """What is expected and what was found instead; None where the network fits."""
         missing = [name for name in self.modules if not _has(network, name)]
         if missing:
-            found = ", ".join(name for name, _ in network.named_children())
-            return f"the modules {', '.join(self.modules)}; found {_shorten(found)}"
-        found = layout(network)
-        if self.layout and found != self.layout:
-            return f"convolutions and max-pools (P) {_shorten(self.layout)}; found {_shorten(found) or 'none'}"
+            actual = ", ".join(name for name, _ in network.named_children())
+            return f"the modules {', '.join(self.modules)}; found {_shorten(actual)}"
+        actual = layout(network)
+        if self.layout and actual != self.layout:
+            return f"convolutions and max-pools (P) {_shorten(self.layout)}; found {_shorten(actual) or 'none'}"
         return None
 
 

@@ -188,15 +188,15 @@ def own_boxes(
     sizes = image_sizes(list(names), decode=decode)
     if not table.is_file():
         return None
-    found = read_boxes(table, {name: sizes[path] for path, name in names.items()}, others=others)
-    if not found:
+    rows_by_name = read_boxes(table, {name: sizes[path] for path, name in names.items()}, others=others)
+    if not rows_by_name:
         return None
     boxes = {
-        path: tuple(box for box, label in found.get(names[path], ()) if label == class_name)
+        path: tuple(box for box, label in rows_by_name.get(names[path], ()) if label == class_name)
         for path, class_name in files
     }
     if not any(boxes.values()):
-        labels = sorted({label for rows in found.values() for _, label in rows})
+        labels = sorted({label for rows in rows_by_name.values() for _, label in rows})
         classes = sorted({class_name for _, class_name in files})
         raise DataError(
             f"{table}: no box has the class of its image as its label. Labels: {', '.join(labels[:5])}."

@@ -20,11 +20,11 @@ from ..boxes import component_boxes
 from .primitives import (
     BOX,
     COLUMN,
-    FOUND,
     FRAME,
     GAP,
     INK,
     LINE,
+    MAP_BOX,
     MARGIN,
     MUTED,
     PANEL,
@@ -121,9 +121,9 @@ def overlay_picture(
 
     shown = predicted if of_predicted else true or predicted
     last, note = heated_picture(picture, shown.map_hw, scale, colormap)
-    found = None
+    map_boxes = None
     if region is not None and region.mask.any():
-        last, found = outline_region(last, region.mask), component_boxes(region.mask, largest=True)
+        last, map_boxes = outline_region(last, region.mask), component_boxes(region.mask, largest=True)
     if right or of_predicted:
         middle, label = cells_picture(picture.size, shown.map_hw, scale, colormap)
         labels = ["image", label, note or ("map over the image" if right else "map of the predicted class")]
@@ -139,14 +139,16 @@ def overlay_picture(
 
     x, y = _place(0, width)
     keys = [(BOX, "ground truth")] if boxes is not None and len(boxes) else []
-    keys += [(FOUND, f"found, threshold {region.threshold:.2f}")] if region is not None and found is not None else []
+    keys += (
+        [(MAP_BOX, f"found, threshold {region.threshold:.2f}")] if region is not None and map_boxes is not None else []
+    )
     room = write_legend(draw, x + 3 * (width + GAP) - GAP, MARGIN - 2, keys, 2 * (width + GAP))
     write_line(draw, (x, MARGIN - 2), title, room + width, INK)
     for i, panel in enumerate((picture, middle, last)):
         sheet.paste(panel, (x, y))
         outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
-        if i == 2 and found is not None:
-            outline_boxes(draw, torch.from_numpy(found), image, panel.size, (x, y), width=1, color=FOUND)
+        if i == 2 and map_boxes is not None:
+            outline_boxes(draw, torch.from_numpy(map_boxes), image, panel.size, (x, y), width=1, color=MAP_BOX)
         write_line(draw, (x, y - LINE), labels[i], width, MUTED)
         write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
         write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else color, bold=not i)

@@ -34,7 +34,7 @@ __all__ = [
 PAPER, INK, MUTED = (252, 252, 250), (31, 35, 40), (106, 112, 119)
 GROUND = (224, 224, 224)  # below a color bar and below a map that is drawn without its image
 RIGHT, WRONG = (26, 115, 72), (180, 52, 28)
-BOX, FOUND, BOX_EDGE = (64, 224, 208), (255, 255, 255), (16, 24, 28)  # ground truth, the map's, around both
+BOX, MAP_BOX, BOX_EDGE = (64, 224, 208), (255, 255, 255), (16, 24, 28)  # ground truth, the map's, around both
 PANEL, FRAME = 224, 112  # long side of a picture in an overlay and in a strip, pixels
 MARGIN, GAP, BAR, LINE = 12, 8, 10, 19
 TICK = 44  # room for the numbers beside a color bar
@@ -148,7 +148,7 @@ def outline_region(panel: Image.Image, region_HW: NDArray[np.bool_]) -> Image.Im
     mask = Image.fromarray(region_HW.astype(np.uint8) * 255).resize(panel.size, Image.Resampling.BILINEAR)
     outlines, _ = cv2.findContours((np.asarray(mask) > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     pixels = np.array(panel)
-    cv2.drawContours(pixels, outlines, -1, FOUND, 1, cv2.LINE_AA)
+    cv2.drawContours(pixels, outlines, -1, MAP_BOX, 1, cv2.LINE_AA)
     return Image.fromarray(pixels)
 
 

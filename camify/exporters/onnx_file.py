@@ -107,11 +107,11 @@ class OnnxFile:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: onnxruntime cannot read it ({type(error).__name__}: {reason}).") from error
         self.record = read_record(properties.get(RECORD), path)
-        found = tuple(output.name for output in self.session.get_outputs())
-        if found != tuple(self.record["outputs"]):
-            raise CheckpointError(f"{path}: has the outputs {', '.join(found)}, its {RECORD} says others.")
+        outputs = tuple(output.name for output in self.session.get_outputs())
+        if outputs != tuple(self.record["outputs"]):
+            raise CheckpointError(f"{path}: has the outputs {', '.join(outputs)}, its {RECORD} says others.")
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """The outputs by name, float32."""
-        found = self.session.run(None, {"image": image.numpy()})
-        return {name: torch.from_numpy(value) for name, value in zip(self.record["outputs"], found, strict=True)}
+        outputs = self.session.run(None, {"image": image.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(self.record["outputs"], outputs, strict=True)}

@@ -109,7 +109,7 @@ def _text(archive: zipfile.ZipFile, name: str) -> bytes:
 def _tensors(archive: zipfile.ZipFile, folder: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """The raw tensors of a folder of the archive."""
     storages: dict[str, bytearray] = {}
-    found = {}
+    tensors = {}
     for name, entry in config.items():
         file, meta = entry["path_name"], entry["tensor_meta"]
         if entry["use_pickle"] or not re.fullmatch(r"\w{1,100}", file, re.ASCII):
@@ -121,5 +121,5 @@ def _tensors(archive: zipfile.ZipFile, folder: str, config: Mapping[str, Any]) -
         sizes, strides = ([int(value["as_int"]) for value in meta[key]] for key in ("sizes", "strides"))
         dtype = DTYPES[meta["dtype"]]
         flat = torch.frombuffer(storages[file], dtype=dtype) if storages[file] else torch.empty(0, dtype=dtype)
-        found[name] = flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"]))
-    return found
+        tensors[name] = flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"]))
+    return tensors

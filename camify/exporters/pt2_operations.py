@@ -124,9 +124,9 @@ class _Step:
         """Run the step on the values so far and add what it gives."""
         args = [argument(values) for argument in self._args]
         kwargs = {name: argument(values) for name, argument in self._kwargs.items()}
-        found = self._function(*args, **kwargs)
+        output = self._function(*args, **kwargs)
         if self.names:
-            given = zip(self.names, found if self.several else [found], strict=True)
+            given = zip(self.names, output if self.several else [output], strict=True)
             values.update((name, value) for name, value in given if name)
 
     def _argument(self, data: Any) -> Callable[[dict[str, Any]], Any]:  # noqa: C901 - one line per kind
@@ -192,9 +192,9 @@ def _names(output: Mapping[str, Any]) -> Iterator[str]:
 
 def _function(target: str) -> Callable[..., Any]:
     """The function of a name in the lists above."""
-    found = _TARGET.fullmatch(target)
-    if found and found[1] in _ATEN:
-        operation: Callable[..., Any] = getattr(getattr(torch.ops.aten, found[1]), found[2])
+    match = _TARGET.fullmatch(target)
+    if match and match[1] in _ATEN:
+        operation: Callable[..., Any] = getattr(getattr(torch.ops.aten, match[1]), match[2])
         return operation
     library, _, name = target.rpartition(".")
     if library == "_operator" and name in _OPERATOR:

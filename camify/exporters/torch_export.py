@@ -46,8 +46,8 @@ def export_graph(
         first = (str(error).strip().splitlines() or [""])[0][:300]
         raise ConversionError(f"torch.export cannot follow the network ({type(error).__name__}: {first}).") from error
     image = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == "image")
-    found = image.meta["val"].shape
-    return program, tuple(axis for axis in axes if not isinstance(found[places[axis]], int))
+    shape = image.meta["val"].shape
+    return program, tuple(axis for axis in axes if not isinstance(shape[places[axis]], int))
 
 
 @contextmanager

@@ -79,18 +79,18 @@ def candidates_of(
 def _layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dict[fx.Node, Layout]:
     """The layouts of all steps that can hold a map."""
     image = (images.shape[2], images.shape[3])
-    found: dict[fx.Node, Layout] = {}
+    layouts: dict[fx.Node, Layout] = {}
     channels_last: dict[fx.Node, bool | None] = {}
     for node, shape in observer.shapes.items():
         source = next((n for n in node.all_input_nodes if len(observer.shapes.get(n, ())) == 4), None)
         last = False if node.op == "placeholder" else None if source is None else channels_last.get(source)
         last = {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_permutation(network, node), last)
         channels_last[node] = last
-        layout = find_layout(shape, image, (known.grid for known in found.values()), channels_last=last)
-        flattened = source in found and len(shape) == 3 and shape[1] == observer.shapes[source][1]
+        layout = find_layout(shape, image, (known.grid for known in layouts.values()), channels_last=last)
+        flattened = source in layouts and len(shape) == 3 and shape[1] == observer.shapes[source][1]
         if layout is not None and not flattened:
-            found[node] = layout
-    return found
+            layouts[node] = layout
+    return layouts
 
 
 def _permutation(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:

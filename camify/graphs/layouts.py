@@ -109,9 +109,9 @@ def _grids(tokens: int, image: tuple[int, int]) -> list[tuple[int, int]]:
     """Grids of the image's exact aspect with as many cells as there are tokens, or up to 8 fewer."""
     common = math.gcd(*image)
     height, width = image[0] // common, image[1] // common
-    found = []
+    grids = []
     for prefix in range(_MOST_PREFIX + 1):
         times = math.isqrt(max(tokens - prefix, 0) // (height * width))
         if times and times * times * height * width == tokens - prefix:
-            found.append((times * height, times * width))
-    return found
+            grids.append((times * height, times * width))
+    return grids

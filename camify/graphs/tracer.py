@@ -260,13 +260,13 @@ def require_logits(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
-    found = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    kind = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     items = (
         output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
     )
     held = [f"{key}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for key, v in items]
     raise ConversionError(
-        f"The network returns {found}{f' of {len(held)} outputs ({chr(44).join(held)})' if held else ''}; expected one"
+        f"The network returns {kind}{f' of {len(held)} outputs ({chr(44).join(held)})' if held else ''}; expected one"
         " tensor of logits (N, classes). Wrap it in a module whose forward returns the logits alone."
     )
 
@@ -329,10 +329,10 @@ def ancestors(graph: fx.Graph, end: fx.Node) -> list[fx.Node]:
 
 
 def _upstream(end: fx.Node, start: fx.Node | None = None) -> set[fx.Node]:
-    found, pending = set(), [end]
+    nodes, pending = set(), [end]
     while pending:
         node = pending.pop()
-        if node not in found:
-            found.add(node)
+        if node not in nodes:
+            nodes.add(node)
             pending.extend([] if node is start else node.all_input_nodes)
-    return found
+    return nodes

@@ -239,10 +239,10 @@ def _analyze_watched(
     )
 
 
-def _same(found: Tensor, expected: Tensor, other: Tensor) -> bool:
+def _same(actual: Tensor, expected: Tensor, other: Tensor) -> bool:
     """Whether logits are the expected ones, to a hundredth of what sets those apart from the others."""
     apart = float((expected - other).abs().max())
-    return found.shape == expected.shape and apart > 0 and float((found - expected).abs().max()) <= 0.01 * apart
+    return actual.shape == expected.shape and apart > 0 and float((actual - expected).abs().max()) <= 0.01 * apart
 
 
 def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, Record, Tensor]:

@@ -131,15 +131,15 @@ def check_targets(targets: Any, logits_NK: Tensor, classes: Classes | None = Non
     count, most = logits_NK.shape
     if targets is None:
         return logits_NK.argmax(dim=1) if classes is None else classes.predicted(logits_NK)
-    found = torch.as_tensor(targets, device=logits_NK.device)
-    if found.dim() == 0:
-        found = found.expand(count)
-    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
-    if found.dim() > 2 or len(found) != count or not found.numel() or not whole:
+    chosen = torch.as_tensor(targets, device=logits_NK.device)
+    if chosen.dim() == 0:
+        chosen = chosen.expand(count)
+    whole = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
+    if chosen.dim() > 2 or len(chosen) != count or not chosen.numel() or not whole:
         raise ConfigError(
-            f"targets: {found.dtype} {tuple(found.shape)} for {count} images. Give None, one class, one per image, or"
+            f"targets: {chosen.dtype} {tuple(chosen.shape)} for {count} images. Give None, one class, one per image, or"
             " (images, classes)."
         )
-    if bool(((found < 0) | (found >= most)).any()):
-        raise ConfigError(f"targets: {found.tolist()} must lie in 0..{most - 1}.")
-    return found.long()
+    if bool(((chosen < 0) | (chosen >= most)).any()):
+        raise ConfigError(f"targets: {chosen.tolist()} must lie in 0..{most - 1}.")
+    return chosen.long()

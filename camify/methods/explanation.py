@@ -78,12 +78,12 @@ def explain(
         chosen = check_targets(targets, forward.logits, forward.classes)
         raw = {name: item.raw_maps(forward, chosen) for name, item in methods.items()}
     if normalize is None:
-        found = raw if wanted is None else {name: upsample(maps, wanted) for name, maps in raw.items()}
+        heats = raw if wanted is None else {name: upsample(maps, wanted) for name, maps in raw.items()}
     else:
-        found = {name: methods[name].heat(maps, wanted) for name, maps in raw.items()}
-        for name, heat in found.items():
+        heats = {name: methods[name].heat(maps, wanted) for name, maps in raw.items()}
+        for name, heat in heats.items():
             _report_constant(name, heat)
-    return found[method] if isinstance(method, str) else found
+    return heats[method] if isinstance(method, str) else heats
 
 
 def make_methods(

@@ -250,17 +250,17 @@ def _at_last_map(model: nn.Module, images: Tensor) -> Split:
         return TracedSplit(root, graph, analysis.feature, layout, name, classifier, analysis.activation)
     for node, layout in reversed(list(analysis.maps.items())):  # the last one whose patches the class token still reads
         shown = name if node is analysis.feature else node.name
-        found = TracedSplit(root, graph, node, layout, shown, activation=analysis.activation)
-        if _is_read(found, images[:1]):
-            return found
+        traced = TracedSplit(root, graph, node, layout, shown, activation=analysis.activation)
+        if _is_read(traced, images[:1]):
+            return traced
     raise ConversionError("The head reads no patch of any map. Give layer.")
 
 
-def _is_read(found: Split, images: Tensor) -> bool:
+def _is_read(parts: Split, images: Tensor) -> bool:
     """Whether the logits depend on the map."""
     with torch.no_grad():
-        maps, rest = found.features(images)
-        return not torch.equal(found.head(maps, rest), found.head(maps * 0.5, rest))
+        maps, rest = parts.features(images)
+        return not torch.equal(parts.head(maps, rest), parts.head(maps * 0.5, rest))
 
 
 def _live(model: nn.Module, analysis: TracedAnalysis) -> nn.Module | dict[str, Any]:
@@ -287,8 +287,10 @@ def _live_classifier(model: nn.Module, analysis: TracedAnalysis) -> nn.Linear | 
     layer = None if name is None else model.get_submodule(name)
     if analysis.kept_linear is None or not isinstance(layer, nn.Linear | nn.Conv2d):
         return None
-    found, weight = analysis.kept_linear.weight, layer.weight.flatten(1)
-    same = weight.shape == found.shape and torch.allclose(weight.to(found), found, rtol=1e-3, atol=1e-5)
+    kept_weight, weight = analysis.kept_linear.weight, layer.weight.flatten(1)
+    same = weight.shape == kept_weight.shape and torch.allclose(
+        weight.to(kept_weight), kept_weight, rtol=1e-3, atol=1e-5
+    )
     return layer if same else None
 
 
@@ -326,8 +328,8 @@ def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
 def _layout_of(value: Any, images: Tensor, layer: str) -> Layout:
     layout = find_layout(value.shape, (images.shape[-2], images.shape[-1])) if isinstance(value, Tensor) else None
     if layout is None:
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
-            f"layer={layer!r}: gives {found}, no map (N, C, h, w) larger than 1 x 1. Give an earlier layer."
+            f"layer={layer!r}: gives {kind}, no map (N, C, h, w) larger than 1 x 1. Give an earlier layer."
         )
     return layout

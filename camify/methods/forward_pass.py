@@ -92,10 +92,10 @@ class ForwardPass:
             leaf, logits = self._graph or self._build_graph()
             with torch.enable_grad():
                 score = self.classes.two_sided(logits).gather(1, targets_N[:, None]).sum()
-            (found,) = torch.autograd.grad(score, leaf, retain_graph=True, allow_unused=True)
-            if found is None:
+            (gradient,) = torch.autograd.grad(score, leaf, retain_graph=True, allow_unused=True)
+            if gradient is None:
                 raise ConversionError(f"layer {self.layer}: the logits do not depend on it. Give another layer.")
-            self._gradients = (targets_N, _wide(found))
+            self._gradients = (targets_N, _wide(gradient))
         return self._gradients[1]
 
     @torch.no_grad()

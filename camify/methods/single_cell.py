@@ -102,8 +102,8 @@ def _sparse_head(forward: ForwardPass, masks_PHW: Tensor, channels: int) -> _Spa
     if known is None or not torch.equal(known[0], masks_PHW):
         masks = masks_PHW.to(linear.weight)
         shares = [_shares(before, masks, channels, sign) for sign in (1.0, -1.0)]
-        found = (shares[0], shares[1]) if shares[0] is not None and shares[1] is not None else None
-        known = _SHARES[parts] = (masks_PHW, found)
+        pair = (shares[0], shares[1]) if shares[0] is not None and shares[1] is not None else None
+        known = _SHARES[parts] = (masks_PHW, pair)
     return None if known[1] is None else _SparseHead(linear, rest, *known[1])
 
 
@@ -114,7 +114,7 @@ def _shares(before: nn.Module, masks_PHW: Tensor, channels: int, sign: float) ->
     """
     sizes = torch.linspace(0.5, 2.0, channels).to(masks_PHW)
     vectors = (sign * sizes).expand(len(masks_PHW), -1)
-    found = []
+    factors = []
     for maps in _masked(vectors, masks_PHW):
         (answer,) = before(maps)
         if answer.dim() != 2 or answer.shape[1] % channels:
@@ -122,5 +122,5 @@ def _shares(before: nn.Module, masks_PHW: Tensor, channels: int, sign: float) ->
         shares = answer.reshape(len(maps), channels, -1) / (sign * sizes)[None, :, None]
         if not torch.allclose(shares, shares[:, :1].expand_as(shares), rtol=1e-3, atol=1e-5):
             return None
-        found.append(shares.mean(1))
-    return torch.cat(found)
+        factors.append(shares.mean(1))
+    return torch.cat(factors)

@@ -39,10 +39,10 @@ class UnitIntervalMetric(Metric):
         return self._plot([_figures(one) for one in val] if several else _figures(val), ax)
 
 
-def _figures(found: Any) -> Any:
-    if not isinstance(found, Mapping):
-        return found
-    return {name: value for name, value in found.items() if value.dim() == 0 and value.is_floating_point()}
+def _figures(computed: Any) -> Any:
+    if not isinstance(computed, Mapping):
+        return computed
+    return {name: value for name, value in computed.items() if value.dim() == 0 and value.is_floating_point()}
 
 
 class RowMetric(UnitIntervalMetric):

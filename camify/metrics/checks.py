@@ -39,21 +39,21 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
     Raises:
         DataError: they are not; the message says the number of the image within the batch.
     """
-    given = [found for found in boxes if len(found)]
+    given = [image_boxes for image_boxes in boxes if len(image_boxes)]
     if not given:
         return
-    if all(found.shape[1:] == (4,) for found in given) and _touch(torch.cat(given), height, width):
+    if all(image_boxes.shape[1:] == (4,) for image_boxes in given) and _touch(torch.cat(given), height, width):
         return
-    for index, found in enumerate(boxes):
-        if len(found) == 0:
+    for index, image_boxes in enumerate(boxes):
+        if len(image_boxes) == 0:
             continue
-        if found.dim() != 2 or found.shape[1] != 4:
-            raise DataError(f"{name}: boxes of image {index} are {tuple(found.shape)}, not (n, 4).")
-        if not bool((found[:, 2:] > found[:, :2]).all()):
-            raise DataError(f"{name}: boxes of image {index} need x0 < x1 and y0 < y1: {found.tolist()}")
-        if not _touch(found, height, width):
+        if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
+            raise DataError(f"{name}: boxes of image {index} are {tuple(image_boxes.shape)}, not (n, 4).")
+        if not bool((image_boxes[:, 2:] > image_boxes[:, :2]).all()):
+            raise DataError(f"{name}: boxes of image {index} need x0 < x1 and y0 < y1: {image_boxes.tolist()}")
+        if not _touch(image_boxes, height, width):
             raise DataError(
-                f"{name}: a box of image {index} lies outside its {width} x {height} px: {found.tolist()}. "
+                f"{name}: a box of image {index} lies outside its {width} x {height} px: {image_boxes.tolist()}. "
                 "Give boxes in the pixels of the maps."
             )
 

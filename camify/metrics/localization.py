@@ -123,8 +123,8 @@ class MaxBoxAccuracy(_BoxHits):
         centered, largest = centre_boxes(*maps.shape[1:]), self.version == 1
         for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
             if len(truth):
-                found = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
-                self._add(found >= wanted, iou_with_best_box(centered, truth) >= wanted)
+                best_ious = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
+                self._add(best_ious >= wanted, iou_with_best_box(centered, truth) >= wanted)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
@@ -213,8 +213,8 @@ class LocalizationAccuracy(_BoxHits):
     def _ious(self, heat: Tensor, truth: Tensor) -> Tensor:
         if self.threshold is None:
             return best_iou_by_threshold(heat, truth, self.count, largest=True, parity=self.parity)
-        found = best_iou_at_threshold(heat, truth, self.threshold, largest=True, parity=self.parity)
-        return torch.tensor([found], dtype=torch.float64)
+        best_iou = best_iou_at_threshold(heat, truth, self.threshold, largest=True, parity=self.parity)
+        return torch.tensor([best_iou], dtype=torch.float64)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""

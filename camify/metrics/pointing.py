@@ -88,11 +88,11 @@ class PointingGame(UnitIntervalMetric):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         count = self.totals.sum()
-        found = {"accuracy": self.hits.sum() / count, "centre_accuracy": self.centre_hits / count, "count": count}
+        figures = {"accuracy": self.hits.sum() / count, "centre_accuracy": self.centre_hits / count, "count": count}
         if self.num_classes is not None:
             per_class = self.hits / self.totals
-            found |= {"class_mean": per_class.nanmean(), "per_class": per_class}
-        return found
+            figures |= {"class_mean": per_class.nanmean(), "per_class": per_class}
+        return figures
 
 
 class EnergyPointingGame(RowMetric):

@@ -74,7 +74,7 @@ class PixelAveragePrecision(UnitIntervalMetric):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         precision, recall = precision_recall(self.histograms)
-        found = {
+        figures = {
             "px_ap": average_precision(self.histograms),
             "centre_gaussian_ap": average_precision(self.centre_histograms),
             "constant_ap": torch.where(self.histograms[1].sum().cpu() > 0, precision[-1], torch.nan),
@@ -82,4 +82,4 @@ class PixelAveragePrecision(UnitIntervalMetric):
             "recall": recall,
         }
         device = self.histograms.device
-        return {**{name: value.float().to(device) for name, value in found.items()}, "count": self.total}
+        return {**{name: value.float().to(device) for name, value in figures.items()}, "count": self.total}

@@ -108,9 +108,9 @@ def resolve_cam_ready(source: str) -> Source:
         raise CheckpointError(
             f"{source}: names a legacy network, not a CAM-ready one. Convert it first: camify convert {source} FOLDER"
         )
-    found = loader.load(source, True)
-    _ = found.cam_net
-    return found
+    loaded = loader.load(source, True)
+    _ = loaded.cam_net
+    return loaded
 
 
 def load(folder: str | Path, *, revision: str | None = None) -> CAMNet:

@@ -49,13 +49,13 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     if path.suffix == ".safetensors":
         return read_tensors(path), _names_in([_metadata(path)], path, notes)
     content = read_plain(path)
-    found = _unnest(content)
-    if found is None:
+    unnested = _unnest(content)
+    if unnested is None:
         items = content.items() if isinstance(content, Mapping) else ()
         odd = [f"{key[:40]!r}: {type(value).__name__}" for key, value in items if isinstance(key, str)]
         what = f"{type(content).__name__} with {', '.join(odd[:6]) or 'no names'}"
         raise CheckpointError(f"{path}: is not a state dict (names -> tensors) but a {what}. {_SAVE}")
-    state, where, others = found
+    state, where, others = unnested
     if others or "ema" in where:
         notes.append(f"weights taken from {where}{'; the file also holds ' if others else ''}{', '.join(others)}")
     levels = [content]
@@ -174,8 +174,8 @@ def _unnest(content: Any, depth: int = 4) -> tuple[State, str, list[str]] | None
         return tensors, "", []
     nests = [key for key in _NESTS if isinstance(content.get(key), Mapping)] if depth else []
     for key in nests:
-        if found := _unnest(content[key], depth - 1):
-            state, where, others = found
+        if inner := _unnest(content[key], depth - 1):
+            state, where, others = inner
             return state, f"{key}.{where}" if where else key, others + [other for other in nests if other != key]
     return None
 
@@ -192,22 +192,22 @@ def match_keys(state: State, target: State, notes: list[str] | None = None) -> S
     leaves one reading only. Batch counters may be missing. The notes are told what was done.
     """
     notes = [] if notes is None else notes
-    found, prefix = _strip(state, target)
+    matched, prefix = _strip(state, target)
     if prefix:
         notes.append(f"prefix {prefix} removed from the names")
-    outside = [key for key in found if key not in target and prefix + key not in state]
-    if prefix and outside and _weights(target) <= found.keys():
+    outside = [key for key in matched if key not in target and prefix + key not in state]
+    if prefix and outside and _weights(target) <= matched.keys():
         notes.append(f"{len(outside)} tensors outside {prefix} left out: {', '.join(outside[:4])[:200]}")
-        found = {key: value for key, value in found.items() if key not in outside}
-    if renamed := _by_order(found, target):
+        matched = {key: value for key, value in matched.items() if key not in outside}
+    if renamed := _by_order(matched, target):
         notes.append(f"names differ; {len(renamed)} tensors matched by order and shape")
-        found = renamed
-    counters = [k for k in target if k not in found and k.replace(_COUNTER, "running_mean") in found]
-    found |= {key: target[key] for key in counters}
-    cast = {k: v.to(target[k].dtype) for k, v in found.items() if k in target and fits(v, target[k], k)}
-    if types := {f"{found[k].dtype} -> {v.dtype}" for k, v in cast.items() if v.dtype != found[k].dtype}:
+        matched = renamed
+    counters = [k for k in target if k not in matched and k.replace(_COUNTER, "running_mean") in matched]
+    matched |= {key: target[key] for key in counters}
+    cast = {k: v.to(target[k].dtype) for k, v in matched.items() if k in target and fits(v, target[k], k)}
+    if types := {f"{matched[k].dtype} -> {v.dtype}" for k, v in cast.items() if v.dtype != matched[k].dtype}:
         notes.append(f"precision changed: {', '.join(sorted(types)).replace('torch.', '')}")
-    return found | cast
+    return matched | cast
 
 
 def _weights(state: State) -> set[str]:
@@ -231,13 +231,13 @@ def misfits(state: State, target: State) -> tuple[list[str], list[str], list[str
 def count_classes(state: State, target: State) -> int | None:
     """The length of the file's last classifier tensor where it is another one than the network's, or None."""
     last, matched = next(reversed(target)), match_keys(state, target)
-    found = matched.get(last)
+    classifier = matched.get(last)
     lengths = [sum(not key.endswith(_COUNTER) for key in keys) for keys in (matched, target)]
-    if found is None and lengths[0] == lengths[1]:
-        found = next(reversed(state.values()))  # other names: its place tells
-    if found is None or not found.is_contiguous() or not found.dim() == target[last].dim() > 0:
+    if classifier is None and lengths[0] == lengths[1]:
+        classifier = next(reversed(state.values()))  # other names: its place tells
+    if classifier is None or not classifier.is_contiguous() or not classifier.dim() == target[last].dim() > 0:
         return None
-    return len(found) if len(found) not in (0, len(target[last])) else None
+    return len(classifier) if len(classifier) not in (0, len(target[last])) else None
 
 
 def _strip(state: State, target: State) -> tuple[State, str]:

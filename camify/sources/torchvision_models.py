@@ -119,8 +119,8 @@ def load_weights_file(text: str, weights: bool) -> Source:  # noqa: ARG001 - the
     state, names = read_state(text, notes)
     name = find_architecture(state, text)
     notes.append(f"the file names no network; its tensors fit torchvision/{name} and no other of torchvision's")
-    found = network_with_weights(f"torchvision/{name}@{text}", partial(build_torchvision, name), state, names, notes)
-    return _as_published(found, name, text)
+    loaded = network_with_weights(f"torchvision/{name}@{text}", partial(build_torchvision, name), state, names, notes)
+    return _as_published(loaded, name, text)
 
 
 def _as_published(source: Source, name: str, file: str) -> Source:
@@ -239,8 +239,8 @@ def _nearest(state: State) -> list[tuple[str, int, int]]:
 
     def shared(name: str) -> tuple[str, int, int]:
         target = _skeleton(name)
-        found = match_keys(state, target)
-        return name, len(target) - len(set(_flat(misfits(found, target))) & target.keys()), len(target)
+        matched = match_keys(state, target)
+        return name, len(target) - len(set(_flat(misfits(matched, target))) & target.keys()), len(target)
 
     scores = [shared(name) for name in torchvision_names()]
     best = sorted((score for score in scores if score[1]), key=lambda score: (-score[1] / score[2], score[0]))

@@ -46,11 +46,11 @@ def network_of_file(
     """
     notes: list[str] = []
     state, names = read_state(file, notes)
-    found = network_with_weights(source, build, state, names, notes)
-    named = found.class_names is not None or found.headless
-    if not named and class_names is not None and len(class_names) == _count_logits(found.model):
-        found = replace(found, class_names=class_names)
-    return replace(found, preprocessing=preprocessing)
+    loaded = network_with_weights(source, build, state, names, notes)
+    named = loaded.class_names is not None or loaded.headless
+    if not named and class_names is not None and len(class_names) == _count_logits(loaded.model):
+        loaded = replace(loaded, class_names=class_names)
+    return replace(loaded, preprocessing=preprocessing)
 
 
 def network_with_weights(

@@ -33,7 +33,7 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
         return None
     images, labels, boxes = _examples(trainer, module)
     source = "boxes"
-    if not any(len(found) for found in boxes):
+    if not any(len(image_boxes) for image_boxes in boxes):
         if len(set(labels.tolist())) < 4:
             return None
         images, labels, boxes, source = *_mosaic_cells(images, labels), "mosaics"
@@ -45,8 +45,8 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
         for chunk, classes in zip(torch.split(images, 32), torch.split(labels, 32), strict=True):
             features = network.forward_features(chunk.to(network.classifier.weight))
             weight = network.classes.two_sided(network.classifier.weight, 0)
-            found = plain.maps(features, weight, classes.to(features.device))
-            maps.append(upsample(found.float(), size).cpu())
+            image_boxes = plain.maps(features, weight, classes.to(features.device))
+            maps.append(upsample(image_boxes.float(), size).cpu())
     network.to(home)
     chosen = calibrate(torch.cat(maps), boxes)
     return BoxRule(
@@ -54,7 +54,7 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
         threshold=chosen.threshold,
         clamp_weights=clamp,
         source=source,
-        count=sum(len(found) > 0 for found in boxes),
+        count=sum(len(image_boxes) > 0 for image_boxes in boxes),
         accuracy=chosen.accuracy,
     )
 
@@ -68,8 +68,8 @@ def _examples(trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor, list[Te
     number = 0
     classes = module.cam_net.classes
     for batch, targets in validation_batches(trainer, module):
-        found = [torch.zeros(0, 4)] * len(batch) if batch.boxes is None else batch.boxes
-        for image, label, own in zip(batch.images.cpu(), classes.of_targets(targets).cpu(), found, strict=True):
+        batch_boxes = [torch.zeros(0, 4)] * len(batch) if batch.boxes is None else batch.boxes
+        for image, label, own in zip(batch.images.cpu(), classes.of_targets(targets).cpu(), batch_boxes, strict=True):
             if number % step == 0 and len(images) < _MOST:
                 images.append(image)
                 labels.append(label)

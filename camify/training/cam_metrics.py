@@ -149,11 +149,11 @@ class ValidationBatch:
 
     def curve(self, name: str, title: str) -> Tensor:
         """The row of that name (N,) of ``engine.curve_rows``; the title is for errors."""
-        found = engine.curve_rows(
+        rows = engine.curve_rows(
             self.network, self.images, self.evidence, self.labels, batch_size=64, steps=_CURVE_STEPS, curves=(name,)
         )[name].clamp(0, 1)
-        check_shares(title, "curves", found, (None,))
-        return found
+        check_shares(title, "curves", rows, (None,))
+        return rows
 
     @cached_property
     def flipped(self) -> Tensor:
@@ -369,6 +369,6 @@ class CAMMetrics(nn.Module):
             maps = maps_KHW[numbers[picked].to(maps_KHW.device)].float()
             height, width = (-(-side // _GRID) * _GRID for side in maps.shape[-2:])  # cells of equal size
             self.grid.update(upsample(maps, (height, width)), torch.arange(len(picked), device=maps.device))
-        found = self.grid.compute()
+        figures = self.grid.compute()
         self.grid.reset()
-        return {"grid_pointing": float(found["grid_pointing"]), "grid_chance": float(found["chance"])}
+        return {"grid_pointing": float(figures["grid_pointing"]), "grid_chance": float(figures["chance"])}

@@ -38,8 +38,8 @@ class FrozenPart(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """What the first new layer is given, else the last spatial map."""
         if self.first is None:
-            found: Tensor = self.features(images)
-            return found
+            features_NCHW: Tensor = self.features(images)
+            return features_NCHW
         layer = self.features.get_submodule(self.first)
         handle = layer.register_forward_pre_hook(self._stop)
         try:
@@ -139,11 +139,11 @@ class FeatureCache(Dataset[dict[str, Any]]):
             for batch in reader:
                 known = Batch.of(batch)
                 images, sample = known.images.to(device), _beside(known)
-                found = part(images).float().cpu()
+                features_NCHW = part(images).float().cpu()
                 if store is None:
-                    store = self._empty((count, *found.shape[1:]), limit_gb)
-                store[start : start + len(found)] = found
-                start += len(found)
+                    store = self._empty((count, *features_NCHW.shape[1:]), limit_gb)
+                store[start : start + len(features_NCHW)] = features_NCHW
+                start += len(features_NCHW)
                 if teacher is not None:
                     sample["teacher"] = teacher(images).float().cpu()
                 sample["size"] = torch.tensor(images.shape[-2:]).expand(len(images), 2)
@@ -175,8 +175,8 @@ class FeatureCache(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A whole batch: ``features`` (N, C, h, w) instead of ``image``, ``size`` (N, 2) of the images."""
         chosen, rest = torch.as_tensor(indices), self._rest[self.view]
-        found = {key: v[chosen] if isinstance(v, Tensor) else [v[i] for i in indices] for key, v in rest.items()}
-        return {"features": self._features[self.view][chosen], **found}
+        batch = {key: v[chosen] if isinstance(v, Tensor) else [v[i] for i in indices] for key, v in rest.items()}
+        return {"features": self._features[self.view][chosen], **batch}
 
     def serve(self, trainer: pl.Trainer, epoch: int) -> None:
         """Let the trainer read the cache instead of the images."""

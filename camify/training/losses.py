@@ -92,13 +92,13 @@ def balanced_weights(targets: Tensor, count: int, *, task: Task = Task.MULTICLAS
         DataError: a class has no training image.
     """
     if task is Task.MULTICLASS:
-        total, found = torch.tensor(float(len(targets))), torch.bincount(targets, minlength=count).float()
+        total, counts = torch.tensor(float(len(targets))), torch.bincount(targets, minlength=count).float()
     else:
-        total, found = (~targets.isnan()).float().sum(0), targets.nan_to_num(0.0).sum(0)
-    empty = [index for index, number in enumerate(found.tolist()) if number == 0]
+        total, counts = (~targets.isnan()).float().sum(0), targets.nan_to_num(0.0).sum(0)
+    empty = [index for index, number in enumerate(counts.tolist()) if number == 0]
     if empty:
         raise DataError(f"class_weights='balanced': no training image of class {empty[0]}. Give a list of weights.")
-    return total / (count * found) if task is Task.MULTICLASS else (total - found) / found
+    return total / (count * counts) if task is Task.MULTICLASS else (total - counts) / counts
 
 
 @dataclass

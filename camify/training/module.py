@@ -254,8 +254,9 @@ class CAMFineTuner(pl.LightningModule):
         network = self.cam_net
         if network is None:
             return self.model(inputs), None
-        found = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
-        return network.forward_head(found), class_maps(found, network.classifier.weight) if maps else None
+        features_NCHW = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
+        maps_NKHW = class_maps(features_NCHW, network.classifier.weight) if maps else None
+        return network.forward_head(features_NCHW), maps_NKHW
 
     def _teach(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:

@@ -24,6 +24,6 @@ def last_reached(values: NDArray[np.floating], edges: NDArray[np.floating]) -> N
     place: NDArray[np.int32] = (exact + slack).astype(np.int32)
     exact -= slack
     unsure = np.flatnonzero(place != exact.astype(np.int32))
-    found = np.minimum(place[unsure], len(edges) - 2)
-    place[unsure] = found - (edges[found] > flat[unsure])
+    reached = np.minimum(place[unsure], len(edges) - 2)
+    place[unsure] = reached - (edges[reached] > flat[unsure])
     return place.astype(np.intp).reshape(values.shape)

@@ -69,8 +69,8 @@ def best_iou_by_threshold(
 def best_ious_by_threshold(map_HW: Tensor, boxes: Tensor, count: int = 100) -> tuple[Tensor, Tensor]:
     """`best_iou_by_threshold` of all components, and of the largest, for little more than one of them costs."""
     heat, truth = map_HW.detach().cpu().float().numpy(), _numpy(boxes)
-    found, largest = _level_boxes(heat, count, largest=True)
-    ious = (_best_per_level(part, _iou_with_best(part.boxes, truth), count) for part in (found, largest))
+    levels, largest = _level_boxes(heat, count, largest=True)
+    ious = (_best_per_level(part, _iou_with_best(part.boxes, truth), count) for part in (levels, largest))
     every, one = (torch.from_numpy(part) for part in ious)
     return every, one
 
@@ -83,16 +83,16 @@ def best_iou_at_threshold(
     truth = _numpy(boxes)
     heat = map_HW.detach().cpu()
     if parity is None:
-        found = component_boxes(heat.float().numpy() >= np.float32(threshold), largest=largest)
-        return float(_iou_with_best(found, truth).max(initial=0.0))
+        predicted = component_boxes(heat.float().numpy() >= np.float32(threshold), largest=largest)
+        return float(_iou_with_best(predicted, truth).max(initial=0.0))
     level = (heat.double().numpy() * 255).astype(np.uint8)
     outlines, _ = cv2.findContours(
         (level > int(threshold * int(level.max()))).astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE
     )
     chosen = [max(outlines, key=cv2.contourArea)] if largest and outlines else outlines
-    found = np.array([cv2.boundingRect(outline) for outline in chosen] or [(0, 0, 0, 0)])
-    found[:, 2:] += found[:, :2]
-    return float(_iou_with_best(_cut(found, *level.shape), np.trunc(truth), corner=1).max())
+    predicted = np.array([cv2.boundingRect(outline) for outline in chosen] or [(0, 0, 0, 0)])
+    predicted[:, 2:] += predicted[:, :2]
+    return float(_iou_with_best(_cut(predicted, *level.shape), np.trunc(truth), corner=1).max())
 
 
 def _numpy(boxes: Tensor) -> NDArray[np.float64]:
@@ -110,18 +110,18 @@ def _cut(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _best_iou(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:
-    found = _level_boxes(heat, count, largest=largest)[int(largest)]
-    return _best_per_level(found, _iou_with_best(found.boxes, truth), count)
+    levels = _level_boxes(heat, count, largest=largest)[int(largest)]
+    return _best_per_level(levels, _iou_with_best(levels.boxes, truth), count)
 
 
 def _level_boxes(heat: np.ndarray, count: int, *, largest: bool) -> tuple[LevelBoxes, LevelBoxes]:
     """Boxes of all components at every threshold, and those of the largest, where they are asked for."""
     level = last_reached(heat, np.append(thresholds(count).numpy(), (np.float32(2), np.float32(3))))
-    found = level_set_boxes(heat, level, count, units_HW=level if largest else None)
+    levels = level_set_boxes(heat, level, count, units_HW=level if largest else None)
     if not largest:
-        return found, found
-    return found, _largest_per_level(
-        found, level, np.arange(count), 0, lambda mask: component_boxes(mask, largest=True)[0]
+        return levels, levels
+    return levels, _largest_per_level(
+        levels, level, np.arange(count), 0, lambda mask: component_boxes(mask, largest=True)[0]
     )
 
 
@@ -133,15 +133,15 @@ def _best_iou_wsolevaluation(heat: np.ndarray, truth: np.ndarray, count: int, la
         return np.full(count, _iou_with_best(np.zeros((1, 4)), truth, corner=1)[0])
     asked = (np.arange(count) * (1 / count) * highest).astype(np.intp) + 1
     squares = cv2.erode(level.astype(np.uint8), np.ones((2, 2), np.uint8), anchor=(0, 0), borderValue=0).astype(np.intp)
-    found = level_set_boxes(heat, level, highest + 1, units_HW=squares if largest else None, holes=not largest)
+    levels = level_set_boxes(heat, level, highest + 1, units_HW=squares if largest else None, holes=not largest)
     if largest:
-        found = _largest_per_level(found, level, np.unique(asked), 1, _largest_polygon)
-    iou = _iou_with_best(_cut(found.boxes, *heat.shape), truth, corner=1)
-    return _best_per_level(found, iou, highest + 1)[asked]
+        levels = _largest_per_level(levels, level, np.unique(asked), 1, _largest_polygon)
+    iou = _iou_with_best(_cut(levels.boxes, *heat.shape), truth, corner=1)
+    return _best_per_level(levels, iou, highest + 1)[asked]
 
 
 def _largest_per_level(
-    found: LevelBoxes, level: NDArray[np.intp], asked: NDArray[np.intp], corner: int,
+    level_boxes: LevelBoxes, level: NDArray[np.intp], asked: NDArray[np.intp], corner: int,
     choose: Callable[[np.ndarray], np.ndarray],
 ) -> LevelBoxes:  # fmt: skip
     """The box of the largest component of each level that is asked for.
@@ -149,13 +149,13 @@ def _largest_per_level(
     A component is at least as large as the units in it and at most as large as its box, less ``corner`` on each
     side. Where this leaves no doubt about the largest, it is taken; else it is chosen from the level's mask.
     """
-    order = np.lexsort((-found.units, found.levels))
-    boxes, levels, units = (part[order] for part in found)
+    order = np.lexsort((-level_boxes.units, level_boxes.levels))
+    boxes, levels, units = (part[order] for part in level_boxes)
     most = np.prod(boxes[:, 2:] - boxes[:, :2] - corner, axis=1)
     first = np.flatnonzero(np.diff(levels, prepend=-1))
-    contenders = np.append(most, 0)
-    contenders[first] = 0
-    doubtful = np.maximum.reduceat(contenders, first) >= units[first]
+    best_units = np.append(most, 0)
+    best_units[first] = 0
+    doubtful = np.maximum.reduceat(best_units, first) >= units[first]
     several = np.diff(np.append(first, len(levels))) > 1
     open_levels = np.intersect1d(levels[first[doubtful & several]], asked)
     chosen = [choose(level >= number) for number in open_levels]
@@ -171,9 +171,9 @@ def _largest_polygon(mask: np.ndarray) -> np.ndarray:
     return np.array((x, y, x + width, y + height))
 
 
-def _best_per_level(found: LevelBoxes, iou: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def _best_per_level(levels: LevelBoxes, iou: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     best = np.zeros(count)
-    np.maximum.at(best, found.levels, iou)
+    np.maximum.at(best, levels.levels, iou)
     return best
 
 

@@ -48,14 +48,14 @@ def level_set_boxes(
             not touch the image's border; its rim is one pixel wide.
     """
     code = _higher_neighbors(heat_HW)
-    found = _boxes(code, level_HW, count, units_HW, eight=True)
+    per_level = _boxes(code, level_HW, count, units_HW, eight=True)
     if not holes:
-        return found
+        return per_level
     gaps = _boxes(~code, count - 1 - level_HW, count, None, eight=False)
     below = gaps.levels > 0  # level 0 is that of the image without a single pixel left
-    boxes = np.concatenate([found.boxes, gaps.boxes[below] + (-1, -1, 1, 1)])
-    levels = np.concatenate([found.levels, count - gaps.levels[below]])
-    return LevelBoxes(boxes, levels, np.concatenate([found.units, gaps.units[below]]))
+    boxes = np.concatenate([per_level.boxes, gaps.boxes[below] + (-1, -1, 1, 1)])
+    levels = np.concatenate([per_level.levels, count - gaps.levels[below]])
+    return LevelBoxes(boxes, levels, np.concatenate([per_level.units, gaps.units[below]]))
 
 
 def _higher_neighbors(heat: np.ndarray) -> NDArray[np.uint8]:

@@ -61,8 +61,8 @@ def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
     A box too thin to hold a centre has the pixels under its middle line instead.
     """
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
-    for mask, found in zip(masks, boxes, strict=True):
-        for x0, y0, x1, y1 in found.tolist():
+    for mask, image_boxes in zip(masks, boxes, strict=True):
+        for x0, y0, x1, y1 in image_boxes.tolist():
             mask[_pixels(y0, y1, height), _pixels(x0, x1, width)] = True
     return masks
 

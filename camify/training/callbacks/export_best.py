@@ -122,14 +122,14 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
         classes = network.classes
         logits, maps = classes.two_sided(logits), classes.two_sided(maps)
         top, names, shares = classes.predicted(logits), classes.titles(logits.shape[1]), classes.probabilities(logits)
-        found = [
+        class_maps = [
             ClassMap(names[k], own[k], float(one[k]), float(share[k]))
             for k, own, one, share in zip(top.tolist(), maps, logits, shares, strict=True)
         ]
-        scales = [float(one.map_hw.max()) for one in found]
+        scales = [float(one.map_hw.max()) for one in class_maps]
         drawn = [
             overlay_picture(picture, None, one, scale=scale)
-            for picture, one, scale in zip(pictures, found, scales, strict=True)
+            for picture, one, scale in zip(pictures, class_maps, scales, strict=True)
         ]
         return encoded(sheet_picture(drawn, 2), "png")
     except Exception as error:  # noqa: BLE001 - a picture never stops what a run leaves

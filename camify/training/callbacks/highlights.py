@@ -88,7 +88,7 @@ class Highlights:
         """A new epoch."""
         self.kept, self._seen = {kind: [] for kind in HIGHLIGHT_KINDS}, 0
 
-    def found(self) -> dict[str, list[Highlight]]:
+    def kept_by_kind(self) -> dict[str, list[Highlight]]:
         """By kind what was found, the most telling first."""
         return {kind: highlights for kind, highlights in self.kept.items() if highlights}
 
@@ -106,7 +106,7 @@ class Highlights:
                 highlight.probabilities,
                 highlight.boxes,
             )
-            for kind, highlights in self.found().items()
+            for kind, highlights in self.kept_by_kind().items()
             for place, highlight in enumerate(highlights)
         ]
 

@@ -44,11 +44,11 @@ def _wandb(logger: Any, offer: Offer, step: int) -> None:
         name.replace(" ", "_"): {
             "box_data": [
                 {"position": dict(zip(_CORNERS, map(float, box), strict=True)), "domain": "pixel", "class_id": kind}
-                for box in found
+                for box in boxes_of_kind
             ],
             "class_labels": {kind: name},
         }
-        for kind, (name, found) in enumerate(offer.boxes.items())
+        for kind, (name, boxes_of_kind) in enumerate(offer.boxes.items())
     }
     logger.log_image(offer.key, [_picture(offer)], step=step, **({"boxes": [boxes]} if boxes else {}))
 

@@ -214,9 +214,9 @@ class OverlayFiles:
             title=title,
             of_predicted=of_predicted,
         )
-        found = {"found": boxes_in_overlay(component_boxes(region, largest=True), size, 2)}
+        drawn_boxes = {"found": boxes_in_overlay(component_boxes(region, largest=True), size, 2)}
         truth = {} if boxes is None else {"ground truth": boxes_in_overlay(boxes.numpy(), size, 0)}
-        return _Drawn(picture, {name: places for name, places in (truth | found).items() if places})
+        return _Drawn(picture, {name: places for name, places in (truth | drawn_boxes).items() if places})
 
     def _strip(self, index: int, method: str) -> Image.Image:
         observations = {epoch: self.observations[epoch] for epoch in self._epochs(method)}

@@ -94,7 +94,7 @@ class CAMOverlayLogger(pl.Callback):
         self.images, self.highlights = images or [], Highlights(num_highlights)
         self.folder = Path()
         self._watched: WatchedImages | None = None
-        self._found: list[dict[str, Any]] = []  # of all epochs, as the index has them
+        self._entries: list[dict[str, Any]] = []  # of all epochs, as the index has them
         self._drawing: Future[list[Offer]] | None = None
         self._drawn: deque[Offer] = deque()  # and is not offered to the loggers yet
         self._undrawn: dict[str, Any] = {}  # what these two are: epoch, step and highlights
@@ -107,12 +107,12 @@ class CAMOverlayLogger(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The maps so far, and what is being drawn: after resuming, strips go on where they stopped."""
-        return {"history": self.history, "found": self._found, "methods": self.methods, "undrawn": self._undrawn}
+        return {"history": self.history, "found": self._entries, "methods": self.methods, "undrawn": self._undrawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the maps of an interrupted run; one that knew a single method has them without its name."""
         self._methods_before = list(state_dict.get("methods", self.methods[:1]))
-        self._found, self._undrawn = list(state_dict["found"]), dict(state_dict.get("undrawn", {}))
+        self._entries, self._undrawn = list(state_dict["found"]), dict(state_dict.get("undrawn", {}))
         history: dict[int, Any] = dict(state_dict["history"])
         for epoch, seen in history.items():
             if isinstance(seen["maps"], Tensor):
@@ -193,8 +193,8 @@ class CAMOverlayLogger(pl.Callback):
             if self.history:
                 self._catch_up(trainer)
         with trainer.precision_plugin.forward_context():
-            found = observe_watched(network, self.methods, self._watched.batch, pl_module.device)
-        self.history[trainer.current_epoch] = found
+            observation = observe_watched(network, self.methods, self._watched.batch, pl_module.device)
+        self.history[trainer.current_epoch] = observation
 
     def _catch_up(self, trainer: pl.Trainer) -> None:
         """Draw what the interrupted run has looked at and not drawn, or drawn by other methods."""
@@ -208,8 +208,8 @@ class CAMOverlayLogger(pl.Callback):
         best = trainer.callback_metrics.get("val/best_threshold", torch.tensor(BoxRule.threshold))
         self.history[epoch]["threshold"] = best.detach().float().cpu()
         highlights = self.highlights.pictures(network) if self.highlights.count else []  # type: ignore[arg-type]  # see the hook
-        self._found = [found for found in self._found if found["epoch"] != epoch]  # of an epoch that is done again
-        self._found += [highlight_entry(epoch, highlight, self.class_names) for highlight in highlights]
+        self._entries = [entry for entry in self._entries if entry["epoch"] != epoch]  # of an epoch that is done again
+        self._entries += [highlight_entry(epoch, highlight, self.class_names) for highlight in highlights]
         self._collect(trainer)  # what is older than one epoch has been drawn
         self._undrawn = {
             "epoch": epoch,
@@ -220,7 +220,7 @@ class CAMOverlayLogger(pl.Callback):
 
     def _hand_over(self, trainer: pl.Trainer, highlights_by_epoch: Mapping[int, Sequence[DrawnHighlight]]) -> None:
         self._drawing = Background.of(trainer).start(
-            partial(_draw, self._pictures(), highlights_by_epoch, list(self._found))
+            partial(_draw, self._pictures(), highlights_by_epoch, list(self._entries))
         )
 
     def _collect(self, trainer: pl.Trainer) -> None:
@@ -251,11 +251,11 @@ class CAMOverlayLogger(pl.Callback):
 def _draw(
     pictures: OverlayFiles,
     highlights_by_epoch: Mapping[int, Sequence[DrawnHighlight]],
-    found: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
 ) -> list[Offer]:
     """Write the pictures of some epochs, then the index; those of the last one are for the loggers."""
     offers: list[Offer] = []
     for epoch, highlights in sorted(highlights_by_epoch.items()):
         offers = pictures.write_epoch(epoch, highlights)
-    pictures.write_index(found)
+    pictures.write_index(entries)
     return offers

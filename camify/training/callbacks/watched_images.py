@@ -92,12 +92,12 @@ def watched_by_name(dataset: Any, names: Sequence[str]) -> list[int]:
     paths = [str(path) for path in getattr(dataset, "paths", None) or map(str, range(len(dataset)))]
     chosen = []
     for name in names:
-        found = [index for index, path in enumerate(paths) if path == name or path.endswith(f"/{name}")]
-        if len(found) != 1:
+        places = [index for index, path in enumerate(paths) if path == name or path.endswith(f"/{name}")]
+        if len(places) != 1:
             raise ConfigError(
-                f"images: {name!r} names {len(found)} validation images. Give more of the path, as in {paths[0]!r}."
+                f"images: {name!r} names {len(places)} validation images. Give more of the path, as in {paths[0]!r}."
             )
-        chosen += found
+        chosen += places
     return chosen
 
 
