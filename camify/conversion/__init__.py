@@ -1,4 +1,8 @@
-"""Surgery: what a classifier is made of, and how it becomes CAM-ready."""
+"""How a classifier becomes CAM-ready: the heads, the old head recast, the closed-form fit, the proof, the recipes.
+
+Where the last spatial map lies is found in ``graphs``; where networks come from is ``sources``.
+A new head goes to ``pipeline.py``; a new recipe is a row in ``published_recipes.py``.
+"""
 
 from ..sources import Source, resolve
 from .balance import balance_head

@@ -1,4 +1,8 @@
-"""Data: image folders with boxes, and the embedded shapes."""
+"""Images and their boxes for training and measuring: folders with ``boxes.csv``, and the generated shapes.
+
+How an image becomes an input is ``preprocessing.py``; what a batch is, ``batch.py``.
+A new reader is a file of its own with a data module and samples as ``samples.collate`` takes them.
+"""
 
 from ..preprocessing import Preprocessing
 from .folder import ImageFolderDataModule

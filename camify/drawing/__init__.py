@@ -1,1 +1,4 @@
-"""Pictures: overlays of maps, grids of methods, strips over epochs. Pure functions; pages are in ``reports``."""
+"""Pictures: overlays of maps, grids of methods, strips over epochs. Pure functions of tensors.
+
+Pages and tables are in ``reports``; which images a run draws is decided in ``training/callbacks``.
+"""

@@ -1,6 +1,7 @@
-"""A network as steps, found by running it: its last spatial map, the head behind it, what may be stored of both.
+"""A network as steps, found by running it: its last spatial map, the head behind it, and what may be stored of both.
 
 Nothing is converted here: that is ``conversion``. How maps follow from the steps is said in ``methods``.
+A layer that may be stored goes to ``allowed_layers.py``.
 """
 
 from .analysis import FeaturesCopy, NetworkAnalysis

@@ -1,4 +1,8 @@
-"""Explanation methods: where a network looks, by raw maps that follow from one forward."""
+"""Explanation methods: raw, signed maps of images, all from one shared forward. One file a method.
+
+How maps become heat or boxes is in ``maps.py`` and ``boxes.py``; figures of maps are in ``metrics``.
+A new method is a class with ``@register("name")``.
+"""
 
 from .base import METHODS, Method, check_targets, find_method, register
 from .cam import CAM

@@ -66,6 +66,21 @@ def explain(
         ConfigError: a name or option is unknown, or targets do not match the images.
         ConversionError: the method needs a CAM-ready network, or the network has no map.
         DataError: the network gives NaN or infinite values.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map of class 0: image + 1
+        >>> image = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
+        >>> explain(network, image, targets=0, normalize=None, size=None)
+        tensor([[[1., 2.],
+                 [3., 4.]]])
+        >>> explain(network, image, method="gradcam", targets=0, normalize=None, size=None)  # CAM / (h w)
+        tensor([[[0.2500, 0.5000],
+                 [0.7500, 1.0000]]])
+        >>> explain(network, image, targets=0)  # heat
+        tensor([[[0.0000, 0.3333],
+                 [0.6667, 1.0000]]])
     """
     if normalize not in ("minmax", None):
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")

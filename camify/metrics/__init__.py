@@ -1,4 +1,8 @@
-"""CAM quality as torchmetrics: does the map find the object, does the network use what it shows."""
+"""CAM quality as torchmetrics: does the map find the object, does the network use what it shows.
+
+The figures are defined in ``functional``, image by image; the classes here add them up, also over processes.
+A new metric is a function there first.
+"""
 
 from . import functional
 from .faithfulness import ADCC, AverageDrop, AverageIncrease, Coherency, Complexity, DeletionAUC, InsertionAUC

@@ -1,1 +1,4 @@
-"""Pictures and the page that show what a network looked at."""
+"""Pages and tables: the page of a run, several runs side by side, HTML and Markdown tables.
+
+Pictures are drawn in ``drawing``; figures come from ``evaluation`` and from the run's folder.
+"""

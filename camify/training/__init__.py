@@ -1,4 +1,8 @@
-"""Training: the fine-tuner, its options, its pictures and its record."""
+"""Fine-tuning: the module, its options, losses, stages, resuming and the CAM metrics of validation.
+
+What happens beside training (pictures, record, export) is in ``callbacks``; the command line is in ``cli``.
+A new option is a field in ``options.py``.
+"""
 
 from .callbacks.export_best import ExportBest
 from .callbacks.measure_baselines import MeasureBaselines

@@ -1,4 +1,7 @@
-"""Pure functions behind the metrics."""
+"""The only definitions of figures of maps: pure functions that give a number or a row per image.
+
+Adding them up is done by the classes in ``metrics`` and by ``evaluation``. A new figure is a function with its source.
+"""
 
 from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
 from . import agreement, baselines, box, calibration, faithfulness, level_sets, pixel, pointing, stability

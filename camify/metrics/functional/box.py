@@ -191,7 +191,12 @@ def _iou_with_best(boxes: np.ndarray, truth: np.ndarray, corner: int = 0) -> NDA
 
 
 def centre_boxes(height: int, width: int, steps: int = 20) -> Tensor:
-    """Boxes (steps^2, 4) float64 around the centre, with sides of 1/steps ... 1 of the image, xyxy pixels."""
+    """Boxes (steps^2, 4) float64 around the centre, with sides of 1/steps ... 1 of the image, xyxy pixels.
+
+    Example:
+        >>> centre_boxes(4, 4)[-1]  # the largest is the image
+        tensor([0., 0., 4., 4.], dtype=torch.float64)
+    """
     sides = torch.arange(1, steps + 1, dtype=torch.float64) / (2 * steps)
     half_h, half_w = torch.meshgrid(sides * height, sides * width, indexing="ij")
     x, y = width / 2, height / 2
@@ -203,6 +208,11 @@ def iou_with_best_box(candidates: Tensor, boxes: Tensor) -> Tensor:
 
     Raises:
         DataError: there is no box.
+
+    Example:
+        >>> candidates = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 4.0, 4.0]])
+        >>> iou_with_best_box(candidates, torch.tensor([[0.0, 0.0, 2.0, 2.0]]))
+        tensor([1.0000, 0.2500], dtype=torch.float64)
     """
     if len(boxes) == 0:
         raise DataError("An image without boxes has no IoU; leave it out.")

@@ -27,6 +27,10 @@ def average_drop(scores: Tensor, masked_scores: Tensor) -> Tensor:
     Args:
         scores: (N,) probabilities of one class per image.
         masked_scores: (N,) of the same classes for the masked images.
+
+    Example:
+        >>> average_drop(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.6]))  # half is lost; nothing is
+        tensor([0.5000, 0.0000], dtype=torch.float64)
     """
     before, after = scores.detach().double(), masked_scores.detach().double()
     return torch.where(before > 0, (before - after).clamp(min=0) / before, 0.0)
@@ -45,7 +49,12 @@ def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
 
 
 def complexity(maps: Tensor) -> Tensor:
-    """Mean of a map (N, H, W) in [0, 1], (N,) float64: how much of the image it takes. Poppi et al. 2021, section 3."""
+    """Mean of a map (N, H, W) in [0, 1], (N,) float64: how much of the image it takes. Poppi et al. 2021, section 3.
+
+    Example:
+        >>> complexity(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]))
+        tensor([0.2500], dtype=torch.float64)
+    """
     return maps.detach().double().abs().mean((-2, -1))
 
 
@@ -185,7 +194,12 @@ def _batches(
 
 
 def area_under_curve(curves: Tensor) -> Tensor:
-    """Mean height (N,) float64 of curves (N, steps + 1) by the trapezoidal rule."""
+    """Mean height (N,) float64 of curves (N, steps + 1) by the trapezoidal rule.
+
+    Example:
+        >>> area_under_curve(torch.tensor([[1.0, 0.5, 0.0]]))  # 0.75 / 2 + 0.25 / 2
+        tensor([0.5000], dtype=torch.float64)
+    """
     values = curves.detach().double()
     return (values[:, :-1] + values[:, 1:]).mean(dim=1) / 2
 

@@ -20,7 +20,12 @@ POINTING_TOLERANCE = 15.0
 
 
 def peak(map_HW: Tensor) -> tuple[int, int] | None:
-    """(y, x) of the highest pixel, the first in reading order of equals; None for a constant map, which has none."""
+    """(y, x) of the highest pixel, the first in reading order of equals; None for a constant map, which has none.
+
+    Example:
+        >>> peak(torch.tensor([[0.0, 1.0], [3.0, 2.0]]))
+        (1, 0)
+    """
     if bool((map_HW == map_HW.flatten()[0]).all()):
         return None
     y, x = divmod(int(map_HW.argmax()), map_HW.shape[-1])
@@ -59,6 +64,11 @@ def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
     """Pixels (N, height, width), bool, whose centre lies in one of an image's boxes (n, 4), xyxy, exclusive.
 
     A box too thin to hold a centre has the pixels under its middle line instead.
+
+    Example:
+        >>> box_masks([torch.tensor([[0.0, 0.0, 2.0, 1.0]])], 2, 3).int()
+        tensor([[[1, 1, 0],
+                 [0, 0, 0]]], dtype=torch.int32)
     """
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for mask, image_boxes in zip(masks, boxes, strict=True):
@@ -163,7 +173,13 @@ def mosaic_plan(labels: Tensor, grid: int = 2, seed: int = 0) -> Tensor:
 
 
 def tiled(images: Tensor, grid: int = 2) -> Tensor:
-    """Images (M * grid * grid, C, H, W) as mosaics (M, C, grid * H, grid * W), in reading order."""
+    """Images (M * grid * grid, C, H, W) as mosaics (M, C, grid * H, grid * W), in reading order.
+
+    Example:
+        >>> tiled(torch.arange(4.0).reshape(4, 1, 1, 1))
+        tensor([[[[0., 1.],
+                  [2., 3.]]]])
+    """
     channels, height, width = images.shape[1:]
     tiles = images.view(-1, grid, grid, channels, height, width).permute(0, 3, 1, 4, 2, 5)
     return tiles.reshape(-1, channels, grid * height, grid * width)

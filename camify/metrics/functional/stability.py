@@ -83,7 +83,13 @@ def shift_equivariance(maps: Tensor, maps_of_shifted: Tensor, shift: tuple[int, 
 
 
 def drift(maps: Tensor, earlier: Tensor) -> Tensor:
-    """How far maps (N, H, W) have moved from earlier ones of the same images, (N,): 1 - correlation, 0 ... 2."""
+    """How far maps (N, H, W) have moved from earlier ones of the same images, (N,): 1 - correlation, 0 ... 2.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+        >>> drift(torch.cat([maps, maps]), torch.cat([maps, -maps])).round()  # the same map; its opposite
+        tensor([0., 2.], dtype=torch.float64)
+    """
     return 1 - correlation(maps, earlier)
 
 
@@ -94,6 +100,10 @@ def entropy(maps: Tensor) -> Tensor:
 
     Args:
         maps: (N, H, W), any sign; what is negative counts as 0.
+
+    Example:
+        >>> entropy(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])).abs()
+        tensor([0., 1.], dtype=torch.float64)
     """
     energy = maps.detach().double().clamp(min=0).flatten(1)
     share = energy / energy.sum(dim=1, keepdim=True)
@@ -102,7 +112,12 @@ def entropy(maps: Tensor) -> Tensor:
 
 
 def area(maps: Tensor, threshold: float = 0.5) -> Tensor:
-    """Share (N,) float64 of pixels of maps (N, H, W) in [0, 1] that reach the threshold."""
+    """Share (N,) float64 of pixels of maps (N, H, W) in [0, 1] that reach the threshold.
+
+    Example:
+        >>> area(torch.tensor([[[1.0, 0.5], [0.4, 0.0]]]))
+        tensor([0.5000], dtype=torch.float64)
+    """
     return (maps >= threshold).sum((-2, -1)).double() / maps.shape[-2:].numel()
 
 
