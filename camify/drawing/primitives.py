@@ -184,7 +184,7 @@ def _bar(height: int, colormap: str) -> Image.Image:
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size)
+    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", name)), size)
 
 
 def write_line(

@@ -277,7 +277,7 @@ def test_the_region_above_the_threshold_and_its_box_are_in_the_third_panel(writt
     )
     assert np.array_equal(panel(picture, 1), panel(without, 1))
     factor = drawing.PANEL / 40
-    white = (panel(picture, 2) == drawing.FOUND).all(-1)
+    white = (panel(picture, 2) == drawing.MAP_BOX).all(-1)
     x0, y0, x1, y1 = (round(factor * value) for value in (20, 5, 35, 15))
     for line in (white[y0, x0:x1], white[y1 - 1, x0:x1], white[y0:y1, x0], white[y0:y1, x1 - 1]):
         assert line.all(), "the box of the largest part, to the pixel"

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from PIL import Image
 from torch import nn
@@ -207,7 +208,7 @@ def test_curves_of_one_logit_are_those_of_its_sigmoid(names):
                 with torch.no_grad():
                     p = float(net(mixed[None]).sigmoid())
                 heights.append(p if int(targets[n]) == stands_for else 1 - p)
-            assert float(rows[name][n]) == pytest.approx(np.trapezoid(heights, dx=0.25), abs=1e-5)
+            assert float(rows[name][n]) == pytest.approx(scipy.integrate.trapezoid(heights, dx=0.25), abs=1e-5)
 
 
 def test_networks_of_one_logit_are_compared_with_the_absence_as_the_class_not_present(photo, tmp_path):

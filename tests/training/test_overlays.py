@@ -214,7 +214,7 @@ def test_what_is_worth_a_look_by_hand():
             seen = ValidationBatch(network, images[part], labels[part], logits[part], epoch[part], boxes[part])
             seen.drift = earlier.drift(seen.own)
             finds.update(seen, None)
-        found = finds.found()
+        found = finds.kept_by_kind()
         earlier.end()
         assert ("changed" in found) == (epoch is second), "nothing is known of an epoch before the first"
     p = logits.softmax(1)
