@@ -36,3 +36,13 @@ def clean_methods():
     yield
     METHODS.clear()
     METHODS.update(before)
+
+
+def pytest_collection_modifyitems(items):
+    """Files are exported by torch 2.10 and newer; with older versions those tests have nothing to look at."""
+    if torch.__version__ >= (2, 10):
+        return
+    skip = pytest.mark.skip(reason=f"torch {torch.__version__}: exporting needs 2.10")
+    for item in items:
+        if any(word in item.nodeid for word in ("exporters", "export", "onnx", "pt2")):
+            item.add_marker(skip)

@@ -48,7 +48,10 @@ def write_onnx(program: ExportedProgram, path: Path, record: Mapping[str, Any], 
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever its translations raise
         reason = " ".join(str(error).split())[:300]
-        raise ConversionError(f"ONNX: the network cannot be translated ({type(error).__name__}: {reason}).") from error
+        raise ConversionError(
+            f"ONNX: the network cannot be translated by torch {torch.__version__} ({type(error).__name__}: {reason})."
+            " Where torch is older than 2.10, update it."
+        ) from error
     if exported is None:
         raise ConversionError("ONNX: torch's exporter gave nothing.")
     model = exported.model_proto
