@@ -26,7 +26,7 @@ from .torch_export import AXES, example_of, export_graph
 __all__ = ["FORMATS", "Exported", "export", "open_exported"]
 
 LARGEST_ERROR = 1e-4
-_PT2_SINCE = (2, 9)  # the version of torch whose archives have the form that camify reads
+_PT2_SINCE = "2.9"  # the version of torch whose archives have the form that camify reads
 _FILES: dict[str, tuple[Callable[..., None], Callable[[str | Path], Any]]] = {
     ".onnx": (write_onnx, OnnxFile),
     ".pt2": (write_pt2, Pt2File),
@@ -113,11 +113,7 @@ def export(
         raise ConfigError(f"{path}: unknown suffix {path.suffix!r}. Choose {' or '.join(FORMATS)}.")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: exists. Choose another name, or say overwrite=True.")
-    if path.suffix == ".pt2" and torch.__version__ < _PT2_SINCE:
-        raise ConfigError(
-            f"{path}: needs torch 2.9 or newer, whose archives camify reads; installed: {torch.__version__}. Update torch,"
-            " or export to .onnx."
-        )
+    _check_torch(path)
     if opset is not None and path.suffix != ".onnx":
         raise ConfigError(f"opset={opset}: only .onnx has one.")
     if precision not in EXPORT_PRECISIONS or (precision != "fp32" and (path.suffix != ".onnx" or images is None)):
@@ -143,6 +139,14 @@ def export(
             refusals.append(f"not with {what}: {error}")
             last = error
     raise type(last)(f"{path}: {'; '.join(refusals)}")
+
+
+def _check_torch(path: Path) -> None:
+    if path.suffix == ".pt2" and torch.__version__ < _PT2_SINCE:  # compares versions, not text
+        raise ConfigError(
+            f"{path}: needs torch {_PT2_SINCE} or newer, whose archives camify reads; installed: {torch.__version__}."
+            " Update torch, or export to .onnx."
+        )
 
 
 def _attempt(

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from torchvision.transforms import v2
 
 import camify
@@ -211,3 +212,10 @@ def test_the_record_says_what_the_logits_mean_and_older_ones_are_still_read(file
     for change in ({"task": "regression"}, {"task": "binary"}, {"untrained": "classifier"}, {"class_names": ["a"]}):
         with pytest.raises(CheckpointError, match=r"old\.onnx: .*camify\.json"):
             read_record(json.dumps(record | change), "old.onnx")
+
+
+def test_an_older_torch_is_refused_before_work_starts(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.0"))
+    with pytest.raises(ConfigError, match=r"needs torch 2\.9 or newer.* installed: 2\.8\.0"):
+        camify.export(net, tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
