@@ -178,7 +178,7 @@ def test_a_conversion_is_saved_with_the_preprocessing_of_its_source(tmp_path, ca
     main(["convert", source, str(tmp_path / "out"), "--head", "direct", "--input_size", "96"])
     assert camify.load(tmp_path / "out").preprocessing.mean == tuple(mean)
     printed = capsys.readouterr().out
-    assert ("Assumed: ImageNet's normalisation at 96 px" in printed) == source.startswith("torchvision")
+    assert ("Assumed: ImageNet's normalization at 96 px" in printed) == source.startswith("torchvision")
 
 
 def test_the_input_size_is_the_weights_own_unless_given(tmp_path, monkeypatch):

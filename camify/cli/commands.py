@@ -126,7 +126,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("explain", command)
 
     command = _Parser(description="Write the page of a run anew, or put several runs side by side.")
-    command.add_argument("runs", nargs="+", help="run folders, as `python train.py fit` leaves them")
+    command.add_argument("runs", nargs="+", help="run folders, as `camify fit` leaves them")
     command.add_argument(
         "--out",
         type=str | None,
@@ -186,7 +186,7 @@ def _inspect(options: Namespace) -> None:
     console = Console(highlight=False)
     console.print(inspection.table())
     if inspection.num_classes is None:
-        fit = f"python train.py fit --config configs/your_data.yaml --model.model {options.source}"
+        fit = f"camify fit --model.model {options.source} --data ImageFolderDataModule"
         console.print(f"Next: {fit} --data.init_args.root IMAGES", soft_wrap=True)
     elif not inspection.cam_ready:
         console.print(f"Next: camify convert {options.source} OUT", soft_wrap=True)
@@ -218,7 +218,7 @@ def _convert(options: Namespace) -> None:
         console.print(net.certificate.table())
     if known is None:
         console.print(
-            f"Assumed: ImageNet's normalisation at {size} px; {options.source} does not say what it was trained with."
+            f"Assumed: ImageNet's normalization at {size} px; {options.source} does not say what it was trained with."
             " If that was another, set model.preprocessing and save again.",
             soft_wrap=True,
         )

@@ -38,7 +38,7 @@ def adapt_input(
     - ``channel_order="bgr"``: the network was trained on BGR, the copy takes RGB. The kernel's input channels are
       flipped: exact.
     - ``channels=1``: the copy takes one channel. The kernel is summed over its input channels: exact for images that
-      were gray in all three under one normalisation. Where ``mean`` and ``std`` of the three differ, the copy expects
+      were gray in all three under one normalization. Where ``mean`` and ``std`` of the three differ, the copy expects
       their averages; the kernel takes up the different ``std``, exactly, and the bias the different ``mean``, exactly
       but for cells whose window reaches into zero padding (there the network pads after normalising).
 
@@ -99,7 +99,7 @@ def describe_input(
         return {"channel_order": "bgr"}, turned, "input was BGR: the first convolution is flipped and takes RGB"
     note = "input is grayscale: the first convolution is summed over its input channels"
     if known is None:
-        return {"channels": 1}, None, f"{note} (exact for gray pictures under one normalisation of all three)"
+        return {"channels": 1}, None, f"{note} (exact for gray pictures under one normalization of all three)"
     if len(set(known.mean)) > 1:
         note += "; their different means are in its bias, exact but beside zero padding"
     mean, std = ((sum(values) / len(values),) for values in (known.mean, known.std))

@@ -60,7 +60,7 @@ def read_run(folder: str | Path) -> RunReport:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{folder}: cannot be read as the folder of a run ({type(error).__name__}: {error}). It needs {RESULTS}, as"
-            " `python train.py fit` leaves it."
+            " `camify fit` leaves it."
         ) from error
 
 
@@ -73,7 +73,7 @@ def commands(folder: Path) -> list[tuple[str, str]]:
         ),
         (
             "Go on training",
-            f"python train.py fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
+            f"camify fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
         ),
         ("Put it beside another run", f"camify report {folder} OTHER_RUN --out comparison.html"),
         ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),

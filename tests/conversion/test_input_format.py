@@ -65,7 +65,7 @@ def test_a_caffe_port_answers_as_in_caffe_borders_included(head, flatten):
     assert torch.equal(net.features.get_submodule("conv1").weight, legacy.conv1.weight.flip(1))
 
 
-def test_bgr_turns_the_known_normalisation_round():
+def test_bgr_turns_the_known_normalization_round():
     legacy = CaffePort().eval()
     own = Preprocessing(40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     net = convert(Source(legacy, "bgr", preprocessing=own), head="direct", input_size=40, input_format="bgr")

@@ -57,7 +57,7 @@ def own_maps(net, images):
 
 
 def scaled_twice(maps, size):
-    """That library's normalisation: to [0, 1] map by map, enlarged bilinearly, to [0, 1] again."""
+    """That library's normalization: to [0, 1] map by map, enlarged bilinearly, to [0, 1] again."""
 
     def unit(maps):
         maps = maps - maps.min((1, 2), keepdims=True)

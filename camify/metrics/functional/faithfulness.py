@@ -93,7 +93,7 @@ def masked_images(images: Tensor, maps: Tensor, baseline: float | Tensor = 0.0) 
 
 
 def black(mean: Tensor, std: Tensor) -> Tensor:
-    """Raw black as the network sees it after normalisation by a mean and a deviation (C,): (C, 1, 1)."""
+    """Raw black as the network sees it after normalization by a mean and a deviation (C,): (C, 1, 1)."""
     return (-mean / std)[:, None, None]
 
 

@@ -132,7 +132,7 @@ class RunRecord(pl.Callback):
         if stopped and kept and trainer.is_global_zero and not self.quiet:
             print(  # noqa: T201 - the user's terminal
                 f"\nStopped in epoch {trainer.current_epoch}; what is in {last.name} is safe. Go on with:\n"
-                f"  python train.py fit --config {last.parent}/config.yaml --ckpt_path {last}"
+                f"  camify fit --config {last.parent}/config.yaml --ckpt_path {last}"
             )
 
     # ------------------------------------------------------------ results and page

@@ -130,11 +130,11 @@ def read_watched(
 
 
 def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
-    """Inputs (N, C, H, W) as pictures (N, 3, H, W) in [0, 1]; of unknown normalisation, each by its own extremes."""
+    """Inputs (N, C, H, W) as pictures (N, 3, H, W) in [0, 1]; of unknown normalization, each by its own extremes."""
     images = images.float()
     if network.preprocessing is not None:
         pictures = network.preprocessing.restore(images)
-    else:  # unknown normalisation: each image between its own extremes
+    else:  # unknown normalization: each image between its own extremes
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         pictures = (images - low) / (high - low).clamp_min(1e-6)
     return as_three_channels(pictures)
