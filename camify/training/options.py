@@ -46,7 +46,13 @@ def _check_choices(options: Any, **choices: tuple[str | None, ...]) -> None:
         )
 
 
-def _check_signs(options: Any, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+def _check_numbers(options: Any, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+    """Refuse what is no number where one is wanted, and numbers of a wrong sign."""
+    plain = [option.name for option in fields(options) if type(option.default) in (int, float)]
+    for name in {*plain, *positive, *not_negative}:
+        value = getattr(options, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(value is None or number, f"{name}={value!r} must be a number.")
     for name in positive:
         value = getattr(options, name)
         _require(value is None or value > 0, f"{name}={value} must be positive.")
@@ -91,6 +97,7 @@ class ConversionOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self, init=(None, "random", "ridge", "recast"))
+        _check_numbers(self, not_negative=("dropout",))
         _require(
             self.init != "recast" or self.head in (None, "recast"),
             f"init='recast' keeps the old head, head={self.head!r} does not. Leave one of them out.",
@@ -158,7 +165,7 @@ class OptimizationOptions:
     def __post_init__(self) -> None:
         _check_choices(self, optimizer=(None, "sgd", "adamw"), schedule=(None, "cosine", "step", "one_cycle"))
         not_negative = ("momentum", "weight_decay", "warmup_epochs", "freeze_epochs", "gradient_clip")
-        _check_signs(self, positive=("lr", "head_lr_factor", "bias_lr_factor"), not_negative=not_negative)
+        _check_numbers(self, positive=("lr", "head_lr_factor", "bias_lr_factor"), not_negative=not_negative)
         _require(0 < self.layer_decay <= 1, f"layer_decay={self.layer_decay} must be in (0, 1].")
         _require(
             not (self.nesterov and self.optimizer == "sgd" and self.momentum == 0),
@@ -216,7 +223,7 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self, task=(None, "multiclass", "multilabel", "binary"), teacher=(None, "legacy"))
-        _check_signs(self, not_negative=("label_smoothing",))
+        _check_numbers(self, not_negative=("label_smoothing",))
         weights = self.class_weights
         _require(
             not isinstance(weights, str) or weights == "balanced",
@@ -248,7 +255,7 @@ class AugmentationOptions:
     adl_gamma: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_signs(self, not_negative=("cutmix",))
+        _check_numbers(self, not_negative=("cutmix",))
         _require(0 <= self.hide_and_seek < 1, f"hide_and_seek={self.hide_and_seek} must be in [0, 1).")
 
 
@@ -271,7 +278,7 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self, feature_cache=("off", "memory", "disk"))
-        _check_signs(self, positive=("feature_cache_gb",))
+        _check_numbers(self, positive=("feature_cache_gb",))
         views = self.cached_views
         _require(
             views is None or (views >= 1 and self.feature_cache != "off"),
@@ -298,6 +305,9 @@ class MetricsOptions:
     normalizer: Literal["minmax", "max", "pas", "ivr"] = "minmax"
     percentile: float | None = None
     clamp_weights: bool = False
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, positive=("grid_mosaics", "percentile"))
 
 
 @dataclass(frozen=True)
@@ -351,7 +361,7 @@ class FineTuningOptions:
             ConversionError: no recipe has that name, or an option contradicts it.
         """
         published = find_recipe(recipe)
-        nested = {name: dict(group if isinstance(group, Mapping) else vars(group)) for name, group in groups.items()}
+        nested = {name: _options_of(name, group) for name, group in groups.items()}
         made = {name: GROUPS[name](**options) for name, options in put_into_groups(by_name, nested).items()}
         made |= {name: made[name].settled(published) for name in ("conversion", "optimization")}
         return cls(recipe, **made)
@@ -405,6 +415,14 @@ def put_into_groups(by_name: Mapping[str, Any], groups: Mapping[str, Mapping[str
             raise ConfigError(f"{name} is given twice: {value!r}, and {other!r} in {GROUP_OF[name]}. Give one of them.")
         options[name] = value
     return merged
+
+
+def _options_of(name: str, group: Any) -> dict[str, Any]:
+    if isinstance(group, Mapping):
+        return dict(group)
+    kind = GROUPS[name]
+    _require(isinstance(group, kind), f"{name}={group!r}: give {kind.__name__}, or a dict of its options.")
+    return dict(vars(group))
 
 
 def _refuse_unknown(given: Iterable[str], known: Collection[str], lacks: str) -> None:
