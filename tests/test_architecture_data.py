@@ -276,6 +276,8 @@ LAYER_NAMES = [
 @pytest.mark.parametrize("name", LAYER_NAMES)
 @pytest.mark.parametrize("with_arguments", [True, False])
 def test_layer_names_cannot_reach_beyond_the_layers(trap, name, with_arguments):
+    if name == "shape_env" and not hasattr(fx.GraphModule(nn.Module(), fx.Graph()), name):
+        pytest.skip("a plain layer name for this torch")
     arguments = ("pwned", f"M: pass\n{CODE}\nclass N") if with_arguments else (ref("x"),)
     call = node("z", "call_module", name, *arguments)
     data = description(CALL, call, layers={"conv": CONV, name: CONV})

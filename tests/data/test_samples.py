@@ -161,6 +161,10 @@ def test_modes_become_rgb(tmp_path, mode):
     image = Image.fromarray(pixels()).convert(mode)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     image.save(path)
+    try:
+        Image.open(path).load()
+    except OSError:
+        pytest.skip("this Pillow cannot read what it wrote")
     found = read(path)
     assert found.shape == (HEIGHT, WIDTH, 3)
     if mode in ("1", "L", "LA"):

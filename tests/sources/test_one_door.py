@@ -67,6 +67,9 @@ def hub(monkeypatch):
     return asked
 
 
+CAN_EXPORT = torch.__version__ >= "2.9"  # compares versions, not text
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """One network in every CAM-ready form; its bias says which of a run's files was taken."""
@@ -80,7 +83,8 @@ def places(tmp_path_factory):
     lightning(make_net(2.0), interrupted / "best.ckpt")
     lightning(make_net(9.0), interrupted / "another.ckpt")
     make_net(1.0).save_pretrained(finished / "export")
-    camify.export(make_net(1.0), root / "model.pt2")
+    if CAN_EXPORT:
+        camify.export(make_net(1.0), root / "model.pt2")
     return root
 
 
@@ -89,6 +93,8 @@ CAM_READY = {"folder": 1, "finished": 1, "interrupted": 2, "stopped": 3, "stoppe
 
 @pytest.mark.parametrize("form", CAM_READY)
 def test_every_cam_ready_form_goes_through_the_one_door(places, form):
+    if form.endswith("pt2") and not CAN_EXPORT:
+        pytest.skip("this torch writes other archives")
     text, expected = str(places / form), make_net(float(CAM_READY[form]))
     source = resolve(text)
     assert source.name == text
