@@ -162,7 +162,8 @@ def test_modes_become_rgb(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     image.save(path)
     try:
-        Image.open(path).load()
+        with Image.open(path) as written:
+            written.load()
     except OSError:
         pytest.skip("this Pillow cannot read what it wrote")
     found = read(path)
