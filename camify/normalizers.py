@@ -57,7 +57,7 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
     if (percentile is None) == (name in ("pas", "ivr")) or not 0 <= (percentile or 0) <= 100:
         raise ConfigError(f'percentile={percentile} does not fit {name!r}: "pas" and "ivr" take one in 0..100.')
     if maps.numel() and not bool(torch.isfinite(maps.amin() + maps.amax())):  # both carry NaN over
-        raise DataError("maps hold NaN or infinity. Highlight the image that causes it.")
+        raise DataError("maps hold NaN or infinity. Find the image that causes it.")
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     return scale_maps(maps, name, percentile)
 

@@ -66,7 +66,7 @@ class Method(ABC):
         if bad:
             raise DataError(
                 f"{type(self).__name__}: the map of image {bad[0]} of the batch is not finite, at layer"
-                f" {forward.layer}. Observation for NaN or infinite values in the image and the weights."
+                f" {forward.layer}. Look for NaN or infinite values in the image and the weights."
             )
         return maps
 

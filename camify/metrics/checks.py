@@ -30,7 +30,7 @@ def check_maps(name: str, maps: Tensor, count: int | None = None, *, unit: bool 
     if unit and not (low >= 0 and high <= 1):
         raise DataError(f"{name}: maps must lie in [0, 1], without NaN. Use camify.maps.normalize.")
     if not unit and not (math.isfinite(low) and math.isfinite(high)):
-        raise DataError(f"{name}: maps hold NaN or infinity. Highlight the image that causes it before measuring.")
+        raise DataError(f"{name}: maps hold NaN or infinity. Find the image that causes it before measuring.")
 
 
 def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> None:

@@ -167,7 +167,7 @@ def _curves(
     if targets.shape != (count,):
         raise DataError(f"targets {tuple(targets.shape)} must be ({count},), one class per image.")
     if bool(maps.isnan().any()):
-        raise DataError("maps hold NaN: they have no order of pixels. Highlight the image that causes it.")
+        raise DataError("maps hold NaN: they have no order of pixels. Find the image that causes it.")
     order = maps.detach().to(start.device).flatten(1).argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(order).scatter_(
         1, order, torch.arange(height * width, device=order.device).expand_as(order)
