@@ -47,7 +47,7 @@ def test_examples_give_what_they_say(name):
         assert not said, "".join(said)
 
 
-@pytest.mark.parametrize("package", [camify.metrics, camify.metrics.functional])
+@pytest.mark.parametrize("package", [camify.metrics, camify.metrics.functional, camify.methods])
 def test_every_public_function_and_class_has_an_example(package):
     shown = {test.name.rpartition(".")[2] for name in MODULES for test in examples_of(name)}
     public = {name for name in package.__all__ if callable(getattr(package, name))}
