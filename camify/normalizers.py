@@ -86,4 +86,4 @@ def scale_maps(maps: Tensor, name: str, percentile: float | None, find: Callable
 
 
 def _percentile(maps: Tensor, percentile: float) -> Tensor:
-    return torch.stack([one.flatten().quantile(percentile / 100) for one in maps])[:, None, None]
+    return torch.stack([map_HW.flatten().quantile(percentile / 100) for map_HW in maps])[:, None, None]
