@@ -34,5 +34,5 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, kind, own in hooks:
-            setattr(module, kind, own)
+        for module, kind, own_hooks in hooks:
+            setattr(module, kind, own_hooks)

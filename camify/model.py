@@ -135,12 +135,12 @@ class CAMNet(nn.Module):
             raise ConfigError(
                 "The network has no box rule, as it was not fine-tuned with camify. Give rule=camify.BoxRule(...)."
             )
-        known = self.classes
+        logit_classes = self.classes
         with eval_mode(self):
             features = self.forward_features(images)
-            logits = known.two_sided(self.forward_head(features))
-            chosen = known.predicted(logits) if classes is None else classes.to(features.device)
-        maps = rule.maps(features, known.two_sided(self.classifier.weight, 0), chosen)
+            logits = logit_classes.two_sided(self.forward_head(features))
+            chosen = logit_classes.predicted(logits) if classes is None else classes.to(features.device)
+        maps = rule.maps(features, logit_classes.two_sided(self.classifier.weight, 0), chosen)
         return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
 
     # timm's protocol ------------------------------------------------------

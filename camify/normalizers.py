@@ -51,6 +51,12 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
     Raises:
         ConfigError: the name is unknown, or the percentile is missing, given where there is none, or not in 0..100.
         DataError: maps hold NaN or infinity.
+
+    Example:
+        >>> normalize_maps(torch.tensor([[[-1.0, 0.0, 1.0, 3.0]]]))
+        tensor([[[0.0000, 0.2500, 0.5000, 1.0000]]])
+        >>> normalize_maps(torch.tensor([[[-1.0, 0.0, 1.0, 4.0]]]), "max")
+        tensor([[[0.0000, 0.0000, 0.2500, 1.0000]]])
     """
     if name not in {known.name for known in NORMALIZERS}:
         raise ConfigError(f'normalizer {name!r} is unknown. Choose "minmax", "max", "pas" or "ivr".')
@@ -80,4 +86,4 @@ def scale_maps(maps: Tensor, name: str, percentile: float | None, find: Callable
 
 
 def _percentile(maps: Tensor, percentile: float) -> Tensor:
-    return torch.stack([one.flatten().quantile(percentile / 100) for one in maps])[:, None, None]
+    return torch.stack([map_HW.flatten().quantile(percentile / 100) for map_HW in maps])[:, None, None]

@@ -57,16 +57,16 @@ class Preprocessing:
         object.__setattr__(self, "size", _plain_size(self.size))
         for name in ("mean", "std"):
             object.__setattr__(self, name, _plain_numbers(name, getattr(self, name)))
-        given = self.input_format or {1: "grayscale", 3: "rgb"}.get(self.channels, "channels")
-        object.__setattr__(self, "input_format", given)
+        input_format = self.input_format or {1: "grayscale", 3: "rgb"}.get(self.channels, "channels")
+        object.__setattr__(self, "input_format", input_format)
         if len(self.mean) != len(self.std) or not self.mean:
             raise ConfigError(
                 f"preprocessing: mean has {len(self.mean)} values, std {len(self.std)}. Give one of each per channel."
             )
-        channels = {"rgb": 3, "bgr": 3, "grayscale": 1}.get(given, self.channels)
-        if given not in INPUT_FORMATS or channels != self.channels:
+        channels = {"rgb": 3, "bgr": 3, "grayscale": 1}.get(input_format, self.channels)
+        if input_format not in INPUT_FORMATS or channels != self.channels:
             raise ConfigError(
-                f"preprocessing: input_format={given!r} with {self.channels} values of mean. Choose one of"
+                f"preprocessing: input_format={input_format!r} with {self.channels} values of mean. Choose one of"
                 f" {', '.join(INPUT_FORMATS)}; rgb and bgr have three channels, grayscale has one."
             )
 
@@ -162,9 +162,9 @@ class Preprocessing:
     def differences(self, other: Preprocessing) -> list[str]:
         """The fields in which two differ, each with both values: this one's first."""
         return [
-            f"{one.name} {_shown(getattr(self, one.name))} and {_shown(getattr(other, one.name))}"
-            for one in fields(self)
-            if not _same(getattr(self, one.name), getattr(other, one.name))
+            f"{field.name} {_shown(getattr(self, field.name))} and {_shown(getattr(other, field.name))}"
+            for field in fields(self)
+            if not _same(getattr(self, field.name), getattr(other, field.name))
         ]
 
     # ------------------------------------------------------------ as data

@@ -67,22 +67,28 @@ class Task(str, Enum):
         Raises:
             DataError: they do not fit the task; says what they are.
         """
-        wanted = {"multiclass": f"(N,) of 0..{logits - 1}", "multilabel": f"(N, {logits}) of 0 and 1", "binary": "(N,)"}
+        expected = {
+            "multiclass": f"(N,) of 0..{logits - 1}",
+            "multilabel": f"(N, {logits}) of 0 and 1",
+            "binary": "(N,)",
+        }
         if self is Task.MULTICLASS and labels.dim() == 2 and labels.shape[1] == logits and logits > 1:
             targets = labels.float()
             right = bool(targets.isfinite().all()) and float(targets.min()) >= 0
         elif self is Task.MULTICLASS:
             targets = labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
-            whole = targets.dim() == 1 and (not targets.is_floating_point() or bool((targets == targets.round()).all()))
-            right = whole and (not len(targets) or (int(targets.min()) >= 0 and int(targets.max()) < logits))
+            is_integer = targets.dim() == 1 and (
+                not targets.is_floating_point() or bool((targets == targets.round()).all())
+            )
+            right = is_integer and (not len(targets) or (int(targets.min()) >= 0 and int(targets.max()) < logits))
             targets = targets.long() if right else targets
         else:
             shape = (len(labels), logits)
             targets = labels.float().reshape(shape) if labels.numel() == len(labels) * logits else labels
             if allow_unknown:
                 targets = torch.where(targets == -1, torch.nan, targets)
-            known = targets[~targets.isnan()] if allow_unknown else targets
-            inside = bool(((known >= 0) & (known <= 1)).all())  # NaN is not
+            known_targets = targets[~targets.isnan()] if allow_unknown else targets
+            inside = bool(((known_targets >= 0) & (known_targets <= 1)).all())  # NaN is not
             right = targets.shape == shape and inside
         if not right:
             span = f" from {float(labels.min()):g} to {float(labels.max()):g}" if labels.numel() else ""
@@ -90,7 +96,7 @@ class Task(str, Enum):
             hint = "" if self is Task.MULTICLASS else hint
             raise DataError(
                 f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
-                f" {wanted[self.value]}.{hint}"
+                f" {expected[self.value]}.{hint}"
             )
         return targets
 
@@ -136,8 +142,8 @@ class Classes:
     @classmethod
     def carried_by(cls, model: object, logits: int, task: str | Task | None = None) -> Classes:
         """What a network says of its logits; of one that says nothing, or with a ``task`` given, as ``of``."""
-        known = getattr(model, "classes", None)
-        return known if isinstance(known, Classes) and task is None else cls.of(task, None, logits)
+        carried = getattr(model, "classes", None)
+        return carried if isinstance(carried, Classes) and task is None else cls.of(task, None, logits)
 
     @property
     def positive(self) -> int:
@@ -147,8 +153,8 @@ class Classes:
     def of_targets(self, targets: Tensor) -> Tensor:
         """The class (N,) of targets as ``Task.targets`` gives them; of several labels, or shares, the largest."""
         if self.task is Task.BINARY:
-            there = (targets.reshape(len(targets)) >= 0.5).long()
-            return there if self.positive else 1 - there
+            positive_class = (targets.reshape(len(targets)) >= 0.5).long()
+            return positive_class if self.positive else 1 - positive_class
         return targets.nan_to_num(0.0).argmax(1) if targets.dim() == 2 else targets
 
     def count(self, logits: int) -> int:

@@ -117,8 +117,9 @@ def _foreign(folder: Path) -> str | None:
         return "is a symbolic link"
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
-        ours = {WEIGHTS, MANIFEST, CARD, OVERLAYS} if MANIFEST in names else set()  # each name alone is a common one
-        other = min(names - ours, default=None)
+        # Each of the names alone is a common one: without a manifest none of them is camify's.
+        own_files = {WEIGHTS, MANIFEST, CARD, OVERLAYS} if MANIFEST in names else set()
+        other = min(names - own_files, default=None)
         return other and f"holds {other}"
     return "is a file" if folder.exists() else None
 
@@ -149,14 +150,14 @@ def open_folder(folder: str | Path) -> Iterator[tuple[dict[str, Tensor], dict[st
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        what = "holds no" if folder.is_dir() else "does not exist; expected a folder with"
-        left = [] if folder.is_dir() else interrupted_replacements(folder)
-        if left:
+        problem = "holds no" if folder.is_dir() else "does not exist; expected a folder with"
+        interrupted = [] if folder.is_dir() else interrupted_replacements(folder)
+        if interrupted:
             raise CheckpointError(
-                f"{folder}: saving it was interrupted between two renames; the previous one is whole: {left[-1]}."
-                " Rename it back."
+                f"{folder}: saving it was interrupted between two renames; the previous one is whole:"
+                f" {interrupted[-1]}. Rename it back."
             )
-        raise CheckpointError(f"{folder}: {what} {MANIFEST}. Give a folder written by save_pretrained().")
+        raise CheckpointError(f"{folder}: {problem} {MANIFEST}. Give a folder written by save_pretrained().")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         digest = manifest_digest(manifest) if isinstance(manifest, dict) else None
@@ -227,10 +228,10 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     if names is not None and len(names) not in counts:
         return f"class_names has {len(names)} names for {shape['num_classes']} classes"
     pairs = {"num_classes": "num_classes", "map_channels": "num_features", "pool": "pool"}
-    for ours, theirs in pairs.items():
-        if record is not None and record.get(ours) != shape[theirs]:
-            problem = f"({record.get(ours)!r}) contradicts the architecture ({theirs}={shape[theirs]!r})"
-            return f"{ours} of certificate {problem}"
+    for key, shape_key in pairs.items():
+        if record is not None and record.get(key) != shape[shape_key]:
+            problem = f"({record.get(key)!r}) contradicts the architecture ({shape_key}={shape[shape_key]!r})"
+            return f"{key} of certificate {problem}"
     return None
 
 

@@ -98,8 +98,8 @@ def _results(results: Mapping[str, Any]) -> list[str]:
             after, before, centre = ("" if key is None or key not in results else _value(results[key]) for key in keys)
             lines.append(f"| {name} | {before} | {after} | {centre} |")
         lines += ["", "Centre box: what the best fixed box around the centre reaches on the same images.", ""]
-    shown = {key for row in beside.values() for key in row}
-    others = {key: value for key, value in results.items() if key not in shown}
+    shown_keys = {key for row in beside.values() for key in row}
+    others = {key: value for key, value in results.items() if key not in shown_keys}
     if others:
         lines += ["| figure | value |", "|---|---:|"]
         lines += [f"| {_cell(key)} | {_value(value)} |" for key, value in others.items()]

@@ -1,6 +1,7 @@
-"""The command line: one file a group of verbs; ``train.py`` is that of Lightning.
+"""The command line: one file a group of verbs; ``train.py`` holds those that Lightning runs.
 
-Nothing is computed here. A new verb is a function and its options in ``commands.py`` or ``export.py``.
+Nothing is computed here: each verb calls the package that does the work, such as ``evaluation`` or ``conversion``.
+A new verb is a function and its options in ``commands.py`` or ``export.py``.
 """
 
 from .commands import main

@@ -81,12 +81,12 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
     """Images for fp16 and int8 as the file takes them, and their classes where their folders are named so."""
     if not options.images:
         raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
-    files, known = image_files(options.images), model.preprocessing or Preprocessing()
-    images = torch.stack([known.read(file) for file in files])
+    files, preprocessing = image_files(options.images), model.preprocessing or Preprocessing()
+    images = torch.stack([preprocessing.read(file) for file in files])
     names = [file.parent.name for file in files]
     labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]
     if options.preprocess:
-        images = (known.restore(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        images = (preprocessing.restore(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     return images, torch.tensor(labels) if len(labels) == len(files) else None
 
 

@@ -163,15 +163,17 @@ class FineTuningCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle what the recipe decides, so that it is written down; give a new run a folder of its own."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        given = config.model
+        model_config = config.model
         options = FineTuningOptions.of(
-            given.recipe, {name: vars(given[name]) for name in GROUPS}, {name: given[name] for name in FLAT}
+            model_config.recipe,
+            {name: vars(model_config[name]) for name in GROUPS},
+            {name: model_config[name] for name in FLAT},
         )
         for name, value in options.by_name().items():
             if name in FLAT:  # where people look for them
-                given[name], given[f"{GROUP_OF[name]}.{name}"] = value, None
+                model_config[name], model_config[f"{GROUP_OF[name]}.{name}"] = value, None
             else:
-                given[f"{GROUP_OF[name]}.{name}"] = value
+                model_config[f"{GROUP_OF[name]}.{name}"] = value
         recipe = find_recipe(config.model.recipe)
         if recipe is not None and config.trainer.max_epochs is None:
             config.trainer.max_epochs = recipe.fine_tuning.epochs

@@ -32,8 +32,8 @@ def balance_head(model: CAMNet) -> bool:
     if not ends_well or model.pool_name not in _HOMOGENEOUS or not isinstance(head, nn.Linear):
         return False
     conv: nn.Conv2d = layers[-2]  # type: ignore[assignment]
-    own, read = conv.weight.flatten(1).norm(dim=1), head.weight.norm(dim=0)
-    factors = torch.where((own > 0) & (read > 0), (read / own.clamp_min(1e-30)).sqrt(), 1)
+    conv_norms, head_norms = conv.weight.flatten(1).norm(dim=1), head.weight.norm(dim=0)
+    factors = torch.where((conv_norms > 0) & (head_norms > 0), (head_norms / conv_norms.clamp_min(1e-30)).sqrt(), 1)
     conv.weight *= factors[:, None, None, None]
     if conv.bias is not None:
         conv.bias *= factors

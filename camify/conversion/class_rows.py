@@ -103,8 +103,8 @@ def put_rows(net: CAMNet, new: nn.Linear, rows: Rows, images: Tensor) -> None:
         return
     *others, head = certificate.parts
     size = new.in_features + 1
-    before = sum(p.numel() for p in old.parameters())
-    parts = [*others, replace(head, parameters=head.parameters - before + size * len(kept))]
+    old_size = sum(p.numel() for p in old.parameters())
+    parts = [*others, replace(head, parameters=head.parameters - old_size + size * len(kept))]
     fresh, lost = len(rows) - len(kept), old.out_features - len(kept)
     if lost:
         parts.append(Part("class rows", "dropped", f"{lost} of the legacy's {old.out_features} classes", size * lost))

@@ -107,17 +107,17 @@ def fit_head(
     """
     start = time.perf_counter()
     _check(model, images_or_loader, teacher, labels, ridge)
-    head, sums, before = model.classifier, _Sums(), torch.zeros(2, dtype=torch.float64)
+    head, sums, quality_sums = model.classifier, _Sums(), torch.zeros(2, dtype=torch.float64)
     with eval_mode(model), eval_mode(teacher or model):
-        for images, own in _batches(images_or_loader, labels):
+        for images, batch_labels in _batches(images_or_loader, labels):
             pooled = model.forward_head(model.forward_features(images.to(head.weight)), pre_logits=True)
             device = pooled.device if pooled.device.type in ("cpu", "cuda") else "cpu"  # others lack float64
             logits, pooled = head(pooled).to(device).double(), pooled.to(device).double()
-            y = _one_hot(own, logits) if teacher is None else _teach(teacher, images, logits)
+            y = _one_hot(batch_labels, logits) if teacher is None else _teach(teacher, images, logits)
             if not (pooled.isfinite().all() and y.isfinite().all()):
                 raise DataError(f"Features or targets are not finite in images {sums.n} to {sums.n + len(y) - 1}.")
             sums.add(pooled, y)
-            before += torch.stack(_quality(logits, y, teacher is None)).cpu() * len(y)
+            quality_sums += torch.stack(_quality(logits, y, teacher is None)).cpu() * len(y)
     if sums.n < 2:
         raise DataError(f"{sums.n} images: at least 2 are needed to fit a classifier.")
     sums.centre()
@@ -138,18 +138,18 @@ def fit_head(
     head.weight.copy_(weight)
     head.bias.copy_(bias)
     model.results, model.untrained = {}, ()
-    after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, teacher is None)
-    kind, figures = "labels" if teacher is None else "teacher", (before / sums.n).tolist()
+    quality_after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, teacher is None)
+    kind, figures = "labels" if teacher is None else "teacher", (quality_sums / sums.n).tolist()
     return FitReport(
         target=kind,
         n=sums.n,
         kept=len(rows),
         ridge=lam,
         agreement_before=figures[0],
-        agreement_after=float(after[0]),
+        agreement_after=float(quality_after[0]),
         agreement_loo=float(_agreement(targets - residuals, targets)),
         kl_before=figures[1],
-        kl_after=float(after[1]),
+        kl_after=float(quality_after[1]),
         r2_before=r2_before,
         r2_after=r2_after,
         r2_loo=r2_loo,
@@ -274,22 +274,22 @@ class _Ridge:
         """
         truth = targets.argmax(1)
         sizes = truth.bincount(minlength=targets.shape[1])
-        there = sizes > 0
+        occurs = sizes > 0
 
         def held_out(value: float) -> tuple[float, float]:
             """Top-1, and R^2."""
             residuals = self.held_out(value)
             hits = truth[(targets - residuals).argmax(1) == truth].bincount(minlength=len(sizes))
             r2 = 1 - float(residuals.square().sum(1).mean()) * self.n / self.tss
-            return float((hits / sizes)[there].mean()), r2
+            return float((hits / sizes)[occurs].mean()), r2
 
-        known, explained = held_out(lam)
+        top1, explained_r2 = held_out(lam)
         count = len(targets)
-        share = (known * count + 1) / (count + 2)  # Laplace's: where all are right the error is not 0
-        least = known - math.sqrt(share * (1 - share) * float((1 / sizes[there]).mean()) / int(there.sum()))
-        for larger in (value for value in reversed(self._grid()) if value > lam and explained > 0):
-            right, kept = held_out(larger)
-            if right >= least and kept >= explained / 2:
+        share = (top1 * count + 1) / (count + 2)  # Laplace's: where all are right the error is not 0
+        least = top1 - math.sqrt(share * (1 - share) * float((1 / sizes[occurs]).mean()) / int(occurs.sum()))
+        for larger in (value for value in reversed(self._grid()) if value > lam and explained_r2 > 0):
+            larger_top1, larger_r2 = held_out(larger)
+            if larger_top1 >= least and larger_r2 >= explained_r2 / 2:
                 return larger
         return lam
 
@@ -345,8 +345,8 @@ def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
 def _one_hot(labels: Any, logits: Tensor) -> Tensor:
     """One-hot labels (N, K), centered over the classes."""
     count, classes = logits.shape
-    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
-    if not whole or labels.shape != (count,):
+    is_integer = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+    if not is_integer or labels.shape != (count,):
         raise DataError(f"labels must be {count} class indices, one per image.")
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(f"labels go from {labels.min()} to {labels.max()}; the model's are 0 to {classes - 1}.")
@@ -358,22 +358,24 @@ def _batches(source: Tensor | Iterable[Any], labels: Tensor | bool | None) -> It
     if isinstance(source, Tensor):
         cuts = [slice(start, start + _CHUNK) for start in range(0, len(source), _CHUNK)]
         source = [(source[cut], labels[cut]) if isinstance(labels, Tensor) else source[cut] for cut in cuts]
-    for given in source:
-        batch = Batch.of(given)
+    for item in source:
+        batch = Batch.of(item)
         if len(batch):
             yield batch.images, batch.labels
 
 
 def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | None, ridge: float | str | None) -> None:
-    wanted = labels is not None and labels is not False
-    if wanted == (teacher is not None):
+    wants_labels = labels is not None and labels is not False
+    if wants_labels == (teacher is not None):
         raise ConfigError("Give either teacher= (its logits are the target) or labels=, not both.")
-    if wanted and isinstance(source, Tensor) != isinstance(labels, Tensor):
+    if wants_labels and isinstance(source, Tensor) != isinstance(labels, Tensor):
         raise ConfigError("labels= is a tensor (N,) for a tensor of images, and True for a loader, which has its own.")
     if isinstance(labels, Tensor) and labels.shape != (len(source),):
         raise DataError(f"labels have the shape {tuple(labels.shape)}; there are {len(source)} images.")
-    known = ridge is None or ridge == "one_se" or (not isinstance(ridge, str) and math.isfinite(ridge) and ridge >= 0)
-    if not known:
+    ridge_is_known = (
+        ridge is None or ridge == "one_se" or (not isinstance(ridge, str) and math.isfinite(ridge) and ridge >= 0)
+    )
+    if not ridge_is_known:
         raise ConfigError(
             f"ridge={ridge!r}: must be a finite number >= 0, None for the one of least leave-one-out error, or 'one_se'"
             " for the largest that is as right."

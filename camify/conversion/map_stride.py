@@ -85,8 +85,8 @@ def _dilate(features: nn.Module, stride: int, images: Tensor) -> None:
         if node.target in seen:
             raise ConversionError(f"map_stride: layer {node.target} is used twice; its windows cannot differ.")
         seen.add(str(node.target))
-        before = images.shape[-1] / widths.found[node.all_input_nodes[0]]
-        dilation[node] *= _widen(str(node.target), layer, dilation[node], before, stride)
+        stride_before = images.shape[-1] / widths.widths[node.all_input_nodes[0]]
+        dilation[node] *= _widen(str(node.target), layer, dilation[node], stride_before, stride)
 
 
 def _widen(name: str, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, dilation: int, before: float, target: int) -> int:
@@ -119,10 +119,10 @@ class _Widths(fx.Interpreter):
 
     def __init__(self, features: nn.Module, graph: fx.Graph) -> None:
         super().__init__(features, graph=graph)
-        self.found: dict[fx.Node, int] = {}
+        self.widths: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.found[n] = result.shape[-1]
+            self.widths[n] = result.shape[-1]
         return result

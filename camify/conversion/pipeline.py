@@ -97,8 +97,8 @@ def convert(
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
     source = _source_of(model)
-    known = source.preprocessing
-    size = input_size if input_size is not None else 224 if known is None else known.size
+    preprocessing = source.preprocessing
+    size = input_size if input_size is not None else 224 if preprocessing is None else preprocessing.size
     source = _adapted(source, input_format, size, example)
     model = source.model
     if class_names is not None:
@@ -107,8 +107,14 @@ def convert(
         return select_classes(model, class_names, seed=seed)  # type: ignore[arg-type]
     plan = find_recipe(recipe)
     head, pool = (None if option is _GAP else option for option in (head, pool))  # a default is nobody's wish
-    given = {"head": head, "pool": pool, "dropout": dropout, "head_channels": head_channels, "map_stride": map_stride}
-    head, pool, dropout = settle_head(plan, given).values()
+    head_options = {
+        "head": head,
+        "pool": pool,
+        "dropout": dropout,
+        "head_channels": head_channels,
+        "map_stride": map_stride,
+    }
+    head, pool, dropout = settle_head(plan, head_options).values()
     _check_options(head, num_classes, pool, map_stride, dropout)
     if head == "recast":
         source.require_head("head='recast'")
@@ -132,26 +138,32 @@ def convert(
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         layers = _new_layers(plan, head, head_channels, copied.features)
         channels = analysis.feature_shape[0]
-        features, new = append_layers(copied.features, channels, layers)
+        features, new_layers = append_layers(copied.features, channels, layers)
         width = [channels, *(layer.channels for layer in layers if isinstance(layer, Conv3x3))][-1]
         keeps = not source.headless
-        old = recast.classifier if recast else _old_classifier(analysis, head, pool, kept_classes) if keeps else None
-        classifier = old or draw_classifier(width, num_classes or analysis.logits.shape[1], filler)
+        old_classifier = (
+            recast.classifier if recast else _old_classifier(analysis, head, pool, kept_classes) if keeps else None
+        )
+        classifier = old_classifier or draw_classifier(width, num_classes or analysis.logits.shape[1], filler)
         renew = rows is not None and kept_classes is None and rows != list(range(classifier.out_features))
-        wanted = draw_classifier(classifier.in_features, len(rows), filler) if rows is not None and renew else None
-    net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new)
+        new_classifier = (
+            draw_classifier(classifier.in_features, len(rows), filler) if rows is not None and renew else None
+        )
+    net = CAMNet(features, classifier, pool=pool, dropout=dropout, head_layers=new_layers)
     net.to(analysis.images)
     for module in net.modules():
         module.training = copied.modes.get(module, model.training)
     finer = map_stride is not None or bool(plan and plan.changes)
     net.certificate = certify(net, analysis, source.name, head, copied.layers, recast, finer=finer)
-    drawn = (name for name in new if next(net.features.get_submodule(name).parameters(), None) is not None)
-    net.untrained = (*drawn, *(() if old else ("classifier",)))
-    if rows is not None and wanted is not None:
-        put_rows(net, wanted, rows, analysis.images)
+    drawn_layers = (
+        name for name in new_layers if next(net.features.get_submodule(name).parameters(), None) is not None
+    )
+    net.untrained = (*drawn_layers, *(() if old_classifier else ("classifier",)))
+    if rows is not None and new_classifier is not None:
+        put_rows(net, new_classifier, rows, analysis.images)
     net.to(next(model.parameters()))
-    kept = class_names if class_names is not None else names if num_classes is None else None
-    net.class_names = None if kept is None else list(kept)
+    kept_names = class_names if class_names is not None else names if num_classes is None else None
+    net.class_names = None if kept_names is None else list(kept_names)
     net.preprocessing = source.preprocessing
     _settle_task(net, task, source, analysis)
     net.license, net.recipe = source.license, recipe
@@ -178,16 +190,16 @@ def _only_other_classes(
 ) -> bool:  # fmt: skip
     """Whether a CAMNet is asked for other classes and nothing else: then only its last layer is worked on."""
     model = source.model
-    named = isinstance(model, CAMNet) and source.class_names is not None and class_names is not None
+    both_named = isinstance(model, CAMNet) and source.class_names is not None and class_names is not None
     alone = head == "direct" and map_stride is None and recipe is None
-    return named and alone and pool in (None, "gap", getattr(model, "pool_name", None))
+    return both_named and alone and pool in (None, "gap", getattr(model, "pool_name", None))
 
 
 def _settle_task(net: CAMNet, task: str | Task | None, source: Source, analysis: NetworkAnalysis) -> None:
     """The task as asked for, else as the source or the last activation says; what is assumed is noted."""
-    known = source.task or analysis.task
-    if task is None and known is not None and (known is Task.BINARY) == (net.num_classes == 1):
-        task = known
+    known_task = source.task or analysis.task
+    if task is None and known_task is not None and (known_task is Task.BINARY) == (net.num_classes == 1):
+        task = known_task
     net.task = task
     if not net.task_is_known and net.certificate is not None:
         note = "Task multiclass assumed: one class per image. For several labels per image give task='multilabel'."
@@ -200,19 +212,19 @@ def _count_names(
     """The number of logits that are wanted, or None; of one logit two names are its two sides."""
     if class_names is None:
         return num_classes
-    one = task == Task.BINARY or (task is None and logits == 1 and num_classes in (None, 1))
-    if one and len(class_names) in (1, 2):
+    one_logit = task == Task.BINARY or (task is None and logits == 1 and num_classes in (None, 1))
+    if one_logit and len(class_names) in (1, 2):
         return 1
     if num_classes not in (None, len(class_names)):
         raise ConversionError(f"num_classes={num_classes}, but class_names has {len(class_names)}. Leave one out.")
     return len(class_names)
 
 
-def _legacy_names(source: Source, given: Sequence[str] | None, classes: int) -> list[str] | None:
+def _legacy_names(source: Source, given_names: Sequence[str] | None, classes: int) -> list[str] | None:
     """The names of the legacy's classes, where they are known."""
-    if given is not None and len(given) != classes:
-        raise ConversionError(f"legacy_class_names: {len(given)} names for a network of {classes} classes.")
-    names = source.class_names if given is None else given
+    if given_names is not None and len(given_names) != classes:
+        raise ConversionError(f"legacy_class_names: {len(given_names)} names for a network of {classes} classes.")
+    names = source.class_names if given_names is None else given_names
     return list(names) if names is not None and len(names) == classes else None
 
 

@@ -113,8 +113,8 @@ def _noise(file: OnnxFile | Pt2File, seed: int) -> Tensor:
 def _report_prediction(logits: Tensor, maps: Tensor, count: int, classes: Classes, report: Report) -> None:
     if logits.shape[1] != count or maps.shape[1] != count:
         raise CheckpointError(f"gives {logits.shape[1]} logits and {maps.shape[1]} maps for {count} classes")
-    known = "named" if classes.names else "without names"
-    report("classes", f"{classes.count(count)}, {known}, task {classes.task}")
+    naming = "named" if classes.names else "without names"
+    report("classes", f"{classes.count(count)}, {naming}, task {classes.task}")
     logits = classes.two_sided(logits)
     probability, top = classes.probabilities(logits)[0].max(0)
     name = f" ({classes.titles(logits.shape[1])[int(top)]})" if classes.names else ""

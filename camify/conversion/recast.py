@@ -141,10 +141,10 @@ class _Recaster:
         for index, node in enumerate(nodes):
             if not parameter_free(self.network, node):
                 return None
-            before = {start, *nodes[:index]}
-            steps = [user for earlier in before for user in earlier.users if user in self.analysis.shapes]
+            earlier_steps = {start, *nodes[:index]}
+            steps = [user for earlier in earlier_steps for user in earlier.users if user in self.analysis.shapes]
             shape = self.analysis.shapes.get(node, torch.Size())
-            if len(shape) in (2, 4) and shape[2:].numel() == 1 and all(s in before or s is node for s in steps):
+            if len(shape) in (2, 4) and shape[2:].numel() == 1 and all(s in earlier_steps or s is node for s in steps):
                 return node
         return None
 

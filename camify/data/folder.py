@@ -159,8 +159,8 @@ class ImageFolderDataModule(PreparedDataModule):
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             warnings.warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
-        known = [(index, name) for index, name in enumerate(self.class_names) if name in names]
-        return [(path, index) for index, name in known for path in image_paths(folder / name)]
+        with_images = [(index, name) for index, name in enumerate(self.class_names) if name in names]
+        return [(path, index) for index, name in with_images for path in image_paths(folder / name)]
 
     def _boxes(self, files: list[tuple[Path, int]]) -> dict[Path, tuple[Box, ...]] | None:
         named = [(path, self.class_names[index]) for path, index in files]

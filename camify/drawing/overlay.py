@@ -119,13 +119,13 @@ def overlay_picture(
     sheet = paper((3 * (width + GAP), height + 4 * LINE))
     draw = ImageDraw.Draw(sheet)
 
-    shown = predicted if of_predicted else true or predicted
-    last, note = heated_picture(picture, shown.map_hw, scale, colormap)
+    shown_map = predicted if of_predicted else true or predicted
+    last, note = heated_picture(picture, shown_map.map_hw, scale, colormap)
     map_boxes = None
     if region is not None and region.mask.any():
         last, map_boxes = outline_region(last, region.mask), component_boxes(region.mask, largest=True)
     if right or of_predicted:
-        middle, label = cells_picture(picture.size, shown.map_hw, scale, colormap)
+        middle, label = cells_picture(picture.size, shown_map.map_hw, scale, colormap)
         labels = ["image", label, note or ("map over the image" if right else "map of the predicted class")]
     else:
         middle, other = heated_picture(picture, predicted.map_hw, scale, colormap)
@@ -135,7 +135,7 @@ def overlay_picture(
     else:
         mark, color = ("✓", RIGHT) if right else ("✗", WRONG)
         captions = [(f"true: {true.name}", f"{mark} predicted: {predicted.name}")]
-    captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown)]
+    captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown_map)]
 
     x, y = _place(0, width)
     keys = [(BOX, "ground truth")] if boxes is not None and len(boxes) else []

@@ -95,11 +95,11 @@ def _recipe(colormap: str) -> NDArray[np.float32]:
 
 def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     """The picture with heat over it; where the level is 0 it is left as it is."""
-    own, dimmed, *colors = (part.take(levels) for part in _recipe(colormap))
+    picture_share, dimmed, *colors = (part.take(levels) for part in _recipe(colormap))
     dimmed *= np.asarray(picture.convert("L"))
     tinted = np.empty((*levels.shape, 3), np.uint8)
     for channel, (pixels, color) in enumerate(zip(picture.split(), colors, strict=True)):
-        tinted[..., channel] = own * np.asarray(pixels) + (dimmed + color)
+        tinted[..., channel] = picture_share * np.asarray(pixels) + (dimmed + color)
     return Image.fromarray(tinted)
 
 

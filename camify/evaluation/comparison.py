@@ -115,22 +115,22 @@ def compare(
     measured: list[ImageFigures] = []
     drawn: list[Drawing] = []
     rows: list[Row] = []
-    shown, at_a_glance = _spread(len(images), figures), _spread(len(images), AT_A_GLANCE)
+    with_figure, at_a_glance = _spread(len(images), figures), _spread(len(images), AT_A_GLANCE)
     offsets = range(0, len(images), _CHUNK)
     for offset in tracked(offsets, "comparing, batch", len(offsets)):
         chunk = images[offset : offset + _CHUNK]
         batch = compare_batch(networks, chunk, choice)
         columns, targets = batch.columns, batch.targets.tolist()
         boxed = [boxes_of_class(image, names[target]) for image, target in zip(chunk, targets, strict=True)]
-        for index, one in enumerate(image_figures(batch, boxed)):
+        for index, figures_of_image in enumerate(image_figures(batch, boxed)):
             number = len(measured)
-            if number in shown:
-                drawn += drawings(number + 1, batch, index, one, networks, names)
+            if number in with_figure:
+                drawn += drawings(number + 1, batch, index, figures_of_image, networks, names)
             if number in at_a_glance:
-                rows.append(overview_row(batch, index, one, names))
-            measured.append(one)
+                rows.append(overview_row(batch, index, figures_of_image, names))
+            measured.append(figures_of_image)
     drawn.append(overview(rows, [(column.model, column.method) for column in columns]))
-    first = torch.tensor([one.target for one in measured[:_CHUNK]])
+    first = torch.tensor([figures_of_image.target for figures_of_image in measured[:_CHUNK]])
     costs = {}
     for network in networks:
         inputs = torch.stack([image.input(network.preprocessing) for image in images[:_CHUNK]])
@@ -138,7 +138,7 @@ def compare(
     comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
     counts = f"{len(measured)} images, {len(networks)} networks, {len(networks[0].methods)} methods"
-    page = Page(title, counts, drawn, len(measured) - len(shown), comparison_tables(comparison), facts)
+    page = Page(title, counts, drawn, len(measured) - len(with_figure), comparison_tables(comparison), facts)
     _write(folder, page, to_json(comparison, facts))
     return folder
 

@@ -110,13 +110,13 @@ def compare_batch(
             targets, absent = (check_targets(chosen, forward.logits) for chosen in classes)
             unchanged = _parts(network, forward, targets, size)
             views = {UNCHANGED: unchanged, ABSENT: _parts(network, forward, absent, size)}
-            both = torch.stack([targets, absent], 1)
-            logits.append(forward.logits.gather(1, both))
-            probabilities.append(forward.probabilities.gather(1, both))
-            seen = (inputs.shape[-2], inputs.shape[-1])
-            heats = network.heats({name: part.raw for name, part in unchanged.items()}, seen)
+            both_targets = torch.stack([targets, absent], 1)
+            logits.append(forward.logits.gather(1, both_targets))
+            probabilities.append(forward.probabilities.gather(1, both_targets))
+            input_size = (inputs.shape[-2], inputs.shape[-1])
+            heats = network.heats({name: part.raw for name, part in unchanged.items()}, input_size)
             masked += [_masked_scores(forward, heat, targets) for heat in heats.values()]
-            blob = functional.centre_gaussian(*seen).expand(len(inputs), -1, -1)
+            blob = functional.centre_gaussian(*input_size).expand(len(inputs), -1, -1)
             centered.append(_masked_scores(forward, blob, targets))
         for view, change in ((MIRRORED, mirrored), (SHIFTED, functional.shifted)):
             with network.observe(change(inputs)) as forward:
@@ -219,17 +219,17 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
     rows = map_rows(heat, batch.evidence[:, index], boxes=None if truth is None else truth * len(heat))
     names = [column.model for column in batch.columns]
     models = list(dict.fromkeys(names))
-    whole = batch.probabilities[:, index, 0]
-    own = torch.stack([whole[models.index(name)] for name in names])
+    scores = batch.probabilities[:, index, 0]
+    column_scores = torch.stack([scores[models.index(name)] for name in names])
     rows |= stability_rows(heat, heats[MIRRORED], heats[SHIFTED])
-    rows |= faithfulness_rows(own, batch.masked[:, index], heat)
+    rows |= faithfulness_rows(column_scores, batch.masked[:, index], heat)
     rows["absent_correlation"] = functional.correlation(heat, absent)
     rows["absent_empty"] = (absent.amax((1, 2)) == 0).double()
     for view, prefix in ((UNCHANGED, ""), (ABSENT, "absent_")):
         for place, name in enumerate(("low", "high")):
             rows[f"{prefix}{name}"] = batch.ranges[view][:, index, place]
-    blob = functional.centre_gaussian(height, width).expand(len(whole), -1, -1)
-    centre = faithfulness_rows(whole, batch.centered[:, index], blob)
+    blob = functional.centre_gaussian(height, width).expand(len(scores), -1, -1)
+    centre = faithfulness_rows(scores, batch.centered[:, index], blob)
     nothing = torch.full((len(heat),), torch.nan, dtype=torch.float64)
     fixed: Rows = {} if truth is None else baseline_rows(truth, (height, width), [0], 0, None)[CENTRE_BOX]
     return ImageFigures(
@@ -290,19 +290,22 @@ def localization_rows(images: Sequence[ImageFigures]) -> list[LocalizationRow]:
     Choe et al. 2020, version 1: the largest component's box, IoU 0.5. The threshold of a column is the one that is best
     over all pictures, in every scenario; so is the size of the centre box.
     """
-    known = [image for image in images if image.largest is not None and image.boxes is not None and len(image.boxes)]
-    if not known:
+    with_boxes = [
+        image for image in images if image.largest is not None and image.boxes is not None and len(image.boxes)
+    ]
+    if not with_boxes:
         return []
-    hits = torch.stack([image.largest for image in known if image.largest is not None]) >= IOU_50  # (N, M, T)
-    centre = torch.stack([image.centre["largest"] for image in known]) >= IOU_50  # (N, sizes)
+    hits = torch.stack([image.largest for image in with_boxes if image.largest is not None]) >= IOU_50  # (N, M, T)
+    centre = torch.stack([image.centre["largest"] for image in with_boxes]) >= IOU_50  # (N, sizes)
     best, middle = hits.sum(0).argmax(1), int(centre.sum(0).argmax())
-    at_best = hits.gather(2, best.expand(len(known), -1)[:, :, None])[:, :, 0].double()
+    at_best = hits.gather(2, best.expand(len(with_boxes), -1)[:, :, None])[:, :, 0].double()
     rows, chosen = [], functional.thresholds(THRESHOLDS)[best].tolist()
     for name in (UNCHANGED, *SCENARIOS):
-        own = torch.tensor([name in (UNCHANGED, image.scenario) for image in known])
-        if bool(own.any()):
-            accuracies, fixed = at_best[own].mean(0).tolist(), float(centre[own, middle].double().mean())
-            rows.append(LocalizationRow(name, accuracies, chosen, fixed, int(own.sum())))
+        in_scenario = torch.tensor([name in (UNCHANGED, image.scenario) for image in with_boxes])
+        if bool(in_scenario.any()):
+            accuracies = at_best[in_scenario].mean(0).tolist()
+            fixed = float(centre[in_scenario, middle].double().mean())
+            rows.append(LocalizationRow(name, accuracies, chosen, fixed, int(in_scenario.sum())))
     return rows
 
 
@@ -331,9 +334,9 @@ def groups(images: Sequence[ImageFigures]) -> dict[str, tuple[str, list[ImageFig
     """What the tables are split by: all pictures, own of each scenario, and each change of all; with its view."""
     split = {UNCHANGED: (UNCHANGED, list(images))}
     for scenario in SCENARIOS:
-        own = [image for image in images if image.scenario == scenario]
-        if own:
-            split[scenario] = (UNCHANGED, own)
+        scenario_images = [image for image in images if image.scenario == scenario]
+        if scenario_images:
+            split[scenario] = (UNCHANGED, scenario_images)
     return split | {view: (view, list(images)) for view in VIEWS if view != UNCHANGED}
 
 

@@ -192,18 +192,18 @@ def agreement(comparison: Comparison) -> Table:
 
 def _rules(comparison: Comparison) -> dict[str, BoxRule]:
     """The rule that cuts the boxes of each column."""
-    own = {network.name: box_rules(network.methods) for network in comparison.networks}
-    return {str(column): own[column.model][column.method] for column in comparison.columns}
+    rules = {network.name: box_rules(network.methods) for network in comparison.networks}
+    return {str(column): rules[column.model][column.method] for column in comparison.columns}
 
 
 def agreement_by_scenario(comparison: Comparison, measure: str, title: str) -> Table:
     """One measure of agreement, scenario by scenario."""
     split = groups(comparison.images)
-    means = [mean_agreement(own, view)[measure].mean for view, own in split.values()]
+    means = [mean_agreement(images, view)[measure].mean for view, images in split.values()]
     return Table(
         _SECTION,
         title,
-        ["", "and", *(f"{name} (N {len(own)})" for name, (_, own) in split.items())],
+        ["", "and", *(f"{name} (N {len(images)})" for name, (_, images) in split.items())],
         [
             [*_pair(comparison, i, j), *(number(mean[i, j]) for mean in means)]
             for i, j in compared_pairs(comparison.columns)
@@ -318,15 +318,15 @@ def _labeled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[list
 def _by_scenario(comparison: Comparison, value: str, centres: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a value in every scenario, in percent: of the columns, then of the centres by name."""
     split = _scenarios(comparison)
-    means = [mean_value(own, value).mean for own in split.values()]
-    centre = [nan_mean([image.centre[value] for image in own]).mean for own in split.values()]
+    means = [mean_value(images, value).mean for images in split.values()]
+    centre = [nan_mean([image.centre[value] for image in images]).mean for images in split.values()]
     rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
     fixed = [[name, *percents([mean[index] for mean in centre])] for index, name in enumerate(centres)]
-    return ["", *(f"{name} (N {len(own)})" for name, own in split.items())], [*_labeled(comparison, rows), *fixed]
+    return ["", *(f"{name} (N {len(images)})" for name, images in split.items())], [*_labeled(comparison, rows), *fixed]
 
 
 def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
-    return {name: own for name, (view, own) in groups(comparison.images).items() if view == UNCHANGED}
+    return {name: images for name, (view, images) in groups(comparison.images).items() if view == UNCHANGED}
 
 
 def _blobs(comparison: Comparison) -> list[str]:

@@ -71,9 +71,9 @@ def map_rows(
     heat, evidence = heat.detach().cpu(), evidence.detach().cpu()
     rows = {"entropy": functional.entropy(evidence), "area": functional.area(heat)}
     if boxes is not None:
-        both = _ious(heat, boxes, _every_and_largest, 2 * THRESHOLDS)
-        largest = both[:, THRESHOLDS:]
-        rows |= {"all": _levels(both[:, :THRESHOLDS]), "largest": _levels(largest), "iou": largest.half()}
+        all_and_largest = _ious(heat, boxes, _every_and_largest, 2 * THRESHOLDS)
+        largest = all_and_largest[:, THRESHOLDS:]
+        rows |= {"all": _levels(all_and_largest[:, :THRESHOLDS]), "largest": _levels(largest), "iou": largest.half()}
         if threshold is not None:
             cut = partial(functional.best_iou_at_threshold, threshold=threshold, largest=True)
             rows["given"] = _levels(_ious(heat, boxes, cut, 1))
@@ -88,7 +88,7 @@ def map_rows(
 def pointing_row(maps: Tensor | None, masks: Tensor) -> Tensor:
     """``functional.pointing_hits`` (N,) on masks (N, H, W) of the peaks of maps (N, H, W), None: of the middle."""
     middle = (masks.shape[1] // 2, masks.shape[2] // 2)
-    points = [middle] * len(masks) if maps is None else [functional.peak(one) for one in maps.detach().cpu()]
+    points = [middle] * len(masks) if maps is None else [functional.peak(map_HW) for map_HW in maps.detach().cpu()]
     return functional.pointing_hits(points, masks.cpu())
 
 
@@ -193,9 +193,9 @@ def curve_rows(
         curves: which of the two.
     """
     options: dict[str, Any] = {"steps": min(steps, heat[0].numel()), "batch_size": batch_size}
-    made = {"insertion": functional.insertion_curves, "deletion": functional.deletion_curves}
+    makers = {"insertion": functional.insertion_curves, "deletion": functional.deletion_curves}
     area = functional.area_under_curve
-    return {name: area(made[name](network, images, heat, targets, **options)) for name in curves}
+    return {name: area(makers[name](network, images, heat, targets, **options)) for name in curves}
 
 
 # ---------------------------------------------------------------- what knows nothing of the image
@@ -203,10 +203,10 @@ def curve_rows(
 
 def baseline_maps(size: tuple[int, int], numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
     """By name the maps (N, H, W) that know nothing of the images; the random ones depend on an image's number alone."""
-    drawn = [functional.random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]
+    random_maps = [functional.random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]
     return {
         CENTRE_GAUSSIAN: functional.centre_gaussian(*size).expand(len(numbers), *size),
-        RANDOM_MAP: torch.cat(drawn),
+        RANDOM_MAP: torch.cat(random_maps),
     }
 
 
@@ -221,10 +221,10 @@ def baseline_rows(
     masks = functional.box_masks(boxes, *size)
     nothing = torch.full((len(boxes),), torch.nan, dtype=torch.float64)
     levels = _levels(_center_ious(boxes, size))
-    whole = levels[:, -1:]  # the largest
+    whole_image = levels[:, -1:]  # the largest
     middle, uniform = pointing_row(None, masks), energy_row(None, masks)
     rows[CENTRE_BOX] = {"all": levels, "largest": levels, "pointing_15px": middle, "energy": nothing}
-    rows[WHOLE_IMAGE] = {"all": whole, "largest": whole, "pointing_15px": nothing, "energy": uniform}
+    rows[WHOLE_IMAGE] = {"all": whole_image, "largest": whole_image, "pointing_15px": nothing, "energy": uniform}
     return {name: rows[name] for name in BASELINES}
 
 
@@ -264,13 +264,13 @@ def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def _ious(
-    given: Iterable[Tensor], boxes: Sequence[Tensor], measure: Callable[[Tensor, Tensor], Tensor | float], count: int
+    measured: Iterable[Tensor], boxes: Sequence[Tensor], measure: Callable[[Tensor, Tensor], Tensor | float], count: int
 ) -> Tensor:
-    """The measure of what is given for each image and of its boxes, (N, count) float64; NaN where there are none."""
+    """The measure of each image's item and its boxes, (N, count) float64; NaN where there are none."""
     rows = torch.full((len(boxes), count), torch.nan, dtype=torch.float64)
-    for row, one, truth in zip(rows, given, boxes, strict=True):
+    for row, item, truth in zip(rows, measured, boxes, strict=True):
         if len(truth):
-            row[:] = torch.as_tensor(measure(one, truth))
+            row[:] = torch.as_tensor(measure(item, truth))
     return rows
 
 

@@ -87,15 +87,15 @@ def evaluate(
         raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
     source, name = _source(model, methods)
     with placed_on(source.model, device):
-        measured = explained_network(source, name, methods, options=options, task=task, class_names=class_names)
+        network = explained_network(source, name, methods, options=options, task=task, class_names=class_names)
         images = find_labeled(
-            Path(data), split, measured.preprocessing, measured.classes, measured.class_count,
+            Path(data), split, network.preprocessing, network.classes, network.class_count,
             limit=limit, seed=seed, check_images=check_images,
         )  # fmt: skip
-        if measured.classes.task is Task.BINARY:  # which of the two the logit stands for
-            measured.classes = Classes(Task.BINARY, images.names)
+        if network.classes.task is Task.BINARY:  # which of the two the logit stands for
+            network.classes = Classes(Task.BINARY, images.names)
         return _measure(
-            measured, images, Run(images.images, batch_size, workers, seed, threshold), faithfulness, mosaics
+            network, images, Run(images.images, batch_size, workers, seed, threshold), faithfulness, mosaics
         )
 
 

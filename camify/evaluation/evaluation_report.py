@@ -212,7 +212,9 @@ def _accuracy(evaluation: Evaluation) -> Table:
 
 def _table(section: str, title: str, head: Mapping[str, str], figures: Figures, note: str) -> Table:
     """A row for each method, then each baseline; columns of which nothing is known are left out."""
-    used = [key for key in head if any(math.isfinite(one[key].value) for one in figures.values() if key in one)]
+    used = [
+        key for key in head if any(math.isfinite(by_key[key].value) for by_key in figures.values() if key in by_key)
+    ]
     order = sorted(figures, key=lambda name: name in BASELINES)
     rows = [[name, *(_text(figures[name].get(key)) for key in used)] for name in order]
     return Table(section, title, ["", *(head[key] for key in used)], rows if used else [], " ".join(note.split()))
@@ -269,9 +271,9 @@ def to_csv(evaluation: Evaluation) -> str:
             continue
         if "iou" in values:
             columns[f"{name} iou"] = values["iou"][:, best_cut(values, answers.with_boxes)].tolist()
-        for key, shown in MEAN_ROWS.items():
+        for key, column in MEAN_ROWS.items():
             if key in values:
-                columns[f"{name} {shown}"] = values[key].tolist()
+                columns[f"{name} {column}"] = values[key].tolist()
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(columns)

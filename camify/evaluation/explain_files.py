@@ -180,13 +180,13 @@ def _record(
 def _done_before(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, str]:
     """The images that this run has done before it was interrupted, with the names of their files."""
     record = out / SETTINGS
-    written = json.loads(json.dumps(settings))
+    current = json.loads(json.dumps(settings))
     if record.is_file() and not overwrite:
         try:
-            before = json.loads(record.read_text(encoding="utf-8"))
+            previous = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{record}: cannot be read ({error}). Choose another --out.") from error
-        changed = [key for key in written if not isinstance(before, dict) or before.get(key) != written[key]]
+        changed = [key for key in current if not isinstance(previous, dict) or previous.get(key) != current[key]]
         if changed:
             raise ConfigError(
                 f"{out}: was made with another {', '.join(changed)}. Choose another --out, or add --overwrite true."
@@ -208,8 +208,8 @@ def _done(results: Path) -> dict[str, str]:
     lines = results.read_bytes().split(b"\n")
     if lines.pop():  # the rest of an interrupted line
         write_whole(results, b"".join(line + b"\n" for line in lines))
-    written = [json.loads(line) for line in lines]
-    return {result["image"]: result["name"] for result in written}
+    rows = [json.loads(line) for line in lines]
+    return {row["image"]: row["name"] for row in rows}
 
 
 def _names(files: Sequence[Path], out: Path, done: dict[str, str], picture: str, overwrite: bool) -> dict[Path, str]:
@@ -327,8 +327,10 @@ def _write_image(
             "logit": float(maps.logits[index, k]),
             "probability": float(maps.probabilities[index, k]),
             "maps": {
-                method: _figures(one, region, size)
-                for method, one, region in zip(network.methods, raw[place], maps.regions[index, place], strict=True)
+                method: _figures(method_maps, region, size)
+                for method, method_maps, region in zip(
+                    network.methods, raw[place], maps.regions[index, place], strict=True
+                )
             },
         }
         for place, k in enumerate(maps.targets[index].tolist())
@@ -367,9 +369,9 @@ def _picture(
     """One map in detail, with its region; of several classes or methods a grid."""
     if len(methods) == len(classes) == 1:
         entry, map_hw = classes[0], maps_TMhw[0, 0]
-        shown = ClassMap(entry["class"], map_hw, entry["logit"], entry["probability"])
+        class_map = ClassMap(entry["class"], map_hw, entry["logit"], entry["probability"])
         scale = float(map_hw.max())
-        return overlay_picture(image, None, shown, scale=scale, region=region, colormap=colormap, title=title)
+        return overlay_picture(image, None, class_map, scale=scale, region=region, colormap=colormap, title=title)
     rows = []
     for entry, maps in zip(classes, maps_TMhw, strict=True):
         captions = (entry["class"], f"logit {entry['logit']:.2f} · p {entry['probability']:.2f}")

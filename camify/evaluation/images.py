@@ -155,11 +155,11 @@ def find_images(files: Sequence[Path], *, check_images: bool = True) -> list[Eva
         table = table_above(file)
         if table is not None:
             tables.setdefault(table, []).append(file)
-    needed = list(files) if check_images else [file for own in tables.values() for file in own]
+    needed = list(files) if check_images else [file for table_files in tables.values() for file in table_files]
     sizes = image_sizes(needed, decode=check_images)
     boxes: dict[Path, tuple[Tensor, tuple[str, ...]]] = {}
-    for table, own in tables.items():
-        boxes |= _boxes(table, {file: sizes[file] for file in own})
+    for table, table_files in tables.items():
+        boxes |= _boxes(table, {file: sizes[file] for file in table_files})
     return [EvaluationImage(file.name, file, *boxes.get(file, (None, ()))) for file in files]
 
 

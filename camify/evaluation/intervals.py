@@ -92,7 +92,7 @@ def localization_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor
     centre_hits, ranks = centre["largest"][kept] >= IOU_50, ranks[kept]
     hits = rows["largest"] >= IOU_50
     every = torch.stack([rows["all"] > index for index in range(len(IOUS))], dim=1)
-    known = rows["given"] >= IOU_50 if "given" in rows else hits
+    hits_at_threshold = rows["given"] >= IOU_50 if "given" in rows else hits
     figures = {
         "max_box_acc_v1": figure(hits, engine.best, seed),
         "max_box_acc_v2": figure(every, engine.mean_of_best, seed),
@@ -100,9 +100,9 @@ def localization_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor
         "over_centre_box": figure(
             torch.cat([hits, centre_hits], dim=1), lambda means: _gain(means, hits.shape[1]), seed
         ),
-        "gt_known": figure(known, engine.best, seed),
-        "top1_loc": figure(engine.hits_where(known, ranks < 1), engine.second_at_best, seed),
-        "top5_loc": figure(engine.hits_where(known, ranks < 5), engine.second_at_best, seed),
+        "gt_known": figure(hits_at_threshold, engine.best, seed),
+        "top1_loc": figure(engine.hits_where(hits_at_threshold, ranks < 1), engine.second_at_best, seed),
+        "top5_loc": figure(engine.hits_where(hits_at_threshold, ranks < 5), engine.second_at_best, seed),
         "pointing": figure(rows["pointing_15px"], seed=seed),
         "energy": figure(rows["energy"], seed=seed),
     }
@@ -125,19 +125,19 @@ def class_figures(
     cuts = {name: best_cut(values, answers.with_boxes) for name, values in rows.items() if "largest" in values}
     figures: dict[int, dict[str, dict[str, float | int]]] = {}
     for number in classes:
-        own = answers.labels == number
-        boxed = own & answers.with_boxes
+        of_class = answers.labels == number
+        boxed = of_class & answers.with_boxes
         network = {
-            "count": int(own.sum()),
+            "count": int(of_class.sum()),
             "with_boxes": int(boxed.sum()),
             "hard_share": _mean(answers.hard[boxed, IOU_50 - 1]),
-            "top1": _mean(answers.ranks[own] < 1),
-            "top5": _mean(answers.ranks[own] < 5),
+            "top1": _mean(answers.ranks[of_class] < 1),
+            "top5": _mean(answers.ranks[of_class] < 5),
         }
         figures[number] = {"network": network}
         for name, values in rows.items():
             parts: dict[str, float | int] = {
-                name: _mean(values[key][own]) for key, name in MEAN_ROWS.items() if key in values
+                name: _mean(values[key][of_class]) for key, name in MEAN_ROWS.items() if key in values
             }
             if name in cuts:
                 parts["max_box_acc_v1"] = _mean(values["largest"][boxed, cuts[name]] >= IOU_50)

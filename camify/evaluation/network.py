@@ -154,18 +154,18 @@ def explained_network(
     image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
     with observe(source.model, image.to(next(source.model.parameters())), task=task) as forward:
         classes, count, activation = forward.classes, forward.logits.shape[1], forward.split.activation
-    known = class_names or source.class_names or classes.names
+    names = class_names or source.class_names or classes.names
     logits = 1 if classes.task is Task.BINARY else count
-    if known is not None and len(known) not in {logits, count}:
-        raise ConfigError(f"class_names: {len(known)} names for the network's {count} classes.")
+    if names is not None and len(names) not in {logits, count}:
+        raise ConfigError(f"class_names: {len(names)} names for the network's {count} classes.")
     inner = unwrapped(source.model)
-    said = task is not None or activation is not None or (isinstance(inner, CAMNet) and inner.task_is_known)
-    if classes.task is Task.MULTICLASS and not said:
+    task_is_said = task is not None or activation is not None or (isinstance(inner, CAMNet) and inner.task_is_known)
+    if classes.task is Task.MULTICLASS and not task_is_said:
         notes.append(
             "assumed: classes exclude each other (task multiclass), as the source does not say what its logits mean; if"
             " they do not, give --task multilabel"
         )
-    classes = Classes.of(classes.task, known, logits)
+    classes = Classes.of(classes.task, names, logits)
     return ExplainedNetwork(
         name, source.name, source.model, preprocessing, made, classes, count, layer, options or {}, notes
     )

@@ -78,8 +78,8 @@ def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str,
             size = (forward.images.shape[-2], forward.images.shape[-1])
             targets = labels.to(forward.images.device)
             raw = network.raw_maps(forward, targets)
-            own = {name: raw[name] for name in network.calibrated if name in raw and boxes is not None}
-            predicted = network.boxes(forward, own, targets, size)
+            calibrated = {name: raw[name] for name in network.calibrated if name in raw and boxes is not None}
+            predicted = network.boxes(forward, calibrated, targets, size)
             logits = forward.logits.cpu()
         if not raw:
             raise ConversionError(f"--method: {' '.join(network.unserved.values())}")
@@ -92,11 +92,11 @@ def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str,
         for name, values in parts.items():
             _add(rows.setdefault(name, {}), values)
         nothing = torch.zeros(len(labels), 3, dtype=torch.bool)
-        known = {
+        box_rows = {
             "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
             "hard": nothing if boxes is None else engine.hard_images(parts[CENTRE_BOX]),
         }
-        _add(answers, engine.answer_rows(logits, labels, network.classes) | known)
+        _add(answers, engine.answer_rows(logits, labels, network.classes) | box_rows)
     return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}
 
 
@@ -149,14 +149,16 @@ def measure_sample(network: ExplainedNetwork, run: Run, numbers: Sequence[int]) 
     emptied images fade into the mean color, insertion begins blurred.
     """
     rows: dict[str, dict[str, list[Tensor]]] = {}
-    for own, batch in run.batches(numbers, run.batch_size, "measuring closely, batch"):
+    for batch_numbers, batch in run.batches(numbers, run.batch_size, "measuring closely, batch"):
         with network.observe(batch["image"]) as forward:
             images, targets = forward.images, forward.logits.argmax(1)
             size = (images.shape[-2], images.shape[-1])
             scores = network.classes.scores(forward.logits, targets)
             heats = network.heats(network.raw_maps(forward, targets), size)
             methods = list(heats)
-            heats |= {name: maps.to(images) for name, maps in engine.baseline_maps(size, own, run.seed).items()}
+            heats |= {
+                name: maps.to(images) for name, maps in engine.baseline_maps(size, batch_numbers, run.seed).items()
+            }
             logits = ClassLogits(forward)
             curves = {
                 name: engine.curve_rows(logits, images, heat, targets, batch_size=run.batch_size)

@@ -39,11 +39,11 @@ def absent_classes(logits_NK: Tensor, compared: list[int], present: list[set[int
     logits (N, 2) speak of a class and its absence, the other one.
     """
     classes = logits_NK.shape[1]
-    left = logits_NK.clone()
-    for row, one, seen in zip(left, compared, present, strict=True):
-        known = seen | {one}
-        row[sorted(known) if len(known) < classes else [one]] = torch.inf
-    return left.argmin(1)
+    masked = logits_NK.clone()
+    for row, target, labels in zip(masked, compared, present, strict=True):
+        excluded = labels | {target}
+        row[sorted(excluded) if len(excluded) < classes else [target]] = torch.inf
+    return masked.argmin(1)
 
 
 def mirrored(images: Tensor) -> Tensor:

@@ -133,10 +133,10 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
             network = fuse(network, inplace=True)
         images = images[:4].to(next(model.parameters()))
         with torch.no_grad(), eval_mode(model), without_hooks(model):
-            ours, theirs = model(images).double(), network(images).double()
+            logits, network_logits = model(images).double(), network(images).double()
     except Exception:  # noqa: BLE001 - whatever the tracer says of somebody's code: then it stays as it is
         return model
-    same = bool((ours - theirs).abs().max() <= _SAME_LOGITS * ours.abs().max())  # not of NaN
+    same = bool((logits - network_logits).abs().max() <= _SAME_LOGITS * logits.abs().max())  # not of NaN
     return network if same else model
 
 

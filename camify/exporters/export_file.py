@@ -234,22 +234,22 @@ def _verify(
         except Exception as error:  # the runtime's own kinds
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"the file does not run on {tuple(image.shape)} ({reason}).") from error
-        for name, wanted in zip(network.outputs, expected, strict=True):
-            worst = max(worst, _difference(name, outputs[name], wanted, tuple(image.shape)))
+        for name, expected_output in zip(network.outputs, expected, strict=True):
+            worst = max(worst, _difference(name, outputs[name], expected_output, tuple(image.shape)))
         shapes.append(tuple(image.shape))
     return worst, tuple(shapes)
 
 
-def _difference(name: str, actual: Tensor, wanted: Tensor, shape: tuple[int, ...]) -> float:
-    if actual.shape != wanted.shape:
-        raise CheckpointError(f"{name} of {shape} is {tuple(actual.shape)}, expected {tuple(wanted.shape)}.")
+def _difference(name: str, actual: Tensor, expected: Tensor, shape: tuple[int, ...]) -> float:
+    if actual.shape != expected.shape:
+        raise CheckpointError(f"{name} of {shape} is {tuple(actual.shape)}, expected {tuple(expected.shape)}.")
     if name == "boxes":  # a pixel at the threshold may fall to either side
-        error = float((actual - wanted).abs().max())
+        error = float((actual - expected).abs().max())
         if not error <= 1.01 * max(1, max(shape[1:]) / 64):
             raise CheckpointError(f"boxes of {shape} differ by {error:.1f} px.")
         return 0.0
-    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    error = float((actual - wanted).abs().max() / scale)
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    error = float((actual - expected).abs().max() / scale)
     if not error <= LARGEST_ERROR:
         raise CheckpointError(f"{name} of {shape} differ by {error:.1e} (allowed {LARGEST_ERROR:.0e}).")
     return error

@@ -56,9 +56,9 @@ class ExportedNetwork(nn.Module):
         if self.rule is None:
             return logits, maps
         height, width = prepared.shape[-2:]
-        shown = class_maps(features, weight.clamp(min=0)) if self.rule.clamp_weights else maps
+        box_maps = class_maps(features, weight.clamp(min=0)) if self.rule.clamp_weights else maps
         top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])  # camify.maps.select fixes the batch
-        heat = upsample(shown.gather(1, top)[:, 0], (height, width))
+        heat = upsample(box_maps.gather(1, top)[:, 0], (height, width))
         heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
         boxes = largest_boxes((heat >= self.rule.threshold) & (heat.amax((1, 2), keepdim=True) > 0))
         if self.size is not None:

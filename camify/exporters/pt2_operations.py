@@ -126,8 +126,8 @@ class _Step:
         kwargs = {name: argument(values) for name, argument in self._kwargs.items()}
         output = self._function(*args, **kwargs)
         if self.names:
-            given = zip(self.names, output if self.several else [output], strict=True)
-            values.update((name, value) for name, value in given if name)
+            named_outputs = zip(self.names, output if self.several else [output], strict=True)
+            values.update((name, value) for name, value in named_outputs if name)
 
     def _argument(self, data: Any) -> Callable[[dict[str, Any]], Any]:  # noqa: C901 - one line per kind
         """How an argument follows from the values so far."""

@@ -74,12 +74,12 @@ def reduce_precision(full: Path, path: Path, precision: str, images: Tensor, lab
     except Exception as error:  # the tools raise their own kinds, and those of onnx
         reason = " ".join(str(error).split())[:300]
         raise ConversionError(f"{precision}: onnxruntime's tools fail ({type(error).__name__}: {reason}).") from error
-    before = OnnxFile(full)
-    record = {**before.record, "precision": precision}
-    held = slice(1, None, 2)
+    full_file = OnnxFile(full)
+    record = {**full_file.record, "precision": precision}
+    held_out = slice(1, None, 2)
     onnx.helper.set_model_props(model, as_properties(record))
     path.write_bytes(model.SerializeToString())
-    loss = _loss(before, OnnxFile(path), images[held], None if labels is None else labels[held])
+    loss = _loss(full_file, OnnxFile(path), images[held_out], None if labels is None else labels[held_out])
     record["loss"] = {"images": loss.images, "agreement": loss.agreement, "map_correlation": loss.map_correlation}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, as_properties(record))
@@ -123,13 +123,15 @@ def _loss(full: OnnxFile, reduced: OnnxFile, images: Tensor, labels: Tensor | No
     for batch in torch.split(images, size):
         if len(batch) < 2 and size == 2:
             break  # files of fixed batches take pairs
-        ours, theirs = full(batch), reduced(batch)
-        top = ours["logits"].argmax(1)
-        alike = correlation(*(select(one["maps"], top) for one in (ours, theirs))).nan_to_num()  # 0 of a constant map
-        parts.append((top, theirs["logits"].argmax(1), alike))
-    before, after, correlations = (torch.cat(part) for part in zip(*parts, strict=True))
+        full_outputs, reduced_outputs = full(batch), reduced(batch)
+        top = full_outputs["logits"].argmax(1)
+        map_correlations = correlation(
+            *(select(outputs["maps"], top) for outputs in (full_outputs, reduced_outputs))
+        ).nan_to_num()  # 0 of a constant map
+        parts.append((top, reduced_outputs["logits"].argmax(1), map_correlations))
+    top_before, top_after, correlations = (torch.cat(part) for part in zip(*parts, strict=True))
     accuracy = None
     if labels is not None:
-        labels = labels[: len(before)]
-        accuracy = (float((before == labels).double().mean()), float((after == labels).double().mean()))
-    return Loss(len(before), float((before == after).double().mean()), float(correlations.mean()), accuracy)
+        labels = labels[: len(top_before)]
+        accuracy = (float((top_before == labels).double().mean()), float((top_after == labels).double().mean()))
+    return Loss(len(top_before), float((top_before == top_after).double().mean()), float(correlations.mean()), accuracy)

@@ -86,7 +86,7 @@ def _layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dic
         last = False if node.op == "placeholder" else None if source is None else channels_last.get(source)
         last = {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_permutation(network, node), last)
         channels_last[node] = last
-        layout = find_layout(shape, image, (known.grid for known in layouts.values()), channels_last=last)
+        layout = find_layout(shape, image, (earlier.grid for earlier in layouts.values()), channels_last=last)
         flattened = source in layouts and len(shape) == 3 and shape[1] == observer.shapes[source][1]
         if layout is not None and not flattened:
             layouts[node] = layout
@@ -140,8 +140,8 @@ def _only_pools(network: fx.GraphModule, observer: Observer, node: fx.Node) -> b
         return False
     if node in observer.unchanged:
         return True
-    now, before = observer.shapes[node], observer.shapes[node.all_input_nodes[0]]
-    return len(now) == len(before) == 4 and now[1] == before[1] and now[2:] != before[2:]
+    shape, source_shape = observer.shapes[node], observer.shapes[node.all_input_nodes[0]]
+    return len(shape) == len(source_shape) == 4 and shape[1] == source_shape[1] and shape[2:] != source_shape[2:]
 
 
 def _before_conv_head(network: fx.GraphModule, last: fx.Node, observer: Observer, logits: Tensor) -> fx.Node | None:

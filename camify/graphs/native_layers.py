@@ -75,8 +75,8 @@ def _stochastic_depth(layer: nn.Module) -> nn.Module:
 def _put(network: fx.GraphModule, name: str, layer: nn.Module, modes: dict[nn.Module, bool], old: nn.Module) -> None:
     if old in modes:
         modes[layer] = modes[old]
-    parent, _, own = name.rpartition(".")
-    setattr(network.get_submodule(parent), own, layer)
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, layer)
 
 
 def _same(layer: nn.BatchNorm2d, other: nn.Module) -> bool:

@@ -203,8 +203,8 @@ def _reads_token(network: fx.GraphModule, feature: fx.Node, layout: Layout, obse
     vector = next((node for node in between(network.graph, feature) if len(observer.shapes.get(node, ())) == 2), None)
     if vector is None:
         return True
-    read = as_module(network, extract(network.graph, feature, vector, constants=observer.constants))(value)
-    return read.shape != mean.shape or not torch.allclose(read, mean, rtol=1e-4, atol=1e-5)
+    first_vector = as_module(network, extract(network.graph, feature, vector, constants=observer.constants))(value)
+    return first_vector.shape != mean.shape or not torch.allclose(first_vector, mean, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- training mode

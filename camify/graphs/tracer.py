@@ -50,11 +50,11 @@ class _ModelTracer(LayerTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace one module; where that fails it becomes one step."""
-        before = len(self.graph.nodes)
+        count_before = len(self.graph.nodes)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # noqa: BLE001 - the module is the user's: it fails as it likes
-            for node in list(self.graph.nodes)[: before - 1 : -1]:
+            for node in list(self.graph.nodes)[: count_before - 1 : -1]:
                 if node.op != "get_attr":  # the tracer may hand these out again
                     self.graph.erase_node(node)
             name = self.path_of_module(m)
@@ -67,8 +67,8 @@ class _ModelTracer(LayerTracer):
 
 def _reads_training(module: nn.Module) -> bool:
     """Whether a module's own forward, or one that it builds on, asks for the mode."""
-    own = [vars(kind).get("forward") for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
-    codes = [getattr(forward, "__code__", None) for forward in own]
+    forwards = [vars(kind).get("forward") for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
+    codes = [getattr(forward, "__code__", None) for forward in forwards]
     return any(code is not None and "training" in code.co_names for code in codes)
 
 
@@ -110,7 +110,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
             code.
     """
     modes = [(module, module.training) for module in model.modules()]
-    own = set(vars(model))
+    attributes = set(vars(model))
     tracer = _ModelTracer(whole)
     model.train(training)
     try:
@@ -128,7 +128,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
     _use_results_of_in_place_steps(model, graph)
     activation = take_off(model, graph)
     network = as_module(model, graph)
-    for name in set(vars(model)) - own:  # the tracer leaves constant tensors in the network
+    for name in set(vars(model)) - attributes:  # the tracer leaves constant tensors in the network
         delattr(model, name)
     return Trace(network, tracer.outermost, tracer.ends, tracer.kept_whole, activation)
 
@@ -154,8 +154,8 @@ def _erase_defaults(graph: fx.Graph) -> None:
 
 def _where(error: Exception) -> str:
     """The user's line at which tracing stopped."""
-    own = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
+    library_folders = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library_folders)]
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
@@ -221,9 +221,11 @@ class Observer(fx.Interpreter):
         """One step, and what is worth remembering of it."""
         self._step = str(n.target if n.op == "call_module" else n.name)
         source = self.env.get(n.all_input_nodes[0]) if n.all_input_nodes else None
-        before = source if isinstance(source, Tensor) and source.dim() == 4 and parameter_free(self.module, n) else None
-        if before is not None and n in self._in_place:
-            before = before.clone()
+        source_map = (
+            source if isinstance(source, Tensor) and source.dim() == 4 and parameter_free(self.module, n) else None
+        )
+        if source_map is not None and n in self._in_place:
+            source_map = source_map.clone()
         result = super().run_node(n)
         if not isinstance(result, Tensor):
             several = isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
@@ -235,7 +237,7 @@ class Observer(fx.Interpreter):
         self.tensors.add(n)
         self.shapes[n] = result.shape
         if result.dim() in (3, 4) and n.op not in ("placeholder", "output", "get_attr"):
-            if before is not None and _equal(before, result):
+            if source_map is not None and _equal(source_map, result):
                 self.unchanged.add(n)
             self._keep(n, result)
         return result
@@ -264,10 +266,10 @@ def require_logits(output: Any) -> Tensor:
     items = (
         output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
     )
-    held = [f"{key}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for key, v in items]
+    outputs = [f"{key}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for key, v in items]
     raise ConversionError(
-        f"The network returns {kind}{f' of {len(held)} outputs ({chr(44).join(held)})' if held else ''}; expected one"
-        " tensor of logits (N, classes). Wrap it in a module whose forward returns the logits alone."
+        f"The network returns {kind}{f' of {len(outputs)} outputs ({chr(44).join(outputs)})' if outputs else ''};"
+        " expected one tensor of logits (N, classes). Wrap it in a module whose forward returns the logits alone."
     )
 
 

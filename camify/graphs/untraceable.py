@@ -92,8 +92,8 @@ class UntracedAnalysis(NetworkAnalysis):
         modes = {memo[id(layer)]: layer.training for layer in self.model.modules() if id(layer) in memo}
         outer = [name for name in self.behind if not any(name.startswith(f"{other}.") for other in self.behind)]
         for name in outer:
-            parent, _, own = name.rpartition(".")
-            setattr(network.get_submodule(parent), own, nn.Identity())
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, nn.Identity())
         for parameter in network.parameters():
             parameter.grad = None
         layers = [name for name, _ in self.model.named_modules() if name and name not in self.behind]
@@ -179,17 +179,17 @@ def last_activation(model: nn.Module, record: Record, output: Tensor) -> str | N
 def _replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Modules by name run other functions than their own ``forward`` for a while."""
     modules = [(model.get_submodule(name), forward) for name, forward in forwards.items()]
-    own = [(module, module.__dict__.get("forward")) for module, _ in modules]
+    saved_forwards = [(module, module.__dict__.get("forward")) for module, _ in modules]
     for module, forward in modules:
         module.forward = forward
     try:
         yield
     finally:
-        for module, before in own:
-            if before is None:
+        for module, saved_forward in saved_forwards:
+            if saved_forward is None:
                 module.__dict__.pop("forward", None)  # a module may have several names
             else:
-                module.forward = before
+                module.forward = saved_forward
 
 
 def bypassed(model: nn.Module, layer: str | None) -> AbstractContextManager[None]:
@@ -266,8 +266,13 @@ def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, Record,
 def _outermost(model: nn.Module, name: str, record: Record) -> str:
     """The largest module that ends with the same tensor."""
     parent = name.rpartition(".")[0]
-    ours, theirs = record.ended[name], record.ended.get(parent)
-    if parent and isinstance(theirs, Tensor) and record.calls[parent] == 1 and torch.equal(ours, theirs):
+    output, parent_output = record.ended[name], record.ended.get(parent)
+    if (
+        parent
+        and isinstance(parent_output, Tensor)
+        and record.calls[parent] == 1
+        and torch.equal(output, parent_output)
+    ):
         return _outermost(model, parent, record)
     return name
 
@@ -289,7 +294,9 @@ def replayed(model: nn.Module, record: Record, last: str, value: Tensor) -> Abst
     ancestors = {last[:index] for index, letter in enumerate(last) if letter == "."} | {""}
     before = takewhile(lambda name: name != last, record.ended)
     values = {name: record.ended[name] for name in before if record.calls[name] == 1 and name not in ancestors}
-    return _replaced_forwards(model, {name: partial(_give, given) for name, given in {**values, last: value}.items()})
+    return _replaced_forwards(
+        model, {name: partial(_give, returned) for name, returned in {**values, last: value}.items()}
+    )
 
 
 def _give(value: Any, *_args: Any, **_kwargs: Any) -> Any:

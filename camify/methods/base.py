@@ -92,6 +92,14 @@ class register:  # noqa: N801 - a decorator
 
     Raises:
         ConfigError: the name is taken by another class, or the class is no Method.
+
+    Example:
+        >>> @register("mean")
+        ... class Mean(Method):
+        ...     def maps(self, forward, targets_N):
+        ...         return forward.activations.mean(1)
+        >>> find_method("mean") is METHODS.pop("mean")  # taken back, for this example only
+        True
     """
 
     def __init__(self, name: str) -> None:
@@ -113,6 +121,10 @@ def find_method(name: str) -> type[Method]:
 
     Raises:
         ConfigError: there is none; lists those that there are.
+
+    Example:
+        >>> find_method("gradcam++").__name__
+        'GradCAMPlusPlus'
     """
     if name not in METHODS:
         for point in entry_points(group="camify.methods", name=name):
@@ -127,19 +139,24 @@ def check_targets(targets: Any, logits_NK: Tensor, classes: Classes | None = Non
 
     Raises:
         ConfigError: their number is not that of the images, or one is no class.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+        >>> check_targets(None, logits), check_targets(2, logits)
+        (tensor([1, 0]), tensor([2, 2]))
     """
-    count, most = logits_NK.shape
+    count, num_classes = logits_NK.shape
     if targets is None:
         return logits_NK.argmax(dim=1) if classes is None else classes.predicted(logits_NK)
     chosen = torch.as_tensor(targets, device=logits_NK.device)
     if chosen.dim() == 0:
         chosen = chosen.expand(count)
-    whole = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
-    if chosen.dim() > 2 or len(chosen) != count or not chosen.numel() or not whole:
+    is_integer = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
+    if chosen.dim() > 2 or len(chosen) != count or not chosen.numel() or not is_integer:
         raise ConfigError(
             f"targets: {chosen.dtype} {tuple(chosen.shape)} for {count} images. Give None, one class, one per image, or"
             " (images, classes)."
         )
-    if bool(((chosen < 0) | (chosen >= most)).any()):
-        raise ConfigError(f"targets: {chosen.tolist()} must lie in 0..{most - 1}.")
+    if bool(((chosen < 0) | (chosen >= num_classes)).any()):
+        raise ConfigError(f"targets: {chosen.tolist()} must lie in 0..{num_classes - 1}.")
     return chosen.long()

@@ -27,6 +27,15 @@ class CAM(Method):
 
     Raises:
         ConversionError: the model is not CAM-ready; says how to make it so.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map: image + 1; logits: its mean + 1
+        >>> CAM(network)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), targets=0)  # weight 1
+        tensor([[[1., 2.],
+                 [3., 4.]]])
     """
 
     relu = False
@@ -40,8 +49,8 @@ class CAM(Method):
         """(N, h, w)."""
         weight = forward.weight
         if weight is None and isinstance(self.model, CAMNet):  # pooled otherwise: the maps exist, not the identity
-            own = self.model.classifier.weight.detach().to(forward.activations.dtype)
-            weight = forward.classes.two_sided(own, 0)
+            classifier_weight = self.model.classifier.weight.detach().to(forward.activations.dtype)
+            weight = forward.classes.two_sided(classifier_weight, 0)
         if weight is None:
             raise ConversionError(
                 f"CAM needs a CAM-ready network: the head of this {type(self.model).__name__} is not global average"

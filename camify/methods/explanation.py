@@ -88,14 +88,14 @@ def explain(
         raise ConfigError(f"size={size!r} is unknown. Choose 'input', (height, width) or None.")
     methods = make_methods(model, [method] if isinstance(method, str) else method, layer, method_options)
     gradients = any(item.uses_gradients for item in methods.values())
-    wanted = (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size
+    heat_size = (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size
     with observe(model, images, layer, gradients=gradients, task=task) as forward:
         chosen = check_targets(targets, forward.logits, forward.classes)
         raw = {name: item.raw_maps(forward, chosen) for name, item in methods.items()}
     if normalize is None:
-        heats = raw if wanted is None else {name: upsample(maps, wanted) for name, maps in raw.items()}
+        heats = raw if heat_size is None else {name: upsample(maps, heat_size) for name, maps in raw.items()}
     else:
-        heats = {name: methods[name].heat(maps, wanted) for name, maps in raw.items()}
+        heats = {name: methods[name].heat(maps, heat_size) for name, maps in raw.items()}
         for name, heat in heats.items():
             _report_constant(name, heat)
     return heats[method] if isinstance(method, str) else heats
@@ -108,6 +108,11 @@ def make_methods(
 
     Raises:
         ConfigError: a name is unknown, or no method has an option.
+
+    Example:
+        >>> methods = make_methods(nn.Identity(), ["cam", "gradcam++"], options={"variant": "authors"})
+        >>> list(methods), methods["gradcam++"].variant
+        (['cam', 'gradcam++'], 'authors')
     """
     if not names:
         raise ConfigError("method=[]: name at least one.")

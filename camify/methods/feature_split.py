@@ -175,9 +175,10 @@ class LogitsOf(nn.Module):
 
 def _may_end_in_activation(network: nn.Module) -> bool:
     """Whether an activation layer, or code that is not torch's or torchvision's, could stand behind the logits."""
-    known = ("torch.nn", "torchvision.models")
+    packages = ("torch.nn", "torchvision.models")
     return any(
-        type(layer) in ACTIVATION_MODULES or not type(layer).__module__.startswith(known) for layer in network.modules()
+        type(layer) in ACTIVATION_MODULES or not type(layer).__module__.startswith(packages)
+        for layer in network.modules()
     )
 
 
@@ -229,12 +230,12 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
     modules = [id(module) for module in model.modules()]
     if model not in _KNOWN or _KNOWN[model][0] != modules:
         _KNOWN[model] = (modules, {})
-    known = _KNOWN[model][1]
+    splits = _KNOWN[model][1]
     key = (layer, *images.shape[1:], next((p.dtype for p in model.parameters()), None))
-    if key not in known:
+    if key not in splits:
         with torch.no_grad(), without_hooks(model):
-            known[key] = _at_last_map(model, images) if layer is None else _at_layer(model, images[:2], layer)
-    return known[key]
+            splits[key] = _at_last_map(model, images) if layer is None else _at_layer(model, images[:2], layer)
+    return splits[key]
 
 
 def _at_last_map(model: nn.Module, images: Tensor) -> Split:
@@ -249,8 +250,8 @@ def _at_last_map(model: nn.Module, images: Tensor) -> Split:
         classifier = _live_classifier(model, analysis)
         return TracedSplit(root, graph, analysis.feature, layout, name, classifier, analysis.activation)
     for node, layout in reversed(list(analysis.maps.items())):  # the last one whose patches the class token still reads
-        shown = name if node is analysis.feature else node.name
-        traced = TracedSplit(root, graph, node, layout, shown, activation=analysis.activation)
+        node_name = name if node is analysis.feature else node.name
+        traced = TracedSplit(root, graph, node, layout, node_name, activation=analysis.activation)
         if _is_read(traced, images[:1]):
             return traced
     raise ConversionError("The head reads no patch of any map. Give layer.")

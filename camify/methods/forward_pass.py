@@ -152,6 +152,15 @@ def observe(
     Raises:
         ConfigError: no module has that name, or it gives no map; or the task does not fit the logits.
         ConversionError: the network cannot be run, or has no map.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map: image + 1; logits: its mean + 1
+        >>> with observe(network, torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])) as forward:
+        ...     print(forward.activations.flatten(), forward.logits)
+        tensor([1., 2., 3., 4.]) tensor([[3.5000, 3.5000]])
     """
     model = unwrapped(model)
     if images.dim() != 4 or not len(images):

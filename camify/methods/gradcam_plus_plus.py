@@ -28,6 +28,15 @@ class GradCAMPlusPlus(Method):
         variant: ``"paper"``: eq. 19. ``"authors"``: their code, which divides alpha by its sum over the positions of a
             channel. ``"pytorch-grad-cam"`` (1.5): adds 1e-6 to the denominator, which is more than g^2 of a GAP head.
             ``"torch-cam"`` (0.5): g^2 in the place of alpha, as its division is lost.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map: image + 1; logits: its mean + 1
+        >>> GradCAMPlusPlus(network)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), targets=0)  # 4 / (2 + 10 / 4) / 4
+        tensor([[[0.2222, 0.4444],
+                 [0.6667, 0.8889]]])
     """
 
     uses_gradients = True

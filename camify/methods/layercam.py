@@ -16,6 +16,15 @@ class LayerCAM(Method):
 
     Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", eq. 5 to 7. Weighs
     every position by itself, so it also serves layers far from the head.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map: image + 1; logits: its mean + 1
+        >>> LayerCAM(network)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), targets=0)  # gradient 1 / 4
+        tensor([[[0.2500, 0.5000],
+                 [0.7500, 1.0000]]])
     """
 
     uses_gradients = True

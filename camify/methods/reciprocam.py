@@ -30,6 +30,15 @@ class ReciproCAM(Method):
             (OpenVINO XAI for models without softmax); with global average
             pooling and a linear head the latter is CAM / (h w) + b_c.
         gaussian: the cell's vector also stands in its neighbors, weighted by [1 2 1; 2 4 2; 1 2 1] / 16.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map: image + 1; logits: its mean + 1
+        >>> ReciproCAM(network, variant="logits")(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), targets=0)  # CAM / 4 + 1
+        tensor([[[1.2500, 1.5000],
+                 [1.7500, 2.0000]]])
     """
 
     relu = False

@@ -48,6 +48,15 @@ class ScoreCAM(Method):
             align_corners. ``"torch-cam"`` (0.5): masks scaled before they are upsampled.
         chunk: masked images in one forward; memory grows with it.
         precision: ``"fp32"`` (as the network is), or ``"bf16"``, ``"fp16"``: the masked forwards under autocast.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+        >>> _ = [nn.init.ones_(parameter) for parameter in network.parameters()]  # map: image + 1; logits: its mean + 1
+        >>> ScoreCAM(network)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]), targets=0)  # one channel: weight 1
+        tensor([[[1., 2.],
+                 [3., 4.]]])
     """
 
     def __init__(
@@ -85,8 +94,8 @@ class ScoreCAM(Method):
         for channels in torch.split(varies, self.chunk):
             masked = image * self._masks(maps_CHW[channels], image)[:, None].to(image.dtype)
             logits = forward.network(masked, autocast=PRECISIONS[self.precision])
-            shown = forward.classes.probabilities(logits) if variant.probabilities else logits - baseline
-            scores[channels] = shown[:, target]
+            channel_scores = forward.classes.probabilities(logits) if variant.probabilities else logits - baseline
+            scores[channels] = channel_scores[:, target]
         return scores if variant.probabilities else scores.softmax(0)
 
     def _masks(self, maps: Tensor, image: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ class _SparseHead:
         weight = self.linear.weight
         positions = self.positive.shape[1]
         used = ((self.positive != 0) | (self.negative != 0)).T  # (positions, P)
-        most = int(used.sum(1).max())
-        cell = used.to(torch.uint8).topk(most, dim=1).indices  # where fewer are used, others with the share 0
+        most_cells = int(used.sum(1).max())
+        cell = used.to(torch.uint8).topk(most_cells, dim=1).indices  # where fewer are used, others with the share 0
         positive, negative = (share.T.gather(1, cell)[:, :, None, None] for share in (self.positive, self.negative))
         vectors = vectors_NPC.to(weight.dtype).transpose(0, 1)[cell]  # (positions, most, N, C)
         inputs = (vectors.relu() * positive - (-vectors).relu() * negative).flatten(1, 2)
@@ -98,13 +98,13 @@ def _sparse_head(forward: ForwardPass, masks_PHW: Tensor, channels: int) -> _Spa
     if first is None or not isinstance(parts, TracedSplit):
         return None
     before, linear, rest = first
-    known = _SHARES.get(parts)
-    if known is None or not torch.equal(known[0], masks_PHW):
+    cached = _SHARES.get(parts)
+    if cached is None or not torch.equal(cached[0], masks_PHW):
         masks = masks_PHW.to(linear.weight)
         shares = [_shares(before, masks, channels, sign) for sign in (1.0, -1.0)]
         pair = (shares[0], shares[1]) if shares[0] is not None and shares[1] is not None else None
-        known = _SHARES[parts] = (masks_PHW, pair)
-    return None if known[1] is None else _SparseHead(linear, rest, *known[1])
+        cached = _SHARES[parts] = (masks_PHW, pair)
+    return None if cached[1] is None else _SparseHead(linear, rest, *cached[1])
 
 
 def _shares(before: nn.Module, masks_PHW: Tensor, channels: int, sign: float) -> Tensor | None:

@@ -1,7 +1,7 @@
 """CAM quality as torchmetrics: does the map find the object, does the network use what it shows.
 
 The figures are defined in ``functional``, image by image; the classes here add them up, also over processes.
-A new metric is a function there first.
+Images and boxes are read in ``data`` and ``evaluation``. A new metric is a function in ``functional`` first.
 """
 
 from . import functional

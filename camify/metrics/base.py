@@ -36,7 +36,7 @@ class UnitIntervalMetric(Metric):
         """
         val = self.compute() if val is None else val
         several = isinstance(val, Sequence)
-        return self._plot([_figures(one) for one in val] if several else _figures(val), ax)
+        return self._plot([_figures(computed) for computed in val] if several else _figures(val), ax)
 
 
 def _figures(computed: Any) -> Any:
@@ -63,17 +63,17 @@ class RowMetric(UnitIntervalMetric):
         self.add_state("counts", torch.zeros(len(shapes), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _add(self, rows: Mapping[str, Tensor]) -> None:
-        for place, (name, part) in enumerate(zip(self.shapes, torch.split(self.sums, self.sizes), strict=True)):
+        for place, (name, sums) in enumerate(zip(self.shapes, torch.split(self.sums, self.sizes), strict=True)):
             if name in rows:
-                row = rows[name].reshape(-1, len(part))
-                known = row[~row.isnan().any(1)]
-                part += (known.double() * _ONE).round().long().sum(0).to(part)
-                self.counts[place] += len(known)
+                row = rows[name].reshape(-1, len(sums))
+                complete = row[~row.isnan().any(1)]
+                sums += (complete.double() * _ONE).round().long().sum(0).to(sums)
+                self.counts[place] += len(complete)
 
     def _means(self) -> dict[str, Tensor]:
         """The mean rows (*shape), float32; NaN of no image."""
-        parts = zip(torch.split(self.sums.cpu(), self.sizes), self.counts.tolist(), self.shapes.items(), strict=True)
-        means = {name: (part.double() / _ONE / count).reshape(shape) for part, count, (name, shape) in parts}
+        rows = zip(torch.split(self.sums.cpu(), self.sizes), self.counts.tolist(), self.shapes.items(), strict=True)
+        means = {name: (sums.double() / _ONE / count).reshape(shape) for sums, count, (name, shape) in rows}
         return {name: mean.float().to(self.sums.device) for name, mean in means.items()}
 
 

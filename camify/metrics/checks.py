@@ -39,10 +39,10 @@ def check_boxes(name: str, boxes: Sequence[Tensor], height: int, width: int) -> 
     Raises:
         DataError: they are not; the message says the number of the image within the batch.
     """
-    given = [image_boxes for image_boxes in boxes if len(image_boxes)]
-    if not given:
+    non_empty = [image_boxes for image_boxes in boxes if len(image_boxes)]
+    if not non_empty:
         return
-    if all(image_boxes.shape[1:] == (4,) for image_boxes in given) and _touch(torch.cat(given), height, width):
+    if all(image_boxes.shape[1:] == (4,) for image_boxes in non_empty) and _touch(torch.cat(non_empty), height, width):
         return
     for index, image_boxes in enumerate(boxes):
         if len(image_boxes) == 0:

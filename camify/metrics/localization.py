@@ -119,12 +119,12 @@ class MaxBoxAccuracy(_BoxHits):
         """
         truths = [truth.cpu() for truth in boxes]
         check_map_boxes("MaxBoxAccuracy", maps, truths)
-        wanted = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
+        least_ious = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
         centered, largest = centre_boxes(*maps.shape[1:]), self.version == 1
         for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
             if len(truth):
                 best_ious = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
-                self._add(best_ious >= wanted, iou_with_best_box(centered, truth) >= wanted)
+                self._add(best_ious >= least_ious, iou_with_best_box(centered, truth) >= least_ious)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
@@ -166,8 +166,8 @@ class LocalizationAccuracy(_BoxHits):
         >>> metric = LocalizationAccuracy(threshold=0.2)
         >>> boxes = [torch.tensor([[1, 2, 5, 6]])] * 2
         >>> metric.update(heat, boxes, scores=torch.tensor([[0.9, 0.1], [0.8, 0.2]]), labels=torch.tensor([0, 1]))
-        >>> found = metric.compute()
-        >>> found["gt_known"], found["top1"]
+        >>> figures = metric.compute()
+        >>> figures["gt_known"], figures["top1"]
         (tensor(1.), tensor(0.5000))
     """
 
@@ -219,12 +219,12 @@ class LocalizationAccuracy(_BoxHits):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         best, centre = self.hits[0].argmax(), self.centre_hits[0].argmax()
-        ours, fixed = self.hits[:, best] / self.total, self.centre_hits[:, centre] / self.total
-        given = thresholds(self.count)[best.cpu()] if self.threshold is None else torch.tensor(self.threshold)
+        accuracies, centre_accuracies = self.hits[:, best] / self.total, self.centre_hits[:, centre] / self.total
+        threshold = thresholds(self.count)[best.cpu()] if self.threshold is None else torch.tensor(self.threshold)
         names = ("gt_known", "top1", "top5")
         return {
-            **dict(zip(names, ours, strict=True)),
-            "threshold": torch.where(self.total > 0, given.to(ours), torch.nan),
-            **{f"centre_{name}": value for name, value in zip(names, fixed, strict=True)},
+            **dict(zip(names, accuracies, strict=True)),
+            "threshold": torch.where(self.total > 0, threshold.to(accuracies), torch.nan),
+            **{f"centre_{name}": value for name, value in zip(names, centre_accuracies, strict=True)},
             "count": self.total,
         }

@@ -128,9 +128,9 @@ class EnergyPointingGame(RowMetric):
         """
         check_objects("EnergyPointingGame", maps, objects)
         masks = masks_of_objects(objects, *maps.shape[1:])
-        seen = masks.flatten(1).any(dim=1)
-        masks, heat = masks[seen], maps.detach().cpu()[seen]
-        self._add({"energy": energy_share(heat, masks), "uniform_energy": masks.double().mean((-2, -1))})
+        has_object = masks.flatten(1).any(dim=1)
+        masks, heats = masks[has_object], maps.detach().cpu()[has_object]
+        self._add({"energy": energy_share(heats, masks), "uniform_energy": masks.double().mean((-2, -1))})
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""

@@ -82,13 +82,13 @@ def commands(folder: Path) -> list[tuple[str, str]]:
 
 def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
     legacy, start, exported = (results.get(key) or {} for key in ("legacy", "start", "exported"))
-    known = legacy.get("val/acc") is not None
+    has_accuracy = legacy.get("val/acc") is not None
     rows = [
         {
             "name": "legacy network",
             "accuracy": legacy.get("val/acc"),
             "quality": None,
-            "note": "as it came; it has no class maps" if known else "other classes: not comparable",
+            "note": "as it came; it has no class maps" if has_accuracy else "other classes: not comparable",
         }
     ]
     later = [("converted", start, "before the first step")]

@@ -119,7 +119,7 @@ def render_page(report: RunReport) -> str:
     watched = [track for track in report.images if track.kind == "watched"]
     methods = list(dict.fromkeys(frame.method for track in watched for frame in track.frames))
     frames = [frame for track in report.images for frame in track.frames]
-    shown = [(kind, *words) for kind, words in KINDS.items() if any(track.kind == kind for track in report.images)]
+    kinds = [(kind, *words) for kind, words in KINDS.items() if any(track.kind == kind for track in report.images)]
     return render(
         Path(__file__).with_name("page.html.j2"),
         {"percent": share_text, "number": number_text},
@@ -128,7 +128,7 @@ def render_page(report: RunReport) -> str:
         before=report.results[0] if report.results else {},
         accuracy=newest.get("accuracy", latest.get("val/acc")),
         quality=newest.get("quality", latest.get(key)),
-        kinds=shown,
+        kinds=kinds,
         epochs=sorted({frame.epoch for frame in frames}),
         methods=methods,
         method_choices=[(name, name) for name in methods],

@@ -95,8 +95,8 @@ def by_section(tables: Sequence[Table]) -> dict[str, list[Table]]:
 def markdown_sections(tables: Sequence[Table]) -> list[str]:
     """Lines of Markdown: tables under the headings of their sections."""
     lines = []
-    for section, own in by_section(tables).items():
-        lines += [f"## {section}", "", *(line for table in own for line in _markdown_table(table))]
+    for section, section_tables in by_section(tables).items():
+        lines += [f"## {section}", "", *(line for table in section_tables for line in _markdown_table(table))]
     return lines
 
 
@@ -126,5 +126,5 @@ def markdown_line(cells: Sequence[str], *, escape: bool = True) -> str:
 
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
-    one = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", one)
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", line)

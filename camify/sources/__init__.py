@@ -1,7 +1,8 @@
-"""Where networks come from: ``resolve`` is the one door that every command, ``CAMFineTuner`` and ``load`` use.
+"""Where networks come from: every command, ``CAMFineTuner`` and ``load`` read a source with ``resolve``.
 
-A kind of source is one row of ``resolve.LOADERS``: its form, whether a text is of that form, and a function that loads.
-To add one, write ``def load_mine(text: str, weights: bool) -> Source`` in a file of its own and put its row there.
+Nothing is converted here: that is ``conversion``. The format of camify's own folders is in ``checkpoint``.
+A new kind of source is ``def load_mine(text: str, weights: bool) -> Source`` in a file of its own, and a row of
+``resolve.LOADERS``: its form, whether a text is of that form, and the function that loads it.
 """
 
 from .resolve import LOADERS, Loader, load, resolve

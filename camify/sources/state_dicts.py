@@ -53,8 +53,8 @@ def read_state(path: str | Path, notes: list[str] | None = None) -> tuple[State,
     if unnested is None:
         items = content.items() if isinstance(content, Mapping) else ()
         odd = [f"{key[:40]!r}: {type(value).__name__}" for key, value in items if isinstance(key, str)]
-        what = f"{type(content).__name__} with {', '.join(odd[:6]) or 'no names'}"
-        raise CheckpointError(f"{path}: is not a state dict (names -> tensors) but a {what}. {_SAVE}")
+        description = f"{type(content).__name__} with {', '.join(odd[:6]) or 'no names'}"
+        raise CheckpointError(f"{path}: is not a state dict (names -> tensors) but a {description}. {_SAVE}")
     state, where, others = unnested
     if others or "ema" in where:
         notes.append(f"weights taken from {where}{'; the file also holds ' if others else ''}{', '.join(others)}")
@@ -121,7 +121,7 @@ def _names_in(levels: Sequence[Mapping[Any, Any]], path: Path, notes: list[str])
     if not named:
         return None
     field, names = next(iter(named.items()))
-    other = next((other for other, theirs in named.items() if theirs != names), None)
+    other = next((other for other, other_names in named.items() if other_names != names), None)
     if other is not None:
         raise CheckpointError(f"{path}: its fields {field} and {other} name other classes. Leave the wrong one out.")
     notes.append(f"class names read from {field} of the file")
@@ -181,8 +181,8 @@ def _unnest(content: Any, depth: int = 4) -> tuple[State, str, list[str]] | None
 
 
 def _is_plain(value: Any) -> bool:
-    held = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-    return held and not value.is_quantized
+    is_dense_on_cpu = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+    return is_dense_on_cpu and not value.is_quantized
 
 
 def match_keys(state: State, target: State, notes: list[str] | None = None) -> State:
@@ -259,16 +259,16 @@ def _by_order(state: State, target: State) -> State | None:
     if _weights(state) == _weights(target):
         return None
     has_counters = any(key.endswith(_COUNTER) for key in state)
-    ours = [key for key in target if has_counters or not key.endswith(_COUNTER)]
-    if len(ours) != len(state):
+    target_keys = [key for key in target if has_counters or not key.endswith(_COUNTER)]
+    if len(target_keys) != len(state):
         return None
-    for new, old in zip(ours, state, strict=True):
+    for new, old in zip(target_keys, state, strict=True):
         means_itself = new != old and old in target and fits(state[old], target[old], old)
         if means_itself or new.split(".")[-1] != old.split(".")[-1] or not fits(state[old], target[new], new):
             return None
-    if _is_ambiguous(state) or _is_ambiguous({key: target[key] for key in ours}):
+    if _is_ambiguous(state) or _is_ambiguous({key: target[key] for key in target_keys}):
         return None
-    return dict(zip(ours, state.values(), strict=True))
+    return dict(zip(target_keys, state.values(), strict=True))
 
 
 def _is_ambiguous(state: State) -> bool:

@@ -34,23 +34,25 @@ def load_timm(text: str, weights: bool) -> Source:
         CheckpointError: the weights cannot be had, are damaged or do not fit.
     """
     name, _, which = text.partition("/")[2].partition("@")
-    known = timm_model(name)
+    timm_network = timm_model(name)
     file = is_file_name(which)
     if which == "none" or not (weights or (file and Path(which).is_file())):
-        return Source(known.build(), f"timm/{name}")
+        return Source(timm_network.build(), f"timm/{name}")
     if not which:
-        task = None if known.class_names is None else Task.MULTICLASS
-        network, source = known.load().eval(), f"timm/{known.name}"
-        return Source(network, source, known.class_names, (), known.preprocessing, known.license, task)
+        task = None if timm_network.class_names is None else Task.MULTICLASS
+        network, source = timm_network.load().eval(), f"timm/{timm_network.name}"
+        return Source(
+            network, source, timm_network.class_names, (), timm_network.preprocessing, timm_network.license, task
+        )
     if not file:
         raise ConversionError(f"source timm/{name}@{which}: tags are written timm/NAME.TAG; after @ none or a file.")
     tagged = "." in name  # the file is said to be that of these weights, or trained from them
     return network_of_file(
         f"timm/{name}@{which}",
-        known.build,
+        timm_network.build,
         which,
-        preprocessing=known.preprocessing if tagged else None,
-        class_names=known.class_names if tagged else None,
+        preprocessing=timm_network.preprocessing if tagged else None,
+        class_names=timm_network.class_names if tagged else None,
     )
 
 

@@ -216,8 +216,10 @@ def _skeleton(name: str, classes: int = _CLASSES) -> dict[str, Tensor]:
 
 def _may_fit(state: State, name: str) -> bool:
     """Whether all kernels and matrices but those to the classes have their like in the file."""
-    wanted = [tuple(value.shape) for value in _skeleton(name).values() if value.dim() > 1 and len(value) != _CLASSES]
-    return set(wanted) <= {tuple(value.shape) for value in state.values()}
+    needed_shapes = [
+        tuple(value.shape) for value in _skeleton(name).values() if value.dim() > 1 and len(value) != _CLASSES
+    ]
+    return set(needed_shapes) <= {tuple(value.shape) for value in state.values()}
 
 
 def _fits(state: State, name: str) -> bool:

@@ -69,11 +69,13 @@ def _examples(trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor, list[Te
     classes = module.cam_net.classes
     for batch, targets in validation_batches(trainer, module):
         batch_boxes = [torch.zeros(0, 4)] * len(batch) if batch.boxes is None else batch.boxes
-        for image, label, own in zip(batch.images.cpu(), classes.of_targets(targets).cpu(), batch_boxes, strict=True):
+        for image, label, image_boxes in zip(
+            batch.images.cpu(), classes.of_targets(targets).cpu(), batch_boxes, strict=True
+        ):
             if number % step == 0 and len(images) < _MOST:
                 images.append(image)
                 labels.append(label)
-                boxes.append(own.cpu())
+                boxes.append(image_boxes.cpu())
             number += 1
     return torch.stack(images), torch.stack(labels), boxes
 

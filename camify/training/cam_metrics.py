@@ -137,8 +137,8 @@ class ValidationBatch:
     @cached_property
     def masked(self) -> tuple[Tensor, Tensor]:
         """Its probability and heat where only what the map shows is left of the image."""
-        logits, own = self._look_again(masked_images(self.images, self.heat))
-        return self.network.classes.scores(logits, self.labels), self.heat_of(upsample(own, self.size))
+        logits, masked_maps = self._look_again(masked_images(self.images, self.heat))
+        return self.network.classes.scores(logits, self.labels), self.heat_of(upsample(masked_maps, self.size))
 
     def faithfulness(self, name: str, title: str) -> Tensor:
         """The row of that name (N,) of ``engine.faithfulness_rows``; the title is for errors."""
@@ -278,13 +278,13 @@ class CAMMetrics(nn.Module):
             raise ConfigError(f"cam_metrics: {', '.join(unknown)} unknown. Choose of {', '.join(known)}.")
         if grid_mosaics < 1:
             raise ConfigError(f"grid_mosaics={grid_mosaics} must be at least 1.")
-        wanted = ("max_box_acc", "area", "entropy", "grid_pointing") if names is None else tuple(dict.fromkeys(names))
+        chosen = ("max_box_acc", "area", "entropy", "grid_pointing") if names is None else tuple(dict.fromkeys(names))
         self.chosen, self.grid_mosaics = names is not None, grid_mosaics
         options = {"sync_on_compute": not alone}
-        self.names = tuple(name for name in wanted if name in CAM_METRICS)
+        self.names = tuple(name for name in chosen if name in CAM_METRICS)
         figures = [figure for name in self.names for figure in CAM_METRICS[name].figures.items()]
         self.means = RowMeans({label: figure.shape for label, figure in figures}, **options)
-        self.grid = GridPointingGame(_GRID, **options) if "grid_pointing" in wanted else None
+        self.grid = GridPointingGame(_GRID, **options) if "grid_pointing" in chosen else None
         self.alone = alone
 
     def update(self, batch: ValidationBatch) -> None:
@@ -294,12 +294,12 @@ class CAMMetrics(nn.Module):
             ConfigError: a metric was asked for by name, and the data have no boxes or masks.
         """
         boxes, masks = batch.boxes is not None, batch.masks is not None
-        given = {"": True, "earlier maps": batch.drift is not None}
-        given |= {"boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
+        available = {"": True, "earlier maps": batch.drift is not None}
+        available |= {"boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
         rows: engine.Rows = {}
         for name in self.names:
             metric = CAM_METRICS[name]
-            if given[metric.needs]:
+            if available[metric.needs]:
                 if metric.needs in _CHECKS:
                     _CHECKS[metric.needs](metric.title, batch)
                 rows |= {label: figure.row(batch) for label, figure in metric.figures.items()}

@@ -61,15 +61,16 @@ class LegacyNetwork:
         loader = single_loader(module.trainer.train_dataloader)
         titles = module.classes.titles(module.num_classes)
         check = check_classes(self.network, loader, module.targets, module.classes, module.device)
-        said = check.describe(titles)
+        description = check.describe(titles)
         if check.trusted:
-            self._say(f"The legacy network's classes have no names; its accuracy is {said}: believed.")
+            self._say(f"The legacy network's classes have no names; its accuracy is {description}: believed.")
             return self.network
         first = module.trainer.global_step == 0  # a run that goes on has trained them
         rows = " Its classifier's rows were not kept but drawn anew." if first and _redraw_kept(module.cam_net) else ""
         self._say(
-            f"The legacy network is not taken to know the data's classes: its accuracy is {said}. Labels are used"
-            f" instead.{rows} If it does, name its classes: class_to_idx or classes in its file, or legacy_class_names."
+            f"The legacy network is not taken to know the data's classes: its accuracy is {description}. Labels are"
+            f" used instead.{rows} If it does, name its classes: class_to_idx or classes in its file, or"
+            " legacy_class_names."
         )
         self.let_go()
         return None
@@ -186,8 +187,8 @@ def _compare(classes: Classes, logits_NK: Tensor, targets: Tensor) -> ClassCheck
 def _pairs_in_order(logits_NK: Tensor, targets_NK: Tensor) -> float:
     """Mean over labels of the share of (with, without) pairs whose logits are in that order (area under the ROC)."""
     shares = []
-    for logits, known in zip(logits_NK.T, targets_NK.T, strict=True):
-        there, absent = logits[known >= 0.5], logits[known < 0.5]
-        if len(there) and len(absent):
-            shares.append(float((there[:, None] > absent[None]).double().mean()))
+    for logits, class_targets in zip(logits_NK.T, targets_NK.T, strict=True):
+        present, absent = logits[class_targets >= 0.5], logits[class_targets < 0.5]
+        if len(present) and len(absent):
+            shares.append(float((present[:, None] > absent[None]).double().mean()))
     return sum(shares) / len(shares) if shares else 0.5

@@ -50,8 +50,8 @@ def distillation_loss(
     """
     student, teacher = logits_NK.float() / temperature, teacher_NK.float() / temperature
     if task is not Task.MULTICLASS:
-        soft, own = task.probabilities(teacher), F.binary_cross_entropy_with_logits
-        return temperature**2 * (own(student, soft) - own(teacher, soft))
+        soft, binary_loss = task.probabilities(teacher), F.binary_cross_entropy_with_logits
+        return temperature**2 * (binary_loss(student, soft) - binary_loss(teacher, soft))
     student, teacher = task.log_probabilities(student), task.log_probabilities(teacher)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 

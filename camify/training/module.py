@@ -308,13 +308,13 @@ class CAMFineTuner(pl.LightningModule):
         if maps is None or network is None or not self.task.exclusive:
             return {}
         clamp = self.options.metrics.clamp_weights
-        seen = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
+        validation_batch = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
         if stage == "val" and not self.trainer.sanity_checking:
-            seen.drift = self.map_drift.drift(seen.own)
-        self.quality.update(seen)
+            validation_batch.drift = self.map_drift.drift(validation_batch.own)
+        self.quality.update(validation_batch)
         if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
-            self._grid_pointing = self._play_grid_pointing(network, stage, boxes=seen.boxes is not None)
-        return {"seen": seen}
+            self._grid_pointing = self._play_grid_pointing(network, stage, boxes=validation_batch.boxes is not None)
+        return {"seen": validation_batch}
 
     def _play_grid_pointing(self, network: CAMNet, stage: str, *, boxes: bool) -> dict[str, float]:
         if self.trainer.sanity_checking or (boxes and not self.quality.chosen):
@@ -363,8 +363,8 @@ class CAMFineTuner(pl.LightningModule):
             return
         figures = self.quality.compute() | self._grid_pointing
         for key, value in figures.items():
-            shown = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
-            self.log(f"{stage}/{key}", value, prog_bar=shown, sync_dist=False)
+            in_progress_bar = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
+            self.log(f"{stage}/{key}", value, prog_bar=in_progress_bar, sync_dist=False)
 
     # ------------------------------------------------------------ schedule
 
@@ -412,12 +412,12 @@ class CAMFineTuner(pl.LightningModule):
         self._refuse_untrained("predict")
 
     def _refuse_untrained(self, stage: str) -> None:
-        drawn = () if self.cam_net is None else self.cam_net.untrained
-        if drawn and self.trainer.state.fn == stage:
+        untrained = () if self.cam_net is None else self.cam_net.untrained
+        if untrained and self.trainer.state.fn == stage:
             raise ConfigError(
-                f"{stage}: {', '.join(drawn)} of the network {'was' if len(drawn) == 1 else 'were'} drawn at random and"
-                " never trained, so its figures would say nothing. Train it first (fit), or give a trained checkpoint:"
-                " a run's export/ folder as the model, or its ckpt_path."
+                f"{stage}: {', '.join(untrained)} of the network {'was' if len(untrained) == 1 else 'were'} drawn at"
+                " random and never trained, so its figures would say nothing. Train it first (fit), or give a trained"
+                " checkpoint: a run's export/ folder as the model, or its ckpt_path."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -53,24 +53,24 @@ def build_optimizer(
         group["lr"] *= options.head_lr_factor if role == "head" else 1.0
         group["lr"] *= options.bias_lr_factor if bias else 1.0
         group["weight_decay"] = 0.0 if bias and not options.decay_biases else options.weight_decay
-    named = [{**groups[name], "name": name} for name in sorted(groups)]
+    named_groups = [{**groups[name], "name": name} for name in sorted(groups)]
     if options.optimizer == "sgd":
-        return torch.optim.SGD(named, momentum=options.momentum, nesterov=options.nesterov)
-    return torch.optim.AdamW(named)
+        return torch.optim.SGD(named_groups, momentum=options.momentum, nesterov=options.nesterov)
+    return torch.optim.AdamW(named_groups)
 
 
 def _scales(names: list[str], decay: float, layers: Mapping[str, int] | None) -> dict[str, tuple[str, float]]:
     """Group and factor of the rate of every parameter of the features."""
     if decay == 1:
         return dict.fromkeys(names, ("features", 1.0))
-    known = {name: (layers or {}).get(name.removeprefix("features.")) for name in names}
-    if None in known.values():
-        known = {name: index // _PARAMETERS_PER_LAYER for index, name in enumerate(names)}
-    order = sorted({layer for layer in known.values() if layer is not None})
+    layer_of = {name: (layers or {}).get(name.removeprefix("features.")) for name in names}
+    if None in layer_of.values():
+        layer_of = {name: index // _PARAMETERS_PER_LAYER for index, name in enumerate(names)}
+    order = sorted({layer for layer in layer_of.values() if layer is not None})
     place = {layer: index for index, layer in enumerate(order)}
     return {
         name: (f"features {place[layer]:02d}", decay ** (len(order) - place[layer]))
-        for name, layer in known.items()
+        for name, layer in layer_of.items()
         if layer is not None
     }
 

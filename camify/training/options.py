@@ -109,8 +109,8 @@ class ConversionOptions:
 
     def settled(self, recipe: Recipe | None) -> ConversionOptions:
         """These options; where the recipe or camify's defaults decide, with what they say."""
-        given = {name: getattr(self, name) for name in ("pool", "dropout", "head_channels", "map_stride")}
-        settled = settle_head(recipe, {"head": "recast" if self.init == "recast" else self.head, **given})
+        conversion_options = {name: getattr(self, name) for name in ("pool", "dropout", "head_channels", "map_stride")}
+        settled = settle_head(recipe, {"head": "recast" if self.init == "recast" else self.head, **conversion_options})
         recast = settled["head"] == "recast"
         return replace(self, **settled, **({} if self.init else {"init": "recast" if recast else "random"}))
 
@@ -362,9 +362,9 @@ class FineTuningOptions:
         """
         published = find_recipe(recipe)
         nested = {name: _options_of(name, group) for name, group in groups.items()}
-        made = {name: GROUPS[name](**options) for name, options in put_into_groups(by_name, nested).items()}
-        made |= {name: made[name].settled(published) for name in ("conversion", "optimization")}
-        return cls(recipe, **made)
+        made_groups = {name: GROUPS[name](**options) for name, options in put_into_groups(by_name, nested).items()}
+        made_groups |= {name: made_groups[name].settled(published) for name in ("conversion", "optimization")}
+        return cls(recipe, **made_groups)
 
     def by_name(self) -> dict[str, Any]:
         """Every option by its own name, plain values."""

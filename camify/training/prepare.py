@@ -48,7 +48,7 @@ class Prepared:
 
 def prepare(model: str | nn.Module, class_names: list[str] | None, options: FineTuningOptions) -> Prepared:
     """The network to train: converted where it is a legacy one, which is then kept for comparison."""
-    named = model if isinstance(model, str) else type(model).__name__
+    model_name = model if isinstance(model, str) else type(model).__name__
     source = resolve(model) if isinstance(model, str) else Source.of(model)
     source.require_layers("it cannot be trained")
     conversion, task = options.conversion, options.loss.task
@@ -58,23 +58,25 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Fine
         source.require_head(f"head={conversion.head!r}")
     if conversion.head == "none":
         count = _count_logits(source, conversion.input_size)
-        return Prepared(source.model.train(), named, count, task or source.task)
-    ready = source.cam_net if source.cam_ready else None
-    if ready is not None and _has_classes(ready, class_names):
-        return Prepared(ready.train(), named, ready.num_classes, task or ready.task)
-    given = {name: getattr(conversion, name) for name in _CONVERSION}
+        return Prepared(source.model.train(), model_name, count, task or source.task)
+    cam_net = source.cam_net if source.cam_ready else None
+    if cam_net is not None and _has_classes(cam_net, class_names):
+        return Prepared(cam_net.train(), model_name, cam_net.num_classes, task or cam_net.task)
+    conversion_options = {name: getattr(conversion, name) for name in _CONVERSION}
     # A CAMNet has its layers already; other classes need another classifier only.
-    head, recipe = (conversion.head, options.recipe) if ready is None else ("direct", None)
+    head, recipe = (conversion.head, options.recipe) if cam_net is None else ("direct", None)
     # What the legacy knew of the data's classes stays, row by row, where both are named and its head is kept.
-    net = convert(replace(source, notes=()), head=head, class_names=class_names, task=task, recipe=recipe, **given)
-    prepared = Prepared(net.train(), named, net.num_classes, task or net.task, layers=_timm_layers(source.model))
+    net = convert(
+        replace(source, notes=()), head=head, class_names=class_names, task=task, recipe=recipe, **conversion_options
+    )
+    prepared = Prepared(net.train(), model_name, net.num_classes, task or net.task, layers=_timm_layers(source.model))
     if net.certificate is not None:
-        net.certificate = net.certificate.named(named, source.notes)
-        known = source.class_names is not None and class_names is not None
-        same = not known or source.class_names == class_names
+        net.certificate = net.certificate.named(model_name, source.notes)
+        both_named = source.class_names is not None and class_names is not None
+        same = not both_named or source.class_names == class_names
         if same and not source.headless and net.certificate.legacy_classes == net.num_classes:
             prepared.legacy = LogitsOf.of(source.model)
-            prepared.unproven_classes = not known and ready is None
+            prepared.unproven_classes = not both_named and cam_net is None
     return prepared
 
 

@@ -60,15 +60,15 @@ def _fetcher(trainer: pl.Trainer) -> Any:
 def _random_state() -> Tensor:
     """The state of torch's, NumPy's and Python's generators as bytes."""
     numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-    ours = [int(numpy["pos"]), *(int(key) for key in numpy["key"]), *random.getstate()[1]]
-    return torch.cat([torch.tensor(ours, dtype=torch.int64).view(torch.uint8), torch.get_rng_state()])
+    numbers = [int(numpy["pos"]), *(int(key) for key in numpy["key"]), *random.getstate()[1]]
+    return torch.cat([torch.tensor(numbers, dtype=torch.int64).view(torch.uint8), torch.get_rng_state()])
 
 
 def _set_random_state(state: Tensor) -> None:
     count = 1 + 624 + 625
-    ours = state[: 8 * count].clone().view(torch.int64).tolist()
-    np.random.set_state(("MT19937", np.array(ours[1:625], dtype=np.uint32), ours[0], 0, 0.0))  # noqa: NPY002
-    random.setstate((3, tuple(ours[625:]), None))
+    numbers = state[: 8 * count].clone().view(torch.int64).tolist()
+    np.random.set_state(("MT19937", np.array(numbers[1:625], dtype=np.uint32), numbers[0], 0, 0.0))  # noqa: NPY002
+    random.setstate((3, tuple(numbers[625:]), None))
     torch.set_rng_state(state[8 * count :].clone())  # a view would crash
 
 
@@ -106,18 +106,18 @@ def refuse_changes(trainer: pl.Trainer, module: pl.LightningModule, checkpoint: 
             "The checkpoint was not written by this version of camify: training cannot go on from it."
         )
     data = getattr(trainer, "datamodule", None)
-    now = {f"model.{key}": value for key, value in module.hparams.items()} | _circumstances(trainer, module)
-    then = {f"model.{key}": value for key, value in checkpoint.get("hyper_parameters", {}).items()} | state["run"]
+    current = {f"model.{key}": value for key, value in module.hparams.items()} | _circumstances(trainer, module)
+    resumed = {f"model.{key}": value for key, value in checkpoint.get("hyper_parameters", {}).items()} | state["run"]
     if data is not None and "datamodule_hyper_parameters" in checkpoint:
-        now |= {f"data.{key}": value for key, value in data.hparams.items()}
-        then |= {f"data.{key}": value for key, value in checkpoint["datamodule_hyper_parameters"].items()}
+        current |= {f"data.{key}": value for key, value in data.hparams.items()}
+        resumed |= {f"data.{key}": value for key, value in checkpoint["datamodule_hyper_parameters"].items()}
     changed = sorted(
         key
-        for key in now | then
-        if key.rpartition(".")[2] not in _FREE and _plain(now.get(key)) != _plain(then.get(key))
+        for key in current | resumed
+        if key.rpartition(".")[2] not in _FREE and _plain(current.get(key)) != _plain(resumed.get(key))
     )
     if changed:
-        listed = "; ".join(f"{key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        listed = "; ".join(f"{key}: {resumed.get(key)!r} then, {current.get(key)!r} now" for key in changed)
         raise CheckpointError(
             f"The run that stopped had other options ({listed}). Give it the same ones, for instance by its own"
             " config.yaml, or start a new run from its export: --model.model RUN/export."
@@ -165,11 +165,11 @@ def check_finite(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
     if not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
         return
     rates = ", ".join(f"{group.get('name', 'all')} {group['lr']:.3g}" for group in optimizer.param_groups)
-    kept = getattr(trainer.checkpoint_callback, "last_model_path", "")
-    kept = kept or getattr(trainer.checkpoint_callback, "best_model_path", "")
+    checkpoint_path = getattr(trainer.checkpoint_callback, "last_model_path", "")
+    checkpoint_path = checkpoint_path or getattr(trainer.checkpoint_callback, "best_model_path", "")
     raise TrainingError(
         f"Step {trainer.global_step} (epoch {trainer.current_epoch}): the gradients hold NaN or infinity; stopped"
         f" before the step. Learning rates: {rates}; precision {trainer.precision}."
-        f" Last good checkpoint: {kept or 'none yet'}."
+        f" Last good checkpoint: {checkpoint_path or 'none yet'}."
         " Lower the learning rate, clip gradients (--trainer.gradient_clip_val 1), or use precision 32-true."
     )

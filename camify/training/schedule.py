@@ -37,10 +37,10 @@ def one_cycle_factor(step: int, total: int, *, start: int = 0) -> float:
     if step < start:
         return 0.0
     last = max(1, total - start - 1)
-    peak, now = _RISE * (last + 1) - 1, min(step - start, last)
-    if now <= peak:
-        return _between(_FIRST, 1.0, now / peak if peak > 0 else 1.0)
-    return _between(1.0, _LAST, (now - peak) / (last - peak))
+    peak, current = _RISE * (last + 1) - 1, min(step - start, last)
+    if current <= peak:
+        return _between(_FIRST, 1.0, current / peak if peak > 0 else 1.0)
+    return _between(1.0, _LAST, (current - peak) / (last - peak))
 
 
 def _between(first: float, last: float, share: float) -> float:
@@ -54,9 +54,9 @@ def set_frozen(model: CAMNet, frozen: bool, own: Collection[nn.Parameter] = ()) 
     Call it at the start of every epoch: nothing is remembered, so resuming is right by construction. What the user had
     frozen (``own``) stays so.
     """
-    kept = {id(parameter) for parameter in own}
+    stays_frozen = {id(parameter) for parameter in own}
     for parameter in model.parameter_groups()["features"]:
-        parameter.requires_grad_(not frozen and id(parameter) not in kept)
+        parameter.requires_grad_(not frozen and id(parameter) not in stays_frozen)
     head = {model.features.get_submodule(name) for name in model.head_layers}
     for module in model.features.modules():
         if module not in head:

@@ -44,8 +44,8 @@ class TrainingStages(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
         options, network = pl_module.options, pl_module.model
-        given = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
-        if options.optimization.freeze_epochs and given is not None and not given.get("find_unused_parameters", False):
+        ddp = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
+        if options.optimization.freeze_epochs and ddp is not None and not ddp.get("find_unused_parameters", False):
             raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")
         if options.optimization.channels_last:
             network.to(memory_format=torch.channels_last)

@@ -1,6 +1,7 @@
 """The only definitions of figures of maps: pure functions that give a number or a row per image.
 
-Adding them up is done by the classes in ``metrics`` and by ``evaluation``. A new figure is a function with its source.
+Adding them up is done by the classes in ``metrics`` and by ``evaluation``.
+A new figure is a function that names its paper, in the file of its kind and in the ``__all__`` of that file.
 """
 
 from ...normalizers import NORMALIZERS, Normalizer, normalize_maps

@@ -22,13 +22,25 @@ def centre_gaussian(height: int, width: int, std: float = 0.5) -> Tensor:
 
     ``std`` is in halves of the image's sides. It sets how the values fall, not which pixel is higher than which, so
     that figures over all thresholds hardly depend on it.
+
+    Example:
+        >>> centre_gaussian(1, 3)
+        tensor([[0., 1., 0.]])
     """
     y, x = (torch.linspace(-1, 1, 2 * size + 1, dtype=torch.float64)[1::2] for size in (height, width))
     return normalize(torch.exp(-(y[:, None] ** 2 + x**2) / (2 * std**2))).float()
 
 
 def random_maps(count: int, height: int, width: int, *, cells: int = 7, seed: int = 0) -> Tensor:
-    """Maps (count, height, width) in [0, 1] that know nothing: noise of cells x cells, upsampled as a map is."""
+    """Maps (count, height, width) in [0, 1] that know nothing: noise of cells x cells, upsampled as a map is.
+
+    Example:
+        >>> maps = random_maps(2, 14, 14)
+        >>> maps.shape, float(maps.min()), float(maps.max())
+        (torch.Size([2, 14, 14]), 0.0, 1.0)
+        >>> torch.equal(maps, random_maps(2, 14, 14))  # the same seed
+        True
+    """
     noise = torch.rand(count, cells, cells, generator=torch.Generator().manual_seed(seed))
     return normalize(upsample(noise, (height, width)))
 
@@ -40,6 +52,11 @@ def hard_subset(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], iou: 
         boxes: N tensors (n, 4), xyxy pixels, exclusive.
         sizes: (height, width) of each image.
         iou: what a centered box must not reach with any ground-truth box.
+
+    Example:
+        >>> corner, middle = torch.tensor([[0, 0, 2, 2]]), torch.tensor([[2, 2, 8, 8]])
+        >>> hard_subset([corner, middle, torch.empty(0, 4)], [(10, 10)] * 3)
+        tensor([ True, False, False])
     """
     return torch.tensor(
         [
@@ -95,6 +112,10 @@ def bootstrap_means(values: Tensor, *, resamples: int = 1000, seed: int = 0) -> 
 
     Raises:
         ConfigError: the number of resamples cannot be.
+
+    Example:
+        >>> bootstrap_means(torch.tensor([1.0, 1.0, torch.nan]), resamples=2)
+        tensor([1., 1.], dtype=torch.float64)
     """
     if resamples < 1:
         raise ConfigError(f"resamples={resamples} must be above 0.")
@@ -124,6 +145,10 @@ def percentiles(figures: Tensor, confidence: float = 0.95) -> tuple[float, float
 
     Raises:
         ConfigError: the confidence cannot be.
+
+    Example:
+        >>> percentiles(torch.arange(101.0), confidence=0.5)  # the middle half
+        (25.0, 75.0)
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie in (0, 1).")

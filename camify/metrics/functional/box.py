@@ -22,7 +22,12 @@ __all__ = [
 
 
 def thresholds(count: int = 100) -> Tensor:
-    """Box thresholds 0, 1/count, ..., 1 - 1/count."""
+    """Box thresholds 0, 1/count, ..., 1 - 1/count.
+
+    Example:
+        >>> thresholds(4)
+        tensor([0.0000, 0.2500, 0.5000, 0.7500])
+    """
     return torch.arange(count) / count
 
 
@@ -67,18 +72,32 @@ def best_iou_by_threshold(
 
 
 def best_ious_by_threshold(map_HW: Tensor, boxes: Tensor, count: int = 100) -> tuple[Tensor, Tensor]:
-    """`best_iou_by_threshold` of all components, and of the largest, for little more than one of them costs."""
+    """`best_iou_by_threshold` of all components, and of the largest, for little more than one of them costs.
+
+    Example:
+        >>> heat = torch.tensor([[1.0, 0.0, 0.5, 0.5]])  # two components from 0.5 on, the second is larger
+        >>> best_ious_by_threshold(heat, torch.tensor([[0, 0, 1, 1]]), count=2)
+        (tensor([0.2500, 1.0000], dtype=torch.float64), tensor([0.2500, 0.0000], dtype=torch.float64))
+    """
     heat, truth = map_HW.detach().cpu().float().numpy(), _numpy(boxes)
     levels, largest = _level_boxes(heat, count, largest=True)
-    ious = (_best_per_level(part, _iou_with_best(part.boxes, truth), count) for part in (levels, largest))
-    every, one = (torch.from_numpy(part) for part in ious)
-    return every, one
+    of_all, of_largest = (
+        torch.from_numpy(_best_per_level(level_boxes, _iou_with_best(level_boxes.boxes, truth), count))
+        for level_boxes in (levels, largest)
+    )
+    return of_all, of_largest
 
 
 def best_iou_at_threshold(
     map_HW: Tensor, boxes: Tensor, threshold: float, *, largest: bool = False, parity: str | None = None
 ) -> float:
-    """The best IoU of the map's boxes at one threshold in [0, 1]; else as in `best_iou_by_threshold`."""
+    """The best IoU of the map's boxes at one threshold in [0, 1]; else as in `best_iou_by_threshold`.
+
+    Example:
+        >>> heat, truth = torch.tensor([[1.0, 0.0, 0.5, 0.5]]), torch.tensor([[0, 0, 1, 1]])
+        >>> best_iou_at_threshold(heat, truth, 0.5), best_iou_at_threshold(heat, truth, 0.5, largest=True)
+        (1.0, 0.0)
+    """
     _check_parity(parity)
     truth = _numpy(boxes)
     heat = map_HW.detach().cpu()
@@ -185,8 +204,8 @@ def _iou_with_best(boxes: np.ndarray, truth: np.ndarray, corner: int = 0) -> NDA
     for left, top, right, bottom in truth.tolist():
         width = np.minimum(x1, right) - np.maximum(x0, left) + corner
         height = np.minimum(y1, bottom) - np.maximum(y0, top) + corner
-        both = np.maximum(width, 0) * np.maximum(height, 0)
-        np.maximum(best, both / (area + (right - left + corner) * (bottom - top + corner) - both), out=best)
+        overlap = np.maximum(width, 0) * np.maximum(height, 0)
+        np.maximum(best, overlap / (area + (right - left + corner) * (bottom - top + corner) - overlap), out=best)
     return best
 
 
@@ -228,12 +247,17 @@ def resize_boxes(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, in
         [[3.5, 1.0, 14.0, 1.5]]
     """
     (height, width), (new_height, new_width) = image_size, size
-    new = torch.tensor([new_width, new_height] * 2, dtype=torch.float64)
-    return boxes.double() * new / torch.tensor([width, height] * 2, dtype=torch.float64)
+    new_sides = torch.tensor([new_width, new_height] * 2, dtype=torch.float64)
+    return boxes.double() * new_sides / torch.tensor([width, height] * 2, dtype=torch.float64)
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first."""
-    own = scores.gather(1, labels[:, None])
+    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first.
+
+    Example:
+        >>> label_ranks(torch.tensor([[0.2, 0.7, 0.1], [0.4, 0.4, 0.2]]), torch.tensor([0, 1]))
+        tensor([1, 1])
+    """
+    label_scores = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
+    return ((scores > label_scores) | ((scores == label_scores) & earlier)).sum(dim=1)

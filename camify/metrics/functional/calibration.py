@@ -46,15 +46,21 @@ def calibrate(
 
     Raises:
         DataError: maps and boxes differ in number, or no image has a box.
+
+    Example:
+        >>> maps, boxes = torch.tensor([[[0.0, 0.0, 0.0, 2.0]]]), [torch.tensor([[3, 0, 4, 1]])]
+        >>> calibration = calibrate(maps, boxes, count=4)
+        >>> calibration.normalizer.name, calibration.threshold, calibration.accuracy
+        ('minmax', 0.25, 1.0)
     """
     maps, truths = _with_boxes(maps, boxes)
     bounds = torch.tensor(list(iou_thresholds), dtype=torch.float64)[:, None]
     curves = {}
     for normalizer in normalizers:
-        heat = normalize_maps(maps, *normalizer)
+        heats = normalize_maps(maps, *normalizer)
         hits = [
-            (best_iou_by_threshold(one, truth, count, largest=largest) >= bounds).double().mean(dim=0)
-            for one, truth in zip(heat, truths, strict=True)
+            (best_iou_by_threshold(heat, truth, count, largest=largest) >= bounds).double().mean(dim=0)
+            for heat, truth in zip(heats, truths, strict=True)
         ]
         curves[normalizer] = torch.stack(hits).mean(dim=0)
     best = max(curves, key=lambda normalizer: float(curves[normalizer].max()))
@@ -69,12 +75,18 @@ def calibrated_accuracy(
     """Share (n,) float64 of the IoUs that each image with boxes reaches with a calibration, such as other images'.
 
     The mean is the figure to report; `bootstrap_interval` takes the values. Arguments as in `calibrate`.
+
+    Example:
+        >>> calibration = Calibration(Normalizer("minmax"), threshold=0.5, accuracy=1.0, curves={})
+        >>> maps, boxes = torch.tensor([[[0.0, 0.0, 2.0, 2.0]]]), [torch.tensor([[3, 0, 4, 1]])]
+        >>> calibrated_accuracy(calibration, maps, boxes, iou_thresholds=(0.3, 0.5, 0.7))  # the IoU is 0.5
+        tensor([0.6667], dtype=torch.float64)
     """
     maps, truths = _with_boxes(maps, boxes)
     bounds = torch.tensor(list(iou_thresholds), dtype=torch.float64)
     ious = [
-        best_iou_at_threshold(one, truth, calibration.threshold, largest=largest)
-        for one, truth in zip(normalize_maps(maps, *calibration.normalizer), truths, strict=True)
+        best_iou_at_threshold(heat, truth, calibration.threshold, largest=largest)
+        for heat, truth in zip(normalize_maps(maps, *calibration.normalizer), truths, strict=True)
     ]
     return (torch.tensor(ious, dtype=torch.float64)[:, None] >= bounds).double().mean(dim=1)
 
@@ -82,7 +94,7 @@ def calibrated_accuracy(
 def _with_boxes(maps: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     if maps.dim() != 3 or len(maps) != len(boxes):
         raise DataError(f"maps {tuple(maps.shape)} must be (N, H, W) for {len(boxes)} box lists.")
-    kept = [index for index, truth in enumerate(boxes) if len(truth)]
-    if not kept:
+    with_boxes = [index for index, truth in enumerate(boxes) if len(truth)]
+    if not with_boxes:
         raise DataError("No image has a box: there is nothing to calibrate to. Give a split with boxes.")
-    return maps[kept], [boxes[index] for index in kept]
+    return maps[with_boxes], [boxes[index] for index in with_boxes]

@@ -44,6 +44,11 @@ def coherency(maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     Args:
         maps: (N, H, W) in [0, 1].
         maps_of_masked: (N, H, W), of the same classes.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]], [[0.0, 1.0]]])
+        >>> coherency(maps, torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 1.0]]])).round()  # one is constant
+        tensor([1., 0., 0.], dtype=torch.float64)
     """
     return ((1 + correlation(maps, maps_of_masked)) / 2).nan_to_num()
 
@@ -86,6 +91,11 @@ def masked_images(images: Tensor, maps: Tensor, baseline: float | Tensor = 0.0) 
 
     Raises:
         DataError: the maps are of another size than the images.
+
+    Example:
+        >>> image, heat = torch.tensor([[[[2.0, 4.0]]]]), torch.tensor([[[1.0, 0.5]]])
+        >>> masked_images(image, heat), masked_images(image, heat, baseline=-2.0)
+        (tensor([[[[2., 2.]]]]), tensor([[[[2., 1.]]]]))
     """
     _check_size(images, maps)
     weight = maps.to(images)[:, None]
@@ -93,7 +103,12 @@ def masked_images(images: Tensor, maps: Tensor, baseline: float | Tensor = 0.0) 
 
 
 def black(mean: Tensor, std: Tensor) -> Tensor:
-    """Raw black as the network sees it after normalization by a mean and a deviation (C,): (C, 1, 1)."""
+    """Raw black as the network sees it after normalization by a mean and a deviation (C,): (C, 1, 1).
+
+    Example:
+        >>> black(torch.tensor([0.5]), torch.tensor([0.25]))
+        tensor([[[-2.]]])
+    """
     return (-mean / std)[:, None, None]
 
 
@@ -102,6 +117,11 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
 
     That kernel is a dot blurred within a square of ``size`` pixels, what leaves the square being reflected into it,
     so that its sum is 1; outside the image there is 0.
+
+    Example:
+        >>> image = blurred(torch.ones(1, 1, 21, 21))
+        >>> bool(image[0, 0, 10, 10].isclose(torch.tensor(1.0))), bool(image[0, 0, 0, 0] < 0.5)  # 0 from outside
+        (True, True)
     """
     centre = size // 2
     offsets = torch.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
@@ -139,6 +159,12 @@ def insertion_curves(
     Raises:
         DataError: sizes do not match, or a map holds NaN.
         ConfigError: steps are not between 1 and the number of pixels.
+
+    Example:
+        >>> image = torch.tensor([[[[3.0, 1.0]]]]).log()
+        >>> model = nn.Flatten()  # the pixels are the logits
+        >>> insertion_curves(model, image, torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), steps=2, baseline=0.0)
+        tensor([[0.5000, 0.7500, 0.7500]])
     """
     start = blurred(images) if baseline is None else _like(images, baseline)
     return _curves(model, start, images, maps, targets, steps, batch_size, task)
@@ -151,6 +177,12 @@ def deletion_curves(
     """Probability of a class while an image is emptied, the map's highest pixels first, (N, steps + 1) float32.
 
     ``baseline`` is what stands there afterwards, by default 0; all else as in `insertion_curves`.
+
+    Example:
+        >>> image = torch.tensor([[[[3.0, 1.0]]]]).log()
+        >>> model = nn.Flatten()  # the pixels are the logits
+        >>> deletion_curves(model, image, torch.tensor([[[1.0, 0.0]]]), torch.tensor([0]), steps=2)
+        tensor([[0.7500, 0.5000, 0.5000]])
     """
     end = blurred(images) if baseline is None else _like(images, baseline)
     return _curves(model, images, end, maps, targets, steps, batch_size, task)

@@ -46,6 +46,12 @@ def level_set_boxes(
         units_HW: levels up to which each pixel adds one unit to its component's size; None counts nothing.
         holes: also the boxes of the rims of all holes. A hole is a 4-connected component of ``level < l`` that does
             not touch the image's border; its rim is one pixel wide.
+
+    Example:
+        >>> heat, level = np.array([[0.9, 0.1, 0.6]]), np.array([[1, 0, 1]])
+        >>> boxes, levels, _ = level_set_boxes(heat, level, 2)
+        >>> sorted(zip(levels.tolist(), boxes.tolist()))
+        [(0, [0, 0, 3, 1]), (1, [0, 0, 1, 1]), (1, [2, 0, 3, 1])]
     """
     code = _higher_neighbors(heat_HW)
     per_level = _boxes(code, level_HW, count, units_HW, eight=True)
@@ -130,8 +136,8 @@ def _boxes(code: NDArray[np.uint8], level: Ints, count: int, units: Ints | None,
     saddles = np.flatnonzero(happens & _MEETING > 0)
     touching = number[roots[saddles[:, None] + steps[code[saddles]]]]
     for kept, ended, at in _meetings(number[roots[saddles]], touching, level[saddles], len(reach)):
-        both = reach[kept, :, : at + 1]
-        np.maximum(both, reach[ended, :, : at + 1], out=both)
+        joint_reach = reach[kept, :, : at + 1]
+        np.maximum(joint_reach, reach[ended, :, : at + 1], out=joint_reach)
         reach[ended, :, : at + 1] = _NOWHERE
         size[kept, : at + 1] += size[ended, : at + 1]
 
@@ -159,9 +165,11 @@ def _roots(step: Ints, height: int, width: int) -> Ints:
         roots = further
 
 
-def _meetings(ours: Ints, theirs: Ints, level: Ints, components: int) -> list[tuple[int, int, int]]:
+def _meetings(
+    own_components: Ints, touching_components: Ints, level: Ints, components: int
+) -> list[tuple[int, int, int]]:
     """From high to low: the component that goes on, the one that ends in it, the level at which they touch."""
-    saddle, group = np.nonzero(ours[:, None] != theirs)
+    saddle, group = np.nonzero(own_components[:, None] != touching_components)
     order = np.argsort(-level[saddle], kind="stable")
     saddle, group = saddle[order], group[order]
     parent = list(range(components))
@@ -172,12 +180,15 @@ def _meetings(ours: Ints, theirs: Ints, level: Ints, components: int) -> list[tu
             component = parent[component]
         return component
 
-    met = []
-    for one, other, at in zip(
-        ours[saddle].tolist(), theirs[saddle, group].tolist(), level[saddle].tolist(), strict=True
+    meetings = []
+    for own, touching, at in zip(
+        own_components[saddle].tolist(),
+        touching_components[saddle, group].tolist(),
+        level[saddle].tolist(),
+        strict=True,
     ):
-        ended, kept = sorted((find(one), find(other)))
+        ended, kept = sorted((find(own), find(touching)))
         if ended != kept:
             parent[ended] = kept
-            met.append((kept, ended, at))
-    return met
+            meetings.append((kept, ended, at))
+    return meetings

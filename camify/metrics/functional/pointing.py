@@ -33,7 +33,12 @@ def peak(map_HW: Tensor) -> tuple[int, int] | None:
 
 
 def pointing_distance(point: tuple[int, int], mask_HW: Tensor) -> float:
-    """Pixels from a point (y, x) to the nearest pixel of a mask: 0.0 within it, infinity if it is empty."""
+    """Pixels from a point (y, x) to the nearest pixel of a mask: 0.0 within it, infinity if it is empty.
+
+    Example:
+        >>> pointing_distance((0, 0), torch.tensor([[False, False, False, True]]))
+        3.0
+    """
     y, x = torch.nonzero(mask_HW, as_tuple=True)
     if len(y) == 0:
         return float("inf")
@@ -52,6 +57,11 @@ def pointing_hits(
         points: (y, x) of each image, as `peak` gives it; None, a map without a peak, is a miss.
         masks_NHW: (N, H, W) bool of the objects.
         tolerance: pixels.
+
+    Example:
+        >>> masks = torch.tensor([[[False, False, False, True]]]).repeat(3, 1, 1)
+        >>> pointing_hits([(0, 0), (0, 2), None], masks, tolerance=2)  # 3 pixels away, 1 pixel away, nowhere
+        tensor([0., 1., 0.], dtype=torch.float64)
     """
     hits = []
     for point, mask in zip(points, masks_NHW, strict=True):
@@ -78,7 +88,12 @@ def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
 
 
 def masks_of_objects(objects: Sequence[Tensor] | Tensor, height: int, width: int) -> Tensor:
-    """Masks (N, height, width), bool, on the CPU: as they are given, or of boxes as ``box_masks`` makes them."""
+    """Masks (N, height, width), bool, on the CPU: as they are given, or of boxes as ``box_masks`` makes them.
+
+    Example:
+        >>> masks_of_objects([torch.tensor([[0, 0, 1, 1]])], 1, 2)
+        tensor([[[ True, False]]])
+    """
     return objects.cpu() if isinstance(objects, Tensor) else box_masks(objects, height, width)
 
 
@@ -115,6 +130,11 @@ def cell_masks(cells: Tensor, grid: int, height: int, width: int) -> Tensor:
 
     Raises:
         DataError: the size is no multiple of the grid, or there is no such cell.
+
+    Example:
+        >>> cell_masks(torch.tensor([1]), grid=2, height=2, width=2).int()
+        tensor([[[0, 1],
+                 [0, 0]]], dtype=torch.int32)
     """
     if height % grid or width % grid:
         raise DataError(f"Maps of {height} x {width} cannot be cut into {grid} x {grid} cells. Upsample them first.")
@@ -139,6 +159,11 @@ def mosaics(images: Tensor, labels: Tensor, grid: int = 2, seed: int = 0) -> tup
 
     Raises:
         DataError: numbers do not match, or there are fewer than grid * grid classes.
+
+    Example:
+        >>> pictures, classes = mosaics(torch.zeros(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 3]))
+        >>> pictures.shape, classes.sort().values
+        (torch.Size([1, 3, 16, 16]), tensor([[0, 1, 2, 3]]))
     """
     if images.dim() != 4 or labels.shape != (len(images),):
         raise DataError(f"images {tuple(images.shape)} must be (N, C, H, W), labels {tuple(labels.shape)} (N,).")
@@ -154,6 +179,10 @@ def mosaic_plan(labels: Tensor, grid: int = 2, seed: int = 0) -> Tensor:
 
     Raises:
         DataError: there are fewer than grid * grid classes.
+
+    Example:
+        >>> mosaic_plan(torch.tensor([7, 5, 8, 6])).sort().values  # images, not labels
+        tensor([[0, 1, 2, 3]])
     """
     generator, cells = torch.Generator().manual_seed(seed), grid * grid
     drawn = torch.randperm(len(labels), generator=generator)

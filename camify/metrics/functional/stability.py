@@ -29,6 +29,11 @@ def correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     Raises:
         DataError: the shapes differ.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+        >>> correlation(maps, 2 * maps + 1).round(), correlation(maps, -maps).round()
+        (tensor([1.], dtype=torch.float64), tensor([-1.], dtype=torch.float64))
     """
     if maps.shape != others.shape or maps.dim() != 3:
         raise DataError(f"Maps {tuple(maps.shape)} and {tuple(others.shape)} must both be (N, H, W).")
@@ -36,7 +41,13 @@ def correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def correlations(maps_MHW: Tensor) -> Tensor:
-    """Pearson's correlation of every two maps, (M, M) float64; else as ``correlation``."""
+    """Pearson's correlation of every two maps, (M, M) float64; else as ``correlation``.
+
+    Example:
+        >>> correlations(torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])).round()
+        tensor([[ 1., -1.],
+                [-1.,  1.]], dtype=torch.float64)
+    """
     unit = _unit(maps_MHW)
     return (unit @ unit.T).clamp(-1, 1)
 
@@ -58,6 +69,11 @@ def flip_equivariance(maps: Tensor, maps_of_flipped: Tensor) -> Tensor:
     Args:
         maps: (N, H, W) of images x.
         maps_of_flipped: (N, H, W) of ``x.flip(-1)``.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+        >>> flip_equivariance(maps, maps.flip(-1)).round()
+        tensor([1.], dtype=torch.float64)
     """
     return correlation(maps, maps_of_flipped.flip(-1))
 
@@ -72,6 +88,11 @@ def shift_equivariance(maps: Tensor, maps_of_shifted: Tensor, shift: tuple[int, 
 
     Raises:
         DataError: nothing is left in common.
+
+    Example:
+        >>> maps = torch.arange(9.0).reshape(1, 3, 3)
+        >>> shift_equivariance(maps, maps.roll(1, dims=-1), shift=(0, 1)).round()
+        tensor([1.], dtype=torch.float64)
     """
     height, width = maps.shape[-2:]
     down, right = shift
@@ -122,12 +143,24 @@ def area(maps: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def step_of(height: int, width: int) -> tuple[int, int]:
-    """How far a picture is shifted: an eighth of its height down and of its width to the right, pixels."""
+    """How far a picture is shifted: an eighth of its height down and of its width to the right, pixels.
+
+    Example:
+        >>> step_of(224, 64)
+        (28, 8)
+    """
     return max(1, round(height / 8)), max(1, round(width / 8))
 
 
 def shifted(images_NCHW: Tensor) -> Tensor:
-    """Images moved right and down by ``step_of``; what is uncovered repeats the edge."""
+    """Images moved right and down by ``step_of``; what is uncovered repeats the edge.
+
+    Example:
+        >>> shifted(torch.arange(9.0).reshape(1, 1, 3, 3))
+        tensor([[[[0., 0., 1.],
+                  [0., 0., 1.],
+                  [3., 3., 4.]]]])
+    """
     height, width = images_NCHW.shape[-2:]
     down, right = step_of(height, width)
     return F.pad(images_NCHW, (right, 0, down, 0), mode="replicate")[..., :height, :width]

@@ -123,13 +123,13 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
         logits, maps = classes.two_sided(logits), classes.two_sided(maps)
         top, names, shares = classes.predicted(logits), classes.titles(logits.shape[1]), classes.probabilities(logits)
         class_maps = [
-            ClassMap(names[k], own[k], float(one[k]), float(share[k]))
-            for k, own, one, share in zip(top.tolist(), maps, logits, shares, strict=True)
+            ClassMap(names[k], image_maps[k], float(image_logits[k]), float(share[k]))
+            for k, image_maps, image_logits, share in zip(top.tolist(), maps, logits, shares, strict=True)
         ]
-        scales = [float(one.map_hw.max()) for one in class_maps]
+        scales = [float(class_map.map_hw.max()) for class_map in class_maps]
         drawn = [
-            overlay_picture(picture, None, one, scale=scale)
-            for picture, one, scale in zip(pictures, class_maps, scales, strict=True)
+            overlay_picture(picture, None, class_map, scale=scale)
+            for picture, class_map, scale in zip(pictures, class_maps, scales, strict=True)
         ]
         return encoded(sheet_picture(drawn, 2), "png")
     except Exception as error:  # noqa: BLE001 - a picture never stops what a run leaves

@@ -83,20 +83,20 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     clamp = options.clamp_weights
     quality = CAMMetrics(options.cam_metrics, options.grid_mosaics, alone=count == 1)
     quality.to(module.device)
-    shown: Any = network if network is module.cam_net and task.exclusive else None
+    mapped: Any = network if network is module.cam_net and task.exclusive else None
     with eval_mode(network.to(module.device)), trainer.precision_plugin.forward_context():
         for batch, targets in validation_batches(trainer, module, rank, count):
-            if shown is not None:
-                logits, maps = logits_and_maps(shown, batch.images, clamp_weights=clamp)
-                quality.update(ValidationBatch.of(shown, batch, targets, logits, maps, module.normalizer, clamp))
+            if mapped is not None:
+                logits, maps = logits_and_maps(mapped, batch.images, clamp_weights=clamp)
+                quality.update(ValidationBatch.of(mapped, batch, targets, logits, maps, module.normalizer, clamp))
             else:
                 logits = network(batch.images)
             score.update(*score_inputs(task, logits, targets))
-        if shown is not None:
+        if mapped is not None:
             figures = quality.compute()
             if quality.chosen or "max_box_acc" not in figures:
                 loader = whole_split(trainer.val_dataloaders)
                 labels, read = module.labeled_images(loader)
-                figures |= quality.grid_pointing(shown, labels, read, rank=rank, world_size=count)
+                figures |= quality.grid_pointing(mapped, labels, read, rank=rank, world_size=count)
     network.to(home)
     return {f"val/{key}": value for key, value in {name: float(score.compute()), **figures}.items()}

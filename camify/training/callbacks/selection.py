@@ -37,6 +37,6 @@ def decline(history: Sequence[Figures], accuracy: str, quality: str, margin: flo
     known = [row for row in history if accuracy in row and quality in row]
     if not known:
         return None
-    best, now = max(known, key=lambda row: row[quality]), known[-1]
-    fell = now[quality] < best[quality] - margin and now[accuracy] > best[accuracy]
+    best, latest = max(known, key=lambda row: row[quality]), known[-1]
+    fell = latest[quality] < best[quality] - margin and latest[accuracy] > best[accuracy]
     return best if fell else None
