@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -303,8 +303,8 @@ def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, .
 # ---------------------------------------------------------------- image files
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """An image file, opened and not yet decoded: the only place of camify that opens one.
+def open_image(path: str | Path | IO[bytes]) -> Image.Image:
+    """An image file, or its bytes, opened and not yet decoded: the only place of camify that opens one.
 
     Raises:
         OSError: it is missing or not an image; an EPS file is none, as Pillow would start Ghostscript to decode it.

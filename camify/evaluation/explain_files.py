@@ -186,6 +186,8 @@ def _done_before(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[s
             previous = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{record}: cannot be read ({error}). Choose another --out.") from error
+        if isinstance(previous, dict) and previous.get("task") is None:  # older runs left it to the network
+            previous["task"] = current["task"]
         changed = [key for key in current if not isinstance(previous, dict) or previous.get(key) != current[key]]
         if changed:
             raise ConfigError(

@@ -130,6 +130,9 @@ def test_a_run_goes_on_where_it_stopped(net, photos, tmp_path):
         assert (broken / path.name).read_bytes() == path.read_bytes()
     again = run(net, files, broken)
     assert (again.results, again.before) == (0, 5)
+    record = broken / "explain.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"task": None}))  # as older versions wrote it
+    assert run(net, files, broken).before == 5
 
 
 def test_another_run_and_strangers_files_are_left_alone(net, photos, tmp_path):

@@ -285,7 +285,7 @@ def test_maps_that_are_negative_everywhere_are_zeros_and_reported():
 def test_networks_that_give_nan_are_an_error(model, images):
     broken = images.clone()
     broken[1, 0, 40, 40] = torch.nan
-    with pytest.raises(camify.DataError, match="image 1 of the batch is not finite"):
+    with pytest.raises(camify.DataError, match=r"image 1 of the batch is not finite, at layer .*\. Look for NaN"):
         explain(model, broken, method="gradcam", targets=0)
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 
+from ...preprocessing import open_image
+
 __all__ = ["WRITERS", "ImageLog", "Offer"]
 
 _CORNERS = ("minX", "minY", "maxX", "maxY")  # as W&B names them
@@ -68,7 +70,7 @@ def _aim(logger: Any, offer: Offer, step: int) -> None:
 
 
 def _picture(offer: Offer) -> Image.Image:
-    return Image.open(io.BytesIO(offer.png))
+    return open_image(io.BytesIO(offer.png))
 
 
 def _nothing(logger: Any, offer: Offer, step: int) -> None:
