@@ -137,7 +137,8 @@ def compare(
         costs[network.name] = method_costs(network, inputs, first)
     comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
-    counts = f"{len(measured)} images, {len(networks)} networks, {len(networks[0].methods)} methods"
+    numbers = {"image": len(measured), "network": len(networks), "method": len(networks[0].methods)}
+    counts = ", ".join(f"{number} {name}{'s' if number != 1 else ''}" for name, number in numbers.items())
     page = Page(title, counts, drawn, len(measured) - len(with_figure), comparison_tables(comparison), facts)
     _write(folder, page, to_json(comparison, facts))
     return folder

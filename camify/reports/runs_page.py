@@ -27,13 +27,14 @@ def render_runs(reports: Sequence[RunReport]) -> str:
     names = [report.title for report in reports]
     if len(set(names)) < len(names):
         names = [f"{index}: {name}" for index, name in enumerate(names, 1)]
+    shared = reports[0].baseline if len({report.baseline for report in reports}) == 1 else ("", None)  # on other data
     curves = [
         chart(
             title,
             [line(report.history, key, name) for name, report in zip(names, reports, strict=True)],
             text,
             top=1.0 if text is share_text else 0.0,
-            baseline=reports[0].baseline if key == reports[0].quality[0] else ("", None),
+            baseline=shared if key == reports[0].quality[0] else ("", None),
         )
         for key, (title, text) in _CURVES.items()
         if any(key in row for report in reports for row in report.history)

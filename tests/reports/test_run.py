@@ -124,6 +124,12 @@ def test_runs_stand_side_by_side(tmp_path):
     assert "one, epoch 2" in html
     assert "two, epoch 4" in html
     assert html.count("<polyline") == 4, "accuracy and box accuracy of both"
+    assert html.count("centre box 25.0 %") == 1, "one line for both, as the baseline is one"
+    results = json.loads((two / "results.json").read_text())
+    for row in results["history"]:
+        row["val/centre_box_acc"] = 0.75  # other data
+    (two / "results.json").write_text(json.dumps(results))
+    assert "centre box 25.0 %" not in render_runs([read_run(one), read_run(two)]), "no line is right for both"
     same = render_runs([read_run(one)] * 2)
     assert "1: one" in same
     assert "2: one" in same
