@@ -41,7 +41,7 @@ def select(maps_NKHW: Tensor, classes_N: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (..., h, w) at image size (..., H, W): bilinear with half-pixel centres."""
+    """Maps (..., h, w) at image size (..., H, W): bilinear with half-pixel centers."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     big = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return big.reshape(*maps.shape[:-2], *size)

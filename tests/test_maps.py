@@ -31,7 +31,7 @@ def test_class_maps_are_differentiable_in_both_arguments():
 
 
 def half_pixel_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear interpolation with half-pixel centres and clamped borders, written out."""
+    """Bilinear interpolation with half-pixel centers and clamped borders, written out."""
     h, w = image.shape
     out = np.zeros((height, width))
     for y in range(height):
@@ -48,7 +48,7 @@ def half_pixel_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarra
 
 
 @pytest.mark.parametrize("size", [(14, 14), (28, 21), (9, 17), (4, 3), (2, 2), (1, 5)])
-def test_upsampling_is_bilinear_with_half_pixel_centres(size):
+def test_upsampling_is_bilinear_with_half_pixel_centers(size):
     maps = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     big = upsample(maps, size)
     assert big.shape == (2, 3, *size)

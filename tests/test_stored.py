@@ -31,6 +31,7 @@ def test_it_gives_what_it_gave(version, tmp_path):
     assert net.class_names == ["cat", "dog", "Zürich"]
     assert net.preprocessing.height == 32
     assert net.results["val/acc"] == 0.75
+    assert net.results["val/center_box_acc"] == 0.25  # written as centre
     assert net.certificate.map_size == (16, 16)
     again = camify.load(net.save_pretrained(tmp_path / "newest"))
     assert torch.equal(again(torch.ones(1, 3, 32, 32)), net(torch.ones(1, 3, 32, 32)))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import interrupted_replacements, replace_folder
+from ..former_names import current_name, with_current_keys
 
 __all__ = [
     "CARD",
@@ -198,8 +199,9 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, Any]:
 
 
 def us_keys(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest whose keys are spelled as they are today; camify wrote ``licence`` once."""
-    return {"license" if key == "licence" else key: value for key, value in manifest.items()}
+    """A manifest whose keys, and those of its results, are spelled as they are now."""
+    current = {current_name(key): value for key, value in manifest.items()}
+    return current | {"results": with_current_keys(current["results"])} if "results" in current else current
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

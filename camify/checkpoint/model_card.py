@@ -29,9 +29,9 @@ Classifying images of the classes below, prepared as below, and showing where th
 its mean is the score. It does not say why the evidence counts, that the decision is right, that the class is there,
 or where an object ends. Pictures unlike those it was trained on get maps too.
 """
-_ROWS = {  # figure: its name in the results, of the legacy network, of the centre baseline
+_ROWS = {  # figure: its name in the results, of the legacy network, of the center baseline
     "accuracy": ("val/acc", "legacy/acc", None),
-    "box accuracy": ("val/max_box_acc", None, "val/centre_box_acc"),
+    "box accuracy": ("val/max_box_acc", None, "val/center_box_acc"),
 }
 
 
@@ -93,11 +93,11 @@ def _results(results: Mapping[str, Any]) -> list[str]:
     if beside:
         count = results.get("validation_images")
         many = f" ({count} images)" if count is not None else ""
-        lines += [f"| on the validation split{many} | before | after | centre box |", "|---|---:|---:|---:|"]
+        lines += [f"| on the validation split{many} | before | after | center box |", "|---|---:|---:|---:|"]
         for name, keys in beside.items():
-            after, before, centre = ("" if key is None or key not in results else _value(results[key]) for key in keys)
-            lines.append(f"| {name} | {before} | {after} | {centre} |")
-        lines += ["", "Centre box: what the best fixed box around the centre reaches on the same images.", ""]
+            after, before, center = ("" if key is None or key not in results else _value(results[key]) for key in keys)
+            lines.append(f"| {name} | {before} | {after} | {center} |")
+        lines += ["", "Center box: what the best fixed box around the center reaches on the same images.", ""]
     shown_keys = {key for row in beside.values() for key in row}
     others = {key: value for key, value in results.items() if key not in shown_keys}
     if others:

@@ -23,6 +23,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..conversion import find_recipe
 from ..errors import CamifyError, ConfigError
+from ..former_names import current_name
 from ..training.callbacks.overlays import CAMOverlayLogger
 from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.run_record import RunRecord
@@ -177,6 +178,7 @@ class FineTuningCLI(LightningCLI):
         recipe = find_recipe(config.model.recipe)
         if recipe is not None and config.trainer.max_epochs is None:
             config.trainer.max_epochs = recipe.fine_tuning.epochs
+        config.checkpoint.monitor = config.checkpoint.monitor and current_name(config.checkpoint.monitor)
         if options.loss.task == "multilabel" and config.checkpoint.monitor == "val/acc":
             config.checkpoint.monitor = "val/map"
         folder = Path(config.trainer.default_root_dir)

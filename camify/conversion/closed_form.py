@@ -120,7 +120,7 @@ def fit_head(
             quality_sums += torch.stack(_quality(logits, y, teacher is None)).cpu() * len(y)
     if sums.n < 2:
         raise DataError(f"{sums.n} images: at least 2 are needed to fit a classifier.")
-    sums.centre()
+    sums.center()
     r2_before = sums.r2(head.weight.to(sums.mean_x), head.bias.to(sums.mean_x))
     solutions = _Ridge(sums)
     rows, targets = sums.rows[: sums.n], sums.targets[: sums.n]
@@ -165,7 +165,7 @@ class _Sums:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         if self.n == 0:
-            # Sums about a point near the mean: their centring later does not cancel digits.
+            # Sums about a point near the mean: their centering later does not cancel digits.
             self.shift_x, self.shift_y = x.mean(0), y.mean(0)
             self.x, self.y, self.yy = torch.zeros_like(x[0]), torch.zeros_like(y[0]), y.new_zeros(())
             self.xx, self.xy = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1], y.shape[1])
@@ -185,7 +185,7 @@ class _Sums:
         ):
             total += part
 
-    def centre(self) -> None:
+    def center(self) -> None:
         """The means, and the second moments about them, in place of the sums."""
         x, y = self.x / self.n, self.y / self.n
         self.mean_x, self.mean_y = self.shift_x + x, self.shift_y + y

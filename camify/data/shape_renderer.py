@@ -140,13 +140,13 @@ def _polar(radii: NDArray[np.float64]) -> _Points:
 
 
 def _cross(vary: float) -> _Points:
-    arm = 0.30 + 0.10 * vary  # half the width of the arms, of their length from the centre
+    arm = 0.30 + 0.10 * vary  # half the width of the arms, of their length from the center
     corner = np.array([1 - arm * 1j, 1 + arm * 1j, arm + arm * 1j])
     return np.concatenate([corner * 1j**quarter for quarter in range(4)])
 
 
 def _crescent(vary: float) -> _Points:
-    bite, shift = 0.80, 0.50 + 0.12 * vary  # radius and centre of the disc taken out of the unit disc
+    bite, shift = 0.80, 0.50 + 0.12 * vary  # radius and center of the disc taken out of the unit disc
     tip = (1 + shift**2 - bite**2) / (2 * shift)  # where the two circles meet
     outer, inner = np.arccos(tip) / (2 * np.pi), np.arccos((tip - shift) / bite) / (2 * np.pi)
     rim, bay = np.linspace(outer, 1 - outer, 48), np.linspace(1 - inner, inner, 32)

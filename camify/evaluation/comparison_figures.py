@@ -13,7 +13,7 @@ from ..errors import ConversionError
 from ..maps import upsample
 from ..methods import ForwardPass, check_targets
 from ..metrics import functional
-from .engine import CENTRE_BOX, IOU_50, THRESHOLDS, Rows, baseline_rows, faithfulness_rows, map_rows, stability_rows
+from .engine import CENTER_BOX, IOU_50, THRESHOLDS, Rows, baseline_rows, faithfulness_rows, map_rows, stability_rows
 from .images import EvaluationImage
 from .network import ExplainedNetwork
 from .scenarios import ABSENT, MIRRORED, SCENARIOS, SHIFTED, UNCHANGED, VIEWS, mirrored, scenario_of
@@ -116,7 +116,7 @@ def compare_batch(
             input_size = (inputs.shape[-2], inputs.shape[-1])
             heats = network.heats({name: part.raw for name, part in unchanged.items()}, input_size)
             masked += [_masked_scores(forward, heat, targets) for heat in heats.values()]
-            blob = functional.centre_gaussian(*input_size).expand(len(inputs), -1, -1)
+            blob = functional.center_gaussian(*input_size).expand(len(inputs), -1, -1)
             centered.append(_masked_scores(forward, blob, targets))
         for view, change in ((MIRRORED, mirrored), (SHIFTED, functional.shifted)):
             with network.observe(change(inputs)) as forward:
@@ -185,7 +185,7 @@ class ImageFigures:
         largest: (M, T), the engine's row of that name; None without boxes.
         logits: (P, 2) of both classes.
         probabilities: (P, 2).
-        centre: ``drop`` and ``increase`` (P,) of a blob in the middle; ``pointing_15px`` (1,) of the middle; with boxes
+        center: ``drop`` and ``increase`` (P,) of a blob in the middle; ``pointing_15px`` (1,) of the middle; with boxes
             ``largest`` (T,) of the centered boxes.
     """
 
@@ -199,7 +199,7 @@ class ImageFigures:
     largest: Tensor | None
     logits: Tensor
     probabilities: Tensor
-    centre: dict[str, Tensor]
+    center: dict[str, Tensor]
 
 
 def image_figures(batch: ComparedBatch, images: Sequence[EvaluationImage]) -> list[ImageFigures]:
@@ -228,10 +228,10 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
     for view, prefix in ((UNCHANGED, ""), (ABSENT, "absent_")):
         for place, name in enumerate(("low", "high")):
             rows[f"{prefix}{name}"] = batch.ranges[view][:, index, place]
-    blob = functional.centre_gaussian(height, width).expand(len(scores), -1, -1)
-    centre = faithfulness_rows(scores, batch.centered[:, index], blob)
+    blob = functional.center_gaussian(height, width).expand(len(scores), -1, -1)
+    center = faithfulness_rows(scores, batch.centered[:, index], blob)
     nothing = torch.full((len(heat),), torch.nan, dtype=torch.float64)
-    fixed: Rows = {} if truth is None else baseline_rows(truth, (height, width), [0], 0, None)[CENTRE_BOX]
+    fixed: Rows = {} if truth is None else baseline_rows(truth, (height, width), [0], 0, None)[CENTER_BOX]
     return ImageFigures(
         image.name,
         scenario_of(boxes, height, width),
@@ -244,8 +244,8 @@ def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageF
         batch.logits[:, index],
         batch.probabilities[:, index],
         {
-            "drop": centre["drop"],
-            "increase": centre["increase"],
+            "drop": center["drop"],
+            "increase": center["increase"],
             "pointing_15px": fixed.get("pointing_15px", nothing[:1]),
             **({"largest": fixed["largest"][0]} if fixed else {}),
         },
@@ -273,14 +273,14 @@ class LocalizationRow:
         group: all pictures, or a scenario.
         accuracies: by column, 0 to 1.
         thresholds: by column.
-        centre_accuracy: of the centre box.
+        center_accuracy: of the center box.
         count: number of pictures.
     """
 
     group: str
     accuracies: list[float]
     thresholds: list[float]
-    centre_accuracy: float
+    center_accuracy: float
     count: int
 
 
@@ -288,7 +288,7 @@ def localization_rows(images: Sequence[ImageFigures]) -> list[LocalizationRow]:
     """MaxBoxAcc of every column, over all pictures, then by scenario; empty where no picture has boxes.
 
     Choe et al. 2020, version 1: the largest component's box, IoU 0.5. The threshold of a column is the one that is best
-    over all pictures, in every scenario; so is the size of the centre box.
+    over all pictures, in every scenario; so is the size of the center box.
     """
     with_boxes = [
         image for image in images if image.largest is not None and image.boxes is not None and len(image.boxes)
@@ -296,15 +296,15 @@ def localization_rows(images: Sequence[ImageFigures]) -> list[LocalizationRow]:
     if not with_boxes:
         return []
     hits = torch.stack([image.largest for image in with_boxes if image.largest is not None]) >= IOU_50  # (N, M, T)
-    centre = torch.stack([image.centre["largest"] for image in with_boxes]) >= IOU_50  # (N, sizes)
-    best, middle = hits.sum(0).argmax(1), int(centre.sum(0).argmax())
+    center = torch.stack([image.center["largest"] for image in with_boxes]) >= IOU_50  # (N, sizes)
+    best, middle = hits.sum(0).argmax(1), int(center.sum(0).argmax())
     at_best = hits.gather(2, best.expand(len(with_boxes), -1)[:, :, None])[:, :, 0].double()
     rows, chosen = [], functional.thresholds(THRESHOLDS)[best].tolist()
     for name in (UNCHANGED, *SCENARIOS):
         in_scenario = torch.tensor([name in (UNCHANGED, image.scenario) for image in with_boxes])
         if bool(in_scenario.any()):
             accuracies = at_best[in_scenario].mean(0).tolist()
-            fixed = float(centre[in_scenario, middle].double().mean())
+            fixed = float(center[in_scenario, middle].double().mean())
             rows.append(LocalizationRow(name, accuracies, chosen, fixed, int(in_scenario.sum())))
     return rows
 

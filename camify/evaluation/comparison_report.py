@@ -13,7 +13,7 @@ from ..boxes import BoxRule
 from ..drawing.encoding import encoded
 from ..drawing.grid import Cell, Row, grid_figure
 from ..files import slug
-from ..metrics.functional import centre_gaussian, shifted
+from ..metrics.functional import center_gaussian, shifted
 from ..metrics.functional.pointing import POINTING_TOLERANCE
 from ..reports.html import render
 from ..reports.tables import (
@@ -221,24 +221,24 @@ def _pair(comparison: Comparison, i: int, j: int) -> tuple[str, str]:
 
 
 def localization(comparison: Comparison) -> Table:
-    """MaxBoxAcc and the pointing game beside the centre."""
+    """MaxBoxAcc and the pointing game beside the center."""
     split, hits = comparison.localization, mean_value(comparison.images, "pointing_15px")
-    middle = nan_mean([image.centre["pointing_15px"] for image in comparison.images])
+    middle = nan_mean([image.center["pointing_15px"] for image in comparison.images])
     rows = [
         [*percents([row.accuracies[index] for row in split]), f"{threshold:.2f}", percent(hits.mean[index])]
         for index, threshold in enumerate(split[0].thresholds if split else [])
     ]
     rows = [[*row, str(int(hits.count[index]))] for index, row in enumerate(rows)]
-    centre = [*percents([row.centre_accuracy for row in split]), MISSING, percent(middle.mean[0])]
+    center = [*percents([row.center_accuracy for row in split]), MISSING, percent(middle.mean[0])]
     heads = [f"MaxBoxAcc, {row.group} (N {row.count})" for row in split]
     return Table(
         "Localization",
         "MaxBoxAcc and pointing game",
         ["", *heads, "threshold", "pointing", "N"],
-        [*_labeled(comparison, rows), ["centre, no network", *centre, str(int(middle.count[0]))]] if rows else [],
+        [*_labeled(comparison, rows), ["center, no network", *center, str(int(middle.count[0]))]] if rows else [],
         "MaxBoxAcc (Choe et al. 2020): the share of images on which the box of the largest region above one threshold"
         " has IoU >= 0.5 with a true box. The threshold is the best one for these very images, which flatters every"
-        " method, more so on few; the centre box is chosen likewise. Pointing: the largest value is less than"
+        " method, more so on few; the center box is chosen likewise. Pointing: the largest value is less than"
         f" {POINTING_TOLERANCE:.0f} pixels of the first network's input from a box; a map without a peak misses.",
     )
 
@@ -247,8 +247,8 @@ def _pointing_by_scenario(comparison: Comparison) -> Table:
     return Table(
         "Localization",
         "Pointing game by scenario",
-        *_by_scenario(comparison, "pointing_15px", ["centre, no network"]),
-        "The share of images whose largest value lies in a box or less than 15 pixels from it. `centre` is the middle"
+        *_by_scenario(comparison, "pointing_15px", ["center, no network"]),
+        "The share of images whose largest value lies in a box or less than 15 pixels from it. `center` is the middle"
         " pixel, whatever is in the image; of several instances one is enough, which makes them the easier ones.",
     )
 
@@ -257,10 +257,10 @@ def faithfulness(comparison: Comparison) -> Table:
     """Average drop and increase."""
     means = [mean_value(comparison.images, name).mean for name in ("drop", "increase", "complexity")]
     rows = [[*percents([means[0][i], means[1][i]]), number(means[2][i])] for i in range(len(comparison.columns))]
-    centre = [nan_mean([image.centre[name] for image in comparison.images]).mean for name in ("drop", "increase")]
-    covered = centre_gaussian(100, 100).mean()
+    center = [nan_mean([image.center[name] for image in comparison.images]).mean for name in ("drop", "increase")]
+    covered = center_gaussian(100, 100).mean()
     blobs = [
-        [name, *percents([mean[index] for mean in centre]), number(covered)]
+        [name, *percents([mean[index] for mean in center]), number(covered)]
         for index, name in enumerate(_blobs(comparison))
     ]
     return Table(
@@ -271,7 +271,7 @@ def faithfulness(comparison: Comparison) -> Table:
         "Chattopadhay et al. 2018: the normalized image is multiplied by the heat map, so that what is low fades to"
         " the mean color. Average drop: the share of the class's probability that is lost, less is better; increase:"
         " how often it grows, more is better. Both reward maps that cover much, and networks never saw such images; a"
-        " method that is not better than the centre blob shows nothing by these figures.",
+        " method that is not better than the center blob shows nothing by these figures.",
     )
 
 
@@ -315,13 +315,13 @@ def _labeled(comparison: Comparison, rows: Sequence[Sequence[str]]) -> list[list
     return labeled
 
 
-def _by_scenario(comparison: Comparison, value: str, centres: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a value in every scenario, in percent: of the columns, then of the centres by name."""
+def _by_scenario(comparison: Comparison, value: str, centers: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a value in every scenario, in percent: of the columns, then of the centers by name."""
     split = _scenarios(comparison)
     means = [mean_value(images, value).mean for images in split.values()]
-    centre = [nan_mean([image.centre[value] for image in images]).mean for images in split.values()]
+    center = [nan_mean([image.center[value] for image in images]).mean for images in split.values()]
     rows = [percents([mean[index] for mean in means]) for index in range(len(comparison.columns))]
-    fixed = [[name, *percents([mean[index] for mean in centre])] for index, name in enumerate(centres)]
+    fixed = [[name, *percents([mean[index] for mean in center])] for index, name in enumerate(centers)]
     return ["", *(f"{name} (N {len(images)})" for name, images in split.items())], [*_labeled(comparison, rows), *fixed]
 
 
@@ -331,7 +331,7 @@ def _scenarios(comparison: Comparison) -> dict[str, list[ImageFigures]]:
 
 def _blobs(comparison: Comparison) -> list[str]:
     """Names of the rows of a blob in the middle."""
-    return [f"{network.name}: centre blob" for network in comparison.networks]
+    return [f"{network.name}: center blob" for network in comparison.networks]
 
 
 # ---------------------------------------------------------------- pages
@@ -427,7 +427,7 @@ def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
                 "boxes": None if figures.boxes is None else figures.boxes,
                 "logits": figures.logits, "probabilities": figures.probabilities,
                 "by_column": figures.values,
-                "centre": {key: value for key, value in figures.centre.items() if key != "largest"},
+                "center": {key: value for key, value in figures.center.items() if key != "largest"},
             }
             for figures in comparison.images
         ],

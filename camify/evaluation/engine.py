@@ -18,7 +18,7 @@ from ..metrics import functional
 from ..task import Classes
 
 __all__ = [
-    "BASELINES", "CENTRE_BOX", "CENTRE_GAUSSIAN", "IOUS", "IOU_50", "PIXELS", "PIXEL_BINS", "RANDOM_MAP", "STEPS",
+    "BASELINES", "CENTER_BOX", "CENTER_GAUSSIAN", "IOUS", "IOU_50", "PIXELS", "PIXEL_BINS", "RANDOM_MAP", "STEPS",
     "THRESHOLDS", "WHOLE_IMAGE", "ClassLogits", "Rows", "Statistic", "answer_rows", "baseline_maps", "baseline_rows",
     "best", "best_threshold", "box_hits", "center_box_hits", "curve_rows",
     "energy_row", "faithfulness_rows", "hard_images", "hits_where", "map_rows", "mean_of_best", "pixel_row",
@@ -34,8 +34,8 @@ STEPS = 32
 """Of the insertion and deletion curves."""
 PIXEL_BINS, PIXELS = 1000, 2.0**24
 """Of ``pixel_row``: thresholds, and how many pixels make up 1."""
-CENTRE_BOX, CENTRE_GAUSSIAN, WHOLE_IMAGE, RANDOM_MAP = "centre box", "centre Gaussian", "whole image", "random map"
-BASELINES = (CENTRE_BOX, CENTRE_GAUSSIAN, WHOLE_IMAGE, RANDOM_MAP)
+CENTER_BOX, CENTER_GAUSSIAN, WHOLE_IMAGE, RANDOM_MAP = "center box", "center Gaussian", "whole image", "random map"
+BASELINES = (CENTER_BOX, CENTER_GAUSSIAN, WHOLE_IMAGE, RANDOM_MAP)
 
 Rows = dict[str, Tensor]
 """By name one row per image: (N,), or (N, T) at each of T thresholds."""
@@ -104,7 +104,7 @@ def pixel_row(heat: Tensor | None, masks: Tensor) -> Tensor:
 
     In units of ``PIXELS`` pixels; the mean has the average precision of all pixels of all images.
     """
-    blob = functional.centre_gaussian_bins(*masks.shape[1:], PIXEL_BINS)
+    blob = functional.center_gaussian_bins(*masks.shape[1:], PIXEL_BINS)
     pairs = zip([blob] * len(masks) if heat is None else functional.pixel_bins(heat, PIXEL_BINS), masks, strict=True)
     return torch.stack([functional.count_pixels(bins, mask, None, PIXEL_BINS) for bins, mask in pairs]) / PIXELS
 
@@ -205,7 +205,7 @@ def baseline_maps(size: tuple[int, int], numbers: Sequence[int], seed: int) -> d
     """By name the maps (N, H, W) that know nothing of the images; the random ones depend on an image's number alone."""
     random_maps = [functional.random_maps(1, *size, seed=hash((seed, number)) % 2**63) for number in numbers]
     return {
-        CENTRE_GAUSSIAN: functional.centre_gaussian(*size).expand(len(numbers), *size),
+        CENTER_GAUSSIAN: functional.center_gaussian(*size).expand(len(numbers), *size),
         RANDOM_MAP: torch.cat(random_maps),
     }
 
@@ -223,14 +223,14 @@ def baseline_rows(
     levels = _levels(_center_ious(boxes, size))
     whole_image = levels[:, -1:]  # the largest
     middle, uniform = pointing_row(None, masks), energy_row(None, masks)
-    rows[CENTRE_BOX] = {"all": levels, "largest": levels, "pointing_15px": middle, "energy": nothing}
+    rows[CENTER_BOX] = {"all": levels, "largest": levels, "pointing_15px": middle, "energy": nothing}
     rows[WHOLE_IMAGE] = {"all": whole_image, "largest": whole_image, "pointing_15px": nothing, "energy": uniform}
     return {name: rows[name] for name in BASELINES}
 
 
-def hard_images(centre: Rows) -> Tensor:
+def hard_images(center: Rows) -> Tensor:
     """Which images no centered box solves at each IoU, (N, 3) bool; also those without boxes."""
-    return centre["all"].amax(1, keepdim=True) <= torch.arange(len(IOUS))
+    return center["all"].amax(1, keepdim=True) <= torch.arange(len(IOUS))
 
 
 # ---------------------------------------------------------------- boxes at every threshold
@@ -246,12 +246,12 @@ def box_hits(heat: Tensor, boxes: Sequence[Tensor], *, largest: bool) -> Tensor:
 
 
 def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """The same of the fixed boxes around the centre, (N, 3, S) for S sizes."""
+    """The same of the fixed boxes around the center, (N, 3, S) for S sizes."""
     return _hits(_center_ious(boxes, size))
 
 
 def _center_ious(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    candidates = functional.centre_boxes(*size)
+    candidates = functional.center_boxes(*size)
     return _ious([candidates] * len(boxes), boxes, functional.iou_with_best_box, len(candidates))
 
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError, ConversionError, DataError
 from ..metrics.functional import mosaic_plan
 from ..sources import Source, resolve
 from ..task import Classes, Task
-from .engine import CENTRE_BOX, IOUS, Rows
+from .engine import CENTER_BOX, IOUS, Rows
 from .evaluation_report import Evaluation, Figures
 from .images import LabeledFolder, find_labeled
 from .intervals import Answers, Figure, class_figures, figure, localization_figures, mean_figures
@@ -158,8 +158,8 @@ def _hard_share(answers: Answers, seed: int) -> dict[str, Figure]:
 def _localization(rows: Mapping[str, Rows], answers: Answers, kept: Tensor, seed: int) -> Figures:
     if not bool(kept.any()):
         return {}
-    centre = rows[CENTRE_BOX]
-    return {name: localization_figures(values, centre, answers.ranks, kept, seed) for name, values in rows.items()}
+    center = rows[CENTER_BOX]
+    return {name: localization_figures(values, center, answers.ranks, kept, seed) for name, values in rows.items()}
 
 
 def _without_boxes(

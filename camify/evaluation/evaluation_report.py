@@ -24,7 +24,7 @@ from ..reports.tables import (
     percent,
     text_tables,
 )
-from .engine import BASELINES, CENTRE_BOX, STEPS, Rows
+from .engine import BASELINES, CENTER_BOX, STEPS, Rows
 from .images import LabeledFolder
 from .intervals import MEAN_ROWS, Answers, Figure, best_cut
 from .network import ExplainedNetwork
@@ -109,7 +109,7 @@ class Evaluation:
 
 _BOXES = {
     "max_box_acc_v1": "V1: largest, IoU .5",
-    "over_centre_box": "V1 over centre box",
+    "over_center_box": "V1 over center box",
     "max_box_acc_v2": "V2: any, mean",
     "v2_0.3": "IoU .3",
     "v2_0.5": "IoU .5",
@@ -135,8 +135,8 @@ _FAITHFUL = {
     "deletion": "deletion",
 }
 _BOXES_NOTE = """Choe et al. 2020: the share of images on which a box of the map's regions above one threshold reaches
-the IoU. The threshold is the best one for these very images, as is the size of the centre box; the intervals know of
-that choice. V1 over centre box: on the same resamples; where its interval holds 0, the map is not shown to find more
+the IoU. The threshold is the best one for these very images, as is the size of the center box; the intervals know of
+that choice. V1 over center box: on the same resamples; where its interval holds 0, the map is not shown to find more
 than a fixed box does."""
 _HITS_NOTE = f"""GT-known Loc: the largest region's box has IoU >= .5; Top-1, Top-5: and the true class comes first, or
 among the first five. Network's box rule: the box of `predict_boxes` for the true class, likewise. Pointing game: the
@@ -151,7 +151,7 @@ _FAITHFUL_NOTE = f"""Average drop, increase (Chattopadhay et al. 2018), coherenc
 of images that fade into the mean color where the map is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
 steps, from the blurred image and to the mean color. Less is better: drop, complexity, deletion. A map that covers
 more drops less: compare with the baselines."""
-_HARD_NOTE = """Images that a box around the centre, of whatever size, does not solve: {} of those with boxes. Here a
+_HARD_NOTE = """Images that a box around the center, of whatever size, does not solve: {} of those with boxes. Here a
 map must locate the object. Thresholds and sizes are the best ones for these images."""
 
 
@@ -184,10 +184,10 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def class_table(evaluation: Evaluation) -> Table:
-    """By class: images, accuracy, and V1 of every method beside the centre box; without boxes grid pointing."""
+    """By class: images, accuracy, and V1 of every method beside the center box; without boxes grid pointing."""
     methods = [name for name in evaluation.rows if name not in BASELINES]
     shown = "max_box_acc_v1" if evaluation.localization else "grid"
-    columns = [*methods, *([CENTRE_BOX] if evaluation.localization else [])]
+    columns = [*methods, *([CENTER_BOX] if evaluation.localization else [])]
     names = {number: name for name, number in evaluation.data.classes.items()}
     rows = []
     for index, parts in evaluation.classes.items():
@@ -201,7 +201,7 @@ def class_table(evaluation: Evaluation) -> Table:
         f"Accuracy and {what}",
         ["class", "N", "top-1", *(["hard"] if evaluation.localization else []), *columns],
         rows,
-        "Boxes at the threshold, centre box of the size, that is best for all images. More is in evaluation.json.",
+        "Boxes at the threshold, center box of the size, that is best for all images. More is in evaluation.json.",
     )
 
 

@@ -80,16 +80,16 @@ def mean_figures(values: Mapping[str, Tensor], seed: int = 0) -> dict[str, Figur
     return {name: figure(rows, seed=seed) for name, rows in values.items()}
 
 
-def localization_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor, seed: int = 0) -> dict[str, Figure]:
+def localization_figures(values: Rows, center: Rows, ranks: Tensor, kept: Tensor, seed: int = 0) -> dict[str, Figure]:
     """Everything that says whether the object was found, on the images kept (N,) bool.
 
     ``max_box_acc_v1`` (largest component, IoU 0.5), ``max_box_acc_v2`` (any component, mean over the IoUs) and its
-    parts ``v2_0.3`` ..., each at its best threshold on these images; ``over_centre_box``, by how much V1 exceeds the
+    parts ``v2_0.3`` ..., each at its best threshold on these images; ``over_center_box``, by how much V1 exceeds the
     best centered box on the same resamples; ``gt_known``, ``top1_loc``, ``top5_loc`` at the best threshold, or the
     given one; ``pointing``, ``energy``; of maps ``threshold``, the best one of V1.
     """
     rows = {name: value[kept] for name, value in values.items()}
-    centre_hits, ranks = centre["largest"][kept] >= IOU_50, ranks[kept]
+    center_hits, ranks = center["largest"][kept] >= IOU_50, ranks[kept]
     hits = rows["largest"] >= IOU_50
     every = torch.stack([rows["all"] > index for index in range(len(IOUS))], dim=1)
     hits_at_threshold = rows["given"] >= IOU_50 if "given" in rows else hits
@@ -97,8 +97,8 @@ def localization_figures(values: Rows, centre: Rows, ranks: Tensor, kept: Tensor
         "max_box_acc_v1": figure(hits, engine.best, seed),
         "max_box_acc_v2": figure(every, engine.mean_of_best, seed),
         **{f"v2_{iou:.1f}": figure(every[:, index], engine.best, seed) for index, iou in enumerate(IOUS.tolist())},
-        "over_centre_box": figure(
-            torch.cat([hits, centre_hits], dim=1), lambda means: _gain(means, hits.shape[1]), seed
+        "over_center_box": figure(
+            torch.cat([hits, center_hits], dim=1), lambda means: _gain(means, hits.shape[1]), seed
         ),
         "gt_known": figure(hits_at_threshold, engine.best, seed),
         "top1_loc": figure(engine.hits_where(hits_at_threshold, ranks < 1), engine.second_at_best, seed),

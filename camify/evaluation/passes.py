@@ -15,7 +15,7 @@ from ..data.folder import LabeledImages
 from ..errors import ConversionError
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from . import engine
-from .engine import CENTRE_BOX, ClassLogits, Rows
+from .engine import CENTER_BOX, ClassLogits, Rows
 from .intervals import Answers
 from .network import ExplainedNetwork
 from .progress import tracked
@@ -94,7 +94,7 @@ def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str,
         nothing = torch.zeros(len(labels), 3, dtype=torch.bool)
         box_rows = {
             "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
-            "hard": nothing if boxes is None else engine.hard_images(parts[CENTRE_BOX]),
+            "hard": nothing if boxes is None else engine.hard_images(parts[CENTER_BOX]),
         }
         _add(answers, engine.answer_rows(logits, labels, network.classes) | box_rows)
     return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}

@@ -14,7 +14,7 @@ from .checks import check_class_scores, check_map_boxes
 from .functional import (
     best_iou_at_threshold,
     best_iou_by_threshold,
-    centre_boxes,
+    center_boxes,
     iou_with_best_box,
     label_ranks,
     thresholds,
@@ -27,13 +27,13 @@ _MOST_THRESHOLDS = 1000
 
 
 class _BoxHits(UnitIntervalMetric):
-    """Hits (rows, T) of maps' boxes at T thresholds, those of fixed boxes around the centre, and the images with boxes.
+    """Hits (rows, T) of maps' boxes at T thresholds, those of fixed boxes around the center, and the images with boxes.
 
     Whole numbers: they stay exact where a model's precision makes its floats half ones.
     """
 
     hits: Tensor
-    centre_hits: Tensor
+    center_hits: Tensor
     total: Tensor
 
     def __init__(self, rows: int, tried: int, parity: str | None, count: int, **kwargs: Any) -> None:
@@ -44,13 +44,13 @@ class _BoxHits(UnitIntervalMetric):
         if not 1 <= count <= _MOST_THRESHOLDS:
             raise ConfigError(f"{name}: count={count} must lie in 1 ... {_MOST_THRESHOLDS}.")
         self.parity, self.count = parity, count
-        for state, size in (("hits", tried), ("centre_hits", len(centre_boxes(1, 1)))):
+        for state, size in (("hits", tried), ("center_hits", len(center_boxes(1, 1)))):
             self.add_state(state, torch.zeros(rows, size, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
-    def _add(self, hits: Tensor, centre_hits: Tensor) -> None:
+    def _add(self, hits: Tensor, center_hits: Tensor) -> None:
         self.hits += hits.to(self.hits)
-        self.centre_hits += centre_hits.to(self.centre_hits)
+        self.center_hits += center_hits.to(self.center_hits)
         self.total += 1
 
 
@@ -64,7 +64,7 @@ class MaxBoxAccuracy(_BoxHits):
     best threshold. Images without boxes are left out. Boxes that reach over the image's edge are used as they are.
 
     ``compute()`` gives ``max_box_acc`` (0..1), ``best_threshold`` (that of the highest mean over the IoUs,
-    the first of equals), ``centre_box_acc`` (the best fixed box around the centre on the same images: what a
+    the first of equals), ``center_box_acc`` (the best fixed box around the center on the same images: what a
     map must beat), ``whole_image_acc`` (the box of the whole image), ``count`` (images with boxes) and ``curve``
     (len(iou), T). With no image all figures are NaN. Needs no list of maps: its states are counts.
 
@@ -120,7 +120,7 @@ class MaxBoxAccuracy(_BoxHits):
         truths = [truth.cpu() for truth in boxes]
         check_map_boxes("MaxBoxAccuracy", maps, truths)
         least_ious = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
-        centered, largest = centre_boxes(*maps.shape[1:]), self.version == 1
+        centered, largest = center_boxes(*maps.shape[1:]), self.version == 1
         for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
             if len(truth):
                 best_ious = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
@@ -129,13 +129,13 @@ class MaxBoxAccuracy(_BoxHits):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         curve = self.hits / self.total  # 0 / 0 is NaN: no image with boxes, no figure
-        centre = self.centre_hits / self.total
+        center = self.center_hits / self.total
         best = thresholds(self.count).to(curve)[self.hits.sum(dim=0).argmax()]
         return {
             "max_box_acc": curve.amax(dim=1).mean(),
             "best_threshold": torch.where(self.total > 0, best, torch.nan),
-            "centre_box_acc": centre.amax(dim=1).mean(),
-            "whole_image_acc": centre[:, -1].mean(),  # the largest of the centered boxes
+            "center_box_acc": center.amax(dim=1).mean(),
+            "whole_image_acc": center[:, -1].mean(),  # the largest of the centered boxes
             "count": self.total,
             "curve": curve,
         }
@@ -150,8 +150,8 @@ class LocalizationAccuracy(_BoxHits):
     Top-5 <= GT-known. A class as high as the true one counts as before it where its number is lower.
 
     ``compute()`` gives ``gt_known``, ``top1``, ``top5`` (0..1), ``threshold`` (the given one, or the first of those
-    with the best GT-known), the three figures of the best fixed box around the centre as ``centre_gt_known``,
-    ``centre_top1`` and ``centre_top5``, and ``count`` (images with boxes). With no image all figures are NaN.
+    with the best GT-known), the three figures of the best fixed box around the center as ``center_gt_known``,
+    ``center_top1`` and ``center_top5``, and ``count`` (images with boxes). With no image all figures are NaN.
 
     Args:
         threshold: cut the maps here, in [0, 1] of the map; Zhou et al. take 0.2. None finds the best for all images.
@@ -203,7 +203,7 @@ class LocalizationAccuracy(_BoxHits):
         check_map_boxes("LocalizationAccuracy", maps, truths)
         check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
-        centered = centre_boxes(*maps.shape[1:])
+        centered = center_boxes(*maps.shape[1:])
         for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
             if len(truth):
                 counts = torch.tensor([[True], [rank < 1], [rank < 5]])
@@ -218,13 +218,13 @@ class LocalizationAccuracy(_BoxHits):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
-        best, centre = self.hits[0].argmax(), self.centre_hits[0].argmax()
-        accuracies, centre_accuracies = self.hits[:, best] / self.total, self.centre_hits[:, centre] / self.total
+        best, center = self.hits[0].argmax(), self.center_hits[0].argmax()
+        accuracies, center_accuracies = self.hits[:, best] / self.total, self.center_hits[:, center] / self.total
         threshold = thresholds(self.count)[best.cpu()] if self.threshold is None else torch.tensor(self.threshold)
         names = ("gt_known", "top1", "top5")
         return {
             **dict(zip(names, accuracies, strict=True)),
             "threshold": torch.where(self.total > 0, threshold.to(accuracies), torch.nan),
-            **{f"centre_{name}": value for name, value in zip(names, centre_accuracies, strict=True)},
+            **{f"center_{name}": value for name, value in zip(names, center_accuracies, strict=True)},
             "count": self.total,
         }

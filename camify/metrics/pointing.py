@@ -25,7 +25,7 @@ class PointingGame(UnitIntervalMetric):
     must be below the tolerance. Of several highest pixels the first in reading order points. A constant map points
     nowhere: a miss. Images without an object are left out.
 
-    ``compute()`` gives ``accuracy`` (0..1, over images), ``centre_accuracy`` (pointing at the middle: what a map must
+    ``compute()`` gives ``accuracy`` (0..1, over images), ``center_accuracy`` (pointing at the middle: what a map must
     beat), ``count`` (images with an object), and with ``num_classes`` also ``class_mean`` (mean over the classes
     seen: the paper's figure) and ``per_class`` (num_classes,), NaN for a class not seen.
 
@@ -44,7 +44,7 @@ class PointingGame(UnitIntervalMetric):
     """
 
     hits: Tensor
-    centre_hits: Tensor
+    center_hits: Tensor
     totals: Tensor
 
     def __init__(self, tolerance: float = POINTING_TOLERANCE, num_classes: int | None = None, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class PointingGame(UnitIntervalMetric):
             raise ConfigError(f"PointingGame: tolerance={tolerance} must be 0 or more, num_classes={num_classes} too.")
         self.tolerance, self.num_classes = tolerance, num_classes
         self.add_state("hits", torch.zeros(num_classes or 1, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("centre_hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("center_hits", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(num_classes or 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, objects: Sequence[Tensor] | Tensor, labels: Tensor | None = None) -> None:
@@ -78,17 +78,17 @@ class PointingGame(UnitIntervalMetric):
         middle = (maps.shape[1] // 2, maps.shape[2] // 2)
         hits = pointing_hits([peak(heat) for heat in maps.detach().cpu()], masks, self.tolerance)
         centered = pointing_hits([middle] * len(masks), masks, self.tolerance)
-        for hit, centre_hit, label in zip(hits.tolist(), centered.tolist(), labels.tolist(), strict=True):
+        for hit, center_hit, label in zip(hits.tolist(), centered.tolist(), labels.tolist(), strict=True):
             if math.isnan(hit):
                 continue  # no object
             self.hits[label] += int(hit)
-            self.centre_hits += int(centre_hit)
+            self.center_hits += int(center_hit)
             self.totals[label] += 1
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         count = self.totals.sum()
-        figures = {"accuracy": self.hits.sum() / count, "centre_accuracy": self.centre_hits / count, "count": count}
+        figures = {"accuracy": self.hits.sum() / count, "center_accuracy": self.center_hits / count, "count": count}
         if self.num_classes is not None:
             per_class = self.hits / self.totals
             figures |= {"class_mean": per_class.nanmean(), "per_class": per_class}

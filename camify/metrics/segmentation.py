@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .base import UnitIntervalMetric
 from .checks import check_maps, check_masks
-from .functional import average_precision, centre_gaussian_bins, count_pixels, pixel_histograms, precision_recall
+from .functional import average_precision, center_gaussian_bins, count_pixels, pixel_histograms, precision_recall
 
 __all__ = ["PixelAveragePrecision"]
 
@@ -22,7 +22,7 @@ class PixelAveragePrecision(UnitIntervalMetric):
     Choe et al. 2020, "Evaluating Weakly Supervised Object Localization Methods Right", section 4.2, equal to the
     authors' code with ``count=1000``. Large objects have more pixels and so weigh more.
 
-    ``compute()`` gives ``px_ap`` (0..1), ``centre_gaussian_ap`` (a blob in the middle of every image: what a map must
+    ``compute()`` gives ``px_ap`` (0..1), ``center_gaussian_ap`` (a blob in the middle of every image: what a map must
     beat), ``constant_ap`` (a constant map: the objects' share of the pixels), ``precision`` and ``recall`` (count +
     1,) from the highest threshold to 0, and ``count`` (images). Without a pixel of an object all figures are NaN.
 
@@ -39,7 +39,7 @@ class PixelAveragePrecision(UnitIntervalMetric):
     """
 
     histograms: Tensor
-    centre_histograms: Tensor
+    center_histograms: Tensor
     total: Tensor
 
     def __init__(self, count: int = 1000, **kwargs: Any) -> None:
@@ -47,7 +47,7 @@ class PixelAveragePrecision(UnitIntervalMetric):
         if count < 1:
             raise ConfigError(f"PixelAveragePrecision: count={count} must be above 0.")
         self.count = count
-        for name in ("histograms", "centre_histograms"):
+        for name in ("histograms", "center_histograms"):
             self.add_state(name, torch.zeros(2, count + 1, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -67,8 +67,8 @@ class PixelAveragePrecision(UnitIntervalMetric):
         if ignore is not None:
             check_masks("PixelAveragePrecision", maps, ignore, "ignore")
         self.histograms += pixel_histograms(maps, masks, ignore, self.count).to(self.histograms)
-        blob = np.broadcast_to(centre_gaussian_bins(*maps.shape[1:], self.count), maps.shape)
-        self.centre_histograms += count_pixels(blob, masks, ignore, self.count).to(self.histograms)
+        blob = np.broadcast_to(center_gaussian_bins(*maps.shape[1:], self.count), maps.shape)
+        self.center_histograms += count_pixels(blob, masks, ignore, self.count).to(self.histograms)
         self.total += len(maps)
 
     def compute(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class PixelAveragePrecision(UnitIntervalMetric):
         precision, recall = precision_recall(self.histograms)
         figures = {
             "px_ap": average_precision(self.histograms),
-            "centre_gaussian_ap": average_precision(self.centre_histograms),
+            "center_gaussian_ap": average_precision(self.center_histograms),
             "constant_ap": torch.where(self.histograms[1].sum().cpu() > 0, precision[-1], torch.nan),
             "precision": precision,
             "recall": recall,

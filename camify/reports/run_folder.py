@@ -10,6 +10,7 @@ from typing import Any
 
 from ..drawing.encoding import encoded
 from ..errors import DataError
+from ..former_names import with_current_keys
 from ..preprocessing import open_image, upright_rgb
 from .run_page import Frame, ImageTrack, RunReport
 
@@ -17,7 +18,7 @@ __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
 
 RESULTS, INDEX = "results.json", "overlays/index.json"
 MAP_FIGURES = {
-    "val/max_box_acc": ("box accuracy", "val/centre_box_acc", "centre box"),
+    "val/max_box_acc": ("box accuracy", "val/center_box_acc", "center box"),
     "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
 }
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
@@ -37,8 +38,10 @@ def read_run(folder: str | Path) -> RunReport:
     """
     folder = Path(folder)
     try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).is_file() else {}
+        results = with_current_keys(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+        index = {}
+        if (folder / INDEX).is_file():
+            index = with_current_keys(json.loads((folder / INDEX).read_text(encoding="utf-8")))
         history = [{key: value for key, value in row.items() if value is not None} for row in results["history"]]
         quality = next((key for key in MAP_FIGURES if any(key in row for row in history)), next(iter(MAP_FIGURES)))
         name, baseline, beside = MAP_FIGURES[quality]
@@ -138,7 +141,7 @@ def _watched(overlays: Path, index: Mapping[str, Any], room: int) -> list[ImageT
 
 
 def _highlights(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
-    highlights = index.get("highlights", index.get("finds", []))  # as older runs have it
+    highlights = index.get("highlights", [])
     epochs = sorted({highlight["epoch"] for highlight in highlights})[-_MOST_EPOCHS_OF_HIGHLIGHTS:]
     return [
         ImageTrack(highlight["name"], highlight["true"], [_frame(overlays, highlight)], {}, highlight["kind"])

@@ -1,4 +1,4 @@
-"""The one door: every form of a source, each with the function that loads it."""
+"""Every network that is given as text is loaded here: every form of a source, each with the function that loads it."""
 
 from __future__ import annotations
 

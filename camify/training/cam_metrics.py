@@ -198,7 +198,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "masks": lambda title, batch: check_masks(title, batch.heat, batch.masks),
     "boxes or masks": lambda title, batch: check_objects(title, batch.evidence, batch.objects),
 }
-_SIZES = len(functional.centre_boxes(1, 1))
+_SIZES = len(functional.center_boxes(1, 1))
 _LARGEST = _Figure(lambda batch: batch.largest_hits, engine.best, (THRESHOLDS,))
 _CENTER = _Figure(lambda batch: batch.center_hits[:, IOU_50 - 1], engine.best, (_SIZES,))
 _TOP = (engine.second_at_best, (2, THRESHOLDS))
@@ -206,7 +206,7 @@ _PIXELS = (lambda means: functional.average_precision(means[0])[None], (2, PIXEL
 
 CAM_METRICS: Mapping[str, _CAMMetric] = {
     "max_box_acc": _CAMMetric({
-        "max_box_acc": _LARGEST, "centre_box_acc": _CENTER,
+        "max_box_acc": _LARGEST, "center_box_acc": _CENTER,
         "best_threshold": _LARGEST._replace(statistic=engine.best_threshold),
     }, "boxes", "MaxBoxAccuracy"),
     "max_box_acc_v2": _CAMMetric({
@@ -214,21 +214,21 @@ CAM_METRICS: Mapping[str, _CAMMetric] = {
             lambda batch: engine.box_hits(batch.heat, batch.boxes, largest=False),
             engine.mean_of_best, (len(IOUS), THRESHOLDS),
         ),
-        "centre_box_acc_v2": _Figure(lambda batch: batch.center_hits, engine.mean_of_best, (len(IOUS), _SIZES)),
+        "center_box_acc_v2": _Figure(lambda batch: batch.center_hits, engine.mean_of_best, (len(IOUS), _SIZES)),
     }, "boxes", "MaxBoxAccuracy"),
     "localization": _CAMMetric({
         "gt_known_loc": _LARGEST,
         "top1_loc": _Figure(lambda batch: batch.known_and_top(1), *_TOP),
         "top5_loc": _Figure(lambda batch: batch.known_and_top(5), *_TOP),
-        "centre_gt_known_loc": _CENTER,
+        "center_gt_known_loc": _CENTER,
     }, "boxes", "LocalizationAccuracy"),
     "px_ap": _CAMMetric({
         "px_ap": _Figure(lambda batch: engine.pixel_row(batch.heat, batch.masks), *_PIXELS),
-        "centre_px_ap": _Figure(lambda batch: engine.pixel_row(None, batch.masks), *_PIXELS),
+        "center_px_ap": _Figure(lambda batch: engine.pixel_row(None, batch.masks), *_PIXELS),
     }, "masks", "PixelAveragePrecision"),
     "pointing": _CAMMetric({
         "pointing": _Figure(lambda batch: engine.pointing_row(batch.evidence, batch.object_masks)),
-        "centre_pointing": _Figure(lambda batch: engine.pointing_row(None, batch.object_masks)),
+        "center_pointing": _Figure(lambda batch: engine.pointing_row(None, batch.object_masks)),
     }, "boxes or masks", "PointingGame"),
     "energy": _CAMMetric({
         "energy": _Figure(lambda batch: engine.energy_row(batch.evidence, batch.object_masks)),

@@ -72,7 +72,7 @@ class CAMFineTuner(pl.LightningModule):
 
     Logged per epoch: ``train/loss``, ``val/loss``, ``val/acc`` and the figures of ``cam_metrics``, of the true
     classes' maps. By default these are, where boxes are known, ``val/max_box_acc`` (version 1: IoU 0.5, largest
-    component, best threshold) beside ``val/centre_box_acc``, what the best fixed centered box reaches on the same
+    component, best threshold) beside ``val/center_box_acc``, what the best fixed centered box reaches on the same
     images; where there are none, ``val/grid_pointing`` beside ``val/grid_chance``; and ``val/map_area`` and
     ``val/map_entropy``, how much of the image the maps take. Each can be monitored.
 
@@ -363,7 +363,7 @@ class CAMFineTuner(pl.LightningModule):
             return
         figures = self.quality.compute() | self._grid_pointing
         for key, value in figures.items():
-            in_progress_bar = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "centre" not in key)
+            in_progress_bar = key in ("max_box_acc", "grid_pointing") or (self.quality.chosen and "center" not in key)
             self.log(f"{stage}/{key}", value, prog_bar=in_progress_bar, sync_dist=False)
 
     # ------------------------------------------------------------ schedule

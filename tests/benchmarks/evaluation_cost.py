@@ -26,7 +26,7 @@ from camify.evaluation.images import find_labeled
 from camify.evaluation.intervals import localization_figures
 from camify.evaluation.network import explained_network
 from camify.evaluation.passes import GRID, Run, measure_all, measure_mosaics, measure_sample
-from camify.metrics.functional import centre_boxes, mosaic_plan
+from camify.metrics.functional import center_boxes, mosaic_plan
 
 METHODS = ("cam", "gradcam", "reciprocam")
 COUNT, SAMPLE, BATCH = 24, 1, 8
@@ -97,7 +97,7 @@ def intervals() -> None:
                 "pointing_15px": torch.rand(count),
                 "energy": torch.rand(count),
             }
-            for width in (THRESHOLDS, len(centre_boxes(1, 1)))
+            for width in (THRESHOLDS, len(center_boxes(1, 1)))
         ]
         start = time.process_time()
         localization_figures(*rows, torch.zeros(count), torch.ones(count, dtype=torch.bool))

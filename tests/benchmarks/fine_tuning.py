@@ -129,13 +129,13 @@ def quality(module: Any, loader: DataLoader[Any]) -> dict[str, float]:
         "box .7": float(boxes[0.7].compute()["max_box_acc"]),
         "inside": first_share(energy),
         "grid": first_share(grid),
-        "centre": float(found["centre_box_acc"]),
+        "center": float(found["center_box_acc"]),
     }
 
 
 def first_share(metric: Any) -> float:
     """The metric's own figure, not its baseline."""
-    return next(float(v) for k, v in metric.compute().items() if k != "count" and "centre" not in k)
+    return next(float(v) for k, v in metric.compute().items() if k != "count" and "center" not in k)
 
 
 class Clock(pl.Callback):

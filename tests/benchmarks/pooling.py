@@ -61,7 +61,7 @@ if __name__ == "__main__":
         for pool in POOLS:
             modules[pool], _ = tuned(setting, data, wanted.epochs, seed, pool=pool, lr=wanted.lr)
             found = quality(modules[pool], data.val_dataloader()) | extent(modules[pool], data.val_dataloader())
-            rows.setdefault(pool, []).append({key: found[key] for key in found if key not in ("centre", "inside")})
+            rows.setdefault(pool, []).append({key: found[key] for key in found if key not in ("center", "inside")})
             print(seed, pool, {key: round(value, 3) for key, value in rows[pool][-1].items()}, flush=True)
         if seed == 0 and wanted.pictures:
             split = data.val_dataloader().dataset

@@ -143,7 +143,7 @@ def summed(x, y):
     sums = fitting._Sums()
     for part_x, part_y in zip(torch.from_numpy(x).split(500), torch.from_numpy(y).split(500), strict=True):
         sums.add(part_x, part_y)
-    sums.centre()
+    sums.center()
     return sums
 
 

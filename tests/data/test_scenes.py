@@ -114,8 +114,8 @@ def test_object_sizes_stay_in_their_limits(boxes):
 
 def test_places_are_uniform(boxes):
     sides = boxes[:, 2:] - boxes[:, :2]
-    centres = (boxes[:, 2:] + boxes[:, :2]) / 2 / SIZE
-    assert np.abs(centres.mean(0) - 0.5).max() < 0.02
+    centers = (boxes[:, 2:] + boxes[:, :2]) / 2 / SIZE
+    assert np.abs(centers.mean(0) - 0.5).max() < 0.02
     places = (boxes[:, :2] - 2) / (SIZE - 4 - sides)  # 0..1 of the room that an object of this size has
     for place in places.T:
         assert np.abs(np.histogram(place, 5, (0, 1))[0] / len(place) - 0.2).max() < 0.04

@@ -48,7 +48,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 
 
 def bilinear(grid: torch.Tensor, x: int, y: int, side: int) -> float:
-    """Value at the centre of pixel (x, y), cell centres standing at half-integers, clamped at the border."""
+    """Value at the center of pixel (x, y), cell centers standing at half-integers, clamped at the border."""
 
     def near(pixel: int, cells: int) -> tuple[int, int, float]:
         at = min(max((pixel + 0.5) * cells / side - 0.5, 0), cells - 1)

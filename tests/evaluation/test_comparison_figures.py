@@ -21,7 +21,7 @@ from camify.evaluation.comparison_figures import (
 )
 from camify.evaluation.timing import interleaved_medians, method_costs
 from camify.metrics import MaxBoxAccuracy, PointingGame
-from camify.metrics.functional import centre_gaussian, correlations, shifted
+from camify.metrics.functional import center_gaussian, correlations, shifted
 
 
 def choose(forward, images):
@@ -87,7 +87,7 @@ def test_masked_probabilities_are_those_of_masked_images(batch, explained, input
             expected = models[column.model](masked).softmax(1).gather(1, batch.targets[:, None])[:, 0]
         torch.testing.assert_close(batch.masked[index], expected, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        blob = explained[0].model(inputs * centre_gaussian(96, 96)).softmax(1)
+        blob = explained[0].model(inputs * center_gaussian(96, 96)).softmax(1)
     torch.testing.assert_close(batch.centered[0], blob.gather(1, batch.targets[:, None])[:, 0])
 
 
@@ -135,7 +135,7 @@ def test_localization_is_the_metrics(batch, pictures):
         expected = metric.compute()
         assert rows["overall"].accuracies[index] == pytest.approx(float(expected["max_box_acc"]))
         assert rows["overall"].thresholds[index] == pytest.approx(float(expected["best_threshold"]))
-        assert rows["overall"].centre_accuracy == pytest.approx(float(expected["centre_box_acc"]))
+        assert rows["overall"].center_accuracy == pytest.approx(float(expected["center_box_acc"]))
     total = sum(rows[name].accuracies[0] * rows[name].count for name in rows if name != "overall")
     assert total == pytest.approx(rows["overall"].accuracies[0] * 4)  # one threshold for all scenarios
     assert localization_rows(found[3:4]) == []

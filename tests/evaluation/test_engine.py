@@ -74,9 +74,9 @@ def test_rows_have_the_means_of_the_metrics(maps):
     torch.testing.assert_close(rows["entropy"], entropy(evidence))
     torch.testing.assert_close(rows["area"], area(heat))
     fixed = baseline_rows(BOXES, (32, 32), range(4), 0, None)
-    centre = (fixed["centre box"]["largest"][boxed] >= 2).double().mean(0).max()
-    assert float(centre) == pytest.approx(float(first.compute()["centre_box_acc"]))
-    assert float(known(fixed["centre box"]["pointing_15px"]).mean()) == float(point.compute()["centre_accuracy"])
+    center = (fixed["center box"]["largest"][boxed] >= 2).double().mean(0).max()
+    assert float(center) == pytest.approx(float(first.compute()["center_box_acc"]))
+    assert float(known(fixed["center box"]["pointing_15px"]).mean()) == float(point.compute()["center_accuracy"])
     uniform = float(energy.compute()["uniform_energy"])
     assert float(known(fixed["whole image"]["energy"]).mean()) == pytest.approx(uniform, abs=1e-6)
 
@@ -143,7 +143,7 @@ def test_hits_say_what_the_levels_say(maps):
     for hits, levels in (
         (box_hits(heat, BOXES, largest=True), rows["largest"]),
         (box_hits(heat, BOXES, largest=False), rows["all"]),
-        (center_box_hits(BOXES, (32, 32)), fixed["centre box"]["all"]),
+        (center_box_hits(BOXES, (32, 32)), fixed["center box"]["all"]),
     ):
         assert hits[1].isnan().all(), "no box"
         torch.testing.assert_close(hits.nansum(1), levels.double())
@@ -160,7 +160,7 @@ def test_rows_alone_are_those_of_all_together(maps):
     assert energy_row(None, masks)[:3].tolist() == pytest.approx([17 * 16 / 32**2] * 3)
     assert energy_row(None, masks)[3].isnan()
     whole = PixelAveragePrecision()
-    for given, name in ((heat, "px_ap"), (None, "centre_gaussian_ap")):
+    for given, name in ((heat, "px_ap"), (None, "center_gaussian_ap")):
         whole.reset()
         whole.update(heat, masks)
         mean = pixel_row(given, masks).mean(0)

@@ -25,7 +25,7 @@ from camify.metrics import (
 from camify.metrics.functional import (
     area_under_curve,
     blurred,
-    centre_gaussian,
+    center_gaussian,
     deletion_curves,
     hard_subset,
     insertion_curves,
@@ -93,10 +93,10 @@ def test_boxes_by_brute_force(found, by_hand, method):
     assert figures["max_box_acc_v1"].count == 11
 
 
-@pytest.mark.parametrize("method", [*METHODS, "centre Gaussian"])
+@pytest.mark.parametrize("method", [*METHODS, "center Gaussian"])
 @pytest.mark.parametrize("part", ["localization", "hard"])
 def test_localization_equals_the_metrics(found, by_hand, method, part):
-    heats = by_hand.heats[method] if method in METHODS else centre_gaussian(32, 32).expand(12, 32, 32)
+    heats = by_hand.heats[method] if method in METHODS else center_gaussian(32, 32).expand(12, 32, 32)
     evidence = heats
     if method in METHODS:
         raw = by_hand.raw[method]
@@ -117,7 +117,7 @@ def test_localization_equals_the_metrics(found, by_hand, method, part):
         "max_box_acc_v1": first["max_box_acc"],
         "max_box_acc_v2": second["max_box_acc"],
         **{f"v2_{iou}": curve.max() for iou, curve in zip((0.3, 0.5, 0.7), second["curve"], strict=True)},
-        "over_centre_box": first["max_box_acc"] - first["centre_box_acc"],
+        "over_center_box": first["max_box_acc"] - first["center_box_acc"],
         "gt_known": third["gt_known"],
         "top1_loc": third["top1"],
         "top5_loc": third["top5"],
@@ -139,17 +139,17 @@ def test_fixed_boxes_are_the_metrics_baselines(found, by_hand):
     for metric in (two, energy, point):
         metric.update(heats, boxes)
     local.update(heats, boxes, by_hand.logits[boxed], by_hand.labels[boxed])
-    centre, whole = found.localization["centre box"], found.localization["whole image"]
-    assert centre["max_box_acc_v2"].value == pytest.approx(float(two.compute()["centre_box_acc"]))
+    center, whole = found.localization["center box"], found.localization["whole image"]
+    assert center["max_box_acc_v2"].value == pytest.approx(float(two.compute()["center_box_acc"]))
     assert whole["max_box_acc_v2"].value == pytest.approx(float(two.compute()["whole_image_acc"]))
-    for name, other in (("gt_known", "centre_gt_known"), ("top1_loc", "centre_top1"), ("top5_loc", "centre_top5")):
-        assert centre[name].value == pytest.approx(float(local.compute()[other]))
+    for name, other in (("gt_known", "center_gt_known"), ("top1_loc", "center_top1"), ("top5_loc", "center_top5")):
+        assert center[name].value == pytest.approx(float(local.compute()[other]))
     assert whole["energy"].value == pytest.approx(float(energy.compute()["uniform_energy"]), abs=1e-6)
-    assert centre["pointing"].value == pytest.approx(float(point.compute()["centre_accuracy"]))
-    assert centre["over_centre_box"].value == 0
-    assert found.hard["centre box"]["max_box_acc_v1"].value == 0
-    assert "threshold" not in centre
-    assert np.isnan(centre["energy"].value)
+    assert center["pointing"].value == pytest.approx(float(point.compute()["center_accuracy"]))
+    assert center["over_center_box"].value == 0
+    assert found.hard["center box"]["max_box_acc_v1"].value == 0
+    assert "threshold" not in center
+    assert np.isnan(center["energy"].value)
     hard = hard_subset(boxes, [(32, 32)] * 11, 0.7).double().mean()
     assert found.hard_share["0.7"].value == pytest.approx(float(hard))
 
@@ -226,10 +226,10 @@ def test_maps_that_know_nothing_are_masked_too(found, net, by_hand):
     images = by_hand.images[drawn]
     with torch.no_grad():
         scores, targets = net(images).softmax(1).max(1)
-        after = net(images * centre_gaussian(32, 32)).softmax(1)[torch.arange(SAMPLE), targets]
+        after = net(images * center_gaussian(32, 32)).softmax(1)[torch.arange(SAMPLE), targets]
     drop = ((scores - after).clamp(min=0) / scores).mean()
-    assert found.faithfulness["centre Gaussian"]["drop"].value == pytest.approx(float(drop), abs=1e-5)
-    assert found.faithfulness.keys() == {*METHODS, "centre Gaussian", "random map"}
+    assert found.faithfulness["center Gaussian"]["drop"].value == pytest.approx(float(drop), abs=1e-5)
+    assert found.faithfulness.keys() == {*METHODS, "center Gaussian", "random map"}
     assert "coherency" not in found.faithfulness["random map"]
 
 

@@ -29,7 +29,7 @@ def test_the_page_has_every_baseline_beside_every_figure(found):
     assert len(local) == 4
     for table in local:
         names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-        assert names == [*METHODS, "centre box", "centre Gaussian", "whole image", "random map"]
+        assert names == [*METHODS, "center box", "center Gaussian", "whole image", "random map"]
     assert "c\\|at" in text
     value = found.localization["cam"]["max_box_acc_v1"]
     assert f"| cam | {value.value:.3f} \\[{value.low:.2f}, {value.high:.2f}\\] |" in text
@@ -39,7 +39,7 @@ def test_the_json_has_all_figures(found):
     document = json.loads(to_json(found))
     one = found.hard["cam"]["energy"]
     assert document["hard"]["cam"]["energy"]["value"] == pytest.approx(one.value, rel=1e-5)
-    assert document["localization"]["centre box"]["energy"]["value"] is None
+    assert document["localization"]["center box"]["energy"]["value"] is None
     assert document["classes"]["c|at"]["network"]["count"] == 3
     assert document["facts"]["intervals"].startswith("95 %")
     assert document["cost"]["ratios"].keys() >= set(METHODS)
@@ -80,7 +80,7 @@ def test_the_command(net, root, tmp_path, capsys):
     arguments += ["--faithfulness", "1", "--workers", "0", "--output", out, "--device", "cpu"]
     main([str(argument) for argument in arguments])
     shown = capsys.readouterr().out
-    assert "centre box" in shown
+    assert "center box" in shown
     assert "9 of 4 classes, drawn of 12 with seed 3" in shown
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert "# Evaluation of my net" in (out / "evaluation.md").read_text()

@@ -45,21 +45,21 @@ def rows_of(levels):
 
 
 def test_every_resample_chooses_its_own_threshold_and_size():
-    """What is over the centre box: by hand, on the same resamples."""
+    """What is over the center box: by hand, on the same resamples."""
     generator = torch.Generator().manual_seed(1)
     levels = torch.randint(0, 4, (30, 100), generator=generator).to(torch.uint8)
-    centre = torch.randint(0, 4, (30, 400), generator=generator).to(torch.uint8)
+    center = torch.randint(0, 4, (30, 400), generator=generator).to(torch.uint8)
     ranks = torch.randint(0, 7, (30,), generator=generator)
-    found = localization_figures(rows_of(levels), rows_of(centre), ranks, torch.ones(30, dtype=torch.bool), seed=5)
+    found = localization_figures(rows_of(levels), rows_of(center), ranks, torch.ones(30, dtype=torch.bool), seed=5)
     draws, gains, firsts, seconds = torch.Generator().manual_seed(5), [], [], []
     for _ in range(1000):
         drawn = torch.randint(30, (30,), generator=draws)
         hits = (levels[drawn] >= 2).double().mean(0)
-        gains.append(float(hits.max() - (centre[drawn] >= 2).double().mean(0).max()))
+        gains.append(float(hits.max() - (center[drawn] >= 2).double().mean(0).max()))
         best = int(hits.argmax())
         firsts.append(float(((levels[drawn, best] >= 2) & (ranks[drawn] < 1)).double().mean()))
         seconds.append(np.mean([float((levels[drawn] > index).double().mean(0).max()) for index in range(3)]))
-    for name, figures in (("over_centre_box", gains), ("top1_loc", firsts), ("max_box_acc_v2", seconds)):
+    for name, figures in (("over_center_box", gains), ("top1_loc", firsts), ("max_box_acc_v2", seconds)):
         wanted = np.quantile(figures, [0.025, 0.975])
         assert (found[name].low, found[name].high) == pytest.approx(tuple(wanted), abs=1e-9), name
         assert found[name].low < found[name].high
@@ -72,4 +72,4 @@ def test_only_the_images_kept_count():
     found = localization_figures(rows_of(levels), rows_of(levels), torch.zeros(4), kept)
     assert found["max_box_acc_v1"].value == 1
     assert found["threshold"].value == pytest.approx(0.3)
-    assert found["over_centre_box"].value == 0
+    assert found["over_center_box"].value == 0

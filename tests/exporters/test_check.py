@@ -131,10 +131,10 @@ def test_an_interrupted_run_becomes_a_folder(interrupted, tmp_path, capsys):
     assert net.preprocessing == BlobData().preprocessing
     history = json.loads((interrupted / "results.json").read_text())["history"]
     assert net.results["val/acc"] == history[0]["val/acc"]
-    assert net.results["val/centre_box_acc"] == history[0]["val/centre_box_acc"]
+    assert net.results["val/center_box_acc"] == history[0]["val/center_box_acc"]
     assert net.results["validation_images"] == 20
     assert net.box_rule.threshold == history[0]["val/best_threshold"]
-    assert "centre box" in (out / "README.md").read_text()
+    assert "center box" in (out / "README.md").read_text()
     assert command(capsys, "check", interrupted / "last.ckpt")[0] == 0
 
 

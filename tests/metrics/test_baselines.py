@@ -11,12 +11,19 @@ import torch
 from PIL import Image
 
 from camify.errors import ConfigError
-from camify.metrics import MaxBoxAccuracy
-from camify.metrics.functional import bootstrap_interval, centre_gaussian, hard_subset, random_maps
+from camify.metrics import MaxBoxAccuracy, functional
+from camify.metrics.functional import bootstrap_interval, center_gaussian, hard_subset, random_maps
+
+
+def test_functions_still_answer_to_their_former_names():
+    with pytest.warns(DeprecationWarning, match="called center_boxes now"):
+        assert functional.centre_boxes is functional.center_boxes
+    with pytest.raises(AttributeError, match="centre_of_nothing"):
+        functional.centre_of_nothing  # noqa: B018
 
 
 def test_the_blob_falls_with_the_distance_from_the_middle():
-    blob = centre_gaussian(9, 13)
+    blob = center_gaussian(9, 13)
     assert blob.shape == (9, 13)
     assert (float(blob.max()), float(blob.min())) == (1, 0)
     y, x = np.mgrid[:9, :13]
@@ -33,7 +40,7 @@ def test_the_width_of_the_blob_hardly_matters_for_boxes():
     accuracies = []
     for std in (0.3, 0.5, 1.0):
         metric = MaxBoxAccuracy(iou_thresholds=[0.5])
-        metric.update(centre_gaussian(56, 64, std).expand(3, -1, -1), truth)
+        metric.update(center_gaussian(56, 64, std).expand(3, -1, -1), truth)
         accuracies.append(float(metric.compute()["max_box_acc"]))
     assert accuracies == [1, 1, 1]
 
@@ -47,7 +54,7 @@ def test_random_maps_know_nothing_and_repeat():
     assert not torch.equal(maps, random_maps(5, 20, 30, seed=5))
 
 
-def test_hard_images_are_those_off_the_centre():
+def test_hard_images_are_those_off_the_center():
     boxes = [torch.tensor([[10, 10, 30, 30]]), torch.tensor([[0, 0, 8, 8]]), torch.zeros(0, 4)]
     boxes.append(torch.tensor([[0, 0, 8, 8], [5, 5, 35, 35]]))
     assert hard_subset(boxes, [(40, 40)] * 4).tolist() == [False, True, False, False]

@@ -19,7 +19,7 @@ from camify.metrics import MaxBoxAccuracy
 from camify.metrics.functional import (
     best_iou_by_threshold,
     best_ious_by_threshold,
-    centre_boxes,
+    center_boxes,
     iou_with_best_box,
     thresholds,
 )
@@ -80,7 +80,7 @@ def reference_curve(maps, boxes, version, wanted=None):
     return least, most, len(pairs)
 
 
-def reference_centre(height, width, boxes, wanted):
+def reference_center(height, width, boxes, wanted):
     """The share of the best fixed box for every bound, averaged."""
     boxes = [truth for truth in boxes if len(truth)]
     best = np.zeros(len(wanted))
@@ -206,22 +206,22 @@ def test_metric_is_the_reference_for_given_bounds(sample):
     found = updated(MaxBoxAccuracy(iou_thresholds=wanted), maps, boxes).compute()
     np.testing.assert_allclose(found["curve"].numpy() * images, hits, atol=1e-4)
     assert float(found["max_box_acc"]) == pytest.approx(hits.max(axis=1).mean() / images)
-    centre = reference_centre(37, 53, boxes, wanted)
-    assert float(found["centre_box_acc"]) == pytest.approx(centre)
+    center = reference_center(37, 53, boxes, wanted)
+    assert float(found["center_box_acc"]) == pytest.approx(center)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("whole", [False, True])
-def test_centre_baseline_is_the_reference(version, whole):
+def test_center_baseline_is_the_reference(version, whole):
     boxes = random_boxes(24, seed=5, whole=whole)
     found = updated(MaxBoxAccuracy(version=version), torch.ones(24, 37, 53), boxes).compute()
-    expected = reference_centre(37, 53, boxes, IOUS[version])
+    expected = reference_center(37, 53, boxes, IOUS[version])
     assert 0 < expected < 1
-    assert float(found["centre_box_acc"]) == pytest.approx(expected, abs=1e-6)
+    assert float(found["center_box_acc"]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_centre_boxes_are_centered_and_end_with_the_whole_image():
-    boxes = centre_boxes(30, 50)
+def test_center_boxes_are_centered_and_end_with_the_whole_image():
+    boxes = center_boxes(30, 50)
     assert boxes.shape == (400, 4)
     assert boxes[-1].tolist() == [0, 0, 50, 30]
     assert boxes[0].tolist() == pytest.approx([23.75, 14.25, 26.25, 15.75])
@@ -300,10 +300,10 @@ def test_keys_shapes_and_ranges(sample):
     for version, rows in ((1, 1), (2, 3)):
         found = updated(MaxBoxAccuracy(version), *sample).compute()
         assert set(found) == {
-            "max_box_acc", "best_threshold", "centre_box_acc", "whole_image_acc", "count", "curve"
+            "max_box_acc", "best_threshold", "center_box_acc", "whole_image_acc", "count", "curve"
         }  # fmt: skip
         assert found["curve"].shape == (rows, 100)
-        for key in ("max_box_acc", "best_threshold", "centre_box_acc"):
+        for key in ("max_box_acc", "best_threshold", "center_box_acc"):
             assert found[key].shape == ()
             assert 0 <= found[key] <= 1
 
@@ -345,7 +345,7 @@ def test_images_without_boxes_are_left_out(sample):
 def test_no_box_at_all_gives_nan(boxes):
     found = updated(MaxBoxAccuracy(), torch.rand(len(boxes), 8, 8), boxes).compute()
     assert found["count"] == 0
-    for key in ("max_box_acc", "best_threshold", "centre_box_acc"):
+    for key in ("max_box_acc", "best_threshold", "center_box_acc"):
         assert torch.isnan(found[key])
 
 
@@ -532,9 +532,9 @@ def test_whole_image_and_centered_box_on_real_boxes(photos):
     found = metric.compute()
     assert found["count"] == 189
     assert float(found["max_box_acc"]) == pytest.approx(0.323, abs=0.001)
-    assert 0.534 - 0.001 <= float(found["centre_box_acc"]) <= 0.55
-    expected = reference_centre(224, 224, truths, [0.5])
-    assert float(found["centre_box_acc"]) == pytest.approx(expected, abs=1e-6)
+    assert 0.534 - 0.001 <= float(found["center_box_acc"]) <= 0.55
+    expected = reference_center(224, 224, truths, [0.5])
+    assert float(found["center_box_acc"]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("cells", [3, 7, 30])

@@ -62,7 +62,7 @@ def test_pointing_is_a_search_of_all_pixels(tolerance):
     masked = PointingGame(tolerance)
     masked.update(torch.from_numpy(heats), torch.from_numpy(np.stack(masks)))
     assert masked.compute()["accuracy"] == found["accuracy"]
-    assert masked.compute()["centre_accuracy"] == found["centre_accuracy"]
+    assert masked.compute()["center_accuracy"] == found["center_accuracy"]
 
 
 def test_the_tolerance_itself_is_too_far():
@@ -80,7 +80,7 @@ def test_the_first_of_equal_peaks_points_and_a_constant_map_nowhere():
     metric = PointingGame()
     metric.update(torch.ones(1, 8, 8), [torch.tensor([[0, 0, 8, 8]])])
     assert metric.compute()["accuracy"] == 0
-    assert metric.compute()["centre_accuracy"] == 1
+    assert metric.compute()["center_accuracy"] == 1
 
 
 def test_distance_to_nothing_is_infinite():

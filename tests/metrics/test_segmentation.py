@@ -8,7 +8,7 @@ import torch
 
 from camify.errors import ConfigError, DataError
 from camify.metrics import PixelAveragePrecision
-from camify.metrics.functional import average_precision, centre_gaussian, pixel_histograms, precision_recall
+from camify.metrics.functional import average_precision, center_gaussian, pixel_histograms, precision_recall
 
 
 def histograms_by_numpy(heat, mask, ignore, count):
@@ -70,8 +70,8 @@ def test_metric_is_the_ranking():
     expected = average_precision_by_ranking(heat[kept], mask[kept])
     assert float(found["px_ap"]) == pytest.approx(expected, abs=1e-6)
     assert float(found["constant_ap"]) == pytest.approx(mask[kept].mean(), abs=1e-6)
-    blob = np.broadcast_to(np.floor(centre_gaussian(17, 23).numpy() * 50), heat.shape)
-    assert float(found["centre_gaussian_ap"]) == pytest.approx(
+    blob = np.broadcast_to(np.floor(center_gaussian(17, 23).numpy() * 50), heat.shape)
+    assert float(found["center_gaussian_ap"]) == pytest.approx(
         average_precision_by_ranking(blob[kept], mask[kept]), abs=1e-6
     )
     assert found["precision"].shape == found["recall"].shape == (51,)
@@ -108,7 +108,7 @@ def test_golden_constant_map(value):
 def test_without_an_object_there_is_no_figure():
     for parts in ([np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), bool)], [np.zeros((0, 4, 4), np.float32)] * 2):
         found = updated(PixelAveragePrecision(), *parts)
-        for key in ("px_ap", "centre_gaussian_ap", "constant_ap"):
+        for key in ("px_ap", "center_gaussian_ap", "constant_ap"):
             assert torch.isnan(found[key])
     assert torch.isnan(PixelAveragePrecision().histograms.double().sum() / 0)
 

@@ -72,10 +72,10 @@ def test_the_best_threshold_is_that_of_gt_known(sample):
     found, best = metric.compute(), curve.compute()
     assert found["gt_known"] == best["max_box_acc"]
     assert found["threshold"] == best["best_threshold"]
-    assert found["centre_gt_known"] == best["centre_box_acc"]
+    assert found["center_gt_known"] == best["center_box_acc"]
     expected, _ = by_definition(sample, float(found["threshold"]), 0.4)
     assert [float(found[name]) for name in ("gt_known", "top1", "top5")] == pytest.approx(expected.tolist())
-    for prefix in ("", "centre_"):
+    for prefix in ("", "center_"):
         assert found[f"{prefix}top1"] <= found[f"{prefix}top5"] <= found[f"{prefix}gt_known"]
 
 

@@ -61,7 +61,7 @@ def report(epochs: int = 3, *, name: str = "cat.jpg", finished: bool = True) -> 
             {"name": "camify", "accuracy": 0.972, "quality": 0.634, "note": ""},
         ],
         quality=("val/max_box_acc", "box accuracy"),
-        baseline=("centre box", 0.412),
+        baseline=("center box", 0.412),
         history=[
             {
                 "epoch": e,
@@ -160,7 +160,7 @@ def test_numbers_are_shown():
     for expected in (
         "95.1 % → 97.2 %",
         "63.4 %",
-        "centre box 41.2 %",
+        "center box 41.2 %",
         "1,234,567",
         "2e-07",
         "finished, 3 epochs",
@@ -185,7 +185,7 @@ def test_missing_values_are_an_en_dash():
     broken = report()
     broken = replace(
         broken,
-        baseline=("centre box", None),
+        baseline=("center box", None),
         results=[{"name": "legacy", "accuracy": None, "quality": math.nan, "note": None}],
         history=[
             {"epoch": 0, "train/loss": math.nan, "val/acc": math.inf},
@@ -213,7 +213,7 @@ def test_a_run_that_has_just_begun_has_a_page():
     page = Page(
         render_page(
             RunReport(
-                "new", False, "", {}, [], ("val/max_box_acc", "box accuracy"), ("centre box", None), [], [], "", {}, []
+                "new", False, "", {}, [], ("val/max_box_acc", "box accuracy"), ("center box", None), [], [], "", {}, []
             )
         )
     )

@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def write_run(
-    folder, *, epochs=3, quality="val/max_box_acc", baseline="val/centre_box_acc", images=2, methods=("cam",)
+    folder, *, epochs=3, quality="val/max_box_acc", baseline="val/center_box_acc", images=2, methods=("cam",)
 ):
     """A run's folder as training leaves it, with one color as each picture.
 
@@ -72,7 +72,7 @@ def write_run(
 def test_the_folder_holds_all_that_the_page_needs(tmp_path):
     report = read_run(write_run(tmp_path / "mine"))
     assert (report.title, report.finished, report.quality) == ("mine", True, ("val/max_box_acc", "box accuracy"))
-    assert report.baseline == ("centre box", 0.25)
+    assert report.baseline == ("center box", 0.25)
     assert [row["accuracy"] for row in report.results] == [0.9, 0.4, 0.6]
     assert [row["quality"] for row in report.results] == [None, 0.1, 0.4]
     assert [(track.name, track.kind, len(track.frames)) for track in report.images] == [
@@ -124,12 +124,12 @@ def test_runs_stand_side_by_side(tmp_path):
     assert "one, epoch 2" in html
     assert "two, epoch 4" in html
     assert html.count("<polyline") == 4, "accuracy and box accuracy of both"
-    assert html.count("centre box 25.0 %") == 1, "one line for both, as the baseline is one"
+    assert html.count("center box 25.0 %") == 1, "one line for both, as the baseline is one"
     results = json.loads((two / "results.json").read_text())
     for row in results["history"]:
-        row["val/centre_box_acc"] = 0.75  # other data
+        row["val/center_box_acc"] = 0.75  # other data
     (two / "results.json").write_text(json.dumps(results))
-    assert "centre box 25.0 %" not in render_runs([read_run(one), read_run(two)]), "no line is right for both"
+    assert "center box 25.0 %" not in render_runs([read_run(one), read_run(two)]), "no line is right for both"
     same = render_runs([read_run(one)] * 2)
     assert "1: one" in same
     assert "2: one" in same

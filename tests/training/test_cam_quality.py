@@ -88,7 +88,7 @@ def test_figures_by_hand(converted, data, make_trainer):
     pairs = [torch.stack([a[:28, :28].flatten(), b[4:, 4:].flatten()]) for a, b in zip(raw, raw_moved, strict=True)]
     same = [max(float(torch.corrcoef(pair)[0, 1]), 0) for pair in pairs]
     assert found["shift_equivariance"] == pytest.approx(sum(same) / len(same), abs=1e-5)
-    assert 0 <= found["centre_box_acc"] <= 1
+    assert 0 <= found["center_box_acc"] <= 1
     assert labels.tolist() == [0, 1] * 10
 
 
@@ -193,7 +193,7 @@ def test_without_boxes_the_default_is_grid_pointing(make_trainer):
 
 def test_where_boxes_are_known_the_default_are_they(converted, data, make_trainer):
     found = validated(camify.CAMFineTuner(converted), make_trainer(), data)
-    assert {"max_box_acc", "centre_box_acc", "best_threshold", "map_area", "map_entropy"} <= set(found)
+    assert {"max_box_acc", "center_box_acc", "best_threshold", "map_area", "map_entropy"} <= set(found)
     assert "grid_pointing" not in found
 
 
@@ -268,11 +268,11 @@ def by_class(batch):
     pixels = of(metrics.PixelAveragePrecision(), heat, batch.masks)
     pointing, energy = (of(kind(), raw, batch.masks) for kind in (metrics.PointingGame, metrics.EnergyPointingGame))
     return {
-        **{name: first[name] for name in ("max_box_acc", "centre_box_acc", "best_threshold")},
-        **{f"{name}_v2": second[name] for name in ("max_box_acc", "centre_box_acc")},
-        **{f"{name}_loc": top[name] for name in ("gt_known", "top1", "top5", "centre_gt_known")},
-        "px_ap": pixels["px_ap"], "centre_px_ap": pixels["centre_gaussian_ap"],
-        "pointing": pointing["accuracy"], "centre_pointing": pointing["centre_accuracy"],
+        **{name: first[name] for name in ("max_box_acc", "center_box_acc", "best_threshold")},
+        **{f"{name}_v2": second[name] for name in ("max_box_acc", "center_box_acc")},
+        **{f"{name}_loc": top[name] for name in ("gt_known", "top1", "top5", "center_gt_known")},
+        "px_ap": pixels["px_ap"], "center_px_ap": pixels["center_gaussian_ap"],
+        "pointing": pointing["accuracy"], "center_pointing": pointing["center_accuracy"],
         "energy": energy["energy"], "uniform_energy": energy["uniform_energy"],
         "map_area": functional.area(heat).mean(), "map_entropy": mean(functional.entropy(own)),
         "map_drift": batch.drift.mean(),
@@ -312,8 +312,8 @@ def test_figures_of_boxes_are_those_of_evaluate_s_rows():
     every = torch.stack([(rows["all"][known] > level).double().mean(0).max() for level in range(3)])
     assert found["max_box_acc_v2"] == pytest.approx(float(every.mean()))
     assert found["energy"] == pytest.approx(float(rows["energy"].nanmean()))
-    centre = engine.baseline_rows(batch.boxes, (32, 32), range(COUNT), 0, None)[engine.CENTRE_BOX]["largest"][known]
-    assert found["centre_box_acc"] == pytest.approx(float((centre >= engine.IOU_50).double().mean(0).max()))
+    center = engine.baseline_rows(batch.boxes, (32, 32), range(COUNT), 0, None)[engine.CENTER_BOX]["largest"][known]
+    assert found["center_box_acc"] == pytest.approx(float((center >= engine.IOU_50).double().mean(0).max()))
 
 
 def test_boxes_may_be_one_tensor():
@@ -369,7 +369,7 @@ def test_nothing_is_computed_that_was_not_asked_for(monkeypatch):
     boxed = sum(len(own) > 0 for own in batch.boxes)
     assert calls.count(("best_iou_by_threshold", True)) == calls.count(("iou_with_best_box", None)) == boxed
     assert {name for name, _ in calls} <= {
-        "best_iou_by_threshold", "iou_with_best_box", "centre_boxes", "thresholds", "area", "entropy"
+        "best_iou_by_threshold", "iou_with_best_box", "center_boxes", "thresholds", "area", "entropy"
     }  # fmt: skip
     calls.clear()
     figures_of(["max_box_acc", "localization", "pointing", "px_ap", "complexity", "drift"], batch)

@@ -99,7 +99,7 @@ def test_logged_figures_equal_a_plain_loop(legacy, data, make_trainer):
     metric.update(torch.stack(heats), boxes)
     found = metric.compute()
     assert float(trainer.callback_metrics["val/max_box_acc"]) == pytest.approx(float(found["max_box_acc"]))
-    assert float(trainer.callback_metrics["val/centre_box_acc"]) == pytest.approx(float(found["centre_box_acc"]))
+    assert float(trainer.callback_metrics["val/center_box_acc"]) == pytest.approx(float(found["center_box_acc"]))
 
 
 def test_pairs_of_images_and_labels_train_as_well(legacy, make_trainer):
@@ -145,7 +145,7 @@ def test_validate_test_and_predict(legacy, data, make_trainer):
             run(module, data)
     module.model.untrained = ()
     (figures,) = trainer.validate(module, data, verbose=False)
-    assert {"val/acc", "val/loss", "val/max_box_acc", "val/centre_box_acc"} <= set(figures)
+    assert {"val/acc", "val/loss", "val/max_box_acc", "val/center_box_acc"} <= set(figures)
     (figures,) = trainer.test(module, data, verbose=False)
     assert {"test/acc", "test/max_box_acc"} <= set(figures)
     found = trainer.predict(module, data)

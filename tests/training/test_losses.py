@@ -88,7 +88,7 @@ def test_energy_loss_is_one_minus_the_energy_pointing_game():
     masks[2] = False  # not known
     metric = camify.metrics.EnergyPointingGame()
     metric.update(maps[[0, 1, 3]], masks[[0, 1, 3]])
-    game = next(float(v) for k, v in metric.compute().items() if k != "count" and "centre" not in k)
+    game = next(float(v) for k, v in metric.compute().items() if k != "count" and "center" not in k)
     assert float(energy_loss(maps, masks)) == pytest.approx(1 - game, rel=1e-5)
 
 
@@ -198,7 +198,7 @@ def test_guidance_moves_evidence_into_the_boxes_of_a_tenth_of_the_images(data, m
                 maps = module.model.eval().forward_with_maps(batch["image"])[1]
                 own = camify.maps.upsample(camify.maps.select(maps, batch["label"]), (SIZE, SIZE))
                 game.update(own, camify.metrics.functional.box_masks(batch["boxes"], SIZE, SIZE))
-        shares.append(next(float(v) for k, v in game.compute().items() if k != "count" and "centre" not in k))
+        shares.append(next(float(v) for k, v in game.compute().items() if k != "count" and "center" not in k))
     assert shares[1] > shares[0] + 0.05
 
 

@@ -37,7 +37,7 @@ def test_figures_of_an_uneven_split_are_those_of_one_process(make_trainer, tmp_p
     found = []
     for options in ({}, {"devices": 2, "strategy": "ddp_fork"}):
         found.append(make_trainer(**options).validate(tuner(), shapes(), verbose=False)[0])
-    assert set(found[0]) >= {"val/loss", "val/acc", "val/max_box_acc", "val/centre_box_acc"}
+    assert set(found[0]) >= {"val/loss", "val/acc", "val/max_box_acc", "val/center_box_acc"}
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

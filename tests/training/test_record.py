@@ -89,7 +89,7 @@ def test_figures_page_and_screens(run):
     page = (folder / "report.html").read_text()
     assert "data:image/webp" in page
     assert 'http-equiv="refresh"' not in page
-    for words in ("kept", "dropped", "schedule", "epoch 0", "epoch 2", "camify explain", "centre box"):
+    for words in ("kept", "dropped", "schedule", "epoch 0", "epoch 2", "camify explain", "center box"):
         assert words in printed
 
 

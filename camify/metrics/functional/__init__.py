@@ -4,6 +4,10 @@ Adding them up is done by the classes in ``metrics`` and by ``evaluation``.
 A new figure is a function that names its paper, in the file of its kind and in the ``__all__`` of that file.
 """
 
+import warnings
+from typing import Any
+
+from ...former_names import current_name
 from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
 from . import agreement, baselines, box, calibration, faithfulness, level_sets, pixel, pointing, stability
 from .agreement import *  # noqa: F403 - the names of each module's __all__, written once
@@ -26,3 +30,11 @@ __all__ += level_sets.__all__
 __all__ += pixel.__all__
 __all__ += pointing.__all__
 __all__ += stability.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Functions by their former, British names."""
+    if (current := current_name(name)) == name or current not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"camify.metrics.functional.{name} is called {current} now.", DeprecationWarning, stacklevel=2)
+    return globals()[current]

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...maps import normalize, upsample
-from .box import centre_boxes, iou_with_best_box
+from .box import center_boxes, iou_with_best_box
 
-__all__ = ["bootstrap_interval", "bootstrap_means", "centre_gaussian", "hard_subset", "percentiles", "random_maps"]
+__all__ = ["bootstrap_interval", "bootstrap_means", "center_gaussian", "hard_subset", "percentiles", "random_maps"]
 
 _MOST_WEIGHTS = 2**22  # drawn at a time
 _MOST_VALUES = 2**22  # multiplied at a time
 
 
-def centre_gaussian(height: int, width: int, std: float = 0.5) -> Tensor:
+def center_gaussian(height: int, width: int, std: float = 0.5) -> Tensor:
     """A blob in the middle, (height, width) float32 in [0, 1]: the map that knows only that objects are centered.
 
     ``std`` is in halves of the image's sides. It sets how the values fall, not which pixel is higher than which, so
     that figures over all thresholds hardly depend on it.
 
     Example:
-        >>> centre_gaussian(1, 3)
+        >>> center_gaussian(1, 3)
         tensor([[0., 1., 0.]])
     """
     y, x = (torch.linspace(-1, 1, 2 * size + 1, dtype=torch.float64)[1::2] for size in (height, width))
@@ -46,7 +46,7 @@ def random_maps(count: int, height: int, width: int, *, cells: int = 7, seed: in
 
 
 def hard_subset(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], iou: float = 0.5) -> Tensor:
-    """Which images no box around the centre can solve, (N,) bool; False for images without boxes.
+    """Which images no box around the center can solve, (N,) bool; False for images without boxes.
 
     Args:
         boxes: N tensors (n, 4), xyxy pixels, exclusive.
@@ -60,7 +60,7 @@ def hard_subset(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], iou: 
     """
     return torch.tensor(
         [
-            len(truth) > 0 and not bool((iou_with_best_box(centre_boxes(height, width), truth) >= iou).any())
+            len(truth) > 0 and not bool((iou_with_best_box(center_boxes(height, width), truth) >= iou).any())
             for truth, (height, width) in zip(boxes, sizes, strict=True)
         ],
         dtype=torch.bool,

@@ -16,7 +16,7 @@ from .bins import last_reached
 from .level_sets import LevelBoxes, level_set_boxes
 
 __all__ = [
-    "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "centre_boxes", "iou_with_best_box",
+    "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "center_boxes", "iou_with_best_box",
     "label_ranks", "resize_boxes", "thresholds",
 ]  # fmt: skip
 
@@ -43,7 +43,7 @@ def best_iou_by_threshold(
     With ``parity="wsolevaluation"`` they are those of clovaai/wsolevaluation's code (Choe et al. 2020), whose numbers
     come out bit for bit: the map is cut to 8 bits; pixels above, not at, the whole part of threshold times maximum
     count; holes give boxes too (that of their rim); ``largest`` goes by the area of the polygon through the pixels'
-    centres, which a line of one pixel does not have; a box ends at the last but one pixel of the image at most;
+    centers, which a line of one pixel does not have; a box ends at the last but one pixel of the image at most;
     ground truth is cut to whole pixels; corners count as part of a box in the IoU, so that boxes are a pixel larger
     on the right and at the bottom; a map of zeros has the box (0, 0, 0, 0).
 
@@ -209,11 +209,11 @@ def _iou_with_best(boxes: np.ndarray, truth: np.ndarray, corner: int = 0) -> NDA
     return best
 
 
-def centre_boxes(height: int, width: int, steps: int = 20) -> Tensor:
-    """Boxes (steps^2, 4) float64 around the centre, with sides of 1/steps ... 1 of the image, xyxy pixels.
+def center_boxes(height: int, width: int, steps: int = 20) -> Tensor:
+    """Boxes (steps^2, 4) float64 around the center, with sides of 1/steps ... 1 of the image, xyxy pixels.
 
     Example:
-        >>> centre_boxes(4, 4)[-1]  # the largest is the image
+        >>> center_boxes(4, 4)[-1]  # the largest is the image
         tensor([0., 0., 4., 4.], dtype=torch.float64)
     """
     sides = torch.arange(1, steps + 1, dtype=torch.float64) / (2 * steps)

@@ -123,16 +123,16 @@ def blurred(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
         >>> bool(image[0, 0, 10, 10].isclose(torch.tensor(1.0))), bool(image[0, 0, 0, 0] < 0.5)  # 0 from outside
         (True, True)
     """
-    centre = size // 2
+    center = size // 2
     offsets = torch.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
     weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
-    folded = (offsets + centre).remainder(2 * size)
+    folded = (offsets + center).remainder(2 * size)
     folded = torch.minimum(folded, 2 * size - 1 - folded)
     line = torch.zeros(size, dtype=torch.float64).index_add(0, folded, weights / weights.sum())
     channels = images.shape[1]
     row = line.to(images).expand(channels, 1, 1, size)
-    wide = F.conv2d(images, row, padding=(0, centre), groups=channels)
-    return F.conv2d(wide, row.transpose(2, 3), padding=(centre, 0), groups=channels)
+    wide = F.conv2d(images, row, padding=(0, center), groups=channels)
+    return F.conv2d(wide, row.transpose(2, 3), padding=(center, 0), groups=channels)
 
 
 def insertion_curves(

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .baselines import centre_gaussian
+from .baselines import center_gaussian
 from .bins import last_reached
 
 __all__ = [
-    "average_precision", "centre_gaussian_bins", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall",
+    "average_precision", "center_gaussian_bins", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall",
 ]  # fmt: skip
 
 
@@ -50,14 +50,14 @@ def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
 
 
 @lru_cache(maxsize=4)
-def centre_gaussian_bins(height: int, width: int, count: int) -> NDArray[np.intp]:
-    """`pixel_bins` (height, width) of `centre_gaussian`.
+def center_gaussian_bins(height: int, width: int, count: int) -> NDArray[np.intp]:
+    """`pixel_bins` (height, width) of `center_gaussian`.
 
     Example:
-        >>> centre_gaussian_bins(1, 3, 2).tolist()
+        >>> center_gaussian_bins(1, 3, 2).tolist()
         [[0, 2, 0]]
     """
-    return pixel_bins(centre_gaussian(height, width), count)
+    return pixel_bins(center_gaussian(height, width), count)
 
 
 def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:

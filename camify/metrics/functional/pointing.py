@@ -71,9 +71,9 @@ def pointing_hits(
 
 
 def box_masks(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
-    """Pixels (N, height, width), bool, whose centre lies in one of an image's boxes (n, 4), xyxy, exclusive.
+    """Pixels (N, height, width), bool, whose center lies in one of an image's boxes (n, 4), xyxy, exclusive.
 
-    A box too thin to hold a centre has the pixels under its middle line instead.
+    A box too thin to hold a center has the pixels under its middle line instead.
 
     Example:
         >>> box_masks([torch.tensor([[0.0, 0.0, 2.0, 1.0]])], 2, 3).int()

@@ -102,7 +102,7 @@ def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping
     table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in shown), style="bold")
     for key, (_, baseline, beside) in shown.items():
         table.add_row(
-            f"best fixed {beside}" if beside == "centre box" else beside,
+            f"best fixed {beside}" if beside == "center box" else beside,
             "",
             *(_figure(exported[baseline]) if other == key else "" for other in shown),
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...batch import Batch
 from ...eval_mode import eval_mode
+from ...former_names import with_current_keys
 from ..cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from ..loaders import is_dry_run, whole_split
 from ..scores import class_score, score_inputs
@@ -42,7 +43,7 @@ class MeasureBaselines(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the figures of an interrupted run."""
-        self.legacy, self.start = dict(state_dict["legacy"]), dict(state_dict["start"])
+        self.legacy, self.start = (with_current_keys(state_dict[key]) for key in ("legacy", "start"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the legacy network, believed or not: as its classes are counted."""

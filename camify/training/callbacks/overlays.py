@@ -20,6 +20,7 @@ from torch import Tensor
 from ...batch import Batch
 from ...boxes import BoxRule
 from ...errors import ConfigError
+from ...former_names import with_current_keys
 from ...methods import find_method
 from ...model import CAMNet
 from ...normalizers import Normalizer
@@ -112,7 +113,7 @@ class CAMOverlayLogger(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the maps of an interrupted run; one that knew a single method has them without its name."""
         self._methods_before = list(state_dict.get("methods", self.methods[:1]))
-        self._entries, self._undrawn = list(state_dict["found"]), dict(state_dict.get("undrawn", {}))
+        self._entries, self._undrawn = list(state_dict["found"]), with_current_keys(dict(state_dict.get("undrawn", {})))
         history: dict[int, Any] = dict(state_dict["history"])
         for epoch, seen in history.items():
             if isinstance(seen["maps"], Tensor):
@@ -200,7 +201,7 @@ class CAMOverlayLogger(pl.Callback):
         """Draw what the interrupted run has looked at and not drawn, or drawn by other methods."""
         pictures, undrawn = self._pictures(), self._undrawn
         epochs = sorted(self.history) if self._methods_before != self.methods else pictures.missing()
-        highlights = [DrawnHighlight(**highlight) for highlight in undrawn.get("highlights", undrawn.get("finds", []))]
+        highlights = [DrawnHighlight(**highlight) for highlight in undrawn.get("highlights", [])]
         self._hand_over(trainer, {epoch: [] for epoch in epochs} | ({undrawn["epoch"]: highlights} if undrawn else {}))
 
     def _draw_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

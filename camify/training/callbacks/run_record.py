@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...boxes import BoxRule
 from ...files import write_whole
+from ...former_names import with_current_keys
 from ...model import CAMNet
 from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
 from ...reports.run_page import render_page
@@ -63,7 +64,7 @@ class RunRecord(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the figures of an interrupted run."""
-        self.history = list(state_dict["history"])
+        self.history = with_current_keys(state_dict["history"])
         self.baselines.load_state_dict(state_dict)
 
     # ------------------------------------------------------------ hooks

@@ -1,4 +1,4 @@
-"""One door: every form of a source through resolve, load and the commands; what never asks the hub; a new loader."""
+"""Every form of a source through resolve, load and the commands; what never asks the hub; a new loader."""
 
 from __future__ import annotations
 
