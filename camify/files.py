@@ -1,80 +1,272 @@
-"""Files that are whole or not there, with names that are safe anywhere."""
+"""Files and folders that are whole or not there, on every filesystem, with names that are safe anywhere.
+
+What is written stands beside its target first, is synced to disk, and then takes the target's place. A killed process
+leaves such a piece behind; the next one that writes there removes it, for nobody holds its lock any more.
+"""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform != "win32":  # where no piece is known to be left behind, so none is removed
+    import fcntl
 
 from .errors import ConfigError
 
-__all__ = ["free_folder", "interrupted_replacements", "replace_folder", "slug", "whole_folder", "write_whole"]
+__all__ = [
+    "allowed_mode", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "put_in_place",
+    "remove_leftovers", "replace_folder", "slug", "temporary_folder", "whole_file", "whole_folder", "write_whole",
+]  # fmt: skip
+
+_PART, _OLD = ".camify.part", ".camify.old"
+_RANDOM = "?" * 8  # what tempfile puts into a name
+
+
+# ------------------------------------------------------------ locks
+
+
+def lock(path: Path, *, wait: bool = False) -> int | None:
+    """Lock a file or folder for this process; the open descriptor that holds the lock, or None where another has it.
+
+    The lock goes when the descriptor is closed or the process ends, however it ends.
+
+    Raises:
+        OSError: there is no such file, or the filesystem has no locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32":
+        return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
+
+
+def _prefix(path: Path) -> str:
+    """How the names of the pieces of ``path`` begin; names have at most 255 bytes."""
+    name = path.name
+    return f".{name}-" if len(name) <= 40 else f".{name[:30]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-"
+
+
+def _piece(path: Path, *, folder: bool) -> tuple[Path, int]:
+    """A new file or folder beside ``path``, and the descriptor that locks it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = _prefix(path)
+    while True:
+        if folder:
+            aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PART, dir=path.parent))
+        else:
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=_PART, dir=path.parent)
+            os.close(handle)
+            aside = Path(name)
+        with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked
+            try:
+                descriptor = lock(aside, wait=True)
+            except FileNotFoundError:
+                raise
+            except OSError:  # no locks here: then nobody else can take it for a leftover either
+                descriptor = os.open(aside, os.O_RDONLY)
+            if descriptor is not None and os.path.samestat(os.fstat(descriptor), aside.stat()):
+                return aside, descriptor
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the pieces that killed processes left beside ``path``: those that nobody holds locked."""
+    for aside in path.parent.glob(f"{glob.escape(_prefix(path))}{_RANDOM}{_PART}"):
+        _remove_unlocked(aside)
+
+
+@lru_cache(maxsize=256)
+def _remove_all_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder; looked for once in a process, since folders can be large."""
+    for aside in folder.glob(f".*-{_RANDOM}{_PART}"):
+        _remove_unlocked(aside)
+
+
+def _remove_unlocked(aside: Path) -> None:
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        descriptor = lock(aside)
+        if descriptor is None:
+            return
+        try:
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+        finally:
+            os.close(descriptor)
+
+
+# ------------------------------------------------------------ files
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to fill, which takes the place of ``path`` at the end; where filling it fails, nothing changes.
+
+    Examples:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with whole_file(folder / "numbers.txt") as file:
+        ...     _ = file.write(b"1 2 3")
+        >>> (folder / "numbers.txt").read_bytes()
+        b'1 2 3'
+    """
+    remove_leftovers(path)
+    with _filled(path) as file:
+        yield file
+
+
+@contextmanager
+def _filled(path: Path) -> Iterator[BinaryIO]:
+    aside, descriptor = _piece(path, folder=False)
+    try:
+        with aside.open("wb") as file:
+            yield file
+        put_in_place(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a finished file its name: on disk first, then in one step in the place of what stood there."""
+    _sync(aside)
+    aside.chmod(allowed_mode())
+    aside.replace(path)
+    _sync(path.parent)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file aside and rename it, so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name[:40]}-", dir=path.parent)
+    """Write a file so that nobody ever sees half of it."""
+    if path.parent.is_dir():
+        _remove_all_leftovers(path.parent)
+    with _filled(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@lru_cache(maxsize=1)
+def allowed_mode() -> int:
+    """The mode that the process's mask allows for new files; the mask can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or what a folder lists, on disk, so that it outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        Path(aside).chmod(0o644)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # of folders some filesystems cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
-def free_folder(folder: Path, manifest: str, option: str, *, overwrite: bool) -> Path:
-    """The folder, if it may be written: new, or one that camify wrote (it holds the manifest) and that may go.
+# ------------------------------------------------------------ folders
+
+
+def foreign_entry(folder: Path, manifest: str, own: Collection[str]) -> str | None:
+    """What stands in the way of writing a folder: what camify did not write there; None where nothing does.
+
+    Args:
+        folder: the place.
+        manifest: the file without which nothing in the folder counts as camify's.
+        own: what camify writes into such a folder, the manifest among it: paths below it, as shell patterns.
+    """
+    if folder.is_symlink():
+        return "is a symbolic link"
+    if not folder.is_dir():
+        return "is a file" if folder.exists() else None
+    known = own if (folder / manifest).is_file() else ()
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    other = min((path for path in paths if not any(fnmatchcase(path, pattern) for pattern in known)), default=None)
+    return other and f"holds {other}"
+
+
+def free_folder(folder: Path, manifest: str, own: Collection[str], option: str, *, overwrite: bool) -> Path:
+    """The folder, if it may be written: new or empty, or one with nothing but camify's files, which may go.
 
     Raises:
         ConfigError: it exists and is not to be replaced, or holds something else; ``option`` names another place.
     """
-    if folder.is_symlink() or folder.exists():
-        if not overwrite:
-            raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
-        if folder.is_symlink() or not (folder / manifest).is_file():
-            raise ConfigError(f"{folder}: exists and is not camify's (it has no {manifest}). Choose another {option}.")
+    if (folder.is_symlink() or folder.exists()) and not overwrite:
+        raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
+    foreign = foreign_entry(folder, manifest, own)
+    if foreign:
+        raise ConfigError(
+            f"{folder}: {foreign}, which camify did not write. Nothing was touched; choose another {option}."
+        )
     return folder
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``folder`` at the end; where filling it fails, nothing changes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:40]}-", dir=folder.parent))
+    remove_leftovers(folder)
+    aside, descriptor = _piece(folder, folder=True)
     try:
-        aside.chmod(0o755)
+        aside.chmod(allowed_mode() | (allowed_mode() & 0o444) >> 2)  # who may read may enter
         yield aside
+        for path in aside.rglob("*"):
+            _sync(path)
+        _sync(aside)
         replace_folder(folder, aside)
+        _sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` for the time of the context; when a process dies in it, the next one removes it."""
+    remove_leftovers(path)
+    aside, descriptor = _piece(path, folder=True)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.close(descriptor)
 
 
 def replace_folder(folder: Path, aside: Path) -> None:
     """Put ``aside`` in the place of ``folder``; what stood there is removed only when the new one stands."""
-    if not folder.exists():
+    if folder.exists():
+        old = aside.with_name(aside.name.removesuffix(_PART) + _OLD)
+        folder.rename(old)
+        try:
+            aside.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+    else:
         aside.rename(folder)
-        return
-    old = aside.with_name(aside.name + ".old")
-    folder.rename(old)
-    try:
-        aside.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    for old in interrupted_replacements(folder):  # this one, and those of killed processes: a whole one stands now
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def interrupted_replacements(folder: Path) -> list[Path]:
     """What ``replace_folder`` took out of the place of ``folder`` and, being killed, neither put back nor removed."""
-    return sorted(folder.parent.glob(f".{glob.escape(folder.name)}-*.old"))
+    return sorted(folder.parent.glob(f"{glob.escape(_prefix(folder))}{_RANDOM}{_OLD}"))
 
 
 def slug(name: str) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import interrupted_replacements, replace_folder
+from ..files import allowed_mode, foreign_entry, interrupted_replacements, whole_folder
 from ..former_names import current_name, with_current_keys
 
 __all__ = [
@@ -30,6 +28,7 @@ __all__ = [
     "CKPT_RECORD",
     "MANIFEST",
     "OVERLAYS",
+    "OWN_FILES",
     "SCHEMA_VERSION",
     "WEIGHTS",
     "check_manifest",
@@ -42,6 +41,7 @@ __all__ = [
 ]
 
 WEIGHTS, MANIFEST, CARD, OVERLAYS = "model.safetensors", "camify.json", "README.md", "overlays.png"
+OWN_FILES = (WEIGHTS, MANIFEST, CARD, OVERLAYS)
 SCHEMA_VERSION = 3
 CKPT_RECORD = "camify"
 """Where in a Lightning checkpoint the manifest stands, as JSON text."""
@@ -67,36 +67,30 @@ def write_folder(
         CheckpointError: the place holds something that is not a camify checkpoint, or cannot be written.
     """
     folder = Path(folder)
-    foreign = _foreign(folder)
+    foreign = foreign_entry(folder, MANIFEST, OWN_FILES)
     if foreign:
         raise CheckpointError(
             f"{folder}: {foreign}, which camify did not write. It was not touched; choose another folder."
         )
-    aside: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        aside.chmod(0o755)
-        safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
-        content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
-        content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
-        content["digest"] = manifest_digest(content)
-        if overlays is not None:
-            (aside / OVERLAYS).write_bytes(overlays)
-        (aside / CARD).write_text(card, encoding="utf-8")
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        replace_folder(folder, aside)
+        with whole_folder(folder) as aside:
+            safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
+            (aside / WEIGHTS).chmod(allowed_mode())  # safetensors keeps it to its owner
+            content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
+            content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
+            content["digest"] = manifest_digest(content)
+            if overlays is not None:
+                (aside / OVERLAYS).write_bytes(overlays)
+            (aside / CARD).write_text(card, encoding="utf-8")
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+            (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the manifest cannot be stored as JSON ({error}).") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror or error}). Is there space, and a right to write?"
+            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})."
+            " Is there space, and a right to write?"
         ) from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -110,19 +104,6 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         unshared[name] = plain.clone() if place in taken else plain
         taken.add(place)
     return unshared
-
-
-def _foreign(folder: Path) -> str | None:
-    """What stands in the way of writing ``folder``: the first thing that is not camify's, or None."""
-    if folder.is_symlink():
-        return "is a symbolic link"
-    if folder.is_dir():
-        names = {entry.name for entry in folder.iterdir()}
-        # Each of the names alone is a common one: without a manifest none of them is camify's.
-        own_files = {WEIGHTS, MANIFEST, CARD, OVERLAYS} if MANIFEST in names else set()
-        other = min(names - own_files, default=None)
-        return other and f"holds {other}"
-    return "is a file" if folder.exists() else None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
 from ..errors import CamifyError, ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
 from ..evaluation.comparison import compare_files
-from ..evaluation.evaluation_report import EVALUATION
+from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, explain_files
 from ..evaluation.images import image_files
 from ..evaluation.network import class_index, explained_network, read_class_names
@@ -297,7 +297,7 @@ def _compare(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace) -> None:
-    free_folder(Path(options.output), EVALUATION, "--output", overwrite=options.overwrite)
+    free_folder(Path(options.output), EVALUATION, OWN_FILES, "--output", overwrite=options.overwrite)
     names = None if options.class_names is None else read_class_names(options.class_names)
     result = evaluate(
         options.model, options.data, methods=options.method, class_names=names, split=options.split,

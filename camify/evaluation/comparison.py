@@ -45,6 +45,7 @@ from .timing import method_costs
 __all__ = ["compare", "compare_files"]
 
 COMPARISON = "compare.json"
+OWN_FILES = ("compare.html", "compare.md", COMPARISON, "figures", "figures/*.png")
 _CHUNK = 8  # pictures looked at together
 
 
@@ -78,7 +79,7 @@ def compare_files(
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
     """
-    folder = free_folder(Path(out), COMPARISON, "--out", overwrite=overwrite)
+    folder = free_folder(Path(out), COMPARISON, OWN_FILES, "--out", overwrite=overwrite)
     names = list(methods or DEMO_METHODS)
     for name in names:
         find_method(name)

@@ -30,9 +30,10 @@ from .intervals import MEAN_ROWS, Answers, Figure, best_cut
 from .network import ExplainedNetwork
 from .timing import cost_table
 
-__all__ = ["EVALUATION", "Evaluation", "Figures", "evaluation_tables", "to_csv", "to_json", "to_markdown"]
+__all__ = ["EVALUATION", "OWN_FILES", "Evaluation", "Figures", "evaluation_tables", "to_csv", "to_json", "to_markdown"]
 
 EVALUATION = "evaluation.json"
+OWN_FILES = ("evaluation.md", "images.csv", EVALUATION)
 _GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness")
 
 Figures = dict[str, dict[str, Figure]]
@@ -97,7 +98,7 @@ class Evaluation:
         Raises:
             ConfigError: the folder exists and is not to be replaced, or is not an evaluation.
         """
-        target = free_folder(Path(folder), EVALUATION, "--output", overwrite=overwrite)
+        target = free_folder(Path(folder), EVALUATION, OWN_FILES, "--output", overwrite=overwrite)
         with whole_folder(target) as aside:
             (aside / "evaluation.md").write_text(to_markdown(self), encoding="utf-8")
             (aside / "images.csv").write_text(to_csv(self), encoding="utf-8")

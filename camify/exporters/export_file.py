@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +13,7 @@ from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from ..errors import CheckpointError, ConfigError, ConversionError
+from ..files import put_in_place, temporary_folder
 from ..model import CAMNet
 from .metadata import file_metadata
 from .network import ExportedNetwork, prepared
@@ -159,22 +158,14 @@ def _attempt(
     program, dynamic = export_graph(network, example_of(network, size, channels), axes)
     record = {**record, "dynamic": list(dynamic)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    aside = Path(name)
-    try:
-        write(program, aside, record, **options)
-        worst, shapes = _verify(network, read(aside), size, channels, dynamic)
-        loss = None if reduce is None else reduce(aside, aside)
-        aside.chmod(0o644)
-        aside.replace(path)
+        with temporary_folder(path) as folder:
+            aside = folder / f"model{path.suffix}"
+            write(program, aside, record, **options)
+            worst, shapes = _verify(network, read(aside), size, channels, dynamic)
+            loss = None if reduce is None else reduce(aside, aside)
+            put_in_place(aside, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). Is there space?") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return Exported(path, network.outputs, dynamic, worst, shapes, notes, loss)
 
 

@@ -6,6 +6,7 @@ graph and raw tensors; it is read as such, and its steps run one by one if each 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -39,8 +40,10 @@ def write_pt2(program: ExportedProgram, path: Path, record: Mapping[str, Any]) -
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     try:
+        content = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
         with quietly():
-            torch.export.save(program, path, extra_files=as_properties(record))
+            torch.export.save(program, content, extra_files=as_properties(record))
+        path.write_bytes(content.getbuffer())
     except OSError:
         raise
     except Exception as error:  # the serializer raises whatever its parts raise

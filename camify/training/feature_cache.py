@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-import tempfile
+import os
+import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..batch import Batch
 from ..errors import ConfigError
 from ..eval_mode import eval_mode
+from ..files import temporary_folder
 from ..model import CAMNet
 from .loaders import run_folder, single_loader
 
@@ -117,7 +120,10 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 _refuse_chance(loader)
             self._features: list[Tensor] = []
             self._rest: list[dict[str, Any]] = []
-            self._aside = tempfile.TemporaryDirectory(prefix=".features-", dir=folder) if where == "disk" else None
+            self._on_disk = ExitStack()
+            self._folder = (
+                self._on_disk.enter_context(temporary_folder(folder / "features")) if where == "disk" else None
+            )
             part = FrozenPart(network)
             for view in range(self.views):
                 torch.manual_seed(view)
@@ -161,10 +167,11 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 f"feature_cache: features of {shape[0]} samples in {self.views} views take {need:.2f} GB, more than"
                 f" feature_cache_gb={limit_gb:g}. Raise it, use feature_cache=disk, or fewer cached_views."
             )
-        if self._aside is None:
+        if self._folder is None:
             return torch.empty(shape)
-        path = Path(self._aside.name) / f"{len(self._features)}.npy"
-        return torch.from_numpy(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape))
+        path = self._folder / f"{len(self._features)}.npy"
+        _reserve(path, 4 * math.prod(shape))
+        return torch.from_numpy(np.memmap(path, mode="r+", dtype=np.float32, shape=shape))
 
     def __len__(self) -> int:
         return len(self._features[0])
@@ -187,8 +194,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         """Let the trainer read images again; what lay on disk is removed."""
         _put_loader(trainer, self.loader)
         self._features.clear()
-        if self._aside is not None:
-            self._aside.cleanup()
+        self._on_disk.close()
 
     @classmethod
     def of(cls, module: Any, trainer: pl.Trainer) -> FeatureCache:
@@ -212,6 +218,22 @@ class FeatureCache(Dataset[dict[str, Any]]):
             folder=folder,
             device=module.device,
         )
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file whose bytes are there: writing into a mapped file on a full disk would end the process without a word."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise ConfigError(
+            f"feature_cache: {size / 1e9:.2f} GB cannot be written to {path.parent} ({error.strerror or error}); free:"
+            f" {free:.2f} GB. Make room, use feature_cache=memory, or leave it out."
+        ) from error
 
 
 def _put_loader(trainer: pl.Trainer, loader: DataLoader[Any]) -> None:

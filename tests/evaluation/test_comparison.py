@@ -151,10 +151,13 @@ def test_an_existing_folder_is_only_replaced_when_told_and_a_comparison(checkpoi
     before = written(out)
     with pytest.raises(ConfigError, match="--overwrite true"):
         compare_files(**arguments, out=str(out))
+    with pytest.raises(ConfigError, match=r"holds figures/mine\.txt, which camify did not write"):
+        compare_files(**arguments, out=str(out), overwrite=True)
     assert written(out) == before
+    (out / "figures" / "mine.txt").unlink()
     compare_files(**arguments, out=str(out), overwrite=True)
     assert written(out) == [name for name in before if not name.endswith("mine.txt")]
-    with pytest.raises(ConfigError, match="it has no compare"):
+    with pytest.raises(ConfigError, match="which camify did not write"):
         compare_files(**arguments, out=str(photos), overwrite=True)
     assert len(written(photos)) == 3
 

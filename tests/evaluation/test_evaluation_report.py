@@ -67,9 +67,13 @@ def test_only_an_evaluation_is_replaced_and_only_when_told(found, root, tmp_path
     with pytest.raises(ConfigError, match="--overwrite true"):
         found.save(out)
     assert (out / "mine.txt").exists()
+    with pytest.raises(ConfigError, match=r"holds mine\.txt, which camify did not write"):
+        found.save(out, overwrite=True)
+    assert (out / "mine.txt").exists()
+    (out / "mine.txt").unlink()
     found.save(out, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == FILES
-    with pytest.raises(ConfigError, match="is not camify's"):
+    with pytest.raises(ConfigError, match="which camify did not write"):
         found.save(root, overwrite=True)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
