@@ -203,12 +203,13 @@ def foreign_entry(folder: Path, manifest: str, own: Collection[str]) -> str | No
 
 
 def free_folder(folder: Path, manifest: str, own: Collection[str], option: str, *, overwrite: bool) -> Path:
-    """The folder, if it may be written: new or empty, or one with nothing but camify's files, which may go.
+    """The folder, if it may be written: new or empty, or, where it may go, with nothing but camify's files.
 
     Raises:
         ConfigError: it exists and is not to be replaced, or holds something else; ``option`` names another place.
     """
-    if (folder.is_symlink() or folder.exists()) and not overwrite:
+    is_empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    if (folder.is_symlink() or folder.exists()) and not is_empty and not overwrite:
         raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
     foreign = foreign_entry(folder, manifest, own)
     if foreign:

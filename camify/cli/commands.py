@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..checkpoint.folder import MANIFEST
+from ..checkpoint.folder import OWN_FILES as CHECKPOINT_FILES
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
 from ..errors import CamifyError, ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
@@ -27,6 +29,7 @@ from ..evaluation.network import class_index, explained_network, read_class_name
 from ..files import free_folder, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..preprocessing import Preprocessing
+from ..reports.html import is_own_page
 from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
@@ -106,6 +109,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
+    command.add_argument("--overwrite", type=bool, default=False, help="replace a checkpoint folder that exists")
     commands.add_subcommand("convert", command)
 
     command = _Parser(
@@ -193,6 +197,7 @@ def _inspect(options: Namespace) -> None:
 
 
 def _convert(options: Namespace) -> None:
+    free_folder(Path(options.out), MANIFEST, CHECKPOINT_FILES, "OUT", overwrite=options.overwrite)
     source = resolve(options.source)
     names = None if options.class_names is None else read_class_names(options.class_names)
     size = options.input_size or (source.preprocessing or Preprocessing()).size
@@ -316,6 +321,8 @@ def _report(options: Namespace) -> None:
     out = Path(options.out or (Path(options.runs[0], "report.html") if alone else "comparison.html"))
     if out.exists() and not options.overwrite and not (alone and options.out is None):
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    if out.exists() and not is_own_page(out):
+        raise ConfigError(f"{out}: is not a page of camify. It was not touched; choose another --out.")
     write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
     Console(highlight=False).print(f"Report: {out}", soft_wrap=True)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..checkpoint.folder import MANIFEST
 from ..checkpoint.hub import is_repository, push_folder
 from ..conversion.readiness import check
-from ..errors import ConfigError
+from ..errors import CamifyError, ConfigError
 from ..evaluation.images import image_files
-from ..exporters import EXPORT_PRECISIONS, export
+from ..exporters import EXPORT_PRECISIONS, export, open_exported
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..sources.resolve import resolve_cam_ready
@@ -60,6 +60,8 @@ def _export(options: Namespace) -> None:
     out = Path(options.out) if options.out else _beside(options.source, options.to)
     if out.exists() and not options.overwrite:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    if out.is_file():
+        _refuse_foreign(out)
     console = Console(highlight=False)
     model = _exportable(options.source)
     if options.to == "folder":
@@ -69,6 +71,14 @@ def _export(options: Namespace) -> None:
     images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
     exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
     console.print(escape(str(exported)), soft_wrap=True)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A file that is to be replaced must be one of camify's."""
+    try:
+        open_exported(out)
+    except CamifyError as error:
+        raise ConfigError(f"{out}: is no file of camify export. It was not touched; choose another --out.") from error
 
 
 def _exportable(text: str) -> CAMNet:

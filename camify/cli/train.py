@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,15 +24,21 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..conversion import find_recipe
 from ..errors import CamifyError, ConfigError
+from ..files import write_whole
 from ..former_names import current_name
 from ..training.callbacks.overlays import CAMOverlayLogger
 from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.run_record import RunRecord
+from ..training.checkpoint_files import read_checkpoint, refuse_other_shapes
+from ..training.loaders import is_dry_run
 from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
+from ..training.resume import refuse_changes
+from ..training.run_folder import claimed_folder, is_first_process, is_run_folder, run_folder
 
 __all__ = ["FineTuningCLI", "main"]
 
+_WORDS_OF_LIGHTNING = ("best", "hpc", "registry")  # words for checkpoints
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
@@ -110,31 +117,33 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Not yet: a run that may not go on must not replace the configuration of the one that stopped."""
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Save before fitting; validating and testing write nothing."""
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero and not is_dry_run(trainer):
+            write_whole(run_folder(trainer) / self.config_filename, self.parser.dump(self.config, skip_none=False))
 
 
 class FineTuningCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict``; a run keeps everything in ``trainer.default_root_dir``."""
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        self._checkpoint: dict[str, Any] | None = None
         load = get_loader("yaml")
         set_loader("yaml", lambda text: _with_groups(load(text)), (yaml.YAMLError,))
         try:
-            super().__init__(
-                CAMFineTuner,
-                pl.LightningDataModule,
-                subclass_mode_data=True,
-                save_config_callback=SaveRunConfig,
-                save_config_kwargs={"overwrite": True},  # a new run gets a new folder, see _choose_folder
-                seed_everything_default=0,
-                parser_class=OneLineParser,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                args=args,
-                run=run,
-            )
+            with ExitStack() as self._held:  # the run's folder
+                super().__init__(
+                    CAMFineTuner,
+                    pl.LightningDataModule,
+                    subclass_mode_data=True,
+                    save_config_callback=SaveRunConfig,
+                    seed_everything_default=0,
+                    parser_class=OneLineParser,
+                    auto_configure_optimizers=False,
+                    load_from_checkpoint_support=False,
+                    args=args,
+                    run=run,
+                )
         finally:
             set_loader("yaml", load, (yaml.YAMLError,))
 
@@ -181,11 +190,39 @@ class FineTuningCLI(LightningCLI):
         config.checkpoint.monitor = config.checkpoint.monitor and current_name(config.checkpoint.monitor)
         if options.loss.task == "multilabel" and config.checkpoint.monitor == "val/acc":
             config.checkpoint.monitor = "val/map"
-        folder = Path(config.trainer.default_root_dir)
-        if self.subcommand == "fit" and not config.ckpt_path and not config.trainer.fast_dev_run:
-            folder = _choose_folder(folder)
-        config.trainer.default_root_dir = str(folder)
-        config.checkpoint.dirpath = str(folder)
+        folder = self._claim(Path(config.trainer.default_root_dir), config) if self.subcommand == "fit" else None
+        if folder is not None:
+            config.trainer.default_root_dir = str(folder)
+            _keep_together(config.trainer.logger, folder)
+        config.checkpoint.dirpath = config.trainer.default_root_dir
+
+    def _claim(self, folder: Path, config: Namespace) -> Path:
+        """The folder that the run has for itself: a new one, or that of the checkpoint from which it goes on."""
+        if config.trainer.fast_dev_run:
+            return Path(self._held.enter_context(tempfile.TemporaryDirectory()))
+        if config.ckpt_path == "last":  # Lightning's word for it
+            config.ckpt_path = str(folder / "last.ckpt")
+        if not config.ckpt_path or "://" in config.ckpt_path or config.ckpt_path in _WORDS_OF_LIGHTNING:
+            return self._held.enter_context(claimed_folder(folder, go_on=False))
+        checkpoint = Path(config.ckpt_path)
+        self._checkpoint = read_checkpoint(checkpoint)
+        own = is_run_folder(checkpoint.parent)
+        if own and checkpoint.parent.resolve() != folder.resolve() and is_first_process():
+            print(f"The run goes on where its checkpoint lies, in {checkpoint.parent}, not in {folder}.")
+        return self._held.enter_context(claimed_folder(checkpoint.parent if own else folder, go_on=own))
+
+    def before_fit(self) -> None:
+        """Compare the run that goes on with the one that stopped, before anything of it is loaded or renamed."""
+        if self._checkpoint is None:
+            return
+        weights = {key: value for key, value in self.model.state_dict().items() if key.startswith("model.")}
+        refuse_changes(self.trainer, self.model, self._checkpoint, self.datamodule)
+        refuse_other_shapes(self._checkpoint, weights)
+        self._checkpoint = None
+        figures = run_folder(self.trainer) / "metrics.csv"
+        if figures.is_file() and is_first_process():  # CSVLogger would delete the figures so far
+            count = len(list(figures.parent.glob("metrics-*.csv")))
+            figures.rename(figures.with_name(f"metrics-{count + 1}.csv"))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer that logs to TensorBoard and CSV in the run's folder, unless told otherwise."""
@@ -193,16 +230,19 @@ class FineTuningCLI(LightningCLI):
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = self._loggers(config.default_root_dir) if self.subcommand in ("fit", None) else False
         trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        trainer.claimed_folder = Path(config.default_root_dir)  # type: ignore[attr-defined]
+        best = self._get(self.config_init, "checkpoint")
+        if best.save_last and best.monitor is not None:  # Lightning's own would be that of the best epoch
+            best.save_last = False
+            trainer.callbacks.append(  # type: ignore[attr-defined]
+                ModelCheckpoint(best.dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+            )
         if self.subcommand == "predict":
             trainer.callbacks.append(PredictionTable())  # type: ignore[attr-defined]
         return trainer
 
     @staticmethod
     def _loggers(folder: str) -> list[Logger]:
-        figures = Path(folder, "metrics.csv")
-        if figures.is_file():  # a resumed run: CSVLogger would delete the figures so far
-            count = len(list(figures.parent.glob("metrics-*.csv")))
-            figures.rename(figures.with_name(f"metrics-{count + 1}.csv"))
         return [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
 
 
@@ -211,23 +251,13 @@ def _class_names(data: pl.LightningDataModule) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _choose_folder(folder: Path) -> Path:
-    """The folder, or ``folder-2``, ``folder-3``, ... where it holds a run already: no run overwrites another.
-
-    All processes of one run must agree: children started by Lightning inherit the choice; processes that
-    something else started (torchrun, SLURM) take the folder as it is, which then must be free.
-    """
-    inherited = os.environ.get("CAMIFY_RUN_FOLDER")
-    if inherited is not None:
-        return Path(inherited)
-    taken = (folder / "config.yaml").exists()
-    if taken and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"{folder}: holds a run already. Choose another --trainer.default_root_dir.")
-    number, free = 2, folder
-    while (free / "config.yaml").exists():
-        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    os.environ["CAMIFY_RUN_FOLDER"] = str(free)
-    return free
+def _keep_together(loggers: Any, folder: Path) -> None:
+    """W&B's files go into the run's folder, where its configuration does not say otherwise."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        options = getattr(logger, "init_args", None)
+        is_wandb = str(getattr(logger, "class_path", "")).endswith("WandbLogger")
+        if is_wandb and options is not None and options.get("save_dir") in (".", None):
+            options["save_dir"] = str(folder)
 
 
 def main(args: ArgsType = None) -> None:
@@ -239,13 +269,17 @@ def main(args: ArgsType = None) -> None:
     set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
         FineTuningCLI(args)
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)  # Lightning alone leaves with 0
+    except SIGTERMException as stopped:
+        sys.exit(128 + getattr(stopped, "signal", signal.SIGTERM))  # Lightning alone leaves with 0
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # the second Ctrl-C
+            sys.exit(128 + signal.SIGINT)
+        raise
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         camify_error = _inner_error(error)
         if camify_error is None:
             raise
         sys.stderr.write(f"camify: error: {camify_error}\n")
         sys.exit(2)
-    finally:
-        os.environ.pop("CAMIFY_RUN_FOLDER", None)

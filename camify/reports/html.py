@@ -10,13 +10,19 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
 
-__all__ = ["render"]
+__all__ = ["is_own_page", "render"]
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """The text of a Jinja template with values; ``picture | data_uri`` puts an encoded picture in."""
     text = _compiled(template, tuple((filters or {}).items())).render(**values)
     return text.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether a file is a page that camify wrote: its templates say so at their beginning."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="camify">' in file.read(4096)
 
 
 @lru_cache(maxsize=8)

@@ -22,7 +22,8 @@ from ..errors import ConfigError
 from ..eval_mode import eval_mode
 from ..files import temporary_folder
 from ..model import CAMNet
-from .loaders import run_folder, single_loader
+from .loaders import single_loader
+from .run_folder import run_folder
 
 __all__ = ["FeatureCache", "FrozenPart", "run_new_layers"]
 

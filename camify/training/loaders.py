@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,20 +16,9 @@ __all__ = [
     "count_samples",
     "is_dry_run",
     "read_images",
-    "run_folder",
     "single_loader",
     "whole_split",
 ]
-
-
-def run_folder(trainer: pl.Trainer) -> Path:
-    """Where a run leaves its files: the first logger's folder, else the trainer's.
-
-    ``trainer.log_dir`` says the same, but waits for all processes: one that writes alone would wait for ever.
-    """
-    logger = trainer.logger
-    own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None)
-    return Path(own or trainer.default_root_dir)
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:

@@ -28,6 +28,7 @@ from ..preprocessing import Preprocessing, refuse_contradiction
 from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
+from .checkpoint_files import refuse_other_shapes
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
@@ -47,7 +48,7 @@ from .options import (
     OptimizationOptions,
 )
 from .prepare import checkpoint_manifest, prepare
-from .resume import StopSafely
+from .resume import StopSafely, refuse_changes
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
 from .stages import TrainingStages
@@ -428,7 +429,17 @@ class CAMFineTuner(pl.LightningModule):
             checkpoint[_MAP_DRIFT] = self.map_drift.before
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the maps of the epoch before; of several processes they are not kept."""
+        """Refuse another network's weights, and another run's where training goes on, before anything is loaded.
+
+        The maps of the epoch before are taken; of several processes they are not kept.
+
+        Raises:
+            CheckpointError: names what differs.
+        """
+        state = {key: value for key, value in self.state_dict().items() if key.startswith("model.")}
+        refuse_other_shapes(checkpoint, state)
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            refuse_changes(self._trainer, self, checkpoint)
         self.map_drift.before = checkpoint.get(_MAP_DRIFT)
 
     def configure_callbacks(self) -> list[pl.Callback]:

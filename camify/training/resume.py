@@ -1,26 +1,35 @@
-"""Going on as if nothing had happened: seeds by epoch, the place within one, and whose run it is."""
+"""Going on as if nothing had happened: seeds by epoch, the place within one, whose run it is, and stopping."""
 
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ..errors import CheckpointError, TrainingError
-from .loaders import is_dry_run, run_folder
+from .checkpoint_files import write_checkpoints_whole
+from .loaders import is_dry_run
+from .run_folder import run_folder
 
-__all__ = ["StopSafely", "check_finite", "enter_epoch", "go_on", "refuse_changes", "state_of_run"]
+__all__ = ["StopSafely", "check_finite", "enter_epoch", "go_on", "refuse_changes", "state_of_run", "stored_state"]
 
 _FREE = {  # options that say where a run is and how it is watched, not what it is
     "root", "num_workers", "check_images", "feature_cache", "feature_cache_gb", "compile",
     "cam_metrics", "grid_mosaics",
 }  # fmt: skip
+_AVERAGING = (StochasticWeightAveraging, WeightAveraging)
 _KEY = "camify_run"  # the network's record has another: see CKPT_RECORD
 
 
@@ -43,6 +52,10 @@ def enter_epoch(trainer: pl.Trainer, base_seed: int) -> None:
 
 def go_on(trainer: pl.Trainer, base_seed: int, checkpoint: Mapping[str, Any]) -> None:
     """Stand where a run stopped within an epoch: the same batches are passed over, then the generators are as then."""
+    for loader in trainer.fit_loop._combined_loader.flattened if trainer.fit_loop._combined_loader else ():
+        set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:  # Lightning tells it later, when batches have been drawn
+            set_epoch(trainer.current_epoch)
     enter_epoch(trainer, base_seed)
     fetcher = _fetcher(trainer)
     for _ in range(trainer.fit_loop.epoch_loop.batch_progress.current.ready):
@@ -79,41 +92,76 @@ def state_of_run(trainer: pl.Trainer, module: pl.LightningModule, base_seed: int
     """What a checkpoint says of its run besides Lightning's own: seed, generators of every process, circumstances."""
     state = _random_state()
     states = torch.as_tensor(module.all_gather(state)).cpu() if trainer.world_size > 1 else state[None]
-    return {_KEY: {"seed": base_seed, "random": list(states), "run": _circumstances(trainer, module)}}
+    data = getattr(trainer, "datamodule", None)
+    run = _circumstances(trainer, module) | {"data": type(data).__name__}
+    return {_KEY: {"seed": base_seed, "random": list(states), "run": run, "data": _fingerprint(data)}}
+
+
+_TRAINER = (
+    "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches", "limit_val_batches", "overfit_batches",
+    "check_val_every_n_epoch", "val_check_interval",
+)  # fmt: skip
 
 
 def _circumstances(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+    averaging = sorted(type(c).__name__ for c in trainer.callbacks if isinstance(c, _AVERAGING))  # type: ignore[attr-defined]
     return {
         "model.model": getattr(module, "source", None),
         "trainer.precision": str(trainer.precision),
-        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "trainer.gradient_clip_val": trainer.gradient_clip_val,
+        **{f"trainer.{name}": getattr(trainer, name) for name in _TRAINER},
         "processes": trainer.world_size,
+        "averaging of weights": ", ".join(averaging) or None,
     }
 
 
-def refuse_changes(trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``state_of_run`` said, where the run that goes on is the one that stopped.
+def _fingerprint(data: Any) -> dict[str, Any] | None:
+    """What a data module says of its files (see ``ImageFolderDataModule.fingerprint``); None where it says nothing."""
+    tell = getattr(data, "fingerprint", None)
+    return tell() if callable(tell) else None
 
-    The number of epochs may change (the rest of the schedule follows), and where and how fast things are read.
+
+def stored_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``state_of_run`` put into a checkpoint.
 
     Raises:
-        CheckpointError: names every option that differs, with both values.
+        CheckpointError: nothing did.
     """
     state: dict[str, Any] | None = checkpoint.get(_KEY)
     if state is None:
         raise CheckpointError(
             "The checkpoint was not written by this version of camify: training cannot go on from it."
         )
-    data = getattr(trainer, "datamodule", None)
-    current = {f"model.{key}": value for key, value in module.hparams.items()} | _circumstances(trainer, module)
+    return state
+
+
+def refuse_changes(
+    trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Mapping[str, Any], data: Any = None
+) -> None:
+    """Refuse to go on where the run is not the one that stopped.
+
+    The number of epochs may change (the rest of the schedule follows), and where and how fast things are read. What an
+    earlier version did not write down is not compared.
+
+    Args:
+        trainer: of the run that goes on.
+        module: what it trains.
+        checkpoint: of the run that stopped.
+        data: the data module; None takes the trainer's.
+
+    Raises:
+        CheckpointError: names every option, or what of the data, differs, with both values.
+    """
+    state = stored_state(checkpoint)
+    data = getattr(trainer, "datamodule", None) if data is None else data
+    current = {f"model.{key}": value for key, value in module.hparams.items()}
+    current |= _circumstances(trainer, module) | {"data": type(data).__name__}
     resumed = {f"model.{key}": value for key, value in checkpoint.get("hyper_parameters", {}).items()} | state["run"]
     if data is not None and "datamodule_hyper_parameters" in checkpoint:
         current |= {f"data.{key}": value for key, value in data.hparams.items()}
         resumed |= {f"data.{key}": value for key, value in checkpoint["datamodule_hyper_parameters"].items()}
     changed = sorted(
         key
-        for key in current | resumed
+        for key in current.keys() & resumed.keys()
         if key.rpartition(".")[2] not in _FREE and _plain(current.get(key)) != _plain(resumed.get(key))
     )
     if changed:
@@ -122,7 +170,17 @@ def refuse_changes(trainer: pl.Trainer, module: pl.LightningModule, checkpoint: 
             f"The run that stopped had other options ({listed}). Give it the same ones, for instance by its own"
             " config.yaml, or start a new run from its export: --model.model RUN/export."
         )
-    return state
+    stored, present = state.get("data"), _fingerprint(data)
+    if stored is not None and present is not None and stored != present:
+        listed = "; ".join(
+            f"{key}: {stored.get(key)} then, {present.get(key)} now"
+            for key in stored | present
+            if stored.get(key) != present.get(key)
+        )
+        raise CheckpointError(
+            f"The data is not that of the run that stopped ({listed}). Put it back as it was, or start a new run from"
+            " its export: --model.model RUN/export."
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -133,10 +191,39 @@ def _plain(value: Any) -> Any:
 
 
 class StopSafely(pl.Callback):
-    """On SIGTERM leaves ``last.ckpt`` of the very batch in the run's folder; the run can go on from there.
+    """On SIGTERM and Ctrl-C leaves ``last.ckpt`` of the very batch in the run's folder; the run can go on from there.
 
-    A signal that comes during validation leaves the checkpoint of the epoch before. ``train.py`` then exits with 143.
+    A second Ctrl-C stops at once. A signal that comes during validation leaves the checkpoint of the epoch before.
+    ``train.py`` then exits with 143 or 130.
     """
+
+    def __init__(self) -> None:
+        self._signal = signal.SIGTERM
+        self._handler_before: Any = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Checkpoints are whole on every filesystem, and Ctrl-C waits for the batch."""
+        if stage != "fit":
+            return
+        write_checkpoints_whole(trainer)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handler_before = signal.signal(signal.SIGINT, partial(self._interrupted, trainer))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Ctrl-C is what it was."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._handler_before is not None:
+            signal.signal(signal.SIGINT, self._handler_before)
+            self._handler_before = None
+
+    def _interrupted(self, trainer: pl.Trainer, number: int, frame: Any) -> None:
+        self._restore()
+        self._signal = signal.SIGINT
+        rank_zero_info("Ctrl-C: training stops after this batch and keeps its state. Once more: at once.")
+        trainer._signal_connector._sigterm_notifier_fn(number, frame)  # Lightning's loops look for it
 
     def on_exception(
         self,
@@ -145,7 +232,11 @@ class StopSafely(pl.Callback):
         exception: BaseException,
     ) -> None:
         """Save, unless nothing is to be kept."""
-        if not isinstance(exception, SIGTERMException) or trainer.state.fn != "fit" or is_dry_run(trainer):
+        self._restore()
+        if not isinstance(exception, SIGTERMException):
+            return
+        exception.signal = self._signal  # type: ignore[attr-defined]  # for the exit code
+        if trainer.state.fn != "fit" or is_dry_run(trainer):
             return
         if trainer.training and trainer.checkpoint_callback is not None:
             trainer.save_checkpoint(run_folder(trainer) / "last.ckpt")
@@ -165,8 +256,9 @@ def check_finite(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
     if not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
         return
     rates = ", ".join(f"{group.get('name', 'all')} {group['lr']:.3g}" for group in optimizer.param_groups)
-    checkpoint_path = getattr(trainer.checkpoint_callback, "last_model_path", "")
-    checkpoint_path = checkpoint_path or getattr(trainer.checkpoint_callback, "best_model_path", "")
+    kept = [getattr(trainer.checkpoint_callback, name, "") for name in ("last_model_path", "best_model_path")]
+    paths = (run_folder(trainer) / "last.ckpt", *kept)
+    checkpoint_path = next((path for path in paths if path and Path(path).is_file()), "")
     raise TrainingError(
         f"Step {trainer.global_step} (epoch {trainer.current_epoch}): the gradients hold NaN or infinity; stopped"
         f" before the step. Learning rates: {rates}; precision {trainer.precision}."

@@ -13,11 +13,13 @@ from torch.utils.hooks import RemovableHandle
 from ..conversion import balance_head, fit_head
 from ..errors import ConfigError
 from .augmentation import drop_attention
+from .checkpoint_files import follow_moved_run
 from .feature_cache import FeatureCache
 from .labels import read_labels
 from .loaders import single_loader, whole_split
 from .losses import balanced_weights
-from .resume import check_finite, enter_epoch, go_on, refuse_changes, state_of_run
+from .resume import check_finite, enter_epoch, go_on, state_of_run, stored_state
+from .run_folder import run_folder
 from .schedule import set_frozen
 
 __all__ = ["TrainingStages"]
@@ -119,15 +121,17 @@ class TrainingStages(pl.Callback):
         """Add what a resumed run must know."""
         checkpoint.update(state_of_run(trainer, pl_module, self._seed))
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Refuse to train on with other options.
-
-        Raises:
-            CheckpointError: names them.
-        """
+    def on_load_checkpoint(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Take the seed of the run that goes on; ``CAMFineTuner.on_load_checkpoint`` has compared its options."""
         if trainer.state.fn == "fit":
-            self._resumed = refuse_changes(trainer, pl_module, checkpoint)
+            self._resumed = stored_state(checkpoint)
             self._seed = self._resumed["seed"]
+            follow_moved_run(checkpoint, run_folder(trainer))
 
 
 def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -> Tensor:

@@ -23,7 +23,8 @@ from ...eval_mode import eval_mode
 from ...files import write_whole
 from ...model import CAMNet
 from ..box_calibration import calibrate_boxes
-from ..loaders import is_dry_run, run_folder, single_loader
+from ..loaders import is_dry_run, single_loader
+from ..run_folder import run_folder
 
 __all__ = ["ExportBest", "best_weights", "export_cam_net", "export_legacy"]
 

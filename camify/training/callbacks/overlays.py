@@ -24,7 +24,8 @@ from ...former_names import with_current_keys
 from ...methods import find_method
 from ...model import CAMNet
 from ...normalizers import Normalizer
-from ..loaders import is_dry_run, run_folder, single_loader
+from ..loaders import is_dry_run, single_loader
+from ..run_folder import run_folder
 from .highlights import DrawnHighlight, Highlights
 from .image_loggers import ImageLog, Offer
 from .overlay_files import OverlayFiles, highlight_entry

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 
 from ...files import write_whole
 from ...task import Classes
-from ..loaders import run_folder
+from ..run_folder import run_folder
 
 __all__ = ["PredictionTable"]
 

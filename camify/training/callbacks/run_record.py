@@ -24,8 +24,9 @@ from ...former_names import with_current_keys
 from ...model import CAMNet
 from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
 from ...reports.run_page import render_page
-from ..loaders import count_samples, is_dry_run, run_folder
+from ..loaders import count_samples, is_dry_run
 from ..module import CAMFineTuner
+from ..run_folder import run_folder
 from .console import closing_screen, epoch_line, opening_screen
 from .export_best import ExportBest
 from .measure_baselines import MeasureBaselines
