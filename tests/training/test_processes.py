@@ -47,7 +47,7 @@ SCRIPT = """
 import sys
 import torch
 import camify
-from camify.training.cli import main
+from camify.cli.train import main
 
 folder, failing = sys.argv[1:3]
 
@@ -66,7 +66,8 @@ def torchrun(folder, *more, failing="works"):
     script = folder / "script.py"
     script.write_text(SCRIPT)
     options = {
-        "trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.max_epochs": 3, "trainer.default_root_dir": folder,
+        "trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.max_epochs": 3,
+        "trainer.default_root_dir": folder / "run",
         "trainer.strategy": "ddp_find_unused_parameters_true", "trainer.enable_progress_bar": False,
         "model.model": "camify/tiny_vgg", "model.input_size": 96, "model.head_channels": 8, "overlays.num_images": 2,
         "data": "ShapesDataModule", "data.train_count": 14, "data.val_count": 7, "data.batch_size": 3,
@@ -87,13 +88,13 @@ def test_two_processes_train_one_network_through_the_unfreezing_and_draw_once(tm
     for epoch in range(3):
         assert torch.equal(states[epoch, 0], states[epoch, 1])
     assert not torch.equal(states[0, 0], states[1, 0])
-    assert len(list((tmp_path / "overlays").rglob("epoch_*/*.png"))) == 6
-    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(list((tmp_path / "run" / "overlays").rglob("epoch_*/*.png"))) == 6
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
-    assert camify.load(tmp_path / "export").box_rule is not None
-    resumed = torchrun(tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt"), "--trainer.max_epochs", "4")
+    assert camify.load(tmp_path / "run" / "export").box_rule is not None
+    resumed = torchrun(tmp_path, "--ckpt_path", str(tmp_path / "run" / "last.ckpt"), "--trainer.max_epochs", "4")
     assert resumed.returncode == 0, resumed.stderr
-    assert len(json.loads((tmp_path / "results.json").read_text())["history"]) == 4
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["history"]) == 4
 
 
 @pytest.mark.slow
