@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):  # not on this machine
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with whole_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+        try:
+            with whole_file(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch's writer of archives has its own kind
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{path}: cannot be written ({reason}); free: {_free(Path(path)):.2f} GB. What stood there is whole."
+            ) from error
 
     def load_checkpoint(
         self,
@@ -45,6 +52,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         if weights_only is False or "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only)
         return read_checkpoint(Path(path))
+
+
+def _free(path: Path) -> float:
+    """Free space where a file would be, 10^9 bytes."""
+    place = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(place).free / 1e9
 
 
 def write_checkpoints_whole(trainer: pl.Trainer) -> None:
