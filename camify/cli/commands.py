@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from matplotlib import colormaps
 from rich.console import Console
 from rich.markup import escape
@@ -65,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         train(None if args is None else words)
         return
+    set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)  # options name no classes
     config = _parser().parse_args(words)
     try:
         _COMMANDS[config.subcommand](config[config.subcommand])

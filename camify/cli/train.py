@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_loader
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -28,6 +28,16 @@ from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.run_record import RunRecord
 from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
+from .named_classes import (
+    ALLOW_HELP,
+    allow_packages,
+    check_loaded,
+    check_parsed,
+    forbid_packages,
+    import_refusal,
+    packages_allowed,
+    plain_checkpoint,
+)
 
 __all__ = ["FineTuningCLI", "main"]
 
@@ -58,7 +68,7 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for ``main`` to print."""
-        camify_error = _inner_error(ex)
+        camify_error = _inner_error(ex) or import_refusal(message)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else _essence(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
@@ -119,7 +129,9 @@ class FineTuningCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         load = get_loader("yaml")
-        set_loader("yaml", lambda text: _with_groups(load(text)), (yaml.YAMLError,))
+        args, packages = _without_allow(args)
+        allow_packages(packages)
+        set_loader("yaml", lambda text: _with_groups(check_loaded(load(text), packages)), (yaml.YAMLError,))
         try:
             super().__init__(
                 CAMFineTuner,
@@ -131,11 +143,27 @@ class FineTuningCLI(LightningCLI):
                 parser_class=OneLineParser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
+                parser_kwargs={name: {"epilog": ALLOW_HELP} for name in self.subcommands()},
                 args=args,
                 run=run,
             )
         finally:
             set_loader("yaml", load, (yaml.YAMLError,))
+            forbid_packages(packages)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without the option to read checkpoints as pickles."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Arguments of the trainer; given by the caller, no environment variable overrules how checkpoints are read."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse what names no class before anything is built."""
+        self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+        check_parsed(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks every run has, and class names from the data."""
@@ -180,6 +208,8 @@ class FineTuningCLI(LightningCLI):
         if options.loss.task == "multilabel" and config.checkpoint.monitor == "val/acc":
             config.checkpoint.monitor = "val/map"
         folder = Path(config.trainer.default_root_dir)
+        if "ckpt_path" in config:
+            config.ckpt_path = plain_checkpoint(config.ckpt_path, folder)
         if self.subcommand == "fit" and not config.ckpt_path and not config.trainer.fast_dev_run:
             folder = _choose_folder(folder)
         config.trainer.default_root_dir = str(folder)
@@ -202,6 +232,13 @@ class FineTuningCLI(LightningCLI):
             count = len(list(figures.parent.glob("metrics-*.csv")))
             figures.rename(figures.with_name(f"metrics-{count + 1}.csv"))
         return [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
+
+
+def _without_allow(args: ArgsType) -> tuple[ArgsType, list[str]]:
+    """Arguments without ``--allow PACKAGE``, and the packages: only a command line lets them in."""
+    if isinstance(args, dict | Namespace):
+        return check_loaded(args, []), []
+    return packages_allowed(sys.argv[1:] if args is None else list(args))
 
 
 def _class_names(data: pl.LightningDataModule) -> list[str] | None:
@@ -234,7 +271,6 @@ def main(args: ArgsType = None) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
         FineTuningCLI(args)
     except SIGTERMException:
