@@ -23,6 +23,8 @@ __all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "Preprocessing", "open_image", "rea
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
 INPUT_FORMATS = ("rgb", "bgr", "grayscale", "channels")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+"""As Pillow names them; JPEG are also those of several pictures (MPO)."""
 _SMALLEST = 8
 
 
@@ -306,11 +308,23 @@ def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, .
 def open_image(path: str | Path | IO[bytes]) -> Image.Image:
     """An image file, or its bytes, opened and not yet decoded: the only place of camify that opens one.
 
+    The formats are a fixed list: of others Pillow would start programs (Ghostscript for PostScript), or they have many
+    pixels in few bytes.
+
     Raises:
-        OSError: it is missing or not an image; an EPS file is none, as Pillow would start Ghostscript to decode it.
+        OSError: it is missing, no regular file (a named pipe would wait for ever), of none of the formats, or has more
+            pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, which is known from its header.
     """
-    Image.init()  # the formats that Pillow knows
-    return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
+    if isinstance(path, str | Path) and not Path(path).is_file():
+        raise OSError("is no regular file" if Path(path).exists() else "no such file")
+    image: Image.Image = Image.open(path, formats=IMAGE_FORMATS)
+    most, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if most is not None and width * height > most:
+        image.close()
+        raise OSError(
+            f"{width} x {height} pixels, of {most} at most; make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    return image
 
 
 def read_image(path: str | Path) -> tv_tensors.Image:

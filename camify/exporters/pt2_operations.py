@@ -276,12 +276,12 @@ def _function(target: str) -> Callable[..., Any]:
 def _makes_tensors_of_numbers(operation: Any) -> bool:
     """Whether an operation makes a tensor where its argument ``device`` says, of no other tensor."""
     schema = getattr(operation, "_schema", None)
-    names = [] if schema is None else [argument.name for argument in schema.arguments]
-    return "device" in names and not any("Tensor" in str(argument.type) for argument in schema.arguments)
+    arguments = {} if schema is None else {argument.name: str(argument.type) for argument in schema.arguments}
+    return "device" in arguments and not any("Tensor" in kind for kind in arguments.values())
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor, a number of usual size, None, or a list of such: nothing that has methods to call."""
+    """Whether a value is a tensor, a number of usual size, None, or a list of such."""
     if isinstance(value, list | tuple):
         return all(not isinstance(item, list | tuple) and _is_plain(item) for item in value)
     if type(value) is int:

@@ -154,7 +154,13 @@ def test_attributes_of_operations_that_are_no_overloads_are_refused():
 def step(target, name, *arguments, kind="as_tensor"):
     output = {"as_tensor": {"name": name}} if kind == "as_tensor" else {kind: {"as_name": name}}
     inputs = [{"name": "", "arg": argument, "kind": 1} for argument in arguments]
-    return {"target": target, "inputs": inputs, "outputs": [output], "metadata": {}, "is_hop_single_tensor_return": None}
+    return {
+        "target": target,
+        "inputs": inputs,
+        "outputs": [output],
+        "metadata": {},
+        "is_hop_single_tensor_return": None,
+    }
 
 
 def with_steps(*steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 import textwrap
 
@@ -202,7 +203,8 @@ def test_the_environment_lets_nothing_in(tmp_path, trace, capsys, monkeypatch):
     monkeypatch.delenv("PL_FIT__CONFIG")
     good = tmp_path / "good.yaml"
     good.write_text(changed({}, tmp_path, trace))
-    monkeypatch.setenv("PL_FIT__TRAINER__CALLBACKS", f'[{{"class_path": "os.system", "init_args": {{"command": "touch {trace}"}}}}]')
+    callbacks = json.dumps([spec("os.system", command=f"touch {trace}")])
+    monkeypatch.setenv("PL_FIT__TRAINER__CALLBACKS", callbacks)
     refused(capsys, "fit", "--config", str(good))
 
 
@@ -299,7 +301,7 @@ def test_no_command_unpickles_a_checkpoint(command, variable, tmp_path, trace, c
         capsys, command, "--config", str(path), "--ckpt_path", str(evil)
     )
     monkeypatch.setattr("camify.cli.named_classes.read_plain", lambda file: None)  # nor does Lightning, later
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         main([command, "--config", str(path), "--ckpt_path", str(evil)])
 
 
