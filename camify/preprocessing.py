@@ -26,6 +26,7 @@ INPUT_FORMATS = ("rgb", "bgr", "grayscale", "channels")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """As Pillow names them; JPEG are also those of several pictures (MPO)."""
 _SMALLEST = 8
+LARGEST_SIDE, MOST_CHANNELS = 8192, 4096
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: mean has {len(self.mean)} values, std {len(self.std)}. Give one of each per channel."
             )
+        if self.channels > MOST_CHANNELS:
+            raise ConfigError(f"preprocessing: mean has {self.channels} values; at most {MOST_CHANNELS} are read.")
         channels = {"rgb": 3, "bgr": 3, "grayscale": 1}.get(input_format, self.channels)
         if input_format not in INPUT_FORMATS or channels != self.channels:
             raise ConfigError(
@@ -276,10 +279,10 @@ def _shown(value: Any) -> str:
 def _plain_size(size: Any) -> int | tuple[int, int]:
     sides = (size,) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    if len(sides) not in (1, 2) or not whole or min(sides) < _SMALLEST:
+    if len(sides) not in (1, 2) or not whole or not _SMALLEST <= min(sides) <= max(sides) <= LARGEST_SIDE:
         raise ConfigError(
-            f"preprocessing: size={size!r}: must be a whole number, or two of them (height, width), of at least"
-            f" {_SMALLEST} pixels."
+            f"preprocessing: size={str(size)[:80]}: must be a whole number, or two of them (height, width), of"
+            f" {_SMALLEST} to {LARGEST_SIDE} pixels."
         )
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 
