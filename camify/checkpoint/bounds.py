@@ -16,7 +16,7 @@ from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS
 __all__ = ["LARGEST_NUMBER", "MOST_CLASSES", "MOST_FEATURES", "MOST_STEPS", "check_needs", "check_power"]
 
 MOST_CLASSES = MOST_FEATURES = 10**6
-MOST_STEPS = 100_000
+MOST_STEPS = 20_000
 """Of a graph."""
 LARGEST_NUMBER = 2**31
 _LARGEST_POWER = 64
@@ -41,7 +41,7 @@ def check_needs(model: nn.Module, features: nn.Module, shape: Sequence[int]) -> 
     try:
         with torch.no_grad(), _SmallTensors(allowed):
             if isinstance(features, fx.GraphModule):
-                _SmallNumbers(features).run(images)
+                _SmallNumbers(features, allowed).run(images)
             model(images)
     except CheckpointError:
         raise
@@ -81,7 +81,25 @@ class _SmallTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _SmallNumbers(fx.Interpreter):
-    """Refuses Python's operators on anything but tensors and numbers of usual size: lists and text can be repeated."""
+    """Refuses Python's operators on anything but tensors and numbers of usual size: lists and text can be repeated.
+
+    And more tensors (bytes) at one moment than are allowed.
+    """
+
+    def __init__(self, module: fx.GraphModule, allowed: int) -> None:
+        super().__init__(module)
+        self.allowed = allowed
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a step and add up what later steps still need."""
+        result = super().run_node(n)
+        needed = sum(value.nbytes for value in (*self.env.values(), result) if isinstance(value, Tensor))
+        if needed > self.allowed:
+            raise CheckpointError(
+                f"architecture: at the step {n.name} the tensors need {needed / 2**30:.3g} GiB; for such images camify"
+                f" allows {self.allowed / 2**30:.3g} GiB"
+            )
+        return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a step and look at what it takes and gives."""
