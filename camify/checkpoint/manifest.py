@@ -87,7 +87,10 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     )
     certificate = None if manifest["certificate"] is None else Certificate.from_dict(manifest["certificate"])
     if certificate is not None:
-        shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        shapes = {
+            name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in tensors.items()
+        }
         model.load_state_dict(shapes, strict=True, assign=True)
         check_needs(model.eval(), model.features, certificate.input_shape)
     model.load_state_dict(tensors, strict=True, assign=True)
