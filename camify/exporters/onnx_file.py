@@ -138,9 +138,10 @@ class OnnxFile:
         require("onnx", "onnxruntime")
         import onnxruntime
 
-        if not Path(path).is_file():
+        self.path = Path(path)
+        if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file.")
-        content = Path(path).read_bytes()
+        content = self.path.read_bytes()
         properties = _checked_properties(content, path)
         self.record = read_record(properties.get(RECORD), path)
         require_seal(content, self.record, path)
@@ -157,6 +158,14 @@ class OnnxFile:
             raise CheckpointError(f"{path}: has the outputs {', '.join(outputs)}, its {RECORD} says others.")
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, float32."""
-        outputs = self.session.run(None, {"image": image.numpy()})
+        """The outputs by name, float32.
+
+        Raises:
+            CheckpointError: the file does not run on such images.
+        """
+        try:
+            outputs = self.session.run(None, {"image": image.numpy()})
+        except Exception as error:  # onnxruntime's own kinds
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.path}: does not run on {tuple(image.shape)} ({reason}).") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.record["outputs"], outputs, strict=True)}
