@@ -88,15 +88,17 @@ class Batch:
         """Height and width of the images, pixels."""
         return self.size or (self.images.shape[-2], self.images.shape[-1])
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+    def to(self, device: torch.device, *, images: torch.dtype | None = None) -> Batch:
+        """The batch on a device; the images in a precision, all else as it is."""
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device)
             return [moved(item) for item in value] if isinstance(value, list) else value
 
-        return Batch(**{name: moved(value) for name, value in vars(self).items()})
+        batch = Batch(**{name: moved(value) for name, value in vars(self).items()})
+        batch.images = batch.images.to(images or batch.images.dtype)
+        return batch
 
 
 def _images(value: Any, given: Any) -> Tensor:

@@ -76,7 +76,7 @@ class BoxRule:
         known = {field.name for field in fields(cls)}
         try:
             rule = cls(**{key: value for key, value in data.items() if key in known})
-            normalize_maps(torch.zeros(1, 2, 2), rule.normalizer, rule.percentile)
+            normalize_maps(torch.zeros(1, 2, 2, dtype=torch.float32), rule.normalizer, rule.percentile)
             if not 0 <= rule.threshold <= 1:
                 raise ValueError(f"threshold={rule.threshold}")
         except (TypeError, ValueError) as error:

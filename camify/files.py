@@ -208,10 +208,10 @@ def free_folder(folder: Path, manifest: str, own: Collection[str], option: str, 
     Raises:
         ConfigError: it exists and is not to be replaced, or holds something else; ``option`` names another place.
     """
-    is_empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
-    if (folder.is_symlink() or folder.exists()) and not is_empty and not overwrite:
-        raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
     foreign = foreign_entry(folder, manifest, own)
+    is_own = (folder / manifest).is_file() and not folder.is_symlink()
+    if is_own and not overwrite:
+        raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
     if foreign:
         raise ConfigError(
             f"{folder}: {foreign}, which camify did not write. Nothing was touched; choose another {option}."

@@ -28,7 +28,7 @@ class Normalizer(NamedTuple):
             ConfigError: the name is unknown, or the percentile does not fit.
         """
         chosen = cls(name, {"pas": 90.0, "ivr": 45.0}.get(name) if percentile is None else percentile)
-        normalize_maps(torch.zeros(1, 2, 2), *chosen)
+        normalize_maps(torch.zeros(1, 2, 2, dtype=torch.float32), *chosen)
         return chosen
 
 

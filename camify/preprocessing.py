@@ -23,7 +23,10 @@ __all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "Preprocessing", "open_image", "rea
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
 INPUT_FORMATS = ("rgb", "bgr", "grayscale", "channels")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+"""As Pillow names them; JPEG are also those of several pictures (MPO)."""
 _SMALLEST = 8
+LARGEST_SIDE, MOST_CHANNELS = 8192, 4096
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: mean has {len(self.mean)} values, std {len(self.std)}. Give one of each per channel."
             )
+        if self.channels > MOST_CHANNELS:
+            raise ConfigError(f"preprocessing: mean has {self.channels} values; at most {MOST_CHANNELS} are read.")
         channels = {"rgb": 3, "bgr": 3, "grayscale": 1}.get(input_format, self.channels)
         if input_format not in INPUT_FORMATS or channels != self.channels:
             raise ConfigError(
@@ -274,10 +279,10 @@ def _shown(value: Any) -> str:
 def _plain_size(size: Any) -> int | tuple[int, int]:
     sides = (size,) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    if len(sides) not in (1, 2) or not whole or min(sides) < _SMALLEST:
+    if len(sides) not in (1, 2) or not whole or not _SMALLEST <= min(sides) <= max(sides) <= LARGEST_SIDE:
         raise ConfigError(
-            f"preprocessing: size={size!r}: must be a whole number, or two of them (height, width), of at least"
-            f" {_SMALLEST} pixels."
+            f"preprocessing: size={str(size)[:80]}: must be a whole number, or two of them (height, width), of"
+            f" {_SMALLEST} to {LARGEST_SIDE} pixels."
         )
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 
@@ -306,11 +311,23 @@ def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, .
 def open_image(path: str | Path | IO[bytes]) -> Image.Image:
     """An image file, or its bytes, opened and not yet decoded: the only place of camify that opens one.
 
+    The formats are a fixed list: of others Pillow would start programs (Ghostscript for PostScript), or they have many
+    pixels in few bytes.
+
     Raises:
-        OSError: it is missing or not an image; an EPS file is none, as Pillow would start Ghostscript to decode it.
+        OSError: it is missing, no regular file (a named pipe would wait for ever), of none of the formats, or has more
+            pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, which is known from its header.
     """
-    Image.init()  # the formats that Pillow knows
-    return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
+    if isinstance(path, str | Path) and not Path(path).is_file():
+        raise OSError("is no regular file" if Path(path).exists() else "no such file")
+    image: Image.Image = Image.open(path, formats=IMAGE_FORMATS)
+    most, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if most is not None and width * height > most:
+        image.close()
+        raise OSError(
+            f"{width} x {height} pixels, of {most} at most; make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    return image
 
 
 def read_image(path: str | Path) -> tv_tensors.Image:

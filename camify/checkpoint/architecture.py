@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ..errors import CheckpointError, ConversionError
 from ..graphs.allowed_layers import FUNCTIONS, LAYER_NAMES, LAYERS, METHODS
 from ..graphs.fx_modules import LayerTracer, assemble
+from .bounds import LARGEST_NUMBER, MOST_STEPS, check_power
 
 __all__ = ["build", "describe"]
 
@@ -36,6 +37,7 @@ _LATER = {"bias": True}
 """Options that layers got in newer versions of torch, with the value that says what older ones do without them."""
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
+_LONGEST_TEXT = 500  # of a layer's option, such as a mode
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -159,6 +161,8 @@ def build(data: Any) -> nn.Module:
 
 
 def _build(data: Any) -> nn.Module:
+    if max(len(data["nodes"]), len(data["layers"]), len(data["tensors"])) > MOST_STEPS:
+        raise CheckpointError(f"architecture: more than {MOST_STEPS} steps, layers or tensors are not read")
     root = nn.Module()
     with torch.device("meta"):
         for path, entry in data["layers"].items():
@@ -187,6 +191,8 @@ def _build(data: Any) -> nn.Module:
         if not all(map(_is_name, kwargs)):
             raise CheckpointError(f"architecture: bad argument name at node {name!r}")
         target = _target(entry["op"], entry["target"], data, args)
+        if entry["op"] == "call_function" and entry["target"].startswith("operator."):
+            _check_operands(entry["target"], args, name)
         nodes[name] = graph.create_node(entry["op"], target, args, kwargs, name=name)
     graph.lint()
     return assemble(root, graph)
@@ -244,11 +250,32 @@ def _place(root: nn.Module, path: str, value: nn.Module | Tensor) -> None:
         owner.register_buffer(name, value)
 
 
+def _plain(value: Any) -> Any:
+    """A value of JSON that is no container, of a usual size."""
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        raise CheckpointError(f"architecture: a text of {len(value)} characters is no option of a layer")
+    if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+        raise CheckpointError(f"architecture: the number {str(value)[:40]} is too large")
+    return value
+
+
+def _check_operands(target: str, args: tuple[Any, ...], name: str) -> None:
+    """Of Python's operators: text could be repeated or formatted, powers of numbers have any number of digits."""
+    if any(isinstance(arg, str) for arg in args):
+        raise CheckpointError(f"architecture: step {name!r} applies {target} to text")
+    if target == "operator.pow" and (len(args) != 2 or not isinstance(args[1], fx.Node | int | float)):
+        raise CheckpointError(f"architecture: step {name!r} is no power")
+    if target == "operator.pow" and not any(isinstance(arg, fx.Node) for arg in args):
+        raise CheckpointError(f"architecture: step {name!r} is a power of two constants")
+    if target == "operator.pow" and not isinstance(args[1], fx.Node):
+        check_power(1, args[1])
+
+
 def _from_data(value: Any, nodes: dict[str, fx.Node]) -> Any:
     if isinstance(value, list):
         return [_from_data(item, nodes) for item in value]
     if not isinstance(value, dict):
-        return value
+        return _plain(value)
     ((kind, content),) = value.items()
     if kind == "node":
         return nodes[content]

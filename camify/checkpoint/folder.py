@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..files import allowed_mode, foreign_entry, interrupted_replacements, whole_folder
 from ..former_names import current_name, with_current_keys
+from .bounds import MOST_CLASSES, MOST_FEATURES
 
 __all__ = [
     "CARD",
@@ -207,6 +208,9 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
         return f"{missing[0]} of architecture is missing"
     if names is not None and not all(isinstance(name, str) for name in names):
         return "class_names holds something else than names"
+    for field, most in (("num_classes", MOST_CLASSES), ("num_features", MOST_FEATURES)):
+        if type(shape[field]) is not int or not 0 < shape[field] <= most:
+            return f"{field} of architecture is {str(shape[field])[:40]}, which is no number from 1 to {most}"
     counts = (1, 2) if shape["num_classes"] == 1 else (shape["num_classes"],)  # one logit speaks of two classes
     if names is not None and len(names) not in counts:
         return f"class_names has {len(names)} names for {shape['num_classes']} classes"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..boxes import BoxRule
 from ..errors import CheckpointError
 from . import architecture
+from .bounds import check_needs
 from .certificate import TOLERANCE, Certificate
 
 __all__ = ["finite_values", "manifest_of", "network_of"]
@@ -84,9 +85,16 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
         dropout=shape["dropout"],
         head_layers=shape["head_layers"],
     )
+    certificate = None if manifest["certificate"] is None else Certificate.from_dict(manifest["certificate"])
+    if certificate is not None:
+        shapes = {
+            name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in tensors.items()
+        }
+        model.load_state_dict(shapes, strict=True, assign=True)
+        check_needs(model.eval(), model.features, certificate.input_shape)
     model.load_state_dict(tensors, strict=True, assign=True)
-    if manifest["certificate"] is not None:
-        model.certificate = Certificate.from_dict(manifest["certificate"])
+    model.certificate = certificate
     model.class_names = manifest["class_names"]
     model.preprocessing, model.results = manifest["preprocessing"], manifest["results"]
     model.task, model.untrained = manifest["task"], tuple(manifest["untrained"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from matplotlib import colormaps
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +23,8 @@ from ..errors import CamifyError, ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
 from ..evaluation.comparison import compare_files
 from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
-from ..evaluation.explain_files import ExplainOptions, explain_files
+from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
+from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import image_files
 from ..evaluation.network import class_index, explained_network, read_class_names
 from ..files import free_folder, write_whole
@@ -68,6 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         train(None if args is None else words)
         return
+    set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)  # options name no classes
     config = _parser().parse_args(words)
     try:
         _COMMANDS[config.subcommand](config[config.subcommand])
@@ -277,19 +279,28 @@ def _explain(options: Namespace) -> None:
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
     console.print(f"Boxes{given}: {rules}", soft_wrap=True)
+    notes = list(done.notes)
     if done.precision_error is not None:
         probability, heat = done.precision_error
-        console.print(
+        notes.insert(
+            0,
             f"{options.precision} against fp32, on the first images: probabilities within {probability:.1e}, maps"
-            f" within {heat:.1%} of their peaks.",
-            soft_wrap=True,
+            f" within {heat:.1%} of their peaks",
         )
+    for note in notes:
+        console.print(escape(f"{note}."), soft_wrap=True)
     if done.unreadable:
-        shown = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
-        message = f"{len(done.unreadable)} could not be read: {shown}"
-        if not done.results and not done.before:
-            raise DataError(message)
-        console.print(escape(message), soft_wrap=True)
+        _say_unreadable(done, Path(options.out, RESULTS), console)
+        sys.exit(1)
+
+
+def _say_unreadable(done: Summary, results: Path, console: Console) -> None:
+    shown = "; ".join(list(done.unreadable.values())[:5])
+    rest = f"; ... All are in {results}" if len(done.unreadable) > 5 else ""
+    message = f"{len(done.unreadable)} could not be read: {shown}{rest}"
+    if not done.results and not done.before:
+        raise DataError(message)
+    console.print(escape(message), soft_wrap=True)
 
 
 def _compare(options: Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_loader
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -35,10 +35,19 @@ from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
 from ..training.resume import refuse_changes
 from ..training.run_folder import claimed_folder, is_first_process, is_run_folder, run_folder
+from .named_classes import (
+    ALLOW_HELP,
+    allow_packages,
+    check_loaded,
+    check_parsed,
+    forbid_packages,
+    import_refusal,
+    packages_allowed,
+    plain_checkpoint,
+)
 
 __all__ = ["FineTuningCLI", "main"]
 
-_WORDS_OF_LIGHTNING = ("best", "hpc", "registry")  # words for checkpoints
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
@@ -66,7 +75,7 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for ``main`` to print."""
-        camify_error = _inner_error(ex)
+        camify_error = _inner_error(ex) or import_refusal(message)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else _essence(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
@@ -129,7 +138,9 @@ class FineTuningCLI(LightningCLI):
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         self._checkpoint: dict[str, Any] | None = None
         load = get_loader("yaml")
-        set_loader("yaml", lambda text: _with_groups(load(text)), (yaml.YAMLError,))
+        args, packages = _without_allow(args)
+        allow_packages(packages)
+        set_loader("yaml", lambda text: _with_groups(check_loaded(load(text), packages)), (yaml.YAMLError,))
         try:
             with ExitStack() as self._held:  # the run's folder
                 super().__init__(
@@ -141,11 +152,27 @@ class FineTuningCLI(LightningCLI):
                     parser_class=OneLineParser,
                     auto_configure_optimizers=False,
                     load_from_checkpoint_support=False,
+                    parser_kwargs={name: {"epilog": ALLOW_HELP} for name in self.subcommands()},
                     args=args,
                     run=run,
                 )
         finally:
             set_loader("yaml", load, (yaml.YAMLError,))
+            forbid_packages(packages)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without the option to read checkpoints as pickles."""
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Arguments of the trainer; given by the caller, no environment variable overrules how checkpoints are read."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse what names no class before anything is built."""
+        self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+        check_parsed(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks every run has, and class names from the data."""
@@ -190,26 +217,27 @@ class FineTuningCLI(LightningCLI):
         config.checkpoint.monitor = config.checkpoint.monitor and current_name(config.checkpoint.monitor)
         if options.loss.task == "multilabel" and config.checkpoint.monitor == "val/acc":
             config.checkpoint.monitor = "val/map"
-        folder = self._claim(Path(config.trainer.default_root_dir), config) if self.subcommand == "fit" else None
-        if folder is not None:
-            config.trainer.default_root_dir = str(folder)
-            _keep_together(config.trainer.logger, folder)
-        config.checkpoint.dirpath = config.trainer.default_root_dir
+        self._settle_folder(config)
 
-    def _claim(self, folder: Path, config: Namespace) -> Path:
-        """The folder that the run has for itself: a new one, or that of the checkpoint from which it goes on."""
-        if config.trainer.fast_dev_run:
+    def _settle_folder(self, config: Namespace) -> None:
+        """Give the run its folder: a new one, or that of the checkpoint from which it goes on."""
+        folder = Path(config.trainer.default_root_dir)
+        checkpoint = plain_checkpoint(config.get("ckpt_path"), folder)
+        if checkpoint is not None:
+            self._checkpoint, config.ckpt_path = read_checkpoint(checkpoint), str(checkpoint)
+        if self.subcommand == "fit":
+            folder = self._claim(folder, checkpoint, dry=bool(config.trainer.fast_dev_run))
+            _keep_together(config.trainer.logger, folder)
+        config.trainer.default_root_dir = config.checkpoint.dirpath = str(folder)
+
+    def _claim(self, folder: Path, checkpoint: Path | None, *, dry: bool) -> Path:
+        if dry:
             return Path(self._held.enter_context(tempfile.TemporaryDirectory()))
-        if config.ckpt_path == "last":  # Lightning's word for it
-            config.ckpt_path = str(folder / "last.ckpt")
-        if not config.ckpt_path or "://" in config.ckpt_path or config.ckpt_path in _WORDS_OF_LIGHTNING:
+        if checkpoint is None or not is_run_folder(checkpoint.parent):
             return self._held.enter_context(claimed_folder(folder, go_on=False))
-        checkpoint = Path(config.ckpt_path)
-        self._checkpoint = read_checkpoint(checkpoint)
-        own = is_run_folder(checkpoint.parent)
-        if own and checkpoint.parent.resolve() != folder.resolve() and is_first_process():
+        if checkpoint.parent.resolve() != folder.resolve() and is_first_process():
             print(f"The run goes on where its checkpoint lies, in {checkpoint.parent}, not in {folder}.")
-        return self._held.enter_context(claimed_folder(checkpoint.parent if own else folder, go_on=own))
+        return self._held.enter_context(claimed_folder(checkpoint.parent, go_on=True))
 
     def before_fit(self) -> None:
         """Compare the run that goes on with the one that stopped, before anything of it is loaded or renamed."""
@@ -246,6 +274,13 @@ class FineTuningCLI(LightningCLI):
         return [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
 
 
+def _without_allow(args: ArgsType) -> tuple[ArgsType, list[str]]:
+    """Arguments without ``--allow PACKAGE``, and the packages: only a command line lets them in."""
+    if isinstance(args, dict | Namespace):
+        return check_loaded(args, []), []
+    return packages_allowed(sys.argv[1:] if args is None else list(args))
+
+
 def _class_names(data: pl.LightningDataModule) -> list[str] | None:
     names = getattr(data, "class_names", None)
     return None if names is None else list(names)
@@ -266,7 +301,6 @@ def main(args: ArgsType = None) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
         FineTuningCLI(args)
     except SIGTERMException as stopped:

@@ -34,7 +34,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "label": torch.tensor([sample["label"] for sample in samples]),
     }
     if any("boxes" in sample for sample in samples):
-        batch["boxes"] = [sample.get("boxes", torch.zeros(0, 4)) for sample in samples]
+        batch["boxes"] = [sample.get("boxes", torch.zeros(0, 4, dtype=torch.float32)) for sample in samples]
     if all("mask" in sample for sample in samples):
         batch["mask"] = torch.stack([sample["mask"] for sample in samples])
     if all("path" in sample for sample in samples):

@@ -142,7 +142,9 @@ def _write_captions(
 
 def _draw_key(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, rule_lines: Sequence[str], colormap: str) -> None:
     """The colors from no heat to full heat as they look over gray, and the rule by which maps are scaled."""
-    levels = torch.linspace(0, 255, KEY_WIDTH).round().byte().numpy()[None].repeat(KEY_HEIGHT, axis=0)
+    levels = (
+        torch.linspace(0, 255, KEY_WIDTH, dtype=torch.float32).round().byte().numpy()[None].repeat(KEY_HEIGHT, axis=0)
+    )
     sheet.paste(tint(Image.new("RGB", (KEY_WIDTH, KEY_HEIGHT), GROUND), levels, colormap), (MARGIN, y))
     x = MARGIN + KEY_WIDTH + GAP
     for index, line in enumerate(rule_lines):

@@ -147,7 +147,11 @@ def compare_batch(
 
 def _parts(network: ExplainedNetwork, forward: ForwardPass, targets: Tensor, size: tuple[int, int]) -> dict[str, _Part]:
     raw = network.raw_maps(forward, targets)
-    cut, parts, nothing = network.boxes(forward, raw, targets, size), {}, torch.full((1, 4), torch.nan)
+    cut, parts, nothing = (
+        network.boxes(forward, raw, targets, size),
+        {},
+        torch.full((1, 4), torch.nan, dtype=torch.float32),
+    )
     for name, heat in network.heats(raw, size).items():
         boxes = torch.cat([own if len(own) else nothing for own in cut[name]]).double()
         parts[name] = _Part(raw[name].cpu(), heat.cpu(), boxes)

@@ -94,7 +94,7 @@ def pointing_row(maps: Tensor | None, masks: Tensor) -> Tensor:
 
 def energy_row(evidence: Tensor | None, masks: Tensor) -> Tensor:
     """``functional.energy_share`` (N,) of maps (N, H, W), None: constant ones, in masks (N, H, W); NaN in empty."""
-    evidence = torch.ones(masks.shape) if evidence is None else evidence
+    evidence = torch.ones(masks.shape, dtype=torch.float32) if evidence is None else evidence
     masks = masks.to(evidence.device)
     return torch.where(masks.flatten(1).any(1), functional.energy_share(evidence, masks), torch.nan)
 
@@ -260,7 +260,11 @@ def _every_and_largest(heat: Tensor, truth: Tensor) -> Tensor:
 
 
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    return functional.iou_with_best_box(predicted, truth).amax(0, keepdim=True) if len(predicted) else torch.zeros(1)
+    return (
+        functional.iou_with_best_box(predicted, truth).amax(0, keepdim=True)
+        if len(predicted)
+        else torch.zeros(1, dtype=torch.float32)
+    )
 
 
 def _ious(

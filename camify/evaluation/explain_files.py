@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,8 +23,9 @@ from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
 from ..drawing.overlay import ClassMap, Region, overlay_picture
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
-from ..files import slug, write_whole
+from ..files import write_whole
 from ..methods import PRECISIONS, check_targets, make_methods
+from .explained_folder import ExplainedFolder, file_stamp, model_sha256
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
 from .progress import tracked
@@ -33,7 +33,6 @@ from .timing import fastest_format, folded
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
 
-SETTINGS, RESULTS = "explain.json", "results.jsonl"
 _FORMATS = ("png", "jpg")
 _FEW = 64  # images, for which preparing the network for speed does not pay
 
@@ -82,6 +81,7 @@ class Summary:
         precision_error: what reduced precision changes on the first images: the largest difference of a probability,
             and that of a map in shares of its peak.
         box_rules: by method, how its boxes are cut.
+        notes: what had to be assumed.
     """
 
     results: int = 0
@@ -90,6 +90,7 @@ class Summary:
     memory_format: str = "as it was"
     precision_error: tuple[float, float] | None = None
     box_rules: dict[str, BoxRule] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def explain_files(
@@ -106,8 +107,10 @@ def explain_files(
 ) -> Summary:
     """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
 
-    A line is written when the image's files are whole: a run that was interrupted goes on behind the last one. Memory
-    does not depend on the number of images. ``explain.json`` holds the options and the box rules.
+    A line is written when the image's files are whole: a run that was interrupted goes on behind the last one, with the
+    same network (by its hash), and does again what has changed or was damaged. A file that cannot be read has a line
+    with its ``error``. Memory does not depend on the number of images. ``explain.json`` holds the options, the box
+    rules and the network's hash.
 
     Args:
         network: with its methods, all from one forward; it may be put into another memory format.
@@ -121,7 +124,7 @@ def explain_files(
         report: is called with every result.
 
     Raises:
-        ConfigError: the folder holds another run, or other files.
+        ConfigError: the folder holds another run, or other files, or another process writes there.
         ConversionError: a method needs a CAM-ready network.
     """
     rules = box_rules(network.methods, options.threshold)
@@ -129,16 +132,17 @@ def explain_files(
         "model": network.name, **asdict(options), "targets": list(options.targets), "methods": list(network.methods),
         "layer": network.layer, "options": network.options, "task": network.classes.task.value,
         "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
+        "model_sha256": model_sha256(network.model),
     }  # fmt: skip
-    done = _done_before(out, settings, overwrite)
-    names = _names(files, out, done, options.picture, overwrite)
-    pending = [path for path in files if str(path) not in done]
-    summary = Summary(before=len(files) - len(pending), box_rules=rules)
-    batches = image_batches(pending, network.preprocessing, batch_size=batch_size, workers=workers)
-    prepared = len(pending) <= _FEW
-    waiting: list[Future[dict[str, Any]]] = []
+    prepared, waiting = False, list[Future[dict[str, Any]]]()
     with ExitStack() as stack:
-        pool, results = stack.enter_context(ThreadPoolExecutor(2)), None
+        folder = stack.enter_context(ExplainedFolder(out, settings, overwrite))
+        pending = folder.pending(files)
+        names = folder.names(pending, (f"_cam.{options.picture}", ".npy"))
+        summary = Summary(before=len(files) - len(pending), box_rules=rules, notes=folder.notes)
+        batches = image_batches(pending, network.preprocessing, batch_size=batch_size, workers=workers)
+        prepared = len(pending) <= _FEW
+        pool = stack.enter_context(ThreadPoolExecutor(2))
         for batch in progress(batches, "explaining, batch", len(batches)):
             summary.unreadable |= batch.unreadable
             if not batch.paths:
@@ -148,91 +152,32 @@ def explain_files(
                 summary.memory_format = fastest_format(network.model, batch.images)
             if summary.precision_error is None and options.precision != "fp32":
                 summary.precision_error = _precision_error(network, batch.images[:4], rules, options)
-            maps = _batch_maps(network, batch.images, rules, options)
-            if results is None:  # what is wrong with the network or the options showed before anything is written
-                if not done:
-                    _begin(out, settings)
-                results = stack.enter_context((out / RESULTS).open("a", encoding="utf-8"))
+            maps = _batch_maps(network, batch.images, rules, options)  # what is wrong shows before anything is written
+            if not summary.results and not waiting:
+                folder.begin()
             pictures, ready = network.preprocessing.restore(batch.images), waiting
             waiting = [
                 pool.submit(_write_image, network, options, maps, index, picture, path, size, out / names[path])
                 for index, (picture, path, size) in enumerate(zip(pictures, batch.paths, batch.sizes, strict=True))
             ]
-            _record(ready, results, summary, report)
-        _record(waiting, results, summary, report)
+            _record(ready, folder, summary, report)
+        _record(waiting, folder, summary, report)
+        for path, reason in summary.unreadable.items():
+            folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
     return summary
 
 
 def _record(
-    ready: Iterable[Future[dict[str, Any]]], results: Any, summary: Summary, report: Callable[[dict[str, Any]], None]
+    ready: Iterable[Future[dict[str, Any]]],
+    folder: ExplainedFolder,
+    summary: Summary,
+    report: Callable[[dict[str, Any]], None],
 ) -> None:
     for future in ready:
         result = future.result()
-        results.write(json.dumps(result, ensure_ascii=False) + "\n")
-        results.flush()
+        folder.write(result)
         summary.results += 1
         report(result)
-
-
-# ---------------------------------------------------------------- the folder
-
-
-def _done_before(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, str]:
-    """The images that this run has done before it was interrupted, with the names of their files."""
-    record = out / SETTINGS
-    current = json.loads(json.dumps(settings))
-    if record.is_file() and not overwrite:
-        try:
-            previous = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{record}: cannot be read ({error}). Choose another --out.") from error
-        if isinstance(previous, dict) and previous.get("task") is None:  # older runs left it to the network
-            previous["task"] = current["task"]
-        changed = [key for key in current if not isinstance(previous, dict) or previous.get(key) != current[key]]
-        if changed:
-            raise ConfigError(
-                f"{out}: was made with another {', '.join(changed)}. Choose another --out, or add --overwrite true."
-            )
-        return _done(out / RESULTS)
-    return {}
-
-
-def _begin(out: Path, settings: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS).unlink(missing_ok=True)
-    write_whole(out / SETTINGS, json.dumps(settings, indent=1))
-
-
-def _done(results: Path) -> dict[str, str]:
-    """Images of a results file, and what their files are called; a last line that was cut off is removed."""
-    if not results.is_file():
-        return {}
-    lines = results.read_bytes().split(b"\n")
-    if lines.pop():  # the rest of an interrupted line
-        write_whole(results, b"".join(line + b"\n" for line in lines))
-    rows = [json.loads(line) for line in lines]
-    return {row["image"]: row["name"] for row in rows}
-
-
-def _names(files: Sequence[Path], out: Path, done: dict[str, str], picture: str, overwrite: bool) -> dict[Path, str]:
-    """A name for the files of every image that is still to be done; equal names get a number."""
-    taken, names = set(done.values()), {}
-    for path in files:
-        if str(path) in done:
-            continue
-        stem = name = slug(path.stem)
-        number = 2
-        while name in taken:
-            name, number = f"{stem}_{number}", number + 1
-        taken.add(name)
-        names[path] = name
-    # Where a run was interrupted between an image's files and its line, they are this run's own.
-    if not done and not overwrite:
-        for name in names.values():
-            for path in (out / f"{name}_cam.{picture}", out / f"{name}.npy"):
-                if path.exists():
-                    raise ConfigError(f"{path}: exists. Choose another --out, or add --overwrite true.")
-    return names
 
 
 # ---------------------------------------------------------------- one forward
@@ -344,7 +289,14 @@ def _write_image(
     content = io.BytesIO()
     np.save(content, raw.numpy())
     write_whole(stem.with_name(files["raw_maps"]), content.getvalue())
-    return {"image": str(path), "name": stem.name, "size": list(size), **files, "classes": classes}
+    return {
+        "image": str(path),
+        "file": file_stamp(path),
+        "name": stem.name,
+        "size": list(size),
+        **files,
+        "classes": classes,
+    }
 
 
 def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, ConversionError
-from .metadata import RECORD, as_properties, read_record
+from .metadata import RECORD, UNSEALED, as_properties, read_record, require_seal, sealed
 from .torch_export import quietly
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["OnnxFile", "write_onnx"]
+__all__ = ["OnnxFile", "write_onnx", "write_with_record"]
 
 _LARGEST = 2**31 - 1  # of a protobuf message; weights beyond it would need a second file
 
@@ -38,8 +38,6 @@ def write_onnx(program: ExportedProgram, path: Path, record: Mapping[str, Any], 
         ConversionError: a step has no counterpart in ONNX, or the file would exceed 2 GiB.
     """
     require("onnx", "onnxscript", "onnxruntime")
-    import onnx
-
     try:
         with quietly():
             exported = torch.onnx.export(
@@ -57,7 +55,6 @@ def write_onnx(program: ExportedProgram, path: Path, record: Mapping[str, Any], 
     model = exported.model_proto
     _name_axes(model, record["dynamic"])
     model.producer_name, model.producer_version = "camify", record["camify_version"]
-    onnx.helper.set_model_props(model, as_properties(record))
     for node in model.graph.node:  # paths and stack traces of this machine
         del node.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
@@ -65,7 +62,16 @@ def write_onnx(program: ExportedProgram, path: Path, record: Mapping[str, Any], 
     del model.graph.metadata_props[:]
     if model.ByteSize() > _LARGEST:
         raise ConversionError("ONNX: the weights exceed 2 GiB, which one file cannot hold.")
-    path.write_bytes(model.SerializeToString())
+    write_with_record(model, path, record)
+
+
+def write_with_record(model: Any, path: Path, record: Mapping[str, Any]) -> None:
+    """Write an ONNX model with camify's record, which holds the SHA-256 of the file."""
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, as_properties({**record, "sha256": UNSEALED}))
+    path.write_bytes(sealed(model.SerializeToString()))
 
 
 def _name_axes(model: Any, dynamic: list[str]) -> None:
@@ -82,6 +88,40 @@ def _name_axes(model: Any, dynamic: list[str]) -> None:
                     dim.dim_param = dim.dim_param.replace(symbol, name)
 
 
+def _checked_properties(content: bytes, path: str | Path) -> dict[str, str]:
+    """The metadata of an ONNX file whose graph is one list of known kinds of steps, looked at before any of it runs.
+
+    Raises:
+        CheckpointError: it is no ONNX file, or has what camify never writes: loops and other graphs within the graph,
+            functions, weights in other files, steps of other libraries.
+    """
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # of protobuf
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: is no whole ONNX file ({type(error).__name__}: {reason}).") from error
+    weights = (*model.graph.initializer, *(sparse.values for sparse in model.graph.sparse_initializer))
+    foreign = [f"the function {function.name}" for function in model.functions]
+    foreign += [f"the training graph {part.algorithm.name}" for part in model.training_info]
+    foreign += [f"weights of another file ({tensor.name})" for tensor in weights if _is_external(tensor)]
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            foreign.append(f"the step {node.op_type} of the library {node.domain}")
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            foreign.append(f"the step {node.op_type}, which runs a graph of its own")
+        if any(_is_external(tensor) for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)):
+            foreign.append(f"weights of another file (of the step {node.op_type})")
+    if foreign:
+        raise CheckpointError(f"{path}: holds {foreign[0][:200]}, which camify never writes. It is not run.")
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _is_external(tensor: Any) -> bool:
+    return bool(tensor.external_data) or tensor.data_location == tensor.EXTERNAL
+
+
 class OnnxFile:
     """An ONNX file of camify: its record, and what it gives for images.
 
@@ -95,26 +135,37 @@ class OnnxFile:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        require("onnxruntime")
+        require("onnx", "onnxruntime")
         import onnxruntime
 
-        if not Path(path).is_file():
+        self.path = Path(path)
+        if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file.")
+        content = self.path.read_bytes()
+        properties = _checked_properties(content, path)
+        self.record = read_record(properties.get(RECORD), path)
+        require_seal(content, self.record, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it logs as errors, it raises
         options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            properties = self.session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # onnxruntime's own kinds, or a decoding error of the metadata
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own kinds
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: onnxruntime cannot read it ({type(error).__name__}: {reason}).") from error
-        self.record = read_record(properties.get(RECORD), path)
         outputs = tuple(output.name for output in self.session.get_outputs())
         if outputs != tuple(self.record["outputs"]):
             raise CheckpointError(f"{path}: has the outputs {', '.join(outputs)}, its {RECORD} says others.")
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, float32."""
-        outputs = self.session.run(None, {"image": image.numpy()})
+        """The outputs by name, float32.
+
+        Raises:
+            CheckpointError: the file does not run on such images.
+        """
+        try:
+            outputs = self.session.run(None, {"image": image.numpy()})
+        except Exception as error:  # onnxruntime's own kinds
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.path}: does not run on {tuple(image.shape)} ({reason}).") from error
         return {name: torch.from_numpy(value) for name, value in zip(self.record["outputs"], outputs, strict=True)}

@@ -63,7 +63,8 @@ class Pt2File:
     """
 
     def __init__(self, path: str | Path) -> None:
-        if not Path(path).is_file():
+        self.path = Path(path)
+        if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file.")
         try:
             with zipfile.ZipFile(path) as archive:
@@ -98,8 +99,20 @@ class Pt2File:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """The outputs by name."""
-        return dict(zip(self.record["outputs"], self.steps(image), strict=True))
+        """The outputs by name.
+
+        Raises:
+            CheckpointError: a step does not run on such images, gives no tensor, or needs far more memory than they.
+        """
+        try:
+            return dict(zip(self.record["outputs"], self.steps(image), strict=True))
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        except Exception as error:  # the operations raise whatever the file's values make them raise
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{self.path}: does not run on {tuple(image.shape)} ({type(error).__name__}: {reason})."
+            ) from error
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -21,7 +21,6 @@ DTYPES = {  # torch/_export/serde/schema.py, ScalarType
 _MEMORY = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 _STRINGS = frozenset({"none", "tanh", "floor", "trunc", "amax", "sum", "constant", "reflect", "replicate", "circular"})
 _EQUATION = re.compile(r"[A-Za-z ,.]{1,100}->[A-Za-z .]{0,30}", re.ASCII)  # of einsum
-_TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
 # What the layers and functions of camify.graphs.allowed_layers become, and what the outputs and the preprocessing need.
 _ATEN_NAMES = """
 conv1d conv2d conv_transpose2d linear matmul bmm mm addmm einsum scaled_dot_product_attention
@@ -43,7 +42,50 @@ sym_size sym_numel _assert_scalar _assert_tensor_metadata
 """
 _OPERATOR_NAMES = "add sub mul floordiv mod neg getitem eq ne lt le gt ge and_ or_"
 _SYMBOLIC_NAMES = "sym_max sym_min sym_float sym_int sym_not sym_sum"
-_ATEN, _OPERATOR, _SYMBOLIC = (frozenset(names.split()) for names in (_ATEN_NAMES, _OPERATOR_NAMES, _SYMBOLIC_NAMES))
+_GIVEN = {"Tensor", "List[Tensor]", "int", "float", "bool", "number"}  # what an operation may return
+_TAKEN = _GIVEN | {"List[int]", "List[float]", "List[bool]", "List[Optional[Tensor]]", "str", "Device"}
+_TAKEN |= {"AnyEnumType"}  # a dtype, a layout, a memory format
+_OPTIONAL = re.compile(r"^Optional\[(.*)\]$")
+_MOST_STEPS = 100_000
+_LARGEST_NUMBER = 2**63
+_BYTES = 2**30  # of all values at one moment, beside what grows with the images and the weights
+_GROWTH = 2048  # as many bytes for every byte of the images
+_DEVICE = "/device"  # no name of a value; where a run takes place
+
+
+def _aten_operations() -> dict[str, Callable[..., Any]]:
+    """The overloads of the operations above by full name, as objects; no name of a file is ever looked up in torch."""
+    operations: dict[str, Callable[..., Any]] = {}
+    for name in _ATEN_NAMES.split():
+        packet = getattr(torch.ops.aten, name, None)  # a name of this file; older versions of torch lack some
+        for overload_name in () if packet is None else packet.overloads():
+            overload = getattr(packet, overload_name)
+            schema = overload._schema
+            taken = {_OPTIONAL.sub(r"\1", str(argument.type)) for argument in schema.arguments}
+            given = {str(result.type) for result in schema.returns}
+            if given <= _GIVEN and taken <= _TAKEN and not any(argument.is_out for argument in schema.arguments):
+                operations[f"torch.ops.aten.{name}.{overload_name}"] = overload
+    return operations
+
+
+def _on_plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Python's ``operator`` on numbers and tensors: of lists and text it would make huge ones."""
+
+    def apply(*args: Any) -> Any:
+        if not all(isinstance(arg, Tensor | int | float) for arg in args):
+            raise CheckpointError(f"the graph applies {function.__name__} to something else than numbers and tensors.")
+        return function(*args)
+
+    return apply
+
+
+_OPERATIONS: Mapping[str, Callable[..., Any]] = (
+    _aten_operations()
+    | {f"_operator.{name}": _on_plain(getattr(operator, name)) for name in _OPERATOR_NAMES.split()}
+    | {"_operator.getitem": operator.getitem}
+    | {f"torch.{name}": vars(torch)[name] for name in _SYMBOLIC_NAMES.split() if name in vars(torch)}
+)
+"""Every step that is run, by the name that a file gives it."""
 
 
 class Steps:
@@ -77,8 +119,12 @@ class Steps:
             if kind != "user_output":
                 raise CheckpointError(f"the graph gives a {kind!r}; known are tensors.")
             self._outputs.append(str(value["arg"]["as_tensor"]["name"]))
-        self._steps = [_Step(node) for node in graph_module["graph"]["nodes"]]
+        nodes = graph_module["graph"]["nodes"]
+        if len(nodes) > _MOST_STEPS:
+            raise CheckpointError(f"the graph has {len(nodes)} steps; camify reads {_MOST_STEPS} at most.")
+        self._steps = [_Step(node) for node in nodes]
         self._dead = self._last_uses()
+        self._bounded_shapes: set[tuple[int, ...]] = set()
 
     @property
     def count(self) -> int:
@@ -96,20 +142,44 @@ class Steps:
         return dead[::-1]
 
     def __call__(self, image: Tensor) -> list[Tensor]:
-        """The tensors that come out for an image batch."""
-        values: dict[str, Any] = {**self._known, self._image: image}
+        """The tensors that come out for an image batch.
+
+        Raises:
+            CheckpointError: a step gives something else than tensors and numbers, or far more than images need.
+        """
+        if tuple(image.shape) not in self._bounded_shapes:
+            weights = sum(tensor.untyped_storage().nbytes() for tensor in self._known.values())
+            allowed = _BYTES + _GROWTH * image.nbytes + 4 * weights
+            known = {name: tensor.to("meta") for name, tensor in self._known.items()}
+            self._run({**known, self._image: image.to("meta"), _DEVICE: torch.device("meta")}, allowed)
+            self._bounded_shapes.add(tuple(image.shape))
+        return self._run({**self._known, self._image: image, _DEVICE: torch.device("cpu")}, None)
+
+    def _run(self, values: dict[str, Any], allowed: int | None) -> list[Tensor]:
+        """The outputs; of a run without memory, on the meta device, all values of a moment are at most so large."""
+        sizes: dict[str, int] = {}
         for step, dead in zip(self._steps, self._dead, strict=True):
             step(values)
+            for name in step.names if allowed is not None else ():
+                sizes[name] = _bytes_of(values.get(name))
+            if allowed is not None and sum(sizes.values()) > allowed:
+                raise CheckpointError(
+                    f"the step {step.name} of the graph needs {sum(sizes.values()) / 2**30:.3g} GiB; for such images"
+                    f" camify allows {allowed / 2**30:.3g} GiB."
+                )
             for name in dead:
                 values.pop(name, None)
+                sizes.pop(name, None)
         return [values[name] for name in self._outputs]
 
 
 class _Step:
     def __init__(self, node: Mapping[str, Any]) -> None:
-        self._function = _function(node["target"])
+        self.name = str(node["target"])
+        self._function = _function(self.name)
         self.inputs: list[str] = []
-        self._args, self._kwargs = [], {}
+        self._args: list[Callable[[dict[str, Any]], Any]] = []
+        self._kwargs: dict[str, Callable[[dict[str, Any]], Any]] = {}
         for entry in node["inputs"]:
             value = self._argument(entry["arg"])
             if entry.get("kind", 1) == 1:
@@ -119,12 +189,18 @@ class _Step:
         outputs = node["outputs"]
         self.several = len(outputs) > 1 or any("as_tensors" in output for output in outputs)
         self.names = [name for output in outputs for name in _names(output)]
+        if _DEVICE in self.names:
+            raise CheckpointError(f"the graph has a value named {_DEVICE!r}.")
+        if _makes_tensors_of_numbers(self._function):
+            self._kwargs["device"] = lambda values: values[_DEVICE]
 
     def __call__(self, values: dict[str, Any]) -> None:
         """Run the step on the values so far and add what it gives."""
         args = [argument(values) for argument in self._args]
         kwargs = {name: argument(values) for name, argument in self._kwargs.items()}
         output = self._function(*args, **kwargs)
+        if not _is_plain(output):
+            raise CheckpointError(f"the step {self.name} of the graph gives something else than tensors and numbers.")
         if self.names:
             named_outputs = zip(self.names, output if self.several else [output], strict=True)
             values.update((name, value) for name, value in named_outputs if name)
@@ -155,7 +231,7 @@ class _Step:
         if kind == "as_layout" and content == 7:
             return _constant(torch.strided)
         if kind == "as_device" and content["type"] == "cpu":
-            return _constant(torch.device("cpu"))
+            return lambda values: values[_DEVICE]
         raise CheckpointError(
             f"the graph has an argument {kind} = {content!r:.80}, which is not one that camify reads."
         )
@@ -191,14 +267,28 @@ def _names(output: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _function(target: str) -> Callable[..., Any]:
-    """The function of a name in the lists above."""
-    match = _TARGET.fullmatch(target)
-    if match and match[1] in _ATEN:
-        operation: Callable[..., Any] = getattr(getattr(torch.ops.aten, match[1]), match[2])
-        return operation
-    library, _, name = target.rpartition(".")
-    if library == "_operator" and name in _OPERATOR:
-        return getattr(operator, name)  # type: ignore[no-any-return]
-    if library == "torch" and name in _SYMBOLIC:
-        return getattr(torch, name)  # type: ignore[no-any-return]
-    raise CheckpointError(f"the graph has a step {target[:100]!r}, which is no tensor operation that camify runs.")
+    """The operation of a name in the table above."""
+    if target not in _OPERATIONS:
+        raise CheckpointError(f"the graph has a step {target[:100]!r}, which is no tensor operation that camify runs.")
+    return _OPERATIONS[target]
+
+
+def _makes_tensors_of_numbers(operation: Any) -> bool:
+    """Whether an operation makes a tensor where its argument ``device`` says, of no other tensor."""
+    schema = getattr(operation, "_schema", None)
+    arguments = {} if schema is None else {argument.name: str(argument.type) for argument in schema.arguments}
+    return "device" in arguments and not any("Tensor" in kind for kind in arguments.values())
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor, a number of usual size, None, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(not isinstance(item, list | tuple) and _is_plain(item) for item in value)
+    if type(value) is int:
+        return abs(value) < _LARGEST_NUMBER
+    return value is None or type(value) in (bool, float, Tensor, torch.nn.Parameter)
+
+
+def _bytes_of(value: Any) -> int:
+    items = value if isinstance(value, list | tuple) else [value]
+    return sum(item.nbytes for item in items if isinstance(item, Tensor))

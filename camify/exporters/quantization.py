@@ -14,8 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, ConversionError
 from ..maps import select
 from ..metrics.functional import correlation
-from .metadata import as_properties
-from .onnx_file import OnnxFile, require
+from .onnx_file import OnnxFile, require, write_with_record
 from .torch_export import quietly
 
 __all__ = ["EXPORT_PRECISIONS", "Loss", "reduce_precision"]
@@ -64,8 +63,6 @@ def reduce_precision(full: Path, path: Path, precision: str, images: Tensor, lab
         ConversionError: onnxruntime's tools fail on the network.
     """
     require("onnx", "onnxruntime")
-    import onnx
-
     if len(images) < 4 or (labels is not None and len(labels) != len(images)):
         raise ConfigError(f"precision={precision!r} needs images, at least four, and as many labels, if any.")
     try:
@@ -77,13 +74,10 @@ def reduce_precision(full: Path, path: Path, precision: str, images: Tensor, lab
     full_file = OnnxFile(full)
     record = {**full_file.record, "precision": precision}
     held_out = slice(1, None, 2)
-    onnx.helper.set_model_props(model, as_properties(record))
-    path.write_bytes(model.SerializeToString())
+    write_with_record(model, path, record)
     loss = _loss(full_file, OnnxFile(path), images[held_out], None if labels is None else labels[held_out])
     record["loss"] = {"images": loss.images, "agreement": loss.agreement, "map_correlation": loss.map_correlation}
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, as_properties(record))
-    path.write_bytes(model.SerializeToString())
+    write_with_record(model, path, record)
     return loss
 
 

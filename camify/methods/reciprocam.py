@@ -54,7 +54,7 @@ class ReciproCAM(Method):
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w)."""
         height, width = forward.activations.shape[-2:]
-        masks = torch.eye(height * width).reshape(-1, height, width).to(forward.activations)
+        masks = torch.eye(height * width, dtype=torch.float32).reshape(-1, height, width).to(forward.activations)
         if self.gaussian:
             line = masks.new_tensor([1.0, 2.0, 1.0])
             kernel = line[:, None] * line / 16

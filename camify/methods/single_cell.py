@@ -112,7 +112,7 @@ def _shares(before: nn.Module, masks_PHW: Tensor, channels: int, sign: float) ->
 
     Found out by asking, with another size in every channel.
     """
-    sizes = torch.linspace(0.5, 2.0, channels).to(masks_PHW)
+    sizes = torch.linspace(0.5, 2.0, channels, dtype=torch.float32).to(masks_PHW)
     vectors = (sign * sizes).expand(len(masks_PHW), -1)
     factors = []
     for maps in _masked(vectors, masks_PHW):

@@ -128,8 +128,8 @@ class MaxBoxAccuracy(_BoxHits):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
-        curve = self.hits / self.total  # 0 / 0 is NaN: no image with boxes, no figure
-        center = self.center_hits / self.total
+        curve = self.hits.float() / self.total  # 0 / 0 is NaN: no image with boxes, no figure
+        center = self.center_hits.float() / self.total
         best = thresholds(self.count).to(curve)[self.hits.sum(dim=0).argmax()]
         return {
             "max_box_acc": curve.amax(dim=1).mean(),
@@ -219,8 +219,13 @@ class LocalizationAccuracy(_BoxHits):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         best, center = self.hits[0].argmax(), self.center_hits[0].argmax()
-        accuracies, center_accuracies = self.hits[:, best] / self.total, self.center_hits[:, center] / self.total
-        threshold = thresholds(self.count)[best.cpu()] if self.threshold is None else torch.tensor(self.threshold)
+        accuracies = self.hits[:, best].float() / self.total
+        center_accuracies = self.center_hits[:, center].float() / self.total
+        threshold = (
+            thresholds(self.count)[best.cpu()]
+            if self.threshold is None
+            else torch.tensor(self.threshold, dtype=torch.float32)
+        )
         names = ("gt_known", "top1", "top5")
         return {
             **dict(zip(names, accuracies, strict=True)),

@@ -88,9 +88,13 @@ class PointingGame(UnitIntervalMetric):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
         count = self.totals.sum()
-        figures = {"accuracy": self.hits.sum() / count, "center_accuracy": self.center_hits / count, "count": count}
+        figures = {
+            "accuracy": self.hits.sum().float() / count,
+            "center_accuracy": self.center_hits.float() / count,
+            "count": count,
+        }
         if self.num_classes is not None:
-            per_class = self.hits / self.totals
+            per_class = self.hits.float() / self.totals
             figures |= {"class_mean": per_class.nanmean(), "per_class": per_class}
         return figures
 
@@ -182,5 +186,5 @@ class GridPointingGame(RowMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all maps so far."""
-        chance = torch.tensor(1 / self.grid**2, device=self.sums.device)
+        chance = torch.tensor(1 / self.grid**2, dtype=torch.float32, device=self.sums.device)
         return {**self._means(), "chance": chance, "count": self.counts[0]}

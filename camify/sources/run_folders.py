@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import CKPT_RECORD, MANIFEST, check_manifest
+from ..checkpoint.folder import CKPT_RECORD, MANIFEST, WEIGHTS, check_manifest
 from ..checkpoint.hub import HUB_PREFIX, fetch_folder, is_repository
 from ..errors import CheckpointError
 from ..model import CAMNet
+from .cached_files import require_hub_file
 from .source import Source
 from .state_dicts import read_plain
 from .torchvision_models import load_weights_file
@@ -103,4 +104,8 @@ def load_from_hub(text: str, weights: bool) -> Source:
     Raises:
         CheckpointError: it cannot be had, or is no checkpoint folder.
     """
-    return Source.of(CAMNet.from_pretrained(fetch_folder(text, cached=not weights)), text)
+    folder = fetch_folder(text, cached=not weights)
+    for name in (MANIFEST, WEIGHTS):
+        if (folder / name).exists():
+            require_hub_file(folder / name)
+    return Source.of(CAMNet.from_pretrained(folder), text)

@@ -13,11 +13,13 @@ from torch import nn
 from ..errors import CheckpointError, ConversionError
 from ..preprocessing import Preprocessing
 from ..task import Task
+from .cached_files import require_hub_files, require_published
 from .source import Source
 from .weight_files import is_file_name, network_of_file
 
 __all__ = ["TimmModel", "is_timm", "load_timm", "timm_model"]
 
+_HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of classes is torchvision's
 
 
@@ -90,6 +92,7 @@ class TimmModel:
         source = f"timm/{self.name}"
         if not self.pretrained:
             raise CheckpointError(f"{source}: timm has no weights for it. Use {source}@none or {source}@FILE.")
+        _require_whole(timm.get_pretrained_cfg(self.name))
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=True)
         except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
@@ -100,6 +103,18 @@ class TimmModel:
                 f" (its model.safetensors) or {source}@none."
             ) from error
         return network
+
+
+def _require_whole(config: Any) -> None:
+    """Check what the caches hold of the weights, where they hold it.
+
+    Raises:
+        CheckpointError: a file was changed; names it.
+    """
+    if config is not None and config.url:
+        require_published(config.url)
+    if config is not None and config.hf_hub_id:
+        require_hub_files(config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_NAMES)
 
 
 def timm_model(name: str) -> TimmModel:

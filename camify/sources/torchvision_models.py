@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, partial
@@ -19,6 +18,7 @@ from ..checkpoint.folder import MANIFEST, file_sha256
 from ..errors import CheckpointError, ConversionError
 from ..preprocessing import Preprocessing
 from ..task import Task
+from .cached_files import published_digest, require_published, torch_cache_file
 from .source import Source
 from .state_dicts import State, count_classes, match_keys, misfits, read_state
 from .weight_files import is_file_name, load_state, missing_head, network_of_file, network_with_weights
@@ -85,9 +85,15 @@ def load_torchvision(text: str, weights: bool) -> Source:
     except KeyError:
         known = ", ".join(choices.__members__)
         raise ConversionError(f"source torchvision/{name}@{which}: no such weights. Known: none, {known}.") from None
+    require_published(member.url)
+    kept = torch_cache_file(member.url)
+    there = kept.exists()
     try:
         state = member.get_state_dict(check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # of a download OSError and RuntimeError; of a file that was there any
+        if there:
+            problem = f"cannot be read as plain weights ({type(error).__name__})"
+            raise CheckpointError(f"{kept}: {problem}. Delete it; it is fetched again then.") from error
         raise CheckpointError(
             f"torchvision/{name}@{member.name}: cannot download the weights from {member.url} ({error})."
             f" Put the file into {torch.hub.get_dir()}/checkpoints, or use torchvision/{name}@FILE or @none."
@@ -129,9 +135,9 @@ def _as_published(source: Source, name: str, file: str) -> Source:
     Such a file has the beginning of its SHA-256 in its name (``resnet18-f37072fd.pth``), and that is checked.
     """
     for member in torchvision.models.get_model_weights(name):
-        digest = re.search(r"-([0-9a-f]{8,})\.pth$", member.url)
+        digest = published_digest(Path(member.url).name)
         if digest is not None and Path(member.url).name == Path(file).name:
-            if not file_sha256(Path(file)).startswith(digest[1]):
+            if not file_sha256(Path(file)).startswith(digest):
                 raise CheckpointError(f"{file}: is not torchvision's file of that name, or damaged. Fetch it again.")
             return _described(source, member)
     return source

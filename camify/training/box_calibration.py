@@ -68,7 +68,7 @@ def _examples(trainer: pl.Trainer, module: Any) -> tuple[Tensor, Tensor, list[Te
     number = 0
     classes = module.cam_net.classes
     for batch, targets in validation_batches(trainer, module):
-        batch_boxes = [torch.zeros(0, 4)] * len(batch) if batch.boxes is None else batch.boxes
+        batch_boxes = [torch.zeros(0, 4, dtype=torch.float32)] * len(batch) if batch.boxes is None else batch.boxes
         for image, label, image_boxes in zip(
             batch.images.cpu(), classes.of_targets(targets).cpu(), batch_boxes, strict=True
         ):
@@ -86,5 +86,7 @@ def _mosaic_cells(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[
     height, width = images.shape[-2:]
     shrunk = torch.nn.functional.interpolate(tiled, size=(height, width), mode="bilinear", antialias=True)
     half_y, half_x = height / 2, width / 2
-    cells = torch.tensor([[x, y, x + half_x, y + half_y] for y in (0.0, half_y) for x in (0.0, half_x)])
+    cells = torch.tensor(
+        [[x, y, x + half_x, y + half_y] for y in (0.0, half_y) for x in (0.0, half_x)], dtype=torch.float32
+    )
     return shrunk.repeat_interleave(4, 0), classes.flatten(), [cell[None] for _ in tiled for cell in cells]

@@ -362,7 +362,7 @@ class CAMMetrics(nn.Module):
             return {}
         numbers = torch.as_tensor(labels)
         for picked in mosaic_plan(numbers, _GRID)[: self.grid_mosaics][rank::world_size]:
-            image = tiled(read(picked.tolist()).to(next(network.parameters()).device), _GRID)
+            image = tiled(read(picked.tolist()).to(next(network.parameters())), _GRID)
             with eval_mode(network):
                 maps_KHW = network.forward_with_maps(image)[1][0]
             maps_KHW = Classes.carried_by(network, len(maps_KHW)).two_sided(maps_KHW, 0)

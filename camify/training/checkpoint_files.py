@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..files import whole_file
 from ..sources.state_dicts import read_plain
 
-__all__ = ["WholeCheckpoints", "follow_moved_run", "read_checkpoint", "refuse_other_shapes", "write_checkpoints_whole"]
+__all__ = ["WholeCheckpoints", "follow_moved_run", "keep_checkpoints_whole", "read_checkpoint", "refuse_other_shapes"]
 
 _LISTED = 3  # layers in a message
 
@@ -60,8 +60,8 @@ def _free(path: Path) -> float:
     return shutil.disk_usage(place).free / 1e9
 
 
-def write_checkpoints_whole(trainer: pl.Trainer) -> None:
-    """Let a trainer write as ``WholeCheckpoints``, unless it was given a way of its own."""
+def keep_checkpoints_whole(trainer: pl.Trainer) -> None:
+    """Let a trainer write and read as ``WholeCheckpoints``, unless it was given a way of its own."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpoints()
 

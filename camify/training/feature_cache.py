@@ -146,13 +146,13 @@ class FeatureCache(Dataset[dict[str, Any]]):
             for batch in reader:
                 known = Batch.of(batch)
                 images, sample = known.images.to(device), _beside(known)
-                features_NCHW = part(images).float().cpu()
+                features_NCHW = part(images.to(next(part.parameters()))).float().cpu()
                 if store is None:
                     store = self._empty((count, *features_NCHW.shape[1:]), limit_gb)
                 store[start : start + len(features_NCHW)] = features_NCHW
                 start += len(features_NCHW)
                 if teacher is not None:
-                    sample["teacher"] = teacher(images).float().cpu()
+                    sample["teacher"] = teacher(images.to(next(teacher.parameters()))).float().cpu()
                 sample["size"] = torch.tensor(images.shape[-2:]).expand(len(images), 2)
                 for key, value in sample.items():
                     rest.setdefault(key, []).append(value)
@@ -169,7 +169,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 f" feature_cache_gb={limit_gb:g}. Raise it, use feature_cache=disk, or fewer cached_views."
             )
         if self._folder is None:
-            return torch.empty(shape)
+            return torch.empty(shape, dtype=torch.float32)
         path = self._folder / f"{len(self._features)}.npy"
         _reserve(path, 4 * math.prod(shape))
         return torch.from_numpy(np.memmap(path, mode="r+", dtype=np.float32, shape=shape))

@@ -140,7 +140,7 @@ def check_classes(
     home = next(legacy.parameters()).device
     with isolate_rng(), eval_mode(legacy.to(device)):
         for batch in _some_batches(loader):
-            logits.append(legacy(batch.images.to(device)).float().cpu())
+            logits.append(legacy(batch.images.to(next(legacy.parameters()))).float().cpu())
             targets.append(targets_of(batch).cpu())
     legacy.to(home)
     return _compare(classes, torch.cat(logits), torch.cat(targets))
@@ -169,7 +169,8 @@ def _compare(classes: Classes, logits_NK: Tensor, targets: Tensor) -> ClassCheck
     labels = classes.of_targets(targets)
     predicted = classes.two_sided(logits_NK).argmax(1)
     count = classes.count(logits_NK.shape[1])
-    confusion = torch.zeros(count, count).index_put_((labels, predicted), torch.ones(len(labels)), accumulate=True)
+    ones = torch.ones(len(labels), dtype=torch.float32)
+    confusion = ones.new_zeros(count, count).index_put_((labels, predicted), ones, accumulate=True)
     sizes = confusion.sum(1)
     share, taken_for = (confusion / sizes[:, None].clamp_min(1)).max(1)
     mostly = {

@@ -92,7 +92,10 @@ def balanced_weights(targets: Tensor, count: int, *, task: Task = Task.MULTICLAS
         DataError: a class has no training image.
     """
     if task is Task.MULTICLASS:
-        total, counts = torch.tensor(float(len(targets))), torch.bincount(targets, minlength=count).float()
+        total, counts = (
+            torch.tensor(float(len(targets)), dtype=torch.float32),
+            torch.bincount(targets, minlength=count).float(),
+        )
     else:
         total, counts = (~targets.isnan()).float().sum(0), targets.nan_to_num(0.0).sum(0)
     empty = [index for index, number in enumerate(counts.tolist()) if number == 0]

@@ -263,7 +263,7 @@ class CAMFineTuner(pl.LightningModule):
         if self.teacher is None:
             return None
         with torch.no_grad(), eval_mode(self.teacher):
-            logits: Tensor = self.teacher(images)
+            logits: Tensor = self.teacher(images.to(next(self.teacher.parameters())))  # its precision is its own
         return logits
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ..errors import CheckpointError, TrainingError
-from .checkpoint_files import write_checkpoints_whole
+from .checkpoint_files import keep_checkpoints_whole
 from .loaders import is_dry_run
 from .run_folder import run_folder
 
@@ -206,9 +206,8 @@ class StopSafely(pl.Callback):
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Checkpoints are whole on every filesystem."""
-        if stage == "fit":
-            write_checkpoints_whole(trainer)
+        """Checkpoints are written whole on every filesystem, and read without running code."""
+        keep_checkpoints_whole(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """From here on signals wait for the batch; before, nothing is lost."""

@@ -129,3 +129,103 @@ def test_archives_that_are_odd_are_refused(rewritten):
     huge = b"0" * 10
     path = rewritten(MODEL, lambda data: None, ("ROOT/data/constants/evil.pt", huge))
     assert open_exported(path).record["num_classes"] == 4  # what nothing names is never read
+
+
+# ---------------------------------------------------------------- only known operations, only plain values
+
+
+def test_attributes_of_operations_that_are_no_overloads_are_refused():
+    """Fault: torch forwards ``__getattr__("__globals__")``, ``__setattr__`` and ``__call__`` of its packets."""
+    from camify.exporters import pt2_operations
+
+    attributes = 0
+    for name in pt2_operations._ATEN_NAMES.split():
+        packet = getattr(torch.ops.aten, name, None)
+        if packet is None:
+            continue
+        forwarded = {*dir(packet), *dir(packet._op), "_op", "__globals__", "__builtins__", "op", "overloads"}
+        for attribute in forwarded - set(packet.overloads()):
+            attributes += 1
+            with pytest.raises(CheckpointError, match="no tensor operation"):
+                pt2_operations._function(f"torch.ops.aten.{name}.{attribute}")
+    assert attributes > 5000
+
+
+def step(target, name, *arguments, kind="as_tensor"):
+    output = {"as_tensor": {"name": name}} if kind == "as_tensor" else {kind: {"as_name": name}}
+    inputs = [{"name": "", "arg": argument, "kind": 1} for argument in arguments]
+    return {
+        "target": target,
+        "inputs": inputs,
+        "outputs": [output],
+        "metadata": {},
+        "is_hop_single_tensor_return": None,
+    }
+
+
+def with_steps(*steps):
+    def change(data):
+        nodes = data["graph_module"]["graph"]["nodes"]
+        nodes[:0] = steps
+
+    return change
+
+
+def tensor(name):
+    return {"as_tensor": {"name": name}}
+
+
+def test_the_exploit_of_forwarded_attributes_runs_no_code(rewritten, tmp_path):
+    """What ran code in ``camify check``: ``eval`` out of the globals of a method of torch, set in place of an op."""
+    trace = tmp_path / "trace"
+    text = f"__import__('pathlib').Path({str(trace)!r}).touch()"
+    exploit = [
+        step("torch.ops.aten.celu.__getattribute__", "method", {"as_string": "__init__"}),
+        step("torch.ops.aten.celu.__setattr__", "", {"as_string": "_op"}, tensor("method")),
+        step("torch.ops.aten.celu.__getattr__", "globals", {"as_string": "__globals__"}),
+        step("_operator.getitem", "builtins", tensor("globals"), {"as_string": "__builtins__"}),
+        step("_operator.getitem", "eval", tensor("builtins"), {"as_string": "eval"}),
+        step("torch.ops.aten.celu.__setattr__", "", {"as_string": "_op"}, tensor("eval")),
+        step("torch.ops.aten.celu.__call__", "gone", {"as_string": text}),
+    ]
+    before = torch.ops.aten.celu._op
+    for count in range(1, len(exploit) + 1):
+        with pytest.raises(CheckpointError, match=r"changed\.pt2"):
+            open_exported(rewritten(MODEL, with_steps(*exploit[:count])))
+    assert torch.ops.aten.celu._op is before
+    assert not trace.exists()
+
+
+ZEROS, FACTOR = "torch.ops.aten.full.default", {"as_int": 2**40}
+SIZES = {"as_ints": [100_000, 100_000]}
+HOSTILE_STEPS = {
+    "a graph that makes 40 GB": [step(ZEROS, "x1", SIZES, {"as_int": 1})],
+    "a graph that expands and copies": [
+        step(ZEROS, "x1", {"as_ints": [1, 1]}, {"as_int": 1}),
+        step("torch.ops.aten.expand.default", "x2", tensor("x1"), SIZES),
+        step("torch.ops.aten.clone.default", "x3", tensor("x2")),
+    ],
+    "numbers that double their digits": [
+        step("_operator.mul", "n0", FACTOR, FACTOR, kind="as_sym_int"),
+        step("_operator.mul", "n1", *2 * [{"as_sym_int": {"as_name": "n0"}}], kind="as_sym_int"),
+    ],
+    "a list that is repeated": [
+        step("_operator.mul", "x1", {"as_ints": [1, 2, 3]}, {"as_int": 10**9}, kind="as_sym_int")
+    ],
+    "text that is formatted": [step("_operator.mod", "x1", {"as_string": "sum"}, {"as_int": 1}, kind="as_sym_int")],
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_STEPS)
+def test_what_would_fill_the_memory_is_refused_before_it_runs(rewritten, kind):
+    with pytest.raises(CheckpointError, match=r"changed\.pt2: .*(GiB|something else|numbers)"):
+        open_exported(rewritten(MODEL, with_steps(*HOSTILE_STEPS[kind])))(torch.randn(1, 3, 32, 32))
+
+
+def test_values_are_tensors_and_numbers():
+    from camify.exporters.pt2_operations import _is_plain
+
+    for value in (torch.zeros(2), 3, 0.5, True, None, [torch.zeros(1), 2], (1, 2)):
+        assert _is_plain(value)
+    for value in (print, "text", torch, torch.float32, torch.Size, [print], {"a": 1}, [[1]], 2**70, torch.nn.ReLU()):
+        assert not _is_plain(value)

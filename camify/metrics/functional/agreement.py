@@ -33,7 +33,7 @@ def average_ranks(maps_MHW: Tensor) -> Tensor:
     ranks = []
     for row in maps_MHW.flatten(1):
         _, place, counts = row.unique(return_inverse=True, return_counts=True)
-        ranks.append((counts.cumsum(0) - (counts - 1) / 2).double()[place])
+        ranks.append((counts.cumsum(0) - (counts.double() - 1) / 2)[place])
     return torch.stack(ranks).reshape(maps_MHW.shape)
 
 

@@ -41,7 +41,7 @@ def random_maps(count: int, height: int, width: int, *, cells: int = 7, seed: in
         >>> torch.equal(maps, random_maps(2, 14, 14))  # the same seed
         True
     """
-    noise = torch.rand(count, cells, cells, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(count, cells, cells, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return normalize(upsample(noise, (height, width)))
 
 
@@ -95,7 +95,9 @@ def bootstrap_interval(
         True
     """
     means = bootstrap_means(values, resamples=resamples, seed=seed)
-    figures = means if statistic is None else torch.tensor([float(statistic(row)) for row in means])
+    figures = (
+        means if statistic is None else torch.tensor([float(statistic(row)) for row in means], dtype=torch.float32)
+    )
     return percentiles(figures, confidence)
 
 

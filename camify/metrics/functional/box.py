@@ -28,7 +28,7 @@ def thresholds(count: int = 100) -> Tensor:
         >>> thresholds(4)
         tensor([0.0000, 0.2500, 0.5000, 0.7500])
     """
-    return torch.arange(count) / count
+    return torch.arange(count, dtype=torch.float32) / count
 
 
 def best_iou_by_threshold(

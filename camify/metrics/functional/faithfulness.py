@@ -205,7 +205,7 @@ def _curves(
         1, order, torch.arange(height * width, device=order.device).expand_as(order)
     )
     place = place.view(count, 1, height, width)
-    scores = torch.empty(count * (steps + 1), device=start.device)
+    scores = torch.empty(count * (steps + 1), dtype=torch.float32, device=start.device)
     targets = targets.to(start.device)
     with eval_mode(model), torch.no_grad():
         for first, rows, changed in _batches(count, steps, height * width, batch_size, start.device):

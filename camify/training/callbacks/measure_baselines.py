@@ -86,7 +86,9 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     quality.to(module.device)
     mapped: Any = network if network is module.cam_net and task.exclusive else None
     with eval_mode(network.to(module.device)), trainer.precision_plugin.forward_context():
-        for batch, targets in validation_batches(trainer, module, rank, count):
+        precision = next(network.parameters()).dtype  # of the legacy network its own, whatever the trainer's
+        for given, targets in validation_batches(trainer, module, rank, count):
+            batch = given.to(module.device, images=precision)
             if mapped is not None:
                 logits, maps = logits_and_maps(mapped, batch.images, clamp_weights=clamp)
                 quality.update(ValidationBatch.of(mapped, batch, targets, logits, maps, module.normalizer, clamp))

@@ -144,7 +144,7 @@ def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, devic
     """What a network says of the watched images; all methods share one forward."""
     chosen = make_methods(network, methods)
     gradients = any(method.uses_gradients for method in chosen.values())
-    with observe(network, batch.images.to(device), gradients=gradients) as forward:
+    with observe(network, batch.images.to(next(network.parameters())), gradients=gradients) as forward:
         classes = forward.classes.predicted(forward.logits)
         labels = classes if batch.labels is None else batch.labels.to(device)
         pair = torch.stack([classes, labels], dim=1)
@@ -153,5 +153,5 @@ def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, devic
             "logits": forward.logits.gather(1, pair).float().cpu(),
             "probabilities": forward.probabilities.gather(1, pair).float().cpu(),
             "maps": {name: method.raw_maps(forward, pair).float().cpu() for name, method in chosen.items()},
-            "threshold": torch.tensor(BoxRule.threshold),
+            "threshold": torch.tensor(BoxRule.threshold, dtype=torch.float32),
         }
