@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from matplotlib import colormaps
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from ..console import console, plain_text, shell_quoted
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
 from ..errors import CamifyError, ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
@@ -183,13 +182,13 @@ def _inspect(options: Namespace) -> None:
     inspection = inspect(options.source, input_size=options.input_size)
     if inspection.verdict == "unsupported":
         raise ConversionError(f"{options.source}: {inspection.reason}")
-    console = Console(highlight=False)
-    console.print(inspection.table())
+    screen = console()
+    screen.print(inspection.table())
     if inspection.num_classes is None:
-        fit = f"camify fit --model.model {options.source} --data ImageFolderDataModule"
-        console.print(f"Next: {fit} --data.init_args.root IMAGES", soft_wrap=True)
+        fit = f"camify fit --model.model {shell_quoted(options.source)} --data ImageFolderDataModule"
+        screen.print(f"Next: {fit} --data.init_args.root IMAGES", soft_wrap=True)
     elif not inspection.cam_ready:
-        console.print(f"Next: camify convert {options.source} OUT", soft_wrap=True)
+        screen.print(f"Next: camify convert {shell_quoted(options.source)} OUT", soft_wrap=True)
 
 
 def _convert(options: Namespace) -> None:
@@ -213,16 +212,16 @@ def _convert(options: Namespace) -> None:
     channels = 1 if options.input_format == "grayscale" else 3
     net.preprocessing = replace(known or Preprocessing.assumed(channels=channels), size=size)
     folder = net.save_pretrained(options.out)
-    console = Console(highlight=False)
+    screen = console()
     if net.certificate is not None:
-        console.print(net.certificate.table())
+        screen.print(net.certificate.table())
     if known is None:
-        console.print(
+        screen.print(
             f"Assumed: ImageNet's normalization at {size} px; {options.source} does not say what it was trained with."
             " If that was another, set model.preprocessing and save again.",
             soft_wrap=True,
         )
-    console.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
+    screen.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
 
 
 def _explain(options: Namespace) -> None:
@@ -234,11 +233,11 @@ def _explain(options: Namespace) -> None:
     )
     if options.class_names is not None:
         network.classes = Classes(network.classes.task, tuple(read_class_names(options.class_names, network)))
-    console = Console(highlight=False)
+    screen = console()
     for note in network.notes:
-        console.print(escape(f"{note[0].upper()}{note[1:]}."), soft_wrap=True)
+        screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     if "scorecam" in options.method:
-        console.print(
+        screen.print(
             "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
             " that takes a minute or more an image on a CPU.",
             soft_wrap=True,
@@ -259,32 +258,32 @@ def _explain(options: Namespace) -> None:
         for entry in result["classes"] if table.row_count < _MOST_ROWS else []:
             figures = (f"{entry['probability']:.3f}", f"{entry['logit']:.2f}")
             table.add_row(
-                escape(Path(result["image"]).name), escape(entry["class"]), *figures, escape(result["picture"])
+                plain_text(Path(result["image"]).name), plain_text(entry["class"]), *figures, result["picture"]
             )
 
     done = explain_files(
         network, files, Path(options.out), wanted, batch_size=options.batch_size, workers=options.workers,
         overwrite=options.overwrite, report=report,
     )  # fmt: skip
-    console.print(table)
+    screen.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
-    console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    screen.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
-    console.print(f"Boxes{given}: {rules}", soft_wrap=True)
+    screen.print(f"Boxes{given}: {rules}", soft_wrap=True)
     if done.precision_error is not None:
         probability, heat = done.precision_error
-        console.print(
+        screen.print(
             f"{options.precision} against fp32, on the first images: probabilities within {probability:.1e}, maps"
             f" within {heat:.1%} of their peaks.",
             soft_wrap=True,
         )
     if done.unreadable:
-        shown = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
-        message = f"{len(done.unreadable)} could not be read: {shown}"
+        reasons = "; ".join(list(done.unreadable.values())[:5]) + ("; ..." if len(done.unreadable) > 5 else "")
+        message = f"{len(done.unreadable)} could not be read: {reasons}"
         if not done.results and not done.before:
             raise DataError(message)
-        console.print(escape(message), soft_wrap=True)
+        screen.print(message, soft_wrap=True)
 
 
 def _compare(options: Namespace) -> None:
@@ -293,7 +292,7 @@ def _compare(options: Namespace) -> None:
         demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
         check_images=options.check_images,
     )  # fmt: skip
-    Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
+    console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
 def _evaluate(options: Namespace) -> None:
@@ -306,8 +305,8 @@ def _evaluate(options: Namespace) -> None:
         options=options.options, task=options.task, check_images=options.check_images,
     )  # fmt: skip
     folder = result.save(options.output, overwrite=options.overwrite)
-    console = Console(highlight=False, markup=False)
-    console.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
+    screen = console()
+    screen.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
 
 
 def _report(options: Namespace) -> None:
@@ -317,7 +316,7 @@ def _report(options: Namespace) -> None:
     if out.exists() and not options.overwrite and not (alone and options.out is None):
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
     write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
-    Console(highlight=False).print(f"Report: {out}", soft_wrap=True)
+    console().print(f"Report: {out}", soft_wrap=True)
 
 
 def _colormap(name: str) -> str:

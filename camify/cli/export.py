@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from ..checkpoint.folder import MANIFEST
 from ..checkpoint.hub import is_repository, push_folder
+from ..console import console
 from ..conversion.readiness import check
 from ..errors import ConfigError
 from ..evaluation.images import image_files
@@ -60,15 +59,15 @@ def _export(options: Namespace) -> None:
     out = Path(options.out) if options.out else _beside(options.source, options.to)
     if out.exists() and not options.overwrite:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
-    console = Console(highlight=False)
+    screen = console(soft_wrap=True)
     model = _exportable(options.source)
     if options.to == "folder":
-        console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
+        screen.print(f"Saved to {model.save_pretrained(out)}")
         return
     names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "precision", "overwrite")
     images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
     exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
-    console.print(escape(str(exported)), soft_wrap=True)
+    screen.print(str(exported))
 
 
 def _exportable(text: str) -> CAMNet:
@@ -103,17 +102,17 @@ def _beside(text: str, to: str) -> Path:
 
 def _check(options: Namespace) -> None:
     results = check(options.source)
-    console = Console(highlight=False)
+    screen = console(soft_wrap=True)
     for result in results:
         mark = "ok  " if result.holds else "FAIL"
-        console.print(escape(f"{mark} {result.point}: {result.message}"), soft_wrap=True)
+        screen.print(f"{mark} {result.point}: {result.message}")
     if not all(result.holds for result in results):
         sys.exit(1)
 
 
 def _push(options: Namespace) -> None:
     CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
-    Console(highlight=False).print(push_folder(options.folder, options.name, private=options.private), soft_wrap=True)
+    console(soft_wrap=True).print(push_folder(options.folder, options.name, private=options.private))
 
 
 COMMANDS = {"export": _export, "check": _check, "push": _push}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from ..console import warn
 from ..errors import DataError
 from ..preprocessing import Preprocessing, read_image
 from .boxes_csv import Box, box_table, read_boxes
@@ -158,7 +158,7 @@ class ImageFolderDataModule(PreparedDataModule):
         missing = [name for name in self.class_names if name not in names]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            warnings.warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
+            warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
         with_images = [(index, name) for index, name in enumerate(self.class_names) if name in names]
         return [(path, index) for index, name in with_images for path in image_paths(folder / name)]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from torch import Tensor, nn
 
+from ..console import warn
 from ..errors import ConfigError, ConstantMapWarning
 from ..maps import upsample
 from ..task import Task
@@ -132,7 +132,7 @@ def _report_constant(name: str, heat: Tensor) -> None:
     constant = (heat.amax((-2, -1)).reshape(len(heat), -1) == 0).any(1).nonzero().flatten().tolist()
     if constant:
         images = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
-        warnings.warn(
+        warn(
             f"{name}: nothing to show for image {images} of the batch: the map is constant, or nowhere positive"
             " before its ReLU. It is all zeros.",
             ConstantMapWarning,

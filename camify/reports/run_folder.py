@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..console import shell_quoted
 from ..drawing.encoding import encoded
 from ..errors import DataError
 from ..preprocessing import open_image, upright_rgb
@@ -66,17 +67,15 @@ def read_run(folder: str | Path) -> RunReport:
 
 def commands(folder: Path) -> list[tuple[str, str]]:
     """What to do next, with the command."""
+    config, last = (shell_quoted(folder / name) for name in ("config.yaml", "last.ckpt"))
     return [
         (
             "Explain your own pictures with the exported network",
-            f"camify explain PICTURE.jpg --model {folder}/export --out explained",
+            f"camify explain PICTURE.jpg --model {shell_quoted(folder / 'export')} --out explained",
         ),
-        (
-            "Go on training",
-            f"camify fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
-        ),
-        ("Put it beside another run", f"camify report {folder} OTHER_RUN --out comparison.html"),
-        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),
+        ("Go on training", f"camify fit --config {config} --ckpt_path {last}"),
+        ("Put it beside another run", f"camify report {shell_quoted(folder)} OTHER_RUN --out comparison.html"),
+        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {shell_quoted(folder)}"),
     ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..console import shell_quoted
 from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
@@ -72,7 +73,8 @@ class Source:
         """
         if not isinstance(self.model, CAMNet):
             raise CheckpointError(
-                f"{self.name}: is a legacy network, not a CAM-ready one. Convert it first: camify convert {self.name}"
+                f"{self.name}: is a legacy network, not a CAM-ready one. Convert it first: camify convert"
+                f" {shell_quoted(self.name)}"
                 " FOLDER"
             )
         return self.model
@@ -86,7 +88,8 @@ class Source:
         if self.headless:
             raise ConversionError(
                 f"{self.name}: {purpose} needs the head, and these weights hold the features alone. Give weights"
-                f" with their head, or make a new one and train it: camify convert {self.name} FOLDER --head gap"
+                f" with their head, or make a new one and train it: camify convert {shell_quoted(self.name)} FOLDER"
+                " --head gap"
             )
 
     def require_layers(self, purpose: str) -> None:

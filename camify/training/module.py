@@ -32,6 +32,7 @@ from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
 from .loaders import read_images, single_loader
+from .loggers import guard_loggers
 from .losses import Objective, classification_loss, object_masks
 from .map_drift import MapDrift
 from .optimizer import build_optimizer
@@ -432,7 +433,8 @@ class CAMFineTuner(pl.LightningModule):
         self.map_drift.before = checkpoint.get(_MAP_DRIFT)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """What every run has."""
+        """What every run has; and loggers that do not stop it."""
+        guard_loggers(self.trainer)
         return [TrainingStages(), StopSafely()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

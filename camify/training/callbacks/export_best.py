@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...batch import Batch
 from ...boxes import BoxRule
+from ...console import shown
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
 from ...errors import CheckpointError
@@ -133,7 +134,7 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
         ]
         return encoded(sheet_picture(drawn, 2), "png")
     except Exception as error:  # noqa: BLE001 - a picture never stops what a run leaves
-        rank_zero_warn(f"The model card has no overlays: {type(error).__name__}: {error}.")
+        rank_zero_warn(shown(f"The model card has no overlays: {type(error).__name__}: {error}."))
         return None
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...batch import Batch
 from ...boxes import BoxRule
+from ...console import shown
 from ...errors import ConfigError
 from ...methods import find_method
 from ...model import CAMNet
@@ -180,7 +181,7 @@ class CAMOverlayLogger(pl.Callback):
             draw(*arguments)
         except Exception as error:  # noqa: BLE001 - pictures never stop training
             self._failed, self._drawing = True, None
-            rank_zero_warn(f"Overlays are off from here on: {type(error).__name__}: {error}. Training goes on.")
+            rank_zero_warn(shown(f"Overlays are off from here on: {type(error).__name__}: {error}. Training goes on."))
 
     # ------------------------------------------------------------ drawing
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
+from ...console import console
 from ...files import write_whole
 from ...task import Classes
 from ..loaders import run_folder
@@ -64,7 +65,7 @@ class PredictionTable(BasePredictionWriter):
         writer = csv.writer(text)
         writer.writerows([self.columns, *self.rows])
         write_whole(path, text.getvalue())
-        print(f"{len(self.rows)} predictions in {path}")  # noqa: T201 - the user's terminal
+        console(soft_wrap=True).print(f"{len(self.rows)} predictions in {path}")
         self.rows = []
 
 
