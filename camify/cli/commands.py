@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..console import console, plain_text, shell_quoted
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
-from ..errors import CamifyError, ConfigError, ConversionError, DataError
+from ..errors import ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
 from ..evaluation.comparison import compare_files
 from ..evaluation.evaluation_report import EVALUATION
@@ -32,6 +32,7 @@ from ..reports.runs_page import render_runs
 from ..sources import resolve
 from ..task import Classes, Task
 from .export import COMMANDS, add_commands
+from .failures import camify_error_in, one_line_errors
 
 __all__ = ["main"]
 
@@ -48,9 +49,9 @@ _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
 class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002 - jsonargparse's signature
-        """One line, exit code 2."""
-        self.exit(2, f"camify: error: {message.strip()}\n")
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise the error for ``main`` to print."""
+        raise ConfigError(str(camify_error_in(ex) or message.strip())) from ex
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -64,12 +65,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
         train(None if args is None else words)
         return
-    config = _parser().parse_args(words)
-    try:
+    with one_line_errors():
+        config = _parser().parse_args(words)
         _COMMANDS[config.subcommand](config[config.subcommand])
-    except CamifyError as error:
-        sys.stderr.write(f"camify: error: {error}\n")
-        sys.exit(2)
 
 
 def _parser() -> ArgumentParser:

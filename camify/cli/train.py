@@ -22,12 +22,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..conversion import find_recipe
-from ..errors import CamifyError, ConfigError
+from ..errors import ConfigError
 from ..training.callbacks.overlays import CAMOverlayLogger
 from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.run_record import RunRecord
 from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
+from .failures import camify_error_in, one_line_errors
+from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
 
@@ -58,7 +60,7 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for ``main`` to print."""
-        camify_error = _inner_error(ex)
+        camify_error = camify_error_in(ex)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else _essence(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
@@ -94,13 +96,6 @@ def _essence(message: str) -> str:
     tried = re.findall(r"^ *- ([A-Z](?!.*NoneType).*)", text, flags=re.MULTILINE)
     parts = [text.split(": Does not")[0] + ":", *tried] if tried else [text]
     return " ".join(" ".join(parts).split())
-
-
-def _inner_error(error: BaseException | None) -> CamifyError | None:
-    """The camify error that a library wrapped into its own, if there is one."""
-    while error is not None and not isinstance(error, CamifyError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -188,6 +183,7 @@ class FineTuningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer that logs to TensorBoard and CSV in the run's folder, unless told otherwise."""
         config = self._get(self.config_init, "trainer")
+        check_trainer_options(vars(config), self.subcommand)
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = self._loggers(config.default_root_dir) if self.subcommand in ("fit", None) else False
         trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
@@ -236,14 +232,9 @@ def main(args: ArgsType = None) -> None:
         warnings.filterwarnings("ignore", message=message)
     set_parsing_settings(import_path_allowlist=["camify"])  # enforces jsonargparse's list of forbidden modules
     try:
-        FineTuningCLI(args)
+        with one_line_errors():
+            FineTuningCLI(args)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning alone leaves with 0
-    except Exception as error:
-        camify_error = _inner_error(error)
-        if camify_error is None:
-            raise
-        sys.stderr.write(f"camify: error: {camify_error}\n")
-        sys.exit(2)
     finally:
         os.environ.pop("CAMIFY_RUN_FOLDER", None)

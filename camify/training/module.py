@@ -28,6 +28,7 @@ from ..preprocessing import Preprocessing, refuse_contradiction
 from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
+from .early_checks import refuse_nan_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
@@ -300,6 +301,8 @@ class CAMFineTuner(pl.LightningModule):
         batch = Batch.of(batch)
         targets = self.targets(batch)
         logits, maps = self._logits_and_maps(batch.images)
+        if not bool(logits.isfinite().all()):
+            refuse_nan_images(batch)  # else it is the network's doing, and the metrics say so
         self.val_accuracy.update(*score_inputs(self.task, logits, targets))
         size, loss = len(batch), classification_loss(logits, targets, task=self.task)
         self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
