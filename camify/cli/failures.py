@@ -107,12 +107,14 @@ def camify_error_in(error: BaseException | None) -> CamifyError | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and so on."""
+    """The error, what caused it, and so on; where camify itself stumbled over an error, that one explains nothing."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        frames = _frames(error.__traceback__)
+        own = bool(frames) and _is_camify(frames[-1])
+        error = error.__cause__ if error.__cause__ is not None or own else error.__context__
 
 
 def _own_words(error: BaseException) -> str:

@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +30,7 @@ from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.run_record import RunRecord
 from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
+from .config_files import check_yaml, config_files, everything_wrong, unknown_keys
 from .failures import camify_error_in, one_line_errors
 from .trainer_options import check_trainer_options
 
@@ -51,7 +54,28 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
-        return super().parse_args(words, *given, **options)
+        parser = self._parser_of(words)
+        if parser is None:
+            return super().parse_args(words, *given, **options)
+        files, known = config_files(words, get_loader("yaml")), [action.dest for action in parser._actions]
+        unknown = unknown_keys(files, known)
+        try:
+            if unknown:
+                raise ConfigError(unknown.pop(0))
+            return super().parse_args(words, *given, **options)
+        except ConfigError as error:
+            first = error
+        parse = partial(
+            parser.parse_object, defaults=False
+        )  # not in the handler: its errors would begin with the first
+        raise ConfigError(" Also: ".join([*everything_wrong(str(first), files, parse, known), *unknown])) from first
+
+    def _parser_of(self, words: list[str]) -> OneLineParser | None:
+        """The parser of the command that is given; None where this one has no commands."""
+        by_command: Mapping[str, OneLineParser] = next(
+            (names for action in self._actions if (names := getattr(action, "_name_parser_map", None))), {}
+        )
+        return next((by_command[word] for word in words if word in by_command), None)
 
     def parse_object(self, obj: Any, *given: Any, **options: Any) -> Any:
         """Parse options that are given as a dict."""
@@ -114,7 +138,7 @@ class FineTuningCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         load = get_loader("yaml")
-        set_loader("yaml", lambda text: _with_groups(load(text)), (yaml.YAMLError,))
+        set_loader("yaml", lambda text: _with_groups(load(check_yaml(text))), (yaml.YAMLError,))
         try:
             super().__init__(
                 CAMFineTuner,
