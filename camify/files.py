@@ -13,7 +13,18 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-__all__ = ["free_folder", "interrupted_replacements", "replace_folder", "slug", "whole_folder", "write_whole"]
+__all__ = [
+    "free_folder",
+    "interrupted_replacements",
+    "replace_folder",
+    "require_writable",
+    "slug",
+    "whole_folder",
+    "write_whole",
+]
+
+
+_LONGEST_NAME = 255  # bytes, of most filesystems
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -41,7 +52,41 @@ def free_folder(folder: Path, manifest: str, option: str, *, overwrite: bool) ->
             raise ConfigError(f"{folder}: exists. Choose another {option}, or add --overwrite true.")
         if folder.is_symlink() or not (folder / manifest).is_file():
             raise ConfigError(f"{folder}: exists and is not camify's (it has no {manifest}). Choose another {option}.")
+    require_writable(folder, option, folder=True)
     return folder
+
+
+def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
+    """Refuse a place for results that cannot be written, before any work is done for it.
+
+    Args:
+        path: of a file, or of a folder.
+        option: that named it, for the message.
+        folder: whether a folder is to be written.
+
+    Raises:
+        ConfigError: says what stands in the way.
+    """
+    wrong = _in_the_way(path, folder=folder)
+    if wrong is not None:
+        raise ConfigError(f"{option} {path}: cannot be written: {wrong}. Choose another place.")
+
+
+def _in_the_way(path: Path, *, folder: bool) -> str | None:
+    try:
+        if path.exists() and path.is_dir() != folder:
+            return "it is a file" if folder else "it is a folder"
+        above = path if folder and path.exists() else path.parent
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if not above.is_dir():
+            return f"{above} is a file"
+        with tempfile.TemporaryFile(dir=above):  # rights alone do not tell: filesystems may be read-only, or no disk
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        return str(getattr(error, "strerror", None) or error)
+    too_long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
+    return None if too_long is None else f"{too_long[:20]}... is longer than {_LONGEST_NAME} bytes"
 
 
 @contextmanager

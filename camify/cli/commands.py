@@ -22,8 +22,8 @@ from ..evaluation.comparison import compare_files
 from ..evaluation.evaluation_report import EVALUATION
 from ..evaluation.explain_files import ExplainOptions, explain_files
 from ..evaluation.images import image_files
-from ..evaluation.network import class_index, explained_network, read_class_names
-from ..files import free_folder, write_whole
+from ..evaluation.network import class_index, explained_network, read_class_names, usable_device
+from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..preprocessing import Preprocessing
 from ..reports.run_folder import read_run
@@ -33,6 +33,8 @@ from ..sources import resolve
 from ..task import Classes, Task
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
+from .option_types import Count, Number, Seed, Share, Side
+from .parser_messages import in_one_line
 
 __all__ = ["main"]
 
@@ -51,7 +53,7 @@ _MOST_ROWS = 20  # of the table of results; all are in the folder
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise the error for ``main`` to print."""
-        raise ConfigError(str(camify_error_in(ex) or message.strip())) from ex
+        raise ConfigError(str(camify_error_in(ex) or in_one_line(message))) from ex
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -81,7 +83,7 @@ def _parser() -> ArgumentParser:
 
     command = _Parser(description="Say what a classifier is, whether it is CAM-ready, and what conversion would do.")
     command.add_argument("source", type=str, help=_SOURCE)
-    command.add_argument("--input_size", type=int, default=224, help="side of the input, pixels")
+    command.add_argument("--input_size", type=Side, default=224, help="side of the input, pixels")
     commands.add_subcommand("inspect", command)
 
     command = _Parser(description="Convert a classifier and save it as a CAM-ready checkpoint folder.")
@@ -89,18 +91,18 @@ def _parser() -> ArgumentParser:
     command.add_argument("out", type=str, help="folder to write")
     command.add_argument("--recipe", choices=tuple(RECIPES), default=None, help="a published network")
     command.add_argument("--head", choices=HEADS, default=None, help="default: gap, or the recipe's")
-    command.add_argument("--num_classes", type=int | None, default=None, help="default: as many as the legacy network")
+    command.add_argument("--num_classes", type=Count | None, default=None, help="default: the legacy network's")
     command.add_argument(
         "--input_size",
-        type=int | None,
+        type=Side | None,
         default=None,
         help="side of the input, pixels; default: what the weights expect",
     )
     command.add_argument(
         "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"
     )
-    command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
-    command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--map_stride", type=Count | None, default=None, help="pixels per cell of a finer map")
+    command.add_argument("--seed", type=Seed | None, default=None, help="for the new layers")
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     commands.add_subcommand("convert", command)
@@ -113,9 +115,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
     _add_network_options(command)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
-    command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
+    command.add_argument("--topk", type=Count, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
-    command.add_argument("--threshold", type=float | None, default=None, help="of boxes; default: the network's rule")
+    command.add_argument("--threshold", type=Share | None, default=None, help="of boxes; default: the network's rule")
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
@@ -142,7 +144,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
     command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
-    command.add_argument("--figures", type=int, default=24, help="images that are drawn; all are measured")
+    command.add_argument("--figures", type=Number, default=24, help="images that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
 
@@ -152,11 +154,11 @@ def _parser() -> ArgumentParser:
     _add_network_options(command)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
-    command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
-    command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
-    command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
-    command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
-    command.add_argument("--seed", type=int, default=0, help="of all draws")
+    command.add_argument("--limit", type=Count | None, default=None, help="so many images, drawn; default: all")
+    command.add_argument("--faithfulness", type=Number, default=32, help="images for stability, faithfulness; 0: none")
+    command.add_argument("--mosaics", type=Number, default=64, help="at most so many for grid pointing; 0: none")
+    command.add_argument("--threshold", type=Share | None, default=None, help="of the maps' boxes; default: the best")
+    command.add_argument("--seed", type=Seed, default=0, help="of all draws")
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
     commands.add_subcommand("evaluate", command)
@@ -171,8 +173,8 @@ def _add_network_options(command: ArgumentParser) -> None:
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
-    command.add_argument("--batch_size", type=int, default=16)
-    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--batch_size", type=Count, default=16)
+    command.add_argument("--workers", type=Number, default=1, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -190,6 +192,7 @@ def _inspect(options: Namespace) -> None:
 
 
 def _convert(options: Namespace) -> None:
+    require_writable(Path(options.out), "OUT", folder=True)
     source = resolve(options.source)
     names = None if options.class_names is None else read_class_names(options.class_names)
     size = options.input_size or (source.preprocessing or Preprocessing()).size
@@ -223,6 +226,9 @@ def _convert(options: Namespace) -> None:
 
 
 def _explain(options: Namespace) -> None:
+    require_writable(Path(options.out), "--out", folder=True)
+    usable_device(options.device)
+    colormap = _colormap(options.colormap)
     files = image_files(options.images, outside=options.out)
     source = resolve(options.model).explained_by(options.method)
     source.model.to(options.device)
@@ -244,7 +250,7 @@ def _explain(options: Namespace) -> None:
         targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
         topk=options.topk,
         threshold=options.threshold,
-        colormap=_colormap(options.colormap),
+        colormap=colormap,
         picture=options.picture,
         precision=options.precision,
     )
@@ -295,6 +301,7 @@ def _compare(options: Namespace) -> None:
 
 def _evaluate(options: Namespace) -> None:
     free_folder(Path(options.output), EVALUATION, "--output", overwrite=options.overwrite)
+    usable_device(options.device)
     names = None if options.class_names is None else read_class_names(options.class_names)
     result = evaluate(
         options.model, options.data, methods=options.method, class_names=names, split=options.split,
@@ -308,11 +315,12 @@ def _evaluate(options: Namespace) -> None:
 
 
 def _report(options: Namespace) -> None:
-    reports = [read_run(folder) for folder in options.runs]
-    alone = len(reports) == 1
+    alone = len(options.runs) == 1
     out = Path(options.out or (Path(options.runs[0], "report.html") if alone else "comparison.html"))
     if out.exists() and not options.overwrite and not (alone and options.out is None):
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    require_writable(out, "--out")
+    reports = [read_run(folder) for folder in options.runs]
     write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
     console().print(f"Report: {out}", soft_wrap=True)
 

@@ -17,9 +17,11 @@ from ..conversion.readiness import check
 from ..errors import ConfigError
 from ..evaluation.images import image_files
 from ..exporters import EXPORT_PRECISIONS, export
+from ..files import require_writable
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..sources.resolve import resolve_cam_ready
+from .option_types import Count, Side
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -32,11 +34,11 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or hf:USER/NAME")
     command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
     command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
-    command.add_argument("--input_size", type=int | None, default=None, help="pixels; default: the network's")
+    command.add_argument("--input_size", type=Side | None, default=None, help="pixels; default: the network's")
     command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
     command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
     command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")
-    command.add_argument("--opset", type=int | None, default=None, help="of ONNX")
+    command.add_argument("--opset", type=Count | None, default=None, help="of ONNX")
     command.add_argument("--precision", choices=EXPORT_PRECISIONS, default="fp32", help="of ONNX; others need --images")
     command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
     command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
@@ -59,6 +61,7 @@ def _export(options: Namespace) -> None:
     out = Path(options.out) if options.out else _beside(options.source, options.to)
     if out.exists() and not options.overwrite:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
+    require_writable(out, "--out", folder=options.to == "folder")
     screen = console(soft_wrap=True)
     model = _exportable(options.source)
     if options.to == "folder":

@@ -32,6 +32,7 @@ from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
 from .config_files import check_yaml, config_files, everything_wrong, unknown_keys
 from .failures import camify_error_in, one_line_errors
+from .parser_messages import in_one_line
 from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
@@ -86,7 +87,7 @@ class OneLineParser(LightningArgumentParser):
         """Raise the error for ``main`` to print."""
         camify_error = camify_error_in(ex)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
-        text = str(camify_error) if camify_error is not None else _essence(message)
+        text = str(camify_error) if camify_error is not None else in_one_line(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
         guesses = difflib.get_close_matches(unknown[1], self._option_names(), n=1) if unknown else []
         raise ConfigError(f"{text}. Did you mean {guesses[0]}?" if guesses else text) from ex
@@ -112,14 +113,6 @@ def _with_groups(config: Any) -> Any:
             by_name, groups
         )
     return moved
-
-
-def _essence(message: str) -> str:
-    """A parser's message in one line; of a list of tried types, what those of the expected kind said."""
-    text = re.sub(r": *\n(?! *- ) *", ": ", message.strip())
-    tried = re.findall(r"^ *- ([A-Z](?!.*NoneType).*)", text, flags=re.MULTILINE)
-    parts = [text.split(": Does not")[0] + ":", *tried] if tried else [text]
-    return " ".join(" ".join(parts).split())
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -136,6 +136,8 @@ def export(
             return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
         except (ConversionError, CheckpointError) as error:  # noqa: PERF203 - three at most
             what = f"{', '.join(axes)} dynamic" if axes else "fixed sizes"
+            if isinstance(error.__cause__, OSError):
+                raise  # with other axes there is no more room either
             refusals.append(f"not with {what}: {error}")
             last = error
     raise type(last)(f"{path}: {'; '.join(refusals)}")
