@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import interrupted_replacements, replace_folder
+from ..files import interrupted_replacements, new_folder_beside, replace_folder, to_json
 
 __all__ = [
     "CARD",
@@ -74,24 +73,24 @@ def write_folder(
     aside: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        aside.chmod(0o755)
+        aside = new_folder_beside(folder)
         safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
+        (aside / WEIGHTS).chmod(aside.stat().st_mode & 0o666)  # safetensors keeps it to its owner
         content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
         content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
         content["digest"] = manifest_digest(content)
         if overlays is not None:
             (aside / OVERLAYS).write_bytes(overlays)
         (aside / CARD).write_text(card, encoding="utf-8")
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        text = to_json(content, indent=2)
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
         replace_folder(folder, aside)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the manifest cannot be stored as JSON ({error}).") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror or error}). Is there space, and a right to write?"
+            f"{folder}: cannot be written ({reason}). Is there space, and a right to write?"
         ) from error
     finally:
         if aside is not None:

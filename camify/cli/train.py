@@ -25,6 +25,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..conversion import find_recipe
 from ..errors import ConfigError
+from ..files import numbered
 from ..training.callbacks.overlays import CAMOverlayLogger
 from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.run_record import RunRecord
@@ -236,7 +237,7 @@ def _choose_folder(folder: Path) -> Path:
         raise ConfigError(f"{folder}: holds a run already. Choose another --trainer.default_root_dir.")
     number, free = 2, folder
     while (free / "config.yaml").exists():
-        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+        free, number = numbered(folder, number), number + 1
     os.environ["CAMIFY_RUN_FOLDER"] = str(free)
     return free
 

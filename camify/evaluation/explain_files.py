@@ -24,7 +24,7 @@ from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
 from ..drawing.overlay import ClassMap, Region, overlay_picture
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
-from ..files import slug, write_whole
+from ..files import slug, to_json, write_whole
 from ..methods import PRECISIONS, check_targets, make_methods
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
@@ -168,7 +168,7 @@ def _record(
 ) -> None:
     for future in ready:
         result = future.result()
-        results.write(json.dumps(result, ensure_ascii=False) + "\n")
+        results.write(to_json(result, indent=None) + "\n")
         results.flush()
         summary.results += 1
         report(result)
@@ -200,7 +200,7 @@ def _done_before(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[s
 def _begin(out: Path, settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS).unlink(missing_ok=True)
-    write_whole(out / SETTINGS, json.dumps(settings, indent=1))
+    write_whole(out / SETTINGS, to_json(settings))
 
 
 def _done(results: Path) -> dict[str, str]:

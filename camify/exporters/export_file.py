@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
-from ..errors import CheckpointError, ConfigError, ConversionError
+from ..errors import CamifyError, CheckpointError, ConfigError, ConversionError
+from ..files import new_file_beside
 from ..model import CAMNet
 from .metadata import file_metadata
 from .network import ExportedNetwork, prepared
@@ -135,12 +135,16 @@ def export(
         try:
             return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
         except (ConversionError, CheckpointError) as error:  # noqa: PERF203 - three at most
-            what = f"{', '.join(axes)} dynamic" if axes else "fixed sizes"
-            if isinstance(error.__cause__, OSError):
-                raise  # with other axes there is no more room either
-            refusals.append(f"not with {what}: {error}")
+            refusals.append(_refusal(axes, error))
             last = error
     raise type(last)(f"{path}: {'; '.join(refusals)}")
+
+
+def _refusal(axes: tuple[str, ...], error: CamifyError) -> str:
+    """Why an attempt failed, where another one may not: with other axes there is no more room on a disk."""
+    if isinstance(error.__cause__, OSError):
+        raise error
+    return f"not with {', '.join(axes)} dynamic: {error}" if axes else f"not with fixed sizes: {error}"
 
 
 def _check_torch(path: Path) -> None:
@@ -162,16 +166,14 @@ def _attempt(
     record = {**record, "dynamic": list(dynamic)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+        handle, aside = new_file_beside(path)
         os.close(handle)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    aside = Path(name)
     try:
         write(program, aside, record, **options)
         worst, shapes = _verify(network, read(aside), size, channels, dynamic)
         loss = None if reduce is None else reduce(aside, aside)
-        aside.chmod(0o644)
         aside.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). Is there space?") from error

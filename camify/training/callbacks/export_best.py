@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
 from ...errors import CheckpointError
 from ...eval_mode import eval_mode
-from ...files import write_whole
+from ...files import to_json, write_whole
 from ...model import CAMNet
 from ..box_calibration import calibrate_boxes
 from ..loaders import is_dry_run, run_folder, single_loader
@@ -144,4 +143,6 @@ def export_legacy(
     """Save a legacy network's weights as safetensors that name their classes."""
     state = dict(network.state_dict() if weights is None else weights)
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_whole(path, safetensors.torch.save(plain, metadata={"format": "pt", "class_names": json.dumps(class_names)}))
+    write_whole(
+        path, safetensors.torch.save(plain, metadata={"format": "pt", "class_names": to_json(class_names, indent=None)})
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ...boxes import BoxRule
 from ...console import console, shell_quoted, shown
-from ...files import write_whole
+from ...files import to_json, write_whole
 from ...model import CAMNet
 from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
 from ...reports.run_page import render_page
@@ -174,7 +173,7 @@ class RunRecord(pl.Callback):
             "certificate": _certificate(module.cam_net),
             "environment": environment(trainer),
         }
-        text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
+        text = to_json(_finite(results), indent=2)
         write_whole(folder / RESULTS, text + "\n")
         self._await_page()
         if not self.report:
