@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..console import warn
 from ..errors import ConfigError, ConstantMapWarning
 from ..maps import upsample
+from ..sources.source import require_network
 from ..task import Task
 from .base import Method, Targets, check_targets, find_method
 from .forward_pass import observe
@@ -82,6 +83,10 @@ def explain(
         tensor([[[0.0000, 0.3333],
                  [0.6667, 1.0000]]])
     """
+    require_network(model)
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ConfigError(f"images: expected a tensor (N, C, H, W), prepared as the network takes it, not {kind}.")
     if normalize not in ("minmax", None):
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")
     if isinstance(size, str) and size != "input":
