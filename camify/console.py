@@ -189,7 +189,8 @@ def tolerant_streams() -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
         line: str | None = None,
     ) -> None:  # fmt: skip
-        show(Warning(shown(message, _LAYOUT)), category, filename, lineno, file, line)
+        plain = shown(message, _LAYOUT)
+        show(message if plain == str(message) else Warning(plain), category, filename, lineno, file, line)
 
     if show.__module__ == "warnings":  # nobody else, such as a test, collects them
         warnings.showwarning = show_plainly

@@ -90,6 +90,12 @@ def explained(error: BaseException) -> Failure | None:
         return Failure(f"A safetensors file cannot be read or written ({error}).{_free() if full else ''}", MACHINE)
     if isinstance(error, OSError):
         return _of_files(error)
+    if isinstance(error, UnicodeEncodeError) and error.encoding.replace("-", "") in ("ascii", "latin1", "iso88591"):
+        return Failure(
+            f"{error.object}: file names are {error.encoding} here, which cannot say that. Set LC_ALL=C.UTF-8, or"
+            " PYTHONUTF8=1.",
+            USER,
+        )
     if isinstance(error, MisconfigurationException) or _of_options(error):
         return Failure(f"{_own_words(error)} (CAMIFY_DEBUG=1 shows where.)", USER)
     return None
