@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 if sys.platform != "win32":  # where no piece is known to be left behind, so none is removed
     import fcntl
@@ -26,12 +27,14 @@ if sys.platform != "win32":  # where no piece is known to be left behind, so non
 from .errors import ConfigError
 
 __all__ = [
-    "allowed_mode", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "put_in_place",
-    "remove_leftovers", "replace_folder", "slug", "temporary_folder", "whole_file", "whole_folder", "write_whole",
+    "allowed_mode", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
+    "put_in_place", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened", "slug",
+    "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
 ]  # fmt: skip
 
 _PART, _OLD = ".camify.part", ".camify.old"
 _RANDOM = "?" * 8  # what tempfile puts into a name
+_LONGEST_NAME = 255  # bytes, of most filesystems
 
 
 # ------------------------------------------------------------ locks
@@ -133,16 +136,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _filled(path: Path) -> Iterator[BinaryIO]:
-    aside, descriptor = _piece(path, folder=False)
-    try:
-        with aside.open("wb") as file:
-            yield file
-        put_in_place(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
+    with names_file(path):
+        aside, descriptor = _piece(path, folder=False)
+        try:
+            with aside.open("wb") as file:
+                yield file
+            put_in_place(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def put_in_place(aside: Path, path: Path) -> None:
@@ -158,7 +162,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
     if path.parent.is_dir():
         _remove_all_leftovers(path.parent)
     with _filled(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        # Names of files that are no UTF-8 are written as the bytes that they are.
+        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
 @lru_cache(maxsize=1)
@@ -216,25 +221,60 @@ def free_folder(folder: Path, manifest: str, own: Collection[str], option: str, 
         raise ConfigError(
             f"{folder}: {foreign}, which camify did not write. Nothing was touched; choose another {option}."
         )
+    require_writable(folder, option, folder=True)
     return folder
+
+
+def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
+    """Refuse a place for results that cannot be written, before any work is done for it.
+
+    Args:
+        path: of a file, or of a folder.
+        option: that named it, for the message.
+        folder: whether a folder is to be written.
+
+    Raises:
+        ConfigError: says what stands in the way.
+    """
+    wrong = _in_the_way(path, folder=folder)
+    if wrong is not None:
+        raise ConfigError(f"{option} {path}: cannot be written: {wrong}. Choose another place.")
+
+
+def _in_the_way(path: Path, *, folder: bool) -> str | None:
+    try:
+        if path.exists() and path.is_dir() != folder:
+            return "it is a file" if folder else "it is a folder"
+        above = path if folder and path.exists() else path.parent
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if not above.is_dir():
+            return f"{above} is a file"
+        with tempfile.TemporaryFile(dir=above):  # rights alone do not tell: filesystems may be read-only, or no disk
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        return str(getattr(error, "strerror", None) or error)
+    too_long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
+    return None if too_long is None else f"{too_long[:20]}... is longer than {_LONGEST_NAME} bytes"
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``folder`` at the end; where filling it fails, nothing changes."""
     remove_leftovers(folder)
-    aside, descriptor = _piece(folder, folder=True)
-    try:
-        aside.chmod(allowed_mode() | (allowed_mode() & 0o444) >> 2)  # who may read may enter
-        yield aside
-        for path in aside.rglob("*"):
-            _sync(path)
-        _sync(aside)
-        replace_folder(folder, aside)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.close(descriptor)
+    with names_file(folder):
+        aside, descriptor = _piece(folder, folder=True)
+        try:
+            aside.chmod(allowed_mode() | (allowed_mode() & 0o444) >> 2)  # who may read may enter
+            yield aside
+            for path in aside.rglob("*"):
+                _sync(path)
+            _sync(aside)
+            replace_folder(folder, aside)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(descriptor)
 
 
 @contextmanager
@@ -268,6 +308,48 @@ def replace_folder(folder: Path, aside: Path) -> None:
 def interrupted_replacements(folder: Path) -> list[Path]:
     """What ``replace_folder`` took out of the place of ``folder`` and, being killed, neither put back nor removed."""
     return sorted(folder.parent.glob(f"{glob.escape(_prefix(folder))}{_RANDOM}{_OLD}"))
+
+
+# ------------------------------------------------------------ names and text
+
+
+def shortened(name: str, most: int = _LONGEST_NAME) -> str:
+    """A file name cut to so many bytes, between two characters."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The path with a number behind its name, before its suffix; a long name is cut so that both have room."""
+    end = f"-{number}{path.suffix}"
+    return path.with_name(shortened(path.stem, _LONGEST_NAME - len(os.fsencode(end))) + end)
+
+
+@contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """Within it an OSError that names no file, or a hidden one, names this one: a full disk does not say which."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if name is None or (isinstance(name, str | os.PathLike) and Path(name).name.startswith(_prefix(path))):
+            error.filename = os.fspath(path)
+        raise
+
+
+def to_json(value: Any, *, indent: int | None = 1) -> str:
+    """JSON text of plain values, ASCII: also a name that is no UTF-8 can be written, and is read as it was.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON has not.
+    """
+    return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)
+
+
+def safe_cell(text: str) -> str:
+    """Text for a cell of a CSV file: a spreadsheet takes none of it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def slug(name: str) -> str:

@@ -15,6 +15,9 @@ from .errors import ConfigError, DataError
 __all__ = ["Classes", "Task"]
 
 
+_ROUNDING = 0.02  # of shares that add up to 1, in half precision
+
+
 class Task(str, Enum):
     """What the logits (N, K) say. The only place that makes probabilities of them.
 
@@ -74,7 +77,8 @@ class Task(str, Enum):
         }
         if self is Task.MULTICLASS and labels.dim() == 2 and labels.shape[1] == logits and logits > 1:
             targets = labels.float()
-            right = bool(targets.isfinite().all()) and float(targets.min()) >= 0
+            whole = bool(((targets.sum(1) - 1).abs() <= _ROUNDING).all())  # NaN is not
+            right = whole and float(targets.min()) >= 0
         elif self is Task.MULTICLASS:
             targets = labels[:, 0] if labels.dim() == 2 and labels.shape[1] == 1 else labels
             is_integer = targets.dim() == 1 and (
@@ -93,7 +97,9 @@ class Task(str, Enum):
         if not right:
             span = f" from {float(labels.min()):g} to {float(labels.max()):g}" if labels.numel() else ""
             hint = " Where -1 or NaN stand for unknown, give allow_unknown_labels=True."
-            hint = "" if self is Task.MULTICLASS else hint
+            if self is Task.MULTICLASS:
+                hint = " Shares (N, K) add up to 1 in each image; several labels an image are of task multilabel."
+                hint = hint if labels.dim() == 2 else ""
             raise DataError(
                 f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
                 f" {expected[self.value]}.{hint}"

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "camify"
 
 # ``__main__`` is the door of the command.
 FLOORS = {
-    "errors": 0, "files": 0, "maps": 0, "normalizers": 0, "pooling": 0, "eval_mode": 0, "boxes": 0, "preprocessing": 0,
-    "task": 0, "batch": 0, "former_names": 0,
+    "errors": 0, "console": 0, "files": 0, "maps": 0, "normalizers": 0, "pooling": 0, "eval_mode": 0, "boxes": 0,
+    "preprocessing": 0, "task": 0, "batch": 0, "former_names": 0,
     "graphs": 1, "checkpoint": 2, "model": 3,
     "metrics": 4, "data": 4, "drawing": 4,
     "exporters": 5, "reports": 5, "sources": 6,
@@ -258,3 +258,17 @@ def test_image_files_are_opened_in_one_place():
         if isinstance(node, ast.Call) and name_of(node.func).endswith(tuple(IMAGE_READERS))
     ]
     assert readers == [("camify.preprocessing", "Image.open")]
+
+
+def test_everything_that_is_shown_goes_through_one_console():
+    for path in sources():
+        if module_of(path) == "camify.console":
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call):
+                name = name_of(node.func)
+                assert name not in ("print", "Console", "warnings.warn"), f"{path}:{node.lineno}: {name}"
+            assert not isinstance(node, ast.Attribute) or name_of(node) not in (
+                "sys.stdout", "sys.stderr", "rich.console", "rich.print",
+            ), f"{path}:{node.lineno}: ask camify.console"  # fmt: skip
+        assert "rich.console" not in set(imports(path)), path

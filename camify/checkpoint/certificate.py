@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from ..console import as_text, plain_text, shown
 from ..errors import CheckpointError
 
-__all__ = ["TOLERANCE", "Certificate", "Part", "as_text"]
+__all__ = ["TOLERANCE", "Certificate", "Part"]
 
 TOLERANCE = 1e-4
 """Largest relative identity error of a CAM-ready network in float32."""
@@ -89,18 +88,18 @@ class Certificate:
 
     def table(self) -> Table:
         """The certificate for a terminal."""
-        title = escape(f"{self.source} -> {self.head} head")
+        title = Text(shown(f"{self.source} -> {self.head} head"), "table.title")
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for column, justify in (("part", "left"), ("", "left"), ("layers", "left"), ("parameters", "right")):
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for part in self.parts:
-            status = f"[{_COLORS[part.status]}]{part.status}[/]"
-            table.add_row(escape(part.name), status, escape(part.layers), f"{part.parameters:,}")
+            status = Text(part.status, _COLORS[part.status])
+            table.add_row(plain_text(part.name), status, plain_text(part.layers), f"{part.parameters:,}")
         table.add_section()
         for label, fact in self.facts.items():
-            table.add_row(label, "", escape(fact), "")
+            table.add_row(label, "", plain_text(fact), "")
         for note in self.notes:
-            table.add_row("note", "", escape(note), "")
+            table.add_row("note", "", plain_text(note), "")
         return table
 
     def __str__(self) -> str:
@@ -152,10 +151,3 @@ def _wrong_field(certificate: Certificate) -> str | None:
 
 def _sizes(values: tuple[int, ...], count: int) -> bool:
     return len(values) == count and all(isinstance(value, int) and value > 0 for value in values)
-
-
-def as_text(table: Table) -> str:
-    """A table as plain text of at most 110 columns."""
-    text = io.StringIO()  # whatever the terminal or the notebook can do: no escape codes
-    Console(file=text, width=110, color_system=None, highlight=False, force_jupyter=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

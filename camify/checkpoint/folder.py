@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import allowed_mode, foreign_entry, interrupted_replacements, whole_folder
+from ..files import allowed_mode, foreign_entry, interrupted_replacements, to_json, whole_folder
 from ..former_names import current_name, with_current_keys
 from .bounds import MOST_CLASSES, MOST_FEATURES
 
@@ -83,14 +83,13 @@ def write_folder(
             if overlays is not None:
                 (aside / OVERLAYS).write_bytes(overlays)
             (aside / CARD).write_text(card, encoding="utf-8")
-            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-            (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            (aside / MANIFEST).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the manifest cannot be stored as JSON ({error}).") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})."
-            " Is there space, and a right to write?"
+            f"{folder}: cannot be written ({reason}). Is there space, and a right to write?"
         ) from error
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..console import shell_quoted
 from ..errors import CheckpointError, ConfigError
 from .folder import CARD, MANIFEST, OVERLAYS, WEIGHTS
 
@@ -59,7 +60,7 @@ def fetch_folder(name: str, revision: str | None = None, *, cached: bool = False
         if cached:
             raise CheckpointError(
                 f"{name}: is not in the hub's cache, and nothing is fetched to inspect it. Fetch it first:"
-                f" camify check {name}"
+                f" camify check {shell_quoted(name)}"
             ) from error
         raise CheckpointError(
             f"{name}: is no folder here, and cannot be had from the hub ({type(error).__name__}: {first})."

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..console import shown
+
 __all__ = ["model_card"]
 
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|[]`*\\"}
@@ -109,7 +111,7 @@ def _results(results: Mapping[str, Any]) -> list[str]:
 
 def _cell(value: Any) -> str:
     """A value as text that can neither leave its table cell nor become a tag, a link or an image."""
-    return " ".join(str(value).translate(_ENTITIES).split())
+    return shown(" ".join(str(value).split())).translate(_ENTITIES)
 
 
 def _value(value: Any) -> str:

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from matplotlib import colormaps
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..checkpoint.folder import MANIFEST
 from ..checkpoint.folder import OWN_FILES as CHECKPOINT_FILES
+from ..console import console, plain_text, shell_quoted
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
-from ..errors import CamifyError, ConfigError, ConversionError, DataError
+from ..data.folder import left_out_notes
+from ..errors import ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
 from ..evaluation.comparison import compare_files
 from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import image_files
-from ..evaluation.network import class_index, explained_network, read_class_names
-from ..files import free_folder, write_whole
+from ..evaluation.network import class_index, explained_network, read_class_names, usable_device
+from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..preprocessing import Preprocessing
 from ..reports.html import is_own_page
@@ -37,6 +37,9 @@ from ..reports.runs_page import render_runs
 from ..sources import resolve
 from ..task import Classes, Task
 from .export import COMMANDS, add_commands
+from .failures import camify_error_in, one_line_errors
+from .option_types import Count, Number, Seed, Share, Side
+from .parser_messages import in_one_line
 
 __all__ = ["main"]
 
@@ -53,9 +56,9 @@ _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
 class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ARG002 - jsonargparse's signature
-        """One line, exit code 2."""
-        self.exit(2, f"camify: error: {message.strip()}\n")
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise the error for ``main`` to print."""
+        raise ConfigError(str(camify_error_in(ex) or in_one_line(message))) from ex
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -70,12 +73,9 @@ def main(args: Sequence[str] | None = None) -> None:
         train(None if args is None else words)
         return
     set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)  # options name no classes
-    config = _parser().parse_args(words)
-    try:
+    with one_line_errors():
+        config = _parser().parse_args(words)
         _COMMANDS[config.subcommand](config[config.subcommand])
-    except CamifyError as error:
-        sys.stderr.write(f"camify: error: {error}\n")
-        sys.exit(2)
 
 
 def _parser() -> ArgumentParser:
@@ -89,7 +89,7 @@ def _parser() -> ArgumentParser:
 
     command = _Parser(description="Say what a classifier is, whether it is CAM-ready, and what conversion would do.")
     command.add_argument("source", type=str, help=_SOURCE)
-    command.add_argument("--input_size", type=int, default=224, help="side of the input, pixels")
+    command.add_argument("--input_size", type=Side, default=224, help="side of the input, pixels")
     commands.add_subcommand("inspect", command)
 
     command = _Parser(description="Convert a classifier and save it as a CAM-ready checkpoint folder.")
@@ -97,18 +97,18 @@ def _parser() -> ArgumentParser:
     command.add_argument("out", type=str, help="folder to write")
     command.add_argument("--recipe", choices=tuple(RECIPES), default=None, help="a published network")
     command.add_argument("--head", choices=HEADS, default=None, help="default: gap, or the recipe's")
-    command.add_argument("--num_classes", type=int | None, default=None, help="default: as many as the legacy network")
+    command.add_argument("--num_classes", type=Count | None, default=None, help="default: the legacy network's")
     command.add_argument(
         "--input_size",
-        type=int | None,
+        type=Side | None,
         default=None,
         help="side of the input, pixels; default: what the weights expect",
     )
     command.add_argument(
         "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"
     )
-    command.add_argument("--map_stride", type=int | None, default=None, help="pixels per cell of a finer map")
-    command.add_argument("--seed", type=int | None, default=None, help="for the new layers")
+    command.add_argument("--map_stride", type=Count | None, default=None, help="pixels per cell of a finer map")
+    command.add_argument("--seed", type=Seed | None, default=None, help="for the new layers")
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     command.add_argument("--overwrite", type=bool, default=False, help="replace a checkpoint folder that exists")
@@ -122,9 +122,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("--out", type=str, required=True, help="folder to write; a run that was interrupted goes on")
     _add_network_options(command)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
-    command.add_argument("--topk", type=int, default=1, help="without --targets: how many of the most probable")
+    command.add_argument("--topk", type=Count, default=1, help="without --targets: how many of the most probable")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
-    command.add_argument("--threshold", type=float | None, default=None, help="of boxes; default: the network's rule")
+    command.add_argument("--threshold", type=Share | None, default=None, help="of boxes; default: the network's rule")
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
@@ -151,7 +151,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
     command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
-    command.add_argument("--figures", type=int, default=24, help="images that are drawn; all are measured")
+    command.add_argument("--figures", type=Number, default=24, help="images that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
     commands.add_subcommand("compare", command)
 
@@ -161,11 +161,11 @@ def _parser() -> ArgumentParser:
     _add_network_options(command)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--split", type=str | None, default=None, help="default: val where there is one")
-    command.add_argument("--limit", type=int | None, default=None, help="so many images, drawn; default: all")
-    command.add_argument("--faithfulness", type=int, default=32, help="images for stability and faithfulness; 0: none")
-    command.add_argument("--mosaics", type=int, default=64, help="at most so many for grid pointing; 0: none")
-    command.add_argument("--threshold", type=float | None, default=None, help="of the maps' boxes; default: the best")
-    command.add_argument("--seed", type=int, default=0, help="of all draws")
+    command.add_argument("--limit", type=Count | None, default=None, help="so many images, drawn; default: all")
+    command.add_argument("--faithfulness", type=Number, default=32, help="images for stability, faithfulness; 0: none")
+    command.add_argument("--mosaics", type=Number, default=64, help="at most so many for grid pointing; 0: none")
+    command.add_argument("--threshold", type=Share | None, default=None, help="of the maps' boxes; default: the best")
+    command.add_argument("--seed", type=Seed, default=0, help="of all draws")
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
     commands.add_subcommand("evaluate", command)
@@ -180,8 +180,8 @@ def _add_network_options(command: ArgumentParser) -> None:
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
-    command.add_argument("--batch_size", type=int, default=16)
-    command.add_argument("--workers", type=int, default=1, help="processes that decode images")
+    command.add_argument("--batch_size", type=Count, default=16)
+    command.add_argument("--workers", type=Number, default=1, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -189,13 +189,13 @@ def _inspect(options: Namespace) -> None:
     inspection = inspect(options.source, input_size=options.input_size)
     if inspection.verdict == "unsupported":
         raise ConversionError(f"{options.source}: {inspection.reason}")
-    console = Console(highlight=False)
-    console.print(inspection.table())
+    screen = console()
+    screen.print(inspection.table())
     if inspection.num_classes is None:
-        fit = f"camify fit --model.model {options.source} --data ImageFolderDataModule"
-        console.print(f"Next: {fit} --data.init_args.root IMAGES", soft_wrap=True)
+        fit = f"camify fit --model.model {shell_quoted(options.source)} --data ImageFolderDataModule"
+        screen.print(f"Next: {fit} --data.init_args.root IMAGES", soft_wrap=True)
     elif not inspection.cam_ready:
-        console.print(f"Next: camify convert {options.source} OUT", soft_wrap=True)
+        screen.print(f"Next: camify convert {shell_quoted(options.source)} OUT", soft_wrap=True)
 
 
 def _convert(options: Namespace) -> None:
@@ -220,19 +220,22 @@ def _convert(options: Namespace) -> None:
     channels = 1 if options.input_format == "grayscale" else 3
     net.preprocessing = replace(known or Preprocessing.assumed(channels=channels), size=size)
     folder = net.save_pretrained(options.out)
-    console = Console(highlight=False)
+    screen = console()
     if net.certificate is not None:
-        console.print(net.certificate.table())
+        screen.print(net.certificate.table())
     if known is None:
-        console.print(
+        screen.print(
             f"Assumed: ImageNet's normalization at {size} px; {options.source} does not say what it was trained with."
             " If that was another, set model.preprocessing and save again.",
             soft_wrap=True,
         )
-    console.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
+    screen.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
 
 
 def _explain(options: Namespace) -> None:
+    require_writable(Path(options.out), "--out", folder=True)
+    usable_device(options.device)
+    colormap = _colormap(options.colormap)
     files = image_files(options.images, outside=options.out)
     source = resolve(options.model).explained_by(options.method)
     source.model.to(options.device)
@@ -241,11 +244,11 @@ def _explain(options: Namespace) -> None:
     )
     if options.class_names is not None:
         network.classes = Classes(network.classes.task, tuple(read_class_names(options.class_names, network)))
-    console = Console(highlight=False)
-    for note in network.notes:
-        console.print(escape(f"{note[0].upper()}{note[1:]}."), soft_wrap=True)
+    screen = console()
+    for note in [*network.notes, *left_out_notes([Path(name) for name in options.images if Path(name).is_dir()])]:
+        screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     if "scorecam" in options.method:
-        console.print(
+        screen.print(
             "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
             " that takes a minute or more an image on a CPU.",
             soft_wrap=True,
@@ -254,7 +257,7 @@ def _explain(options: Namespace) -> None:
         targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
         topk=options.topk,
         threshold=options.threshold,
-        colormap=_colormap(options.colormap),
+        colormap=colormap,
         picture=options.picture,
         precision=options.precision,
     )
@@ -266,19 +269,19 @@ def _explain(options: Namespace) -> None:
         for entry in result["classes"] if table.row_count < _MOST_ROWS else []:
             figures = (f"{entry['probability']:.3f}", f"{entry['logit']:.2f}")
             table.add_row(
-                escape(Path(result["image"]).name), escape(entry["class"]), *figures, escape(result["picture"])
+                plain_text(Path(result["image"]).name), plain_text(entry["class"]), *figures, result["picture"]
             )
 
     done = explain_files(
         network, files, Path(options.out), wanted, batch_size=options.batch_size, workers=options.workers,
         overwrite=options.overwrite, report=report,
     )  # fmt: skip
-    console.print(table)
+    screen.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
-    console.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    screen.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
-    console.print(f"Boxes{given}: {rules}", soft_wrap=True)
+    screen.print(f"Boxes{given}: {rules}", soft_wrap=True)
     notes = list(done.notes)
     if done.precision_error is not None:
         probability, heat = done.precision_error
@@ -288,19 +291,19 @@ def _explain(options: Namespace) -> None:
             f" within {heat:.1%} of their peaks",
         )
     for note in notes:
-        console.print(escape(f"{note}."), soft_wrap=True)
+        screen.print(f"{note}.", soft_wrap=True)
     if done.unreadable:
-        _say_unreadable(done, Path(options.out, RESULTS), console)
+        _say_unreadable(done, Path(options.out, RESULTS))
         sys.exit(1)
 
 
-def _say_unreadable(done: Summary, results: Path, console: Console) -> None:
-    shown = "; ".join(list(done.unreadable.values())[:5])
+def _say_unreadable(done: Summary, results: Path) -> None:
+    reasons = "; ".join(list(done.unreadable.values())[:5])
     rest = f"; ... All are in {results}" if len(done.unreadable) > 5 else ""
-    message = f"{len(done.unreadable)} could not be read: {shown}{rest}"
+    message = f"{len(done.unreadable)} could not be read: {reasons}{rest}"
     if not done.results and not done.before:
         raise DataError(message)
-    console.print(escape(message), soft_wrap=True)
+    console().print(message, soft_wrap=True)
 
 
 def _compare(options: Namespace) -> None:
@@ -309,11 +312,12 @@ def _compare(options: Namespace) -> None:
         demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
         check_images=options.check_images,
     )  # fmt: skip
-    Console(highlight=False).print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
+    console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
 def _evaluate(options: Namespace) -> None:
     free_folder(Path(options.output), EVALUATION, OWN_FILES, "--output", overwrite=options.overwrite)
+    usable_device(options.device)
     names = None if options.class_names is None else read_class_names(options.class_names)
     result = evaluate(
         options.model, options.data, methods=options.method, class_names=names, split=options.split,
@@ -322,20 +326,21 @@ def _evaluate(options: Namespace) -> None:
         options=options.options, task=options.task, check_images=options.check_images,
     )  # fmt: skip
     folder = result.save(options.output, overwrite=options.overwrite)
-    console = Console(highlight=False, markup=False)
-    console.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
+    screen = console()
+    screen.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
 
 
 def _report(options: Namespace) -> None:
-    reports = [read_run(folder) for folder in options.runs]
-    alone = len(reports) == 1
+    alone = len(options.runs) == 1
     out = Path(options.out or (Path(options.runs[0], "report.html") if alone else "comparison.html"))
     if out.exists() and not options.overwrite and not (alone and options.out is None):
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
-    if out.exists() and not is_own_page(out):
+    if out.exists() and out.is_file() and not is_own_page(out):
         raise ConfigError(f"{out}: is not a page of camify. It was not touched; choose another --out.")
+    require_writable(out, "--out")
+    reports = [read_run(folder) for folder in options.runs]
     write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
-    Console(highlight=False).print(f"Report: {out}", soft_wrap=True)
+    console().print(f"Report: {out}", soft_wrap=True)
 
 
 def _colormap(name: str) -> str:

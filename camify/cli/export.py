@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 from ..checkpoint.folder import MANIFEST
 from ..checkpoint.hub import is_repository, push_folder
+from ..console import console
 from ..conversion.readiness import check
 from ..errors import CamifyError, ConfigError
 from ..evaluation.images import image_files
 from ..exporters import EXPORT_PRECISIONS, export, open_exported
+from ..files import require_writable
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..sources.resolve import resolve_cam_ready
+from .option_types import Count, Side
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -33,11 +34,11 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or hf:USER/NAME")
     command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
     command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
-    command.add_argument("--input_size", type=int | None, default=None, help="pixels; default: the network's")
+    command.add_argument("--input_size", type=Side | None, default=None, help="pixels; default: the network's")
     command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
     command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
     command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")
-    command.add_argument("--opset", type=int | None, default=None, help="of ONNX")
+    command.add_argument("--opset", type=Count | None, default=None, help="of ONNX")
     command.add_argument("--precision", choices=EXPORT_PRECISIONS, default="fp32", help="of ONNX; others need --images")
     command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
     command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
@@ -62,15 +63,16 @@ def _export(options: Namespace) -> None:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
     if out.is_file():
         _refuse_foreign(out)
-    console = Console(highlight=False)
+    require_writable(out, "--out", folder=options.to == "folder")
+    screen = console(soft_wrap=True)
     model = _exportable(options.source)
     if options.to == "folder":
-        console.print(f"Saved to {model.save_pretrained(out)}", soft_wrap=True)
+        screen.print(f"Saved to {model.save_pretrained(out)}")
         return
     names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "precision", "overwrite")
     images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
     exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
-    console.print(escape(str(exported)), soft_wrap=True)
+    screen.print(str(exported))
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -113,17 +115,17 @@ def _beside(text: str, to: str) -> Path:
 
 def _check(options: Namespace) -> None:
     results = check(options.source)
-    console = Console(highlight=False)
+    screen = console(soft_wrap=True)
     for result in results:
         mark = "ok  " if result.holds else "FAIL"
-        console.print(escape(f"{mark} {result.point}: {result.message}"), soft_wrap=True)
+        screen.print(f"{mark} {result.point}: {result.message}")
     if not all(result.holds for result in results):
         sys.exit(1)
 
 
 def _push(options: Namespace) -> None:
     CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
-    Console(highlight=False).print(push_folder(options.folder, options.name, private=options.private), soft_wrap=True)
+    console(soft_wrap=True).print(push_folder(options.folder, options.name, private=options.private))
 
 
 COMMANDS = {"export": _export, "check": _check, "push": _push}

@@ -9,7 +9,9 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +24,9 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from .. import data as _data  # noqa: F401 - a config names its data modules without their package
+from ..console import console
 from ..conversion import find_recipe
-from ..errors import CamifyError, ConfigError
+from ..errors import ConfigError
 from ..files import write_whole
 from ..former_names import current_name
 from ..training.callbacks.overlays import CAMOverlayLogger
@@ -35,6 +38,8 @@ from ..training.module import CAMFineTuner
 from ..training.options import FLAT, GROUP_OF, GROUPS, FineTuningOptions, put_into_groups
 from ..training.resume import refuse_changes
 from ..training.run_folder import claimed_folder, is_first_process, is_run_folder, run_folder
+from .config_files import check_yaml, config_files, everything_wrong, unknown_keys
+from .failures import camify_error_in, one_line_errors
 from .named_classes import (
     ALLOW_HELP,
     allow_packages,
@@ -45,6 +50,8 @@ from .named_classes import (
     packages_allowed,
     plain_checkpoint,
 )
+from .parser_messages import in_one_line
+from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
 
@@ -66,7 +73,28 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
-        return super().parse_args(words, *given, **options)
+        parser = self._parser_of(words)
+        if parser is None:
+            return super().parse_args(words, *given, **options)
+        files, known = config_files(words, get_loader("yaml")), [action.dest for action in parser._actions]
+        unknown = unknown_keys(files, known)
+        try:
+            if unknown:
+                raise ConfigError(unknown.pop(0))
+            return super().parse_args(words, *given, **options)
+        except ConfigError as error:
+            first = error
+        parse = partial(
+            parser.parse_object, defaults=False
+        )  # not in the handler: its errors would begin with the first
+        raise ConfigError(" Also: ".join([*everything_wrong(str(first), files, parse, known), *unknown])) from first
+
+    def _parser_of(self, words: list[str]) -> OneLineParser | None:
+        """The parser of the command that is given; None where this one has no commands."""
+        by_command: Mapping[str, OneLineParser] = next(
+            (names for action in self._actions if (names := getattr(action, "_name_parser_map", None))), {}
+        )
+        return next((by_command[word] for word in words if word in by_command), None)
 
     def parse_object(self, obj: Any, *given: Any, **options: Any) -> Any:
         """Parse options that are given as a dict."""
@@ -75,9 +103,9 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error for ``main`` to print."""
-        camify_error = _inner_error(ex) or import_refusal(message)
+        camify_error = camify_error_in(ex) or import_refusal(message)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
-        text = str(camify_error) if camify_error is not None else _essence(message)
+        text = str(camify_error) if camify_error is not None else in_one_line(message)
         unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
         guesses = difflib.get_close_matches(unknown[1], self._option_names(), n=1) if unknown else []
         raise ConfigError(f"{text}. Did you mean {guesses[0]}?" if guesses else text) from ex
@@ -105,21 +133,6 @@ def _with_groups(config: Any) -> Any:
     return moved
 
 
-def _essence(message: str) -> str:
-    """A parser's message in one line; of a list of tried types, what those of the expected kind said."""
-    text = re.sub(r": *\n(?! *- ) *", ": ", message.strip())
-    tried = re.findall(r"^ *- ([A-Z](?!.*NoneType).*)", text, flags=re.MULTILINE)
-    parts = [text.split(": Does not")[0] + ":", *tried] if tried else [text]
-    return " ".join(" ".join(parts).split())
-
-
-def _inner_error(error: BaseException | None) -> CamifyError | None:
-    """The camify error that a library wrapped into its own, if there is one."""
-    while error is not None and not isinstance(error, CamifyError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's folder when training starts, and only then."""
 
@@ -140,7 +153,7 @@ class FineTuningCLI(LightningCLI):
         load = get_loader("yaml")
         args, packages = _without_allow(args)
         allow_packages(packages)
-        set_loader("yaml", lambda text: _with_groups(check_loaded(load(text), packages)), (yaml.YAMLError,))
+        set_loader("yaml", lambda text: _with_groups(check_loaded(load(check_yaml(text)), packages)), (yaml.YAMLError,))
         try:
             with ExitStack() as self._held:  # the run's folder
                 super().__init__(
@@ -236,7 +249,7 @@ class FineTuningCLI(LightningCLI):
         if checkpoint is None or not is_run_folder(checkpoint.parent):
             return self._held.enter_context(claimed_folder(folder, go_on=False))
         if checkpoint.parent.resolve() != folder.resolve() and is_first_process():
-            print(f"The run goes on where its checkpoint lies, in {checkpoint.parent}, not in {folder}.")
+            console().print(f"The run goes on where its checkpoint lies, in {checkpoint.parent}, not in {folder}.")
         return self._held.enter_context(claimed_folder(checkpoint.parent, go_on=True))
 
     def before_fit(self) -> None:
@@ -255,6 +268,7 @@ class FineTuningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer that logs to TensorBoard and CSV in the run's folder, unless told otherwise."""
         config = self._get(self.config_init, "trainer")
+        check_trainer_options(vars(config), self.subcommand)
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = self._loggers(config.default_root_dir) if self.subcommand in ("fit", None) else False
         trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
@@ -302,18 +316,11 @@ def main(args: ArgsType = None) -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     try:
-        FineTuningCLI(args)
+        with one_line_errors():
+            FineTuningCLI(args)
     except SIGTERMException as stopped:
         sys.exit(128 + getattr(stopped, "signal", signal.SIGTERM))  # Lightning alone leaves with 0
     except SystemExit as left:
         if isinstance(left.__context__, KeyboardInterrupt):  # the second Ctrl-C
             sys.exit(128 + signal.SIGINT)
         raise
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        camify_error = _inner_error(error)
-        if camify_error is None:
-            raise
-        sys.stderr.write(f"camify: error: {camify_error}\n")
-        sys.exit(2)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..checkpoint.certificate import as_text
+from ..console import as_text, plain_text
 from ..errors import ConversionError
 from ..graphs import NetworkAnalysis, analyze
 from ..sources import Source, resolve
@@ -51,12 +50,12 @@ class Inspection:
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         table.add_row("verdict", self.verdict)
-        table.add_row("reason", escape(self.reason))
+        table.add_row("reason", plain_text(self.reason))
         if self.feature_layer is not None and self.map_size is not None and self.input_shape is not None:
             (height, width), (_, input_h, input_w) = self.map_size, self.input_shape
-            table.add_row("last spatial map", f"{self.feature_layer}, {self.map_channels} channels")
+            table.add_row("last spatial map", plain_text(f"{self.feature_layer}, {self.map_channels} channels"))
             table.add_row("map size", f"{height} x {width} at {input_h} x {input_w} px")
-            table.add_row("head", ", ".join(self.head_layers) or "functions only")
+            table.add_row("head", plain_text(", ".join(self.head_layers) or "functions only"))
             table.add_row("classes", str(self.num_classes or "not known: the weights hold no head"))
             table.add_row("task", self.task or "not known; multiclass is assumed")
         return table

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoint.certificate import TOLERANCE
 from ..checkpoint.folder import MANIFEST, WEIGHTS
+from ..console import shell_quoted
 from ..errors import CamifyError, CheckpointError
 from ..exporters.onnx_file import OnnxFile
 from ..exporters.pt2_file import Pt2File
@@ -56,7 +57,8 @@ def _check_source(source: Source, report: Report) -> None:
         if (Path(source.name) / MANIFEST).is_file():  # else loading it would have failed
             report("hashes", f"{WEIGHTS} and {MANIFEST} are as written")
         elif source.name.endswith(".ckpt"):
-            report("Lightning checkpoint", f"make a folder of it: camify export {source.name} --to folder")
+            command = f"camify export {shell_quoted(source.name)} --to folder"
+            report("Lightning checkpoint", f"make a folder of it: {command}")
         notes = "".join(f"; {note}" for note in source.notes)
         report("weights", f"{len(source.model.state_dict())} tensors fit the architecture{notes}")
         _check_model(source.model, report)
@@ -131,6 +133,6 @@ def _check_legacy(source: Source, report: Report) -> None:
     inspection = inspect(source, input_size=224 if source.preprocessing is None else source.preprocessing.size)
     if not inspection.cam_ready:
         raise CheckpointError(
-            f"{inspection.verdict}: {inspection.reason} Make it so: camify convert {source.name} FOLDER"
+            f"{inspection.verdict}: {inspection.reason} Make it so: camify convert {shell_quoted(source.name)} FOLDER"
         )
     report("head", inspection.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from ..console import warn
 from ..errors import DataError
 from ..preprocessing import Preprocessing, read_image
 from .boxes_csv import Box, box_table, read_boxes
@@ -28,6 +29,7 @@ __all__ = [
     "LabeledImages",
     "class_folders",
     "image_paths",
+    "left_out_notes",
     "order_notes",
     "own_boxes",
 ]
@@ -129,7 +131,8 @@ class ImageFolderDataModule(PreparedDataModule):
     @property
     def notes(self) -> list[str]:
         """What has to be said about how the folder was read."""
-        return order_notes(self.class_names)
+        splits = [self.root / split for split in ("train", "val", "test") if (self.root / split).is_dir()]
+        return [*order_notes(self.class_names), *left_out_notes(splits)]
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - every stage needs the same
         """Read folders, boxes and every image, and take the network's preprocessing."""
@@ -175,7 +178,7 @@ class ImageFolderDataModule(PreparedDataModule):
         missing = [name for name in self.class_names if name not in names]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            warnings.warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
+            warn(f"{folder}: no images of {len(missing)} classes ({listed})", stacklevel=3)
         with_images = [(index, name) for index, name in enumerate(self.class_names) if name in names]
         return [(path, index) for index, name in with_images for path in image_paths(folder / name)]
 
@@ -255,6 +258,19 @@ def order_notes(class_names: Sequence[str]) -> list[str]:
     if not _are_numbers(class_names):
         return []
     return [f"class folders are all numbers: in order of number, {class_names[0]} to {class_names[-1]}"]
+
+
+def left_out_notes(folders: Sequence[Path]) -> list[str]:
+    """What has to be said of files that are not taken for images: how many, by the ends of their names."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if not path.name.startswith(".") and path.is_file() and path.suffix.lower() not in IMG_EXTENSIONS:
+                counts[path.suffix.lower() or "no suffix"] += 1
+    if not counts:
+        return []
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+    return [f"files left out, since their names do not end as those of images ({', '.join(IMG_EXTENSIONS)}): {listed}"]
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

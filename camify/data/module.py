@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from ..preprocessing import Preprocessing, agreed_preprocessing
+from .counts import require_counts
 from .processes import each_once
 from .samples import collate
 
@@ -47,6 +48,8 @@ class PreparedDataModule(pl.LightningDataModule):
         override_preprocessing: bool = False,
     ) -> None:
         super().__init__()
+        require_counts(least=1, batch_size=batch_size)
+        require_counts(least=0, num_workers=num_workers)
         self._given, self._default, self.augment = dict(given), default, augment
         self.batch_size, self.num_workers = batch_size, num_workers
         self.override_preprocessing = override_preprocessing

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from ..errors import ConfigError
 from ..preprocessing import Preprocessing
+from .counts import require_counts
 from .module import PreparedDataModule
 from .samples import finish
 from .shape_renderer import CLASS_NAMES, render_scene
@@ -103,6 +104,8 @@ class ShapesDataModule(PreparedDataModule):
             override_preprocessing=override_preprocessing,
         )
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
+        require_counts(least=1, train_count=train_count, val_count=val_count, test_count=test_count)
+        require_counts(least=0, seed=seed)
         self.counts, self.seed = {"train": train_count, "val": val_count, "test": test_count}, seed
         self.class_names = list(CLASS_NAMES)
         self.splits: dict[str, ShapesDataset] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from ..boxes import BoxRule
+from ..console import shown
 from ..drawing.encoding import encoded
 from ..drawing.grid import Cell, Row, grid_figure
 from ..files import slug
+from ..files import to_json as json_text
 from ..metrics.functional import center_gaussian, shifted
 from ..metrics.functional.pointing import POINTING_TOLERANCE
 from ..reports.html import render
@@ -404,7 +405,7 @@ def to_markdown(page: Page) -> str:
     if page.omitted:
         lines += [f"{page.omitted} more images are in the tables and in compare.json only.", ""]
     lines += [*markdown_sections(page.tables), *markdown_facts(page.facts)]
-    return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
+    return shown("\n".join(lines), "\n") + "\n"
 
 
 def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
@@ -442,4 +443,4 @@ def to_json(comparison: Comparison, facts: Sequence[tuple[str, str]]) -> str:
         "localization": [asdict(row) for row in comparison.localization],
         "cost": comparison.costs,
     }  # fmt: skip
-    return json.dumps(json_values(document), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    return json_text(json_values(document)) + "\n"

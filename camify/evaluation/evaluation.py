@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..metrics.functional import mosaic_plan
 from ..sources import Source, resolve
+from ..sources.source import require_network
 from ..task import Classes, Task
 from .engine import CENTER_BOX, IOUS, Rows
 from .evaluation_report import Evaluation, Figures
@@ -102,6 +103,7 @@ def evaluate(
 def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
     if isinstance(model, str):
         return resolve(model).explained_by(methods), short_names([model])[0]
+    require_network(model)
     name = type(model).__name__
     names, preprocessing = (getattr(model, key, None) for key in ("class_names", "preprocessing"))
     return Source(model, name, names, preprocessing=preprocessing), name

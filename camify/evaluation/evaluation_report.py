@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import free_folder, whole_folder
+from ..console import shown
+from ..files import free_folder, safe_cell, whole_folder
+from ..files import to_json as json_text
 from ..metrics.functional.pointing import POINTING_TOLERANCE
 from ..reports.tables import (
     MISSING,
@@ -101,7 +102,7 @@ class Evaluation:
         target = free_folder(Path(folder), EVALUATION, OWN_FILES, "--output", overwrite=overwrite)
         with whole_folder(target) as aside:
             (aside / "evaluation.md").write_text(to_markdown(self), encoding="utf-8")
-            (aside / "images.csv").write_text(to_csv(self), encoding="utf-8")
+            (aside / "images.csv").write_text(to_csv(self), encoding="utf-8", errors="surrogateescape")
             (aside / EVALUATION).write_text(to_json(self), encoding="utf-8")
         return target
 
@@ -244,12 +245,12 @@ def to_markdown(evaluation: Evaluation) -> str:
     """The tables with how to read them."""
     lines = [f"# Evaluation of {markdown_text(evaluation.network.name)}", ""]
     lines += [*markdown_sections(evaluation_tables(evaluation)), *markdown_facts(evaluation.facts)]
-    return "\n".join(lines).encode("utf-8", "replace").decode() + "\n"
+    return shown("\n".join(lines), "\n") + "\n"
 
 
 def to_json(evaluation: Evaluation) -> str:
     """``Evaluation.to_dict`` as text."""
-    return json.dumps(evaluation.to_dict(), indent=1, allow_nan=False) + "\n"
+    return json_text(evaluation.to_dict()) + "\n"
 
 
 def to_csv(evaluation: Evaluation) -> str:
@@ -279,13 +280,13 @@ def to_csv(evaluation: Evaluation) -> str:
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(columns)
     lines.writerows([_cell(value) for value in line] for line in zip(*columns.values(), strict=True))
-    return text.getvalue().encode("utf-8", "replace").decode()
+    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else ""
-    return value
+    return safe_cell(value) if isinstance(value, str) else value
 
 
 def _plain(figures: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.boxes_csv import box_table, read_boxes, table_above
-from ..data.folder import LabeledFile, LabeledImages, class_folders, image_paths, order_notes, own_boxes
+from ..data.folder import LabeledFile, LabeledImages, class_folders, image_paths, left_out_notes, order_notes, own_boxes
 from ..data.sizes import image_sizes
 from ..errors import ConfigError, DataError
 from ..preprocessing import Preprocessing, read_image
@@ -245,6 +245,7 @@ def find_labeled(
         notes.append(f"no boxes: {box_table(root)} {missing}")
     if not check_images:
         notes.append("the images were not decoded beforehand (check_images false)")
+    notes += left_out_notes([folder / name for name in folders])
     records = [LabeledFile(path, numbers[name], None if boxes is None else boxes[path]) for path, name in files]
     images = LabeledImages(records, preprocessing.evaluation())
     names = tuple(folders) if classes.names is None else classes.names

@@ -25,7 +25,7 @@ from ..task import Classes, Task
 
 __all__ = [
     "ExplainedNetwork", "box_maps", "box_rules", "class_index", "explained_network", "find_networks", "placed_on",
-    "read_class_names", "shared_titles", "short_names",
+    "read_class_names", "shared_titles", "short_names", "usable_device",
 ]  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def placed_on(model: nn.Module, device: str | torch.device | None) -> Iterator[N
     """The network on a device, and back where it was afterwards, also after an error; None leaves it where it is.
 
     Raises:
-        ConfigError: its parts lie on several devices.
+        ConfigError: its parts lie on several devices, or the device cannot be used.
     """
     homes = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
     if device is None or not homes:
@@ -198,11 +198,26 @@ def placed_on(model: nn.Module, device: str | torch.device | None) -> Iterator[N
         return
     if len(homes) > 1:
         raise ConfigError(f"device={str(device)!r}: the network lies on {len(homes)} devices. Leave device None.")
-    model.to(device)
+    model.to(usable_device(device))
     try:
         yield
     finally:
         model.to(homes.pop())
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that torch can use here.
+
+    Raises:
+        ConfigError: there is none of that name, or it has no memory left for a single number.
+    """
+    try:
+        usable = torch.device(device)
+        float(torch.zeros(1, device=usable))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"device={str(device)!r} cannot be used here ({reason}). Choose cpu or cuda.") from error
+    return usable
 
 
 # ---------------------------------------------------------------- boxes

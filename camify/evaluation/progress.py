@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import track
+
+from ..console import console
 
 __all__ = ["tracked"]
 
@@ -20,11 +20,11 @@ def tracked(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
 
     A pass of one item has no such line.
     """
-    if sys.stderr.isatty():
-        yield from track(items, label, total=total, console=Console(stderr=True))
+    screen = console(stderr=True)
+    if screen.is_terminal:
+        yield from track(items, label, total=total, console=screen)
         return
     for done, item in enumerate(items, start=1):
         yield item
         if total > 1 and done * _LINES // total > (done - 1) * _LINES // total:
-            sys.stderr.write(f"{label} {done} of {total}\n")
-            sys.stderr.flush()
+            screen.print(f"{label} {done} of {total}", soft_wrap=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
-from ..errors import CheckpointError, ConfigError, ConversionError
+from ..errors import CamifyError, CheckpointError, ConfigError, ConversionError
 from ..files import put_in_place, temporary_folder
 from ..model import CAMNet
 from .metadata import file_metadata
@@ -134,10 +134,16 @@ def export(
         try:
             return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
         except (ConversionError, CheckpointError) as error:  # noqa: PERF203 - three at most
-            what = f"{', '.join(axes)} dynamic" if axes else "fixed sizes"
-            refusals.append(f"not with {what}: {error}")
+            refusals.append(_refusal(axes, error))
             last = error
     raise type(last)(f"{path}: {'; '.join(refusals)}")
+
+
+def _refusal(axes: tuple[str, ...], error: CamifyError) -> str:
+    """Why an attempt failed, where another one may not: with other axes there is no more room on a disk."""
+    if isinstance(error.__cause__, OSError):
+        raise error
+    return f"not with {', '.join(axes)} dynamic: {error}" if axes else f"not with fixed sizes: {error}"
 
 
 def _check_torch(path: Path) -> None:

@@ -13,6 +13,7 @@ from ..checkpoint.bounds import MOST_CLASSES
 from ..checkpoint.certificate import TOLERANCE
 from ..checkpoint.folder import us_keys
 from ..errors import CheckpointError, ConfigError, ConversionError
+from ..files import to_json
 from ..model import CAMNet
 from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS, Preprocessing
 from ..task import Classes
@@ -79,7 +80,7 @@ def as_properties(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return value if isinstance(value, str) else to_json(value, indent=None)
 
 
 def read_record(text: str | None, path: object) -> dict[str, Any]:

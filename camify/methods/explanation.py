@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from torch import Tensor, nn
 
+from ..console import warn
 from ..errors import ConfigError, ConstantMapWarning
 from ..maps import upsample
+from ..sources.source import require_network
 from ..task import Task
 from .base import Method, Targets, check_targets, find_method
 from .forward_pass import observe
@@ -82,6 +83,10 @@ def explain(
         tensor([[[0.0000, 0.3333],
                  [0.6667, 1.0000]]])
     """
+    require_network(model)
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ConfigError(f"images: expected a tensor (N, C, H, W), prepared as the network takes it, not {kind}.")
     if normalize not in ("minmax", None):
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")
     if isinstance(size, str) and size != "input":
@@ -132,7 +137,7 @@ def _report_constant(name: str, heat: Tensor) -> None:
     constant = (heat.amax((-2, -1)).reshape(len(heat), -1) == 0).any(1).nonzero().flatten().tolist()
     if constant:
         images = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
-        warnings.warn(
+        warn(
             f"{name}: nothing to show for image {images} of the batch: the map is constant, or nowhere positive"
             " before its ReLU. It is all zeros.",
             ConstantMapWarning,

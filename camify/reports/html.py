@@ -1,4 +1,4 @@
-"""HTML from templates: every text is escaped, pictures stand inside, nothing is loaded from anywhere."""
+"""HTML from templates: every text is escaped and shows all it holds, pictures stand inside, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
 
+from ..console import shown
+
 __all__ = ["is_own_page", "render"]
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """The text of a Jinja template with values; ``picture | data_uri`` puts an encoded picture in."""
-    text = _compiled(template, tuple((filters or {}).items())).render(**values)
-    return text.encode("utf-8", "replace").decode()  # a file's name may hold half a surrogate
+    return shown(_compiled(template, tuple((filters or {}).items())).render(**values), keep="\n\t")
 
 
 def is_own_page(path: Path) -> bool:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..console import shell_quoted
 from ..drawing.encoding import encoded
 from ..errors import DataError
 from ..former_names import with_current_keys
@@ -38,14 +39,14 @@ def read_run(folder: str | Path) -> RunReport:
     """
     folder = Path(folder)
     try:
-        results = with_current_keys(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+        results = with_current_keys(json.loads(_inside(folder, RESULTS).read_text(encoding="utf-8")))
         index = {}
         if (folder / INDEX).is_file():
-            index = with_current_keys(json.loads((folder / INDEX).read_text(encoding="utf-8")))
+            index = with_current_keys(json.loads(_inside(folder, INDEX).read_text(encoding="utf-8")))
         history = [{key: value for key, value in row.items() if value is not None} for row in results["history"]]
         quality = next((key for key in MAP_FIGURES if any(key in row for row in history)), next(iter(MAP_FIGURES)))
         name, baseline, beside = MAP_FIGURES[quality]
-        config = folder / "config.yaml"
+        config = _inside(folder, "config.yaml")
         return RunReport(
             title=folder.resolve().name,
             finished=bool(results["finished"]),
@@ -69,17 +70,15 @@ def read_run(folder: str | Path) -> RunReport:
 
 def commands(folder: Path) -> list[tuple[str, str]]:
     """What to do next, with the command."""
+    config, last = (shell_quoted(folder / name) for name in ("config.yaml", "last.ckpt"))
     return [
         (
             "Explain your own pictures with the exported network",
-            f"camify explain PICTURE.jpg --model {folder}/export --out explained",
+            f"camify explain PICTURE.jpg --model {shell_quoted(folder / 'export')} --out explained",
         ),
-        (
-            "Go on training",
-            f"camify fit --config {folder}/config.yaml --ckpt_path {folder}/last.ckpt",
-        ),
-        ("Put it beside another run", f"camify report {folder} OTHER_RUN --out comparison.html"),
-        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {folder}"),
+        ("Go on training", f"camify fit --config {config} --ckpt_path {last}"),
+        ("Put it beside another run", f"camify report {shell_quoted(folder)} OTHER_RUN --out comparison.html"),
+        ("See curves and overlays in TensorBoard", f"tensorboard --logdir {shell_quoted(folder)}"),
     ]
 
 
@@ -117,7 +116,7 @@ def _watched(overlays: Path, index: Mapping[str, Any], room: int) -> list[ImageT
     """The watched images, in as many epochs as have room (bytes), going by how large the last one's pictures are."""
     images = index.get("watched", [])
     strips = [  # before there were several methods: one
-        {name: _webp(overlays / file) for name, file in (image.get("strips") or {"": image["strip"]}).items()}
+        {name: _webp(_inside(overlays, file)) for name, file in (image.get("strips") or {"": image["strip"]}).items()}
         for image in images
     ]
     epochs = sorted({frame["epoch"] for image in images for frame in image["frames"]})
@@ -151,8 +150,18 @@ def _highlights(overlays: Path, index: Mapping[str, Any]) -> list[ImageTrack]:
 
 
 def _frame(overlays: Path, entry: Mapping[str, Any]) -> Frame:
-    predicted = _webp(overlays / entry["predicted"]) if "predicted" in entry else None
-    return Frame(entry["epoch"], _webp(overlays / entry["file"]), entry["caption"], entry.get("method", ""), predicted)
+    predicted = _webp(_inside(overlays, entry["predicted"])) if "predicted" in entry else None
+    return Frame(
+        entry["epoch"], _webp(_inside(overlays, entry["file"])), entry["caption"], entry.get("method", ""), predicted
+    )
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """A file of a folder; nothing that the name, or a link, leads to elsewhere on the disk gets into a page."""
+    path = (folder / file).resolve()
+    if folder.resolve() not in path.parents:
+        raise DataError(f"{folder / file}: lies outside {folder}")
+    return path
 
 
 def _webp(path: Path) -> bytes:

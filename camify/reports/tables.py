@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..console import shown
+
 __all__ = [
     "MISSING", "Table", "by_section", "json_values", "markdown_facts", "markdown_line", "markdown_sections",
     "markdown_text", "number", "percent", "percents", "text_tables",
@@ -63,7 +65,7 @@ def _markdown_table(table: Table) -> list[str]:
         markdown_line(rule, escape=False),
         *(markdown_line(row) for row in table.rows),
         "",
-        table.note,
+        shown(table.note),
         "",
     ]
 
@@ -72,9 +74,9 @@ def text_tables(tables: Sequence[Table], most_rows: int = 20) -> str:
     """Tables as plain text: columns of equal width, names at the left, numbers at the right; of many rows the first."""
     lines: list[str] = []
     for table in tables:
-        cells = [table.head, *table.rows[:most_rows]]
+        cells = [[shown(cell) for cell in row] for row in (table.head, *table.rows[:most_rows])]
         widths = [max(len(row[index]) for row in cells) for index in range(len(table.head))]
-        lines.append(f"{table.section}: {table.title}")
+        lines.append(shown(f"{table.section}: {table.title}"))
         for row in cells:
             aligned = (
                 cell.ljust(width) if index < table.names else cell.rjust(width)
@@ -126,5 +128,5 @@ def markdown_line(cells: Sequence[str], *, escape: bool = True) -> str:
 
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
-    line = " ".join(text.split())
+    line = shown(" ".join(text.split()))
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", line)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoint.hub import is_repository
+from ..console import shell_quoted
 from ..errors import CheckpointError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
@@ -106,7 +107,8 @@ def resolve_cam_ready(source: str) -> Source:
         return Source.of(CAMNet.from_pretrained(source), source)
     if loader.legacy:
         raise CheckpointError(
-            f"{source}: names a legacy network, not a CAM-ready one. Convert it first: camify convert {source} FOLDER"
+            f"{source}: names a legacy network, not a CAM-ready one. Convert it first: camify convert"
+            f" {shell_quoted(source)} FOLDER"
         )
     loaded = loader.load(source, True)
     _ = loaded.cam_net

@@ -7,12 +7,26 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..console import shell_quoted, shown
 from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..task import Task
 
-__all__ = ["Source"]
+__all__ = ["Source", "require_network"]
+
+
+def require_network(model: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ConfigError: says what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            "A network is needed (torch.nn.Module), or the name of a source such as 'torchvision/vgg16', not"
+            f" {shown(repr(model))[:80]} ({type(model).__name__})."
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class Source:
     @classmethod
     def of(cls, model: nn.Module, name: str | None = None, notes: tuple[str, ...] = ()) -> Source:
         """A network that is there, with what it carries where it is a ``CAMNet``; its name is that of its class."""
+        require_network(model)
         name = name or type(model).__name__
         if not isinstance(model, CAMNet):
             return cls(model, name, notes=notes)
@@ -72,7 +87,8 @@ class Source:
         """
         if not isinstance(self.model, CAMNet):
             raise CheckpointError(
-                f"{self.name}: is a legacy network, not a CAM-ready one. Convert it first: camify convert {self.name}"
+                f"{self.name}: is a legacy network, not a CAM-ready one. Convert it first: camify convert"
+                f" {shell_quoted(self.name)}"
                 " FOLDER"
             )
         return self.model
@@ -86,7 +102,8 @@ class Source:
         if self.headless:
             raise ConversionError(
                 f"{self.name}: {purpose} needs the head, and these weights hold the features alone. Give weights"
-                f" with their head, or make a new one and train it: camify convert {self.name} FOLDER --head gap"
+                f" with their head, or make a new one and train it: camify convert {shell_quoted(self.name)} FOLDER"
+                " --head gap"
             )
 
     def require_layers(self, purpose: str) -> None:

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..console import shown
 from ..eval_mode import eval_mode
 from ..model import CAMNet
 from ..task import Classes
@@ -77,7 +78,7 @@ class LegacyNetwork:
 
     def _say(self, note: str) -> None:
         self.notes.append(note)
-        rank_zero_info(note)
+        rank_zero_info(shown(note))
 
 
 def _redraw_kept(network: CAMNet | None) -> bool:

@@ -29,10 +29,12 @@ from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from .checkpoint_files import refuse_other_shapes
+from .early_checks import refuse_nan_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
 from .loaders import read_images, single_loader
+from .loggers import guard_loggers
 from .losses import Objective, classification_loss, object_masks
 from .map_drift import MapDrift
 from .optimizer import build_optimizer
@@ -300,6 +302,8 @@ class CAMFineTuner(pl.LightningModule):
         batch = Batch.of(batch)
         targets = self.targets(batch)
         logits, maps = self._logits_and_maps(batch.images)
+        if not bool(logits.isfinite().all()):
+            refuse_nan_images(batch)  # else it is the network's doing, and the metrics say so
         self.val_accuracy.update(*score_inputs(self.task, logits, targets))
         size, loss = len(batch), classification_loss(logits, targets, task=self.task)
         self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
@@ -443,7 +447,8 @@ class CAMFineTuner(pl.LightningModule):
         self.map_drift.before = checkpoint.get(_MAP_DRIFT)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """What every run has."""
+        """What every run has; and loggers that do not stop it."""
+        guard_loggers(self.trainer)
         return [TrainingStages(), StopSafely()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

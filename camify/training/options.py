@@ -8,8 +8,10 @@ Every option has one name. It stands in its group (``optimization=OptimizationOp
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 from ..conversion import Recipe, find_recipe, settle_fine_tuning, settle_head
@@ -29,6 +31,8 @@ __all__ = [
     "put_into_groups",
 ]
 
+LARGEST_SIDE = 8192
+"""Of an input, pixels."""
 DECIDED_LATER: Any = None
 """Of an option that was not given: by the recipe, else by camify's defaults (``FineTuning``)."""
 
@@ -38,27 +42,46 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_choices(options: Any, **choices: tuple[str | None, ...]) -> None:
+def _refuse(complaints: Iterable[str]) -> None:
+    """Refuse options by all that is wrong with them, not by the first alone."""
+    text = " ".join(complaints)
+    _require(not text, text)
+
+
+def _choices(options: Any, **choices: tuple[str | None, ...]) -> Iterator[str]:
+    """What is wrong with options that are one of several words."""
     for name, allowed in choices.items():
         value = getattr(options, name)
-        _require(
-            value in allowed, f"{name}={value!r} is unknown. Choose {' or '.join(map(str, filter(None, allowed)))}."
-        )
+        if value not in allowed:
+            yield f"{name}={value!r} is unknown. Choose {' or '.join(map(str, filter(None, allowed)))}."
 
 
-def _check_numbers(options: Any, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
-    """Refuse what is no number where one is wanted, and numbers of a wrong sign."""
+def _numbers(options: Any, **ranges: str) -> Iterator[str]:
+    """What is wrong with options that are numbers: none at all, not finite, or out of their range."""
     plain = [option.name for option in fields(options) if type(option.default) in (int, float)]
-    for name in {*plain, *positive, *not_negative}:
+    for name in dict.fromkeys((*ranges, *plain)):
         value = getattr(options, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(value is None or number, f"{name}={value!r} must be a number.")
-    for name in positive:
-        value = getattr(options, name)
-        _require(value is None or value > 0, f"{name}={value} must be positive.")
-    for name in not_negative:
-        value = getattr(options, name)
-        _require(value is None or value >= 0, f"{name}={value} must not be negative.")
+        if value is None:
+            continue
+        values = value if isinstance(value, list | tuple) and name in _OF_SIDES else [value]
+        if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+            yield f"{name}={value!r} must be a number."
+        elif not all(math.isfinite(one) and _RANGES[ranges.get(name, "")](one) for one in values):
+            yield f"{name}={value} must {ranges.get(name, 'be finite')}."
+
+
+_OF_SIDES = ("input_size", "head_channels")  # options that may be several numbers
+_RANGES: Mapping[str, Callable[[float], bool]] = {
+    "": math.isfinite,
+    "be positive": lambda value: value > 0,
+    "not be negative": lambda value: value >= 0,
+    "be in [0, 1]": lambda value: 0 <= value <= 1,
+    "be in [0, 1)": lambda value: 0 <= value < 1,
+    "be in (0, 1]": lambda value: 0 < value <= 1,
+    "be a whole number of at least 1": lambda value: value >= 1 and value == int(value),
+    "be a whole number of at least 0": lambda value: value >= 0 and value == int(value),
+    f"be whole numbers of 1 to {LARGEST_SIDE} pixels": lambda value: 1 <= value <= LARGEST_SIDE and value == int(value),
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +119,11 @@ class ConversionOptions:
     legacy_class_names: list[str] | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self, init=(None, "random", "ridge", "recast"))
-        _check_numbers(self, not_negative=("dropout",))
+        sides, count = f"be whole numbers of 1 to {LARGEST_SIDE} pixels", "be a whole number of at least 1"
+        _refuse([
+            *_choices(self, init=(None, "random", "ridge", "recast")),
+            *_numbers(self, dropout="be in [0, 1)", input_size=sides, map_stride=count, head_channels=count),
+        ])  # fmt: skip
         _require(
             self.init != "recast" or self.head in (None, "recast"),
             f"init='recast' keeps the old head, head={self.head!r} does not. Leave one of them out.",
@@ -163,10 +189,13 @@ class OptimizationOptions:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self, optimizer=(None, "sgd", "adamw"), schedule=(None, "cosine", "step", "one_cycle"))
-        not_negative = ("momentum", "weight_decay", "warmup_epochs", "freeze_epochs", "gradient_clip")
-        _check_numbers(self, positive=("lr", "head_lr_factor", "bias_lr_factor"), not_negative=not_negative)
-        _require(0 < self.layer_decay <= 1, f"layer_decay={self.layer_decay} must be in (0, 1].")
+        rates = dict.fromkeys(("lr", "head_lr_factor", "bias_lr_factor"), "be positive")
+        rates |= dict.fromkeys(("weight_decay", "warmup_epochs", "gradient_clip"), "not be negative")
+        whole = "be a whole number of at least 0"
+        _refuse([
+            *_choices(self, optimizer=(None, "sgd", "adamw"), schedule=(None, "cosine", "step", "one_cycle")),
+            *_numbers(self, **rates, momentum="be in [0, 1)", layer_decay="be in (0, 1]", freeze_epochs=whole),
+        ])  # fmt: skip
         _require(
             not (self.nesterov and self.optimizer == "sgd" and self.momentum == 0),
             "nesterov=True needs a momentum. Give momentum, or nesterov=False.",
@@ -222,8 +251,13 @@ class LossOptions:
     box_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choices(self, task=(None, "multiclass", "multilabel", "binary"), teacher=(None, "legacy"))
-        _check_numbers(self, not_negative=("label_smoothing",))
+        tasks, shares = (None, "multiclass", "multilabel", "binary"), {"teacher_weight": "be in [0, 1]"}
+        ranges = {
+            "label_smoothing": "be in [0, 1)",
+            "teacher_temperature": "be positive",
+            "box_weight": "not be negative",
+        }
+        _refuse([*_choices(self, task=tasks, teacher=(None, "legacy")), *_numbers(self, **ranges, **shares)])
         weights = self.class_weights
         _require(
             not isinstance(weights, str) or weights == "balanced",
@@ -255,8 +289,8 @@ class AugmentationOptions:
     adl_gamma: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_numbers(self, not_negative=("cutmix",))
-        _require(0 <= self.hide_and_seek < 1, f"hide_and_seek={self.hide_and_seek} must be in [0, 1).")
+        shares = {"hide_and_seek": "be in [0, 1)", "adl_drop_rate": "be in [0, 1]", "adl_gamma": "be in [0, 1]"}
+        _refuse(_numbers(self, cutmix="not be negative", **shares))
 
 
 @dataclass(frozen=True)
@@ -277,12 +311,12 @@ class CacheOptions:
     cached_views: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self, feature_cache=("off", "memory", "disk"))
-        _check_numbers(self, positive=("feature_cache_gb",))
+        cached = {"feature_cache_gb": "be positive", "cached_views": "be a whole number of at least 1"}
+        _refuse([*_choices(self, feature_cache=("off", "memory", "disk")), *_numbers(self, **cached)])
         views = self.cached_views
         _require(
-            views is None or (views >= 1 and self.feature_cache != "off"),
-            f"cached_views={views} must be 1 or more, with feature_cache memory or disk.",
+            views is None or self.feature_cache != "off",
+            f"cached_views={views} needs feature_cache memory or disk.",
         )
 
 
@@ -307,7 +341,7 @@ class MetricsOptions:
     clamp_weights: bool = False
 
     def __post_init__(self) -> None:
-        _check_numbers(self, positive=("grid_mosaics", "percentile"))
+        _refuse(_numbers(self, grid_mosaics="be positive", percentile="be positive"))
 
 
 @dataclass(frozen=True)
@@ -362,7 +396,9 @@ class FineTuningOptions:
         """
         published = find_recipe(recipe)
         nested = {name: _options_of(name, group) for name, group in groups.items()}
-        made_groups = {name: GROUPS[name](**options) for name, options in put_into_groups(by_name, nested).items()}
+        made_groups = _all_made(
+            {name: partial(GROUPS[name], **g) for name, g in put_into_groups(by_name, nested).items()}
+        )
         made_groups |= {name: made_groups[name].settled(published) for name in ("conversion", "optimization")}
         return cls(recipe, **made_groups)
 
@@ -415,6 +451,18 @@ def put_into_groups(by_name: Mapping[str, Any], groups: Mapping[str, Mapping[str
             raise ConfigError(f"{name} is given twice: {value!r}, and {other!r} in {GROUP_OF[name]}. Give one of them.")
         options[name] = value
     return merged
+
+
+def _all_made(groups: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Every group; of several that cannot be made, what is wrong with all of them."""
+    made_groups, complaints = {}, []
+    for name, make in groups.items():
+        try:
+            made_groups[name] = make()
+        except ConfigError as error:  # noqa: PERF203 - six at most
+            complaints.append(str(error))
+    _refuse(complaints)
+    return made_groups
 
 
 def _options_of(name: str, group: Any) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
-from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from ..console import console
 from ..errors import CheckpointError, TrainingError
 from .checkpoint_files import keep_checkpoints_whole
 from .loaders import is_dry_run
@@ -260,7 +260,8 @@ class StopSafely(pl.Callback):
         self._signal, self._requested = signal.Signals(number), True
         if self._signal is signal.SIGINT:
             self._restore(signal.SIGINT)
-            rank_zero_info("Ctrl-C: training stops after this batch and keeps its state. Once more: at once.")
+            if trainer.is_global_zero:
+                console().print("\nCtrl-C: training stops after this batch and keeps its state. Once more: at once.")
         if trainer.world_size == 1 and trainer.training and not trainer.is_last_batch:
             self._agreed = trainer._signal_connector.received_sigterm = True
 

@@ -14,6 +14,7 @@ from ..conversion import balance_head, fit_head
 from ..errors import ConfigError
 from .augmentation import drop_attention
 from .checkpoint_files import follow_moved_run
+from .early_checks import refuse_nothing_trained, refuse_unknown_monitors
 from .feature_cache import FeatureCache
 from .labels import read_labels
 from .loaders import single_loader, whole_split
@@ -45,6 +46,7 @@ class TrainingStages(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
+        refuse_unknown_monitors(trainer, pl_module)
         options, network = pl_module.options, pl_module.model
         ddp = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
         if options.optimization.freeze_epochs and ddp is not None and not ddp.get("find_unused_parameters", False):
@@ -109,6 +111,10 @@ class TrainingStages(pl.Callback):
         pl_module.legacy_network.let_go()
         if pl_module.cam_net is not None:
             set_frozen(pl_module.model, False, pl_module.frozen_by_user)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """A run in which nothing was trained does not look like one that is finished."""
+        refuse_nothing_trained(trainer)
 
     def _drop_cache(self, trainer: pl.Trainer) -> None:
         if self._cache is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from ...console import console, shell_quoted, shown
 from ...conversion import find_recipe
 from ...reports.run_folder import MAP_FIGURES
 from ..loaders import count_samples
@@ -21,11 +21,11 @@ __all__ = ["closing_screen", "epoch_line", "opening_screen"]
 
 def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> None:
     """Print what is trained on what, for how long, and where everything will be."""
-    console = Console(highlight=False)
+    screen = console()
     network, options = module.model, module.options.optimization
     certificate = getattr(module.cam_net, "certificate", None)
     if certificate is not None:
-        console.print(certificate.table())
+        screen.print(certificate.table())
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -46,10 +46,10 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
         table.add_row("recipe", f"{recipe.name}, fine-tuned as in {recipe.fine_tuning_source} ({published})")
     table.add_row("device", f"{trainer.strategy.root_device}, precision {trainer.precision}")
     table.add_row("run folder", f"{folder}  (report.html there can be opened while it runs)")
-    console.print(table)
+    screen.print(table)
     if module.legacy is not None:
-        console.print("\nMeasuring the legacy network's accuracy first ...")
-    console.print()
+        screen.print("\nMeasuring the legacy network's accuracy first ...")
+    screen.print()
 
 
 def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
@@ -82,40 +82,40 @@ def epoch_line(
             parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}, {beside} {now[baseline]:.3f}{first}")
     if "train/loss" in now:
         parts.append(f"loss {now['train/loss']:.3f}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print("  ·  ".join(parts))
+    screen = console(soft_wrap=True)
+    screen.print("  ·  ".join(parts))
     if better is not None:
-        console.print(f"  the accuracy rises, but the maps were better in epoch {better['epoch']:.0f}")
+        screen.print(f"  the accuracy rises, but the maps were better in epoch {better['epoch']:.0f}")
 
 
 def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> None:
     """Print what came out, where it is and the next command."""
-    console = Console(highlight=False, soft_wrap=True)
-    shown = {key: names for key, names in MAP_FIGURES.items() if key in exported}
+    screen = console(soft_wrap=True)
+    figures = {key: names for key, names in MAP_FIGURES.items() if key in exported}
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("", "accuracy", *(name for name, *_ in shown.values())):
+    for column in ("", "accuracy", *(name for name, *_ in figures.values())):
         table.add_column(column, justify="left" if column == "" else "right")
     legacy, start = baselines.get("legacy", {}), baselines.get("start", {})
-    table.add_row("legacy network", _figure(legacy.get("val/acc")), *("no maps" for _ in shown))
+    table.add_row("legacy network", _figure(legacy.get("val/acc")), *("no maps" for _ in figures))
     if start:
-        table.add_row("converted, before training", *(_figure(start.get(key)) for key in ("val/acc", *shown)))
-    table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in shown), style="bold")
-    for key, (_, baseline, beside) in shown.items():
+        table.add_row("converted, before training", *(_figure(start.get(key)) for key in ("val/acc", *figures)))
+    table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in figures), style="bold")
+    for key, (_, baseline, beside) in figures.items():
         table.add_row(
             f"best fixed {beside}" if beside == "center box" else beside,
             "",
-            *(_figure(exported[baseline]) if other == key else "" for other in shown),
+            *(_figure(exported[baseline]) if other == key else "" for other in figures),
         )
-    console.print(table)
+    screen.print(table)
     if "file" in exported:
-        console.print(f"weights   {exported['file']}")
+        screen.print(f"weights   {exported['file']}")
         return
-    console.print(f"report    {folder / 'report.html'}")
-    console.print(f"pictures  {folder / 'overlays'}")
-    console.print(
+    screen.print(f"report    {folder / 'report.html'}")
+    screen.print(f"pictures  {folder / 'overlays'}")
+    screen.print(
         f"model     {exported['folder']}  (loaded again, same logits and maps within {exported['reload_error']:.0e})"
     )
-    console.print(f"\nNext: camify explain YOUR_PICTURE.jpg --model {exported['folder']} --out explained")
+    screen.print(f"\nNext: camify explain YOUR_PICTURE.jpg --model {shell_quoted(exported['folder'])} --out explained")
 
 
 def _change(key: str, now: Mapping[str, float], before: Mapping[str, float] | None) -> str:
@@ -127,4 +127,4 @@ def _figure(value: float | None) -> str:
 
 
 def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(shown(name) for name in names[:8]) + (f", ... and {len(names) - 8} more" if len(names) > 8 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 
 from ...batch import Batch
 from ...boxes import BoxRule
+from ...console import shown
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
 from ...errors import CheckpointError
 from ...eval_mode import eval_mode
-from ...files import write_whole
+from ...files import to_json, write_whole
 from ...model import CAMNet
 from ..box_calibration import calibrate_boxes
 from ..loaders import is_dry_run, single_loader
@@ -134,7 +134,7 @@ def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
         ]
         return encoded(sheet_picture(drawn, 2), "png")
     except Exception as error:  # noqa: BLE001 - a picture never stops what a run leaves
-        rank_zero_warn(f"The model card has no overlays: {type(error).__name__}: {error}.")
+        rank_zero_warn(shown(f"The model card has no overlays: {type(error).__name__}: {error}."))
         return None
 
 
@@ -144,4 +144,6 @@ def export_legacy(
     """Save a legacy network's weights as safetensors that name their classes."""
     state = dict(network.state_dict() if weights is None else weights)
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_whole(path, safetensors.torch.save(plain, metadata={"format": "pt", "class_names": json.dumps(class_names)}))
+    write_whole(
+        path, safetensors.torch.save(plain, metadata={"format": "pt", "class_names": to_json(class_names, indent=None)})
+    )

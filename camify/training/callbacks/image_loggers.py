@@ -10,6 +10,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 
+from ...console import shown
 from ...preprocessing import open_image
 
 __all__ = ["WRITERS", "ImageLog", "Offer"]
@@ -111,4 +112,4 @@ class ImageLog:
 
     def _give_up(self, logger: Logger, why: str) -> None:
         self._given_up.add(id(logger))
-        rank_zero_warn(f"{type(logger).__name__} {why}: its pictures are on disk only. Training goes on.")
+        rank_zero_warn(shown(f"{type(logger).__name__} {why}: its pictures are on disk only. Training goes on."))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from ...boxes import BoxRule, component_boxes
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
-from ...files import slug, write_whole
+from ...files import slug, to_json, write_whole
 from ...normalizers import Normalizer
 from ...reports.run_folder import INDEX
 from .highlights import HIGHLIGHT_KINDS, DrawnHighlight
@@ -111,7 +110,7 @@ class OverlayFiles:
             for index, name in enumerate(self.watched.names)
         ]
         content = {"methods": list(self.methods), "watched": watched, "highlights": highlights}
-        write_whole(self.folder / Path(INDEX).name, json.dumps(content, ensure_ascii=False, indent=1))
+        write_whole(self.folder / Path(INDEX).name, to_json(content))
 
     def missing(self) -> list[int]:
         """Epochs of which a watched image's picture is not on disk."""

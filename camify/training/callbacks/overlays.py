@@ -14,11 +14,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from matplotlib import colormaps
 from pytorch_lightning.utilities import rank_zero_deprecation, rank_zero_warn
 from torch import Tensor
 
 from ...batch import Batch
 from ...boxes import BoxRule
+from ...console import shown
+from ...data.counts import require_counts
 from ...errors import ConfigError
 from ...former_names import with_current_keys
 from ...methods import find_method
@@ -67,7 +70,7 @@ class CAMOverlayLogger(pl.Callback):
         num_finds: the former name of ``num_highlights``.
 
     Raises:
-        ConfigError: a method is unknown, or an image, or no method is named.
+        ConfigError: a method, an image or a colormap is unknown, no method is named, or a count is out of range.
     """
 
     def __init__(
@@ -89,8 +92,13 @@ class CAMOverlayLogger(pl.Callback):
             raise ConfigError("method=[]: name at least one.")
         for name in self.methods:
             find_method(name)
+        require_counts(least=0 if images else 1, num_images=num_images)
+        require_counts(least=1, every_n_epochs=every_n_epochs)
+        require_counts(least=0, seed=seed, num_highlights=num_highlights)
+        if colormap not in colormaps:
+            raise ConfigError(f"colormap={colormap!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
         self.num_images, self.seed = num_images, seed
-        self.colormap, self.every_n_epochs = colormap, max(1, every_n_epochs)
+        self.colormap, self.every_n_epochs = colormap, every_n_epochs
         self.history: dict[int, Observation] = {}  # by epoch
         self.class_names: list[str] = []
         self.images, self.highlights = images or [], Highlights(num_highlights)
@@ -182,7 +190,7 @@ class CAMOverlayLogger(pl.Callback):
             draw(*arguments)
         except Exception as error:  # noqa: BLE001 - pictures never stop training
             self._failed, self._drawing = True, None
-            rank_zero_warn(f"Overlays are off from here on: {type(error).__name__}: {error}. Training goes on.")
+            rank_zero_warn(shown(f"Overlays are off from here on: {type(error).__name__}: {error}. Training goes on."))
 
     # ------------------------------------------------------------ drawing
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from ...files import write_whole
+from ...console import console
+from ...files import numbered, safe_cell, write_whole
 from ...task import Classes
 from ..run_folder import run_folder
 
@@ -52,7 +53,8 @@ class PredictionTable(BasePredictionWriter):
         for row, (image, k) in enumerate(zip(images, chosen.tolist(), strict=True)):
             figures = (round(float(probabilities[row, k]), 6), round(float(logits[row, k]), 6))
             present = [names[index] for index in (probabilities[row] >= 0.5).nonzero().flatten().tolist()]
-            self.rows.append((image, names[k], *figures, *([] if classes.task.exclusive else ["; ".join(present)])))
+            cells = [safe_cell(str(image)), safe_cell(names[k]), *figures]
+            self.rows.append((*cells, *([] if classes.task.exclusive else [safe_cell("; ".join(present))])))
         self.columns = ("image", "class", "probability", "logit", *([] if classes.task.exclusive else ["present"]))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
@@ -64,7 +66,7 @@ class PredictionTable(BasePredictionWriter):
         writer = csv.writer(text)
         writer.writerows([self.columns, *self.rows])
         write_whole(path, text.getvalue())
-        print(f"{len(self.rows)} predictions in {path}")  # noqa: T201 - the user's terminal
+        console(soft_wrap=True).print(f"{len(self.rows)} predictions in {path}")
         self.rows = []
 
 
@@ -76,5 +78,5 @@ def _free(path: Path) -> Path:
     """The path, or the first one with a number behind its name that does not exist."""
     number, free = 2, path
     while free.exists():
-        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+        free, number = numbered(path, number), number + 1
     return free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -19,7 +18,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ...boxes import BoxRule
-from ...files import write_whole
+from ...console import console, shell_quoted, shown
+from ...files import to_json, write_whole
 from ...former_names import with_current_keys
 from ...model import CAMNet
 from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
@@ -80,14 +80,14 @@ class RunRecord(pl.Callback):
         self.baselines.on_train_start(trainer, pl_module)
         pl_module.legacy_network.trusted(pl_module)
         for note in pl_module.legacy_network.notes if speaks else ():
-            print(f"{note}\n")  # noqa: T201 - the user's terminal
+            console(soft_wrap=True).print(f"{note}\n")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the converted network before its first step; say what a closed-form start gave."""
         if not isinstance(pl_module, CAMFineTuner) or is_dry_run(trainer) or trainer.global_step > 0:
             return
         if pl_module.fit_report is not None and trainer.is_global_zero and not self.quiet:
-            print(f"{pl_module.fit_report}\n")  # noqa: T201 - the user's terminal
+            console(soft_wrap=True).print(f"{pl_module.fit_report}\n")
         self.baselines.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,9 +132,9 @@ class RunRecord(pl.Callback):
         kept = last.is_file() or (isinstance(exception, SIGTERMException) and trainer.training)  # see StopSafely
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if stopped and kept and trainer.is_global_zero and not self.quiet:
-            print(  # noqa: T201 - the user's terminal
+            console(soft_wrap=True).print(
                 f"\nStopped in epoch {trainer.current_epoch}; what is in {last.name} is safe. Go on with:\n"
-                f"  camify fit --config {last.parent}/config.yaml --ckpt_path {last}"
+                f"  camify fit --config {shell_quoted(last.parent / 'config.yaml')} --ckpt_path {shell_quoted(last)}"
             )
 
     # ------------------------------------------------------------ results and page
@@ -175,7 +175,7 @@ class RunRecord(pl.Callback):
             "certificate": _certificate(module.cam_net),
             "environment": environment(trainer),
         }
-        text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
+        text = to_json(_finite(results), indent=2)
         write_whole(folder / RESULTS, text + "\n")
         self._await_page()
         if not self.report:
@@ -192,7 +192,7 @@ class RunRecord(pl.Callback):
                 page.result()
         except Exception as error:  # noqa: BLE001 - the page never stops training
             self.report = False
-            rank_zero_warn(f"The report is off from here on: {type(error).__name__}: {error}. Training goes on.")
+            rank_zero_warn(shown(f"The report is off from here on: {type(error).__name__}: {error}. Training goes on."))
 
 
 def _write_page(folder: Path) -> None:

@@ -1,0 +1,86 @@
+"""What cannot come to anything is refused by name: figures that nothing logs, nothing to train on, images of NaN."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ..batch import Batch
+from ..errors import ConfigError, DataError, TrainingError
+from .cam_metrics import CAM_METRICS
+
+__all__ = ["refuse_nan_images", "refuse_nothing_trained", "refuse_unknown_monitors"]
+
+_BY_LIGHTNING = ("epoch", "step")  # what its checkpoints can follow besides
+_LOGS_ALONE = ("camify", "pytorch_lightning")
+
+
+def refuse_unknown_monitors(trainer: pl.Trainer, module: Any) -> None:
+    """Refuse callbacks that follow a figure which this run will not log.
+
+    Where code of the user's own may log more (another module class, callbacks from elsewhere), Lightning says it later.
+    What only some data give, such as figures of boxes, counts as known.
+
+    Raises:
+        ConfigError: names the figure, and those that there are.
+    """
+    kinds = [type(module), *(type(callback) for callback in trainer.callbacks)]  # type: ignore[attr-defined]
+    if any(kind.__module__.partition(".")[0] not in _LOGS_ALONE for kind in kinds):
+        return
+    known = logged_names(module)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = getattr(callback, "monitor", None)
+        if not isinstance(name, str) or name in (*known, *_BY_LIGHTNING) or name.startswith("lr-"):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        guess = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"{type(callback).__name__}: monitor={name!r}, and nothing logs that.{guess} Logged are {', '.join(known)}."
+        )
+
+
+def logged_names(module: Any) -> list[str]:
+    """The figures that a CAMFineTuner can log, whatever the data have."""
+    objective, quality = module.objective, module.quality
+    terms = {"loss": True, "classification": False, "distillation": objective.distillation, "energy": objective.energy}
+    terms["classification"] = bool(terms["distillation"] or terms["energy"])
+    maps = module.cam_net is not None and module.task.exclusive
+    figures = [label for name in quality.names for label in CAM_METRICS[name].figures] if maps else []
+    figures += ["grid_pointing", "grid_chance"] if maps and quality.grid is not None else []
+    return [
+        *(f"train/{name}" for name, logged in terms.items() if logged),
+        *(f"val/{name}" for name in ("loss", module.score_name, *figures)),
+    ]
+
+
+def refuse_nothing_trained(trainer: pl.Trainer) -> None:
+    """Refuse the end of a fit in which no step was made.
+
+    Raises:
+        TrainingError: says why there was none, as far as that is known.
+    """
+    if trainer.global_step > 0 or trainer.interrupted:
+        return
+    batches = trainer.num_training_batches
+    why = "the training data have no batch (an empty data set, a loader with drop_last, or limit_train_batches=0)"
+    if batches > 0:
+        why = f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}"
+    raise TrainingError(f"Nothing was trained: {why}. The weights are as they were, and nothing is exported.")
+
+
+def refuse_nan_images(batch: Batch) -> None:
+    """Refuse a batch with images that are not finite.
+
+    Raises:
+        DataError: names them, by file where that is known.
+    """
+    finite = torch.isfinite(batch.images).flatten(1).all(1)
+    if bool(finite.all()):
+        return
+    places = (~finite).nonzero().flatten().tolist()
+    names = [batch.paths[place] if batch.paths is not None else f"number {place} of its batch" for place in places]
+    listed = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+    raise DataError(f"{listed}: the image holds NaN or infinity as the network gets it. Mend or remove it.")

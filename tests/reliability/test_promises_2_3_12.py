@@ -1,0 +1,115 @@
+"""Promises 2, 3 and 12 of camify, each by a whole way through it; their parts have tests of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import camify
+from camify.cli import main
+from camify.exporters import open_exported
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of training's command line
+
+
+def flat():
+    layers = nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 15 * 15, 12), nn.ReLU(), nn.Linear(12, 5))
+
+
+NETWORKS = {
+    "flatten": (flat, 64, ("gap", "recast")),
+    "alexnet": (lambda: torchvision.models.alexnet(num_classes=5), 96, ("gap", "direct", "recast")),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), 64, ("gap", "direct", "recast")),
+    "mobilenet": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), 64, ("gap", "recast")),
+}
+
+
+@pytest.mark.parametrize(("name", "head"), [(name, head) for name, row in NETWORKS.items() for head in row[2]])
+def test_promise_2_logits_are_explained_by_their_maps_from_conversion_to_export(name, head, tmp_path):
+    """``mean(map) + bias == logit`` within 1e-4 of the largest logit: here computed by hand, in float64 sums."""
+    make, size, _ = NETWORKS[name]
+    torch.manual_seed(0)
+    net = camify.convert(make().eval(), head=head, num_classes=None if head == "recast" else 7, input_size=size)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        logits, maps = net.eval().forward_with_maps(images)
+    bias = net.classifier.bias.double()
+    sums = maps.double().mean(dim=(2, 3)) + bias
+    assert float((sums - logits.double()).abs().max()) <= 1e-4 * float(logits.abs().max())
+    loaded = camify.load(net.save_pretrained(tmp_path / "net"))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.forward_with_maps(images), (logits, maps), strict=True))
+    if name == "flatten":
+        outputs = open_exported(camify.export(net, tmp_path / "net.onnx").path)(images)
+        again = outputs["maps"].double().mean(dim=(2, 3)) + bias
+        assert float((again - outputs["logits"].double()).abs().max()) <= 1e-4 * float(logits.abs().max())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for shade, name in ((40, "dark"), (200, "light")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(random.normal(shade, 20, (100, 100, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def fit(folder, root, *more):
+    words = {
+        "seed_everything": 3, "trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.default_root_dir": folder,
+        "trainer.enable_progress_bar": False, "model.model": "camify/tiny_vgg", "model.head_channels": 8,
+        "model.input_size": 96, "model.dropout": 0.3, "overlays.num_images": 2,
+        "data": "ImageFolderDataModule", "data.root": root, "data.image_size": 96, "data.batch_size": 4,
+        "data.num_workers": 0,
+    }  # fmt: skip
+    main(["fit", *(str(word) for key, value in words.items() for word in (f"--{key}", value)), *more])
+
+
+def sums(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".png", ".safetensors")
+    }
+
+
+def test_promise_3_the_same_seed_is_the_same_run(images, tmp_path):
+    for name in ("one", "two"):
+        fit(tmp_path / name, images)
+    fit(tmp_path / "other", images, "--seed_everything", "4")
+    one, two, other = (sums(tmp_path / name) for name in ("one", "two", "other"))
+    assert len(one) > 4
+    assert one == two
+    assert one["export/model.safetensors"] != other["export/model.safetensors"]
+
+
+def test_promise_12_what_is_left_out_or_assumed_is_said(images, tmp_path, capsys):
+    root = Path(shutil.copytree(images, tmp_path / "images"))
+    for name in ("a.gif", "b.gif", "notes.txt", ".hidden"):
+        (root / "train" / "dark" / name).touch()
+    fit(tmp_path / "run", root)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "files left out, since their names do not end as those of images" in printed
+    assert "2 .gif, 1 .txt" in printed
+    export = tmp_path / "run" / "export"
+    main(["explain", str(root / "train"), "--model", str(export), "--out", str(tmp_path / "maps"), "--workers", "0"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 .gif, 1 .txt" in printed
+    torch.save(flat().state_dict(), tmp_path / "weights.pth")
+    net = camify.convert(flat(), head="recast", input_size=64)
+    assert net.preprocessing is None
+    main(["convert", "camify/tiny_vgg@none", str(tmp_path / "net"), "--head", "direct"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "trained" in printed or "Assumed" in printed
