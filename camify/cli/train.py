@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,7 @@ from .named_classes import (
 
 __all__ = ["FineTuningCLI", "main"]
 
+_CONFIGS = ("--config", "-c")
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
@@ -59,7 +61,11 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
-        return super().parse_args(words, *given, **options)
+        try:
+            return super().parse_args(words, *given, **options)
+        except (UnicodeError, RecursionError) as error:
+            files = ", ".join(file for option, file in pairwise(words) if option in _CONFIGS)
+            raise ConfigError(f"{files or 'An option'}: is no YAML that can be read as UTF-8 ({error}).") from error
 
     def parse_object(self, obj: Any, *given: Any, **options: Any) -> Any:
         """Parse options that are given as a dict."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, ConversionError
-from .metadata import RECORD, UNSEALED, as_properties, read_record, require_seal, sealed
+from .metadata import RECORD, SEALED, UNSEALED, as_properties, read_record, require_seal, sealed
 from .torch_export import quietly
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def write_with_record(model: Any, path: Path, record: Mapping[str, Any]) -> None
     import onnx
 
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, as_properties({**record, "sha256": UNSEALED}))
+    onnx.helper.set_model_props(model, {**as_properties({**record, "sha256": UNSEALED}), SEALED: "sha256"})
     path.write_bytes(sealed(model.SerializeToString()))
 
 
@@ -144,7 +144,7 @@ class OnnxFile:
         content = self.path.read_bytes()
         properties = _checked_properties(content, path)
         self.record = read_record(properties.get(RECORD), path)
-        require_seal(content, self.record, path)
+        require_seal(content, self.record, path, sealed=SEALED in properties)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it logs as errors, it raises
         options.intra_op_num_threads = threads or torch.get_num_threads()

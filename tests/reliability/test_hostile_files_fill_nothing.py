@@ -175,7 +175,11 @@ def rewritten(onnx_file, tmp_path, change):
 
 
 def without_hash(model):
+    """As files were before they had one."""
     change_record(model, sha256=None)
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != "sealed"]
+    del model.metadata_props[:]
+    helper.set_model_props(model, dict(kept))
 
 
 def change_record(model, **fields):
@@ -304,6 +308,12 @@ def test_files_without_a_hash_are_read_and_check_says_so(net, onnx_file, tmp_pat
         torch.testing.assert_close(open_exported(older)(images)["logits"], net(images), rtol=1e-4, atol=1e-5)
     main(["check", str(older)])
     assert "ok   hash: none: written by an older camify" in capsys.readouterr().out
+
+
+def test_a_hash_cannot_be_lost_by_one_damage(onnx_file, tmp_path):
+    path = rewritten(onnx_file, tmp_path, lambda model: change_record(model, sha256=None))
+    with pytest.raises(CheckpointError, match="sha256"):
+        open_exported(path)
 
 
 def test_the_hash_is_of_the_whole_file(onnx_file):
