@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..checkpoint.bounds import allowed_bytes
 from ..errors import CheckpointError
 
 __all__ = ["check_onnx_needs", "parse_onnx"]
 
-_BYTES = 2**30  # of one value, beside what grows with the images
-_GROWTH = 2048  # as many bytes for every byte of the images
 _SMALL = 1024  # bytes of weights that may be sizes
 _BATCH = 2
 
@@ -74,7 +73,7 @@ def check_onnx_needs(model: Any, record: Mapping[str, Any], path: object) -> Non
     del model.graph.value_info[:]  # what the file says of its own values
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
-    allowed = _BYTES + _GROWTH * math.prod(sides) * (1 if pictures else 4)
+    allowed = allowed_bytes(4 * math.prod(sides))  # pictures are made floats inside
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # of the steps' own checks

@@ -72,6 +72,9 @@ STEPS = {
     ],
     "a number beyond all": [node("a", "operator.add", IMAGE, 2**70)],
     "a large interpolation": [node("a", "torch.nn.functional.interpolate", IMAGE, HUGE)],
+    "an interpolation to 6000 x 6000": [
+        node("a", "torch.nn.functional.interpolate", IMAGE, {"tuple": [6000, 6000]})
+    ],
     "a factor of interpolation": [node("a", "torch.nn.functional.interpolate", IMAGE, None, 100_000.0)],
     "a large frame": [node("a", "torch.nn.functional.pad", IMAGE, {"tuple": [2**20, 2**20, 2**20, 2**20]})],
     "a large repetition": [node("a", "repeat", IMAGE, 1, 1, 2**15, 2**15, op="call_method")],
