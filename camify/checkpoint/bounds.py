@@ -13,16 +13,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import CheckpointError
 from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS
 
-__all__ = ["LARGEST_NUMBER", "MOST_CLASSES", "MOST_FEATURES", "MOST_STEPS", "check_needs", "check_power"]
+__all__ = [
+    "LARGEST_NUMBER",
+    "MOST_CLASSES",
+    "MOST_FEATURES",
+    "MOST_STEPS",
+    "allowed_bytes",
+    "check_needs",
+    "check_power",
+]
 
 MOST_CLASSES = MOST_FEATURES = 10**6
 MOST_STEPS = 20_000
 """Of a graph."""
 LARGEST_NUMBER = 2**31
 _LARGEST_POWER = 64
-_BYTES = 2**30  # of one value, beside what grows with the images
-_GROWTH = 2048  # as many bytes for every byte of the images
+_BYTES = 2**28  # beside what grows with the images
+_GROWTH = 512  # as many bytes for every byte of the images; the attention of small patches takes 200
 _OPERATORS = {function for function in vars(operator).values() if callable(function)}
+
+
+def allowed_bytes(images: int) -> int:
+    """How many bytes the values that a file's steps make of images may take, given the bytes of these."""
+    return _BYTES + _GROWTH * images
 
 
 def check_needs(model: nn.Module, features: nn.Module, shape: Sequence[int]) -> None:
@@ -37,7 +50,7 @@ def check_needs(model: nn.Module, features: nn.Module, shape: Sequence[int]) -> 
             " pixels a side are read"
         )
     images = torch.empty(1, *shape, device="meta")
-    allowed = _BYTES + _GROWTH * images.nbytes
+    allowed = allowed_bytes(images.nbytes)
     try:
         with torch.no_grad(), _SmallTensors(allowed):
             if isinstance(features, fx.GraphModule):

@@ -109,12 +109,7 @@ def check_loaded(content: Any, packages: Sequence[str]) -> Any:
         name = mapping.get("class_path")
         if isinstance(name, str) and "." in name and not _is_allowed(name, packages):
             raise ConfigError(_not_allowed(name))
-        given = [mapping.get(key) for key in ("init_args", "dict_kwargs")]
-        if str(name).endswith("WandbLogger") and any(isinstance(part, Mapping) and _SETTINGS in part for part in given):
-            raise ConfigError(
-                "WandbLogger: its settings can name programs, so that a configuration may not give any. Set them in"
-                " the environment: WANDB_..."
-            )
+        _refuse_programs(mapping)
     for text in _texts(content):
         owner = text.rpartition(".")[0]
         while owner:
@@ -135,6 +130,17 @@ def _without_weights_only(content: Any) -> Any:
     return {key: _without_weights_only(value) if key in _COMMANDS else value for key, value in kept.items()}
 
 
+def _refuse_programs(mapping: Mapping[str, Any]) -> None:
+    """Settings of Weights & Biases can name a program that it starts."""
+    given = [mapping.get(key) for key in ("init_args", "dict_kwargs")]
+    named = [part.get(_SETTINGS) for part in given if isinstance(part, Mapping | Namespace)]
+    if str(mapping.get("class_path")).endswith("WandbLogger") and any(value is not None for value in named):
+        raise ConfigError(
+            "WandbLogger: its settings can name programs, so that a configuration may not give any. Set them in"
+            " the environment: WANDB_..."
+        )
+
+
 def check_parsed(config: Any) -> None:
     """Check what the parser made of a configuration, before anything is built.
 
@@ -145,6 +151,7 @@ def check_parsed(config: Any) -> None:
         name = mapping.get("class_path")
         if isinstance(name, str) and "." in name and not inspect.isclass(_named(name)):
             raise ConfigError(f"{name}: is no class. A configuration names classes, not functions.")
+        _refuse_programs(mapping)
 
 
 def import_refusal(message: str) -> ConfigError | None:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,6 +56,7 @@ from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
 
+_CONFIGS = ("--config", "-c")
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
@@ -73,6 +75,14 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
+        try:
+            return self._parse(words, *given, **options)
+        except (UnicodeError, RecursionError) as error:
+            files = ", ".join(file for option, file in pairwise(words) if option in _CONFIGS)
+            raise ConfigError(f"{files or 'An option'}: is no YAML that can be read as UTF-8 ({error}).") from error
+
+    def _parse(self, words: list[str], *given: Any, **options: Any) -> Any:
+        """Parse a command line; of several errors in its files all are named."""
         parser = self._parser_of(words)
         if parser is None:
             return super().parse_args(words, *given, **options)
@@ -84,9 +94,8 @@ class OneLineParser(LightningArgumentParser):
             return super().parse_args(words, *given, **options)
         except ConfigError as error:
             first = error
-        parse = partial(
-            parser.parse_object, defaults=False
-        )  # not in the handler: its errors would begin with the first
+        # Not in the handler: its errors would begin with the first.
+        parse = partial(parser.parse_object, defaults=False)
         raise ConfigError(" Also: ".join([*everything_wrong(str(first), files, parse, known), *unknown])) from first
 
     def _parser_of(self, words: list[str]) -> OneLineParser | None:

@@ -18,7 +18,7 @@ from ..model import CAMNet
 from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS, Preprocessing
 from ..task import Classes
 
-__all__ = ["RECORD", "UNSEALED", "as_properties", "file_metadata", "read_record", "require_seal", "sealed"]
+__all__ = ["RECORD", "SEALED", "UNSEALED", "as_properties", "file_metadata", "read_record", "require_seal", "sealed"]
 
 RECORD = "camify.json"
 FORMAT_VERSION = 1
@@ -33,6 +33,8 @@ _ADDED: dict[str, Any] = {  # later, and missing from older files
 _LATER: dict[str, Any] = {"task": None, "untrained": [], "sha256": None}
 UNSEALED = "0" * 64
 """In the place of a file's own SHA-256, while that is computed: see ``sealed``."""
+SEALED = "sealed"
+"""Name of the field that says, beside the record, that the record holds a SHA-256: one damage cannot hide both."""
 _OUTPUTS, _AXES = (["logits", "maps"], ["logits", "maps", "boxes"]), {"batch", "height", "width"}
 
 
@@ -157,16 +159,16 @@ def sealed(content: bytes) -> bytes:
     return content.replace(UNSEALED.encode(), hashlib.sha256(content).hexdigest().encode())
 
 
-def require_seal(content: bytes, record: Mapping[str, Any], path: object) -> None:
+def require_seal(content: bytes, record: Mapping[str, Any], path: object, *, sealed: bool) -> None:
     """Check a file's bytes against the SHA-256 in its record; older files have none.
 
     Raises:
         CheckpointError: a byte of the file is another one than when it was written.
     """
     digest = record["sha256"]
-    if digest is None:
+    if digest is None and not sealed:
         return
-    place = digest.encode()
+    place = (digest or "").encode()
     unsealed = content.replace(place, UNSEALED.encode(), 1) if len(place) == len(UNSEALED) else b""
     if hashlib.sha256(unsealed).hexdigest() != digest:
         raise CheckpointError(

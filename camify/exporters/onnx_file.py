@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, ConversionError
-from .metadata import RECORD, UNSEALED, as_properties, read_record, require_seal, sealed
+from .metadata import RECORD, SEALED, UNSEALED, as_properties, read_record, require_seal, sealed
+from .onnx_checks import check_onnx_needs, parse_onnx
 from .torch_export import quietly
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_with_record(model: Any, path: Path, record: Mapping[str, Any]) -> None
     import onnx
 
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, as_properties({**record, "sha256": UNSEALED}))
+    onnx.helper.set_model_props(model, {**as_properties({**record, "sha256": UNSEALED}), SEALED: "sha256"})
     path.write_bytes(sealed(model.SerializeToString()))
 
 
@@ -86,40 +87,6 @@ def _name_axes(model: Any, dynamic: list[str]) -> None:
             for symbol, name in symbols.items():
                 if dim.dim_param:
                     dim.dim_param = dim.dim_param.replace(symbol, name)
-
-
-def _checked_properties(content: bytes, path: str | Path) -> dict[str, str]:
-    """The metadata of an ONNX file whose graph is one list of known kinds of steps, looked at before any of it runs.
-
-    Raises:
-        CheckpointError: it is no ONNX file, or has what camify never writes: loops and other graphs within the graph,
-            functions, weights in other files, steps of other libraries.
-    """
-    import onnx
-
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # of protobuf
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: is no whole ONNX file ({type(error).__name__}: {reason}).") from error
-    weights = (*model.graph.initializer, *(sparse.values for sparse in model.graph.sparse_initializer))
-    foreign = [f"the function {function.name}" for function in model.functions]
-    foreign += [f"the training graph {part.algorithm.name}" for part in model.training_info]
-    foreign += [f"weights of another file ({tensor.name})" for tensor in weights if _is_external(tensor)]
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            foreign.append(f"the step {node.op_type} of the library {node.domain}")
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            foreign.append(f"the step {node.op_type}, which runs a graph of its own")
-        if any(_is_external(tensor) for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)):
-            foreign.append(f"weights of another file (of the step {node.op_type})")
-    if foreign:
-        raise CheckpointError(f"{path}: holds {foreign[0][:200]}, which camify never writes. It is not run.")
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def _is_external(tensor: Any) -> bool:
-    return bool(tensor.external_data) or tensor.data_location == tensor.EXTERNAL
 
 
 class OnnxFile:
@@ -142,9 +109,11 @@ class OnnxFile:
         if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file.")
         content = self.path.read_bytes()
-        properties = _checked_properties(content, path)
+        model = parse_onnx(content, path)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
         self.record = read_record(properties.get(RECORD), path)
-        require_seal(content, self.record, path)
+        require_seal(content, self.record, path, sealed=SEALED in properties)
+        check_onnx_needs(model, self.record, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it logs as errors, it raises
         options.intra_op_num_threads = threads or torch.get_num_threads()

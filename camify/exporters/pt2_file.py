@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConversionError
+from ..preprocessing import Preprocessing
 from .metadata import RECORD, as_properties, read_record
 from .pt2_operations import DTYPES, Steps
 from .torch_export import quietly
@@ -93,7 +94,10 @@ class Pt2File:
         for kind, folder in (("weights", "data/weights"), ("constants", "data/constants")):
             config = json.loads(_text(archive, f"{root}/{folder}/model_{kind}_config.json"))["config"]
             tensors |= _tensors(archive, f"{root}/{folder}", config)
-        self.steps = Steps(graph_module, tensors)
+        preprocessing = Preprocessing.of(self.record["preprocessing"]) or Preprocessing()
+        self.steps = Steps(
+            graph_module, tensors, 4 * preprocessing.channels * preprocessing.height * preprocessing.width
+        )
         if self.steps.count != len(self.record["outputs"]):
             raise CheckpointError(f"{path}: gives {self.steps.count} outputs, its {RECORD} says others.")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.bounds import MOST_STEPS, allowed_bytes
 from ..errors import CheckpointError
 
 __all__ = ["DTYPES", "Steps"]
@@ -46,10 +47,7 @@ _GIVEN = {"Tensor", "List[Tensor]", "int", "float", "bool", "number"}  # what an
 _TAKEN = _GIVEN | {"List[int]", "List[float]", "List[bool]", "List[Optional[Tensor]]", "str", "Device"}
 _TAKEN |= {"AnyEnumType"}  # a dtype, a layout, a memory format
 _OPTIONAL = re.compile(r"^Optional\[(.*)\]$")
-_MOST_STEPS = 100_000
 _LARGEST_NUMBER = 2**63
-_BYTES = 2**30  # of all values at one moment, beside what grows with the images and the weights
-_GROWTH = 2048  # as many bytes for every byte of the images
 _DEVICE = "/device"  # no name of a value; where a run takes place
 
 
@@ -94,12 +92,14 @@ class Steps:
     Args:
         graph_module: of the file's ``model.json``.
         tensors: by name: parameters, buffers and constants.
+        image_bytes: of an image as the network takes it, float32: pictures are resized inside.
 
     Raises:
         CheckpointError: a step is no known tensor operation; names it.
     """
 
-    def __init__(self, graph_module: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph_module: Mapping[str, Any], tensors: Mapping[str, Tensor], image_bytes: int = 0) -> None:
+        self._image_bytes = image_bytes
         self._known: dict[str, Tensor] = {}
         images = []
         for spec in graph_module["signature"]["input_specs"]:
@@ -120,8 +120,8 @@ class Steps:
                 raise CheckpointError(f"the graph gives a {kind!r}; known are tensors.")
             self._outputs.append(str(value["arg"]["as_tensor"]["name"]))
         nodes = graph_module["graph"]["nodes"]
-        if len(nodes) > _MOST_STEPS:
-            raise CheckpointError(f"the graph has {len(nodes)} steps; camify reads {_MOST_STEPS} at most.")
+        if len(nodes) > MOST_STEPS:
+            raise CheckpointError(f"the graph has {len(nodes)} steps; camify reads {MOST_STEPS} at most.")
         self._steps = [_Step(node) for node in nodes]
         self._dead = self._last_uses()
         self._bounded_shapes: set[tuple[int, ...]] = set()
@@ -149,7 +149,8 @@ class Steps:
         """
         if tuple(image.shape) not in self._bounded_shapes:
             weights = sum(tensor.untyped_storage().nbytes() for tensor in self._known.values())
-            allowed = _BYTES + _GROWTH * image.nbytes + 4 * weights
+            images = max(4 * image.numel(), len(image) * self._image_bytes)
+            allowed = allowed_bytes(images) + 4 * weights
             known = {name: tensor.to("meta") for name, tensor in self._known.items()}
             self._run({**known, self._image: image.to("meta"), _DEVICE: torch.device("meta")}, allowed)
             self._bounded_shapes.add(tuple(image.shape))

@@ -61,7 +61,7 @@ def read_run(folder: str | Path) -> RunReport:
             environment=results.get("environment", {}),
             commands=commands(folder),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(
             f"{folder}: cannot be read as the folder of a run ({type(error).__name__}: {error}). It needs {RESULTS}, as"
             " `camify fit` leaves it."

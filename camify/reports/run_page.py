@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from jinja2 import TemplateError
+
+from ..errors import DataError
 from .html import render
 from .tables import MISSING
 
-__all__ = ["Frame", "ImageTrack", "RunReport", "chart", "known", "line", "number_text", "render_page", "share_text"]
+__all__ = [
+    "Frame",
+    "ImageTrack",
+    "RunReport",
+    "chart",
+    "known",
+    "line",
+    "number_text",
+    "of_figures",
+    "render_page",
+    "share_text",
+]
 
 LOSSES = {"train/loss": "training", "val/loss": "validation"}
 KINDS = {
@@ -111,8 +126,33 @@ class RunReport:
     commands: Sequence[tuple[str, str]]
 
 
+@contextmanager
+def of_figures(*reports: RunReport) -> Iterator[None]:
+    """While a page is made of the records of runs, says in one sentence that they are none.
+
+    Raises:
+        DataError: they hold something else than figures.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError) as error:
+        raise DataError(
+            f"{', '.join(report.title for report in reports)}: results.json or overlays/index.json holds something else"
+            f" than figures ({type(error).__name__}: {error}). Was it damaged, or changed by hand?"
+        ) from error
+
+
 def render_page(report: RunReport) -> str:
-    """The page of ``report`` as one HTML text; it loads nothing from anywhere."""
+    """The page of ``report`` as one HTML text; it loads nothing from anywhere.
+
+    Raises:
+        DataError: the run's records hold something else than figures.
+    """
+    with of_figures(report):
+        return _page(report)
+
+
+def _page(report: RunReport) -> str:
     latest = report.history[-1] if report.history else {}
     newest = report.results[-1] if report.finished and len(report.results) > 1 else {}
     key, name = report.quality

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .html import render
-from .run_page import STYLES, ImageTrack, RunReport, chart, line, number_text, share_text
+from .run_page import STYLES, ImageTrack, RunReport, chart, line, number_text, of_figures, share_text
 
 __all__ = ["render_runs"]
 
@@ -23,7 +23,15 @@ def render_runs(reports: Sequence[RunReport]) -> str:
     """The page of several runs as one HTML text; it loads nothing from anywhere.
 
     Images are those that every run has watched, by name; of each run the last epoch's picture is shown.
+
+    Raises:
+        DataError: the records of a run hold something else than figures.
     """
+    with of_figures(*reports):
+        return _page(reports)
+
+
+def _page(reports: Sequence[RunReport]) -> str:
     names = [report.title for report in reports]
     if len(set(names)) < len(names):
         names = [f"{index}: {name}" for index, name in enumerate(names, 1)]

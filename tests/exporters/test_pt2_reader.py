@@ -229,3 +229,16 @@ def test_values_are_tensors_and_numbers():
         assert _is_plain(value)
     for value in (print, "text", torch, torch.float32, torch.Size, [print], {"a": 1}, [[1]], 2**70, torch.nn.ReLU()):
         assert not _is_plain(value)
+
+
+def test_pictures_that_are_resized_inside_are_allowed_what_they_become(files, net, monkeypatch):
+    from camify.checkpoint import bounds
+
+    monkeypatch.setattr(bounds, "_BYTES", 0)
+    monkeypatch.setattr(bounds, "_GROWTH", 16)
+    pictures = torch.randint(0, 256, (8, 2, 2, 3), dtype=torch.uint8)
+    assert open_exported(files[".pt2", "pictures"].path)(pictures)["logits"].shape == (8, net.num_classes)
+    opened = open_exported(files[".pt2", "pictures"].path)
+    opened.steps._image_bytes = 0
+    with pytest.raises(CheckpointError, match="GiB"):
+        opened(pictures)

@@ -72,6 +72,9 @@ STEPS = {
     ],
     "a number beyond all": [node("a", "operator.add", IMAGE, 2**70)],
     "a large interpolation": [node("a", "torch.nn.functional.interpolate", IMAGE, HUGE)],
+    "an interpolation to 6000 x 6000": [
+        node("a", "torch.nn.functional.interpolate", IMAGE, {"tuple": [6000, 6000]})
+    ],
     "a factor of interpolation": [node("a", "torch.nn.functional.interpolate", IMAGE, None, 100_000.0)],
     "a large frame": [node("a", "torch.nn.functional.pad", IMAGE, {"tuple": [2**20, 2**20, 2**20, 2**20]})],
     "a large repetition": [node("a", "repeat", IMAGE, 1, 1, 2**15, 2**15, op="call_method")],
@@ -175,7 +178,11 @@ def rewritten(onnx_file, tmp_path, change):
 
 
 def without_hash(model):
+    """As files were before they had one."""
     change_record(model, sha256=None)
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != "sealed"]
+    del model.metadata_props[:]
+    helper.set_model_props(model, dict(kept))
 
 
 def change_record(model, **fields):
@@ -257,6 +264,60 @@ def test_what_camify_never_writes_is_refused_before_a_session_is_made(onnx_file,
         open_exported(rewritten(onnx_file, tmp_path, both))
 
 
+def wide(model):
+    model.graph.initializer.append(helper.make_tensor("huge", TensorProto.INT64, [4], [1, 3, 100_000, 100_000]))
+    model.graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [1, 1], [1.0]))
+    model.graph.node.insert(0, helper.make_node("Expand", ["one", "huge"], ["wide"]))
+
+
+def made_of_nothing(model):
+    model.graph.initializer.append(helper.make_tensor("huge", TensorProto.INT64, [2], [100_000, 100_000]))
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["huge"], ["made"]))
+
+
+def tiles(model):
+    model.graph.initializer.append(helper.make_tensor("often", TensorProto.INT64, [4], [1, 1, 2**14, 2**14]))
+    model.graph.node.insert(0, helper.make_node("Tile", ["image", "often"], ["tiled"]))
+
+
+def frame(model):
+    model.graph.initializer.append(helper.make_tensor("pads", TensorProto.INT64, [8], [0, 0, 2**17, 2**17] * 2))
+    model.graph.node.insert(0, helper.make_node("Pad", ["image", "pads"], ["padded"]))
+
+
+def resizes(model):
+    model.graph.initializer.append(helper.make_tensor("sizes", TensorProto.INT64, [4], [1, 3, 100_000, 100_000]))
+    model.graph.node.insert(0, helper.make_node("Resize", ["image", "", "", "sizes"], ["resized"]))
+
+
+def grows_with_the_image(model):
+    """The size is computed from the image's own."""
+    model.graph.initializer.append(helper.make_tensor("factor", TensorProto.INT64, [4], [1, 1, 5000, 5000]))
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Mul", ["shape", "factor"], ["larger"]),
+        helper.make_node("ConstantOfShape", ["larger"], ["grown"]),
+    ]
+    for step in reversed(nodes):
+        model.graph.node.insert(0, step)
+
+
+@pytest.mark.parametrize("change", [wide, made_of_nothing, tiles, frame, resizes, grows_with_the_image])
+def test_steps_of_onnx_that_need_a_machine_are_refused_before_a_session_is_made(
+    onnx_file, tmp_path, change, monkeypatch
+):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("a session was made"))
+
+    def both(model):
+        without_hash(model)
+        change(model)
+
+    with pytest.raises(CheckpointError, match=r"changed\.onnx: the value .* GiB"):
+        open_exported(rewritten(onnx_file, tmp_path, both))
+
+
 RECORDS = {
     "num_classes": [10**9, 0, -1, True, 2.5],
     "input": [
@@ -304,6 +365,12 @@ def test_files_without_a_hash_are_read_and_check_says_so(net, onnx_file, tmp_pat
         torch.testing.assert_close(open_exported(older)(images)["logits"], net(images), rtol=1e-4, atol=1e-5)
     main(["check", str(older)])
     assert "ok   hash: none: written by an older camify" in capsys.readouterr().out
+
+
+def test_a_hash_cannot_be_lost_by_one_damage(onnx_file, tmp_path):
+    path = rewritten(onnx_file, tmp_path, lambda model: change_record(model, sha256=None))
+    with pytest.raises(CheckpointError, match="sha256"):
+        open_exported(path)
 
 
 def test_the_hash_is_of_the_whole_file(onnx_file):
