@@ -142,6 +142,8 @@ def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
 
 
 def _in_the_way(path: Path, *, folder: bool) -> str | None:
+    if "\0" in os.fspath(path):
+        return "its name holds a zero byte"
     try:
         if path.exists() and path.is_dir() != folder:
             return "it is a file" if folder else "it is a folder"
@@ -152,8 +154,8 @@ def _in_the_way(path: Path, *, folder: bool) -> str | None:
             return f"{above} is a file"
         with tempfile.TemporaryFile(dir=above):  # rights alone do not tell: filesystems may be read-only, or no disk
             pass
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        return str(getattr(error, "strerror", None) or error)
+    except OSError as error:
+        return error.strerror or str(error)
     too_long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
     return None if too_long is None else f"{too_long[:20]}... is longer than {_LONGEST_NAME} bytes"
 
