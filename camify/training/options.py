@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ..conversion import Recipe, find_recipe, settle_fine_tuning, settle_head
 from ..errors import ConfigError
+from ..preprocessing import LARGEST_SIDE
 
 __all__ = [
     "FLAT",
@@ -31,8 +32,6 @@ __all__ = [
     "put_into_groups",
 ]
 
-LARGEST_SIDE = 8192
-"""Of an input, pixels."""
 DECIDED_LATER: Any = None
 """Of an option that was not given: by the recipe, else by camify's defaults (``FineTuning``)."""
 

@@ -123,8 +123,8 @@ FIT = """
 --trainer.precision 12 | "trainer.precision"
 --trainer.num_nodes 0 | num_nodes
 --trainer.limit_train_batches -1 | limit_train_batches
---trainer.limit_train_batches 0 | limit_train_batches=0.0
---trainer.limit_val_batches 0 | limit_val_batches=0.0
+--trainer.limit_train_batches 0 | limit_train_batches=0
+--trainer.limit_val_batches 0 | limit_val_batches=0
 --trainer.limit_val_batches 7.5 | limit_val_batches
 --trainer.val_check_interval 100 | val_check_interval
 --trainer.check_val_every_n_epoch 0 | check_val_every_n_epoch=0
