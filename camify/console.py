@@ -162,6 +162,8 @@ class _Stream:
         return False
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("_name", "_own"):  # of one that is being copied
+            raise AttributeError(name)
         return getattr(self._target, name)
 
     def __iter__(self) -> Iterator[str]:
