@@ -74,6 +74,7 @@ _RANGES: Mapping[str, Callable[[float], bool]] = {
     "": math.isfinite,
     "be positive": lambda value: value > 0,
     "not be negative": lambda value: value >= 0,
+    "be positive, or 0: not negative": lambda value: value >= 0,
     "be in [0, 1]": lambda value: 0 <= value <= 1,
     "be in [0, 1)": lambda value: 0 <= value < 1,
     "be in (0, 1]": lambda value: 0 < value <= 1,
@@ -254,7 +255,7 @@ class LossOptions:
         ranges = {
             "label_smoothing": "be in [0, 1)",
             "teacher_temperature": "be positive",
-            "box_weight": "not be negative",
+            "box_weight": "be positive, or 0: not negative",
         }
         _refuse([*_choices(self, task=tasks, teacher=(None, "legacy")), *_numbers(self, **ranges, **shares)])
         weights = self.class_weights
