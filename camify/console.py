@@ -139,6 +139,8 @@ class _Stream:
             except UnicodeError:
                 encoding = getattr(target, "encoding", None) or "ascii"
                 target.write(text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding))
+        except BlockingIOError:
+            pass  # whoever reads is slow; this text is lost, the next one may get through
         except (OSError, ValueError, AttributeError):  # full, closed, or no stream at all
             _silence(target)
         return len(text)
@@ -148,6 +150,8 @@ class _Stream:
         target = self._target
         try:
             target.flush()
+        except BlockingIOError:
+            pass
         except (OSError, ValueError, AttributeError):
             _silence(target)
 
@@ -158,6 +162,8 @@ class _Stream:
         return False
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("_name", "_own"):  # of one that is being copied
+            raise AttributeError(name)
         return getattr(self._target, name)
 
     def __iter__(self) -> Iterator[str]:

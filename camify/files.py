@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -27,13 +28,13 @@ if sys.platform != "win32":  # where no piece is known to be left behind, so non
 from .errors import ConfigError
 
 __all__ = [
-    "allowed_mode", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
+    "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
     "put_in_place", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened", "slug",
     "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
 ]  # fmt: skip
 
 _PART, _OLD = ".camify.part", ".camify.old"
-_RANDOM = "?" * 8  # what tempfile puts into a name
+_RANDOM = "?" * 8  # between the two
 _LONGEST_NAME = 255  # bytes, of most filesystems
 
 
@@ -72,12 +73,11 @@ def _piece(path: Path, *, folder: bool) -> tuple[Path, int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = _prefix(path)
     while True:
-        if folder:
-            aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PART, dir=path.parent))
-        else:
-            handle, name = tempfile.mkstemp(prefix=prefix, suffix=_PART, dir=path.parent)
-            os.close(handle)
-            aside = Path(name)
+        aside = path.with_name(f"{prefix}{secrets.token_hex(4)}{_PART}")
+        try:  # with the rights that the user's umask leaves
+            aside.mkdir() if folder else aside.touch(exist_ok=False)
+        except FileExistsError:
+            continue
         with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked
             try:
                 descriptor = lock(aside, wait=True)
@@ -152,7 +152,6 @@ def _filled(path: Path) -> Iterator[BinaryIO]:
 def put_in_place(aside: Path, path: Path) -> None:
     """Give a finished file its name: on disk first, then in one step in the place of what stood there."""
     _sync(aside)
-    aside.chmod(allowed_mode())
     aside.replace(path)
     _sync(path.parent)
 
@@ -164,14 +163,6 @@ def write_whole(path: Path, content: bytes | str) -> None:
     with _filled(path) as file:
         # Names of files that are no UTF-8 are written as the bytes that they are.
         file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
-
-
-@lru_cache(maxsize=1)
-def allowed_mode() -> int:
-    """The mode that the process's mask allows for new files; the mask can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _sync(path: Path) -> None:
@@ -242,6 +233,8 @@ def require_writable(path: Path, option: str, *, folder: bool = False) -> None:
 
 
 def _in_the_way(path: Path, *, folder: bool) -> str | None:
+    if "\0" in os.fspath(path):
+        return "its name holds a zero byte"
     try:
         if path.exists() and path.is_dir() != folder:
             return "it is a file" if folder else "it is a folder"
@@ -252,8 +245,8 @@ def _in_the_way(path: Path, *, folder: bool) -> str | None:
             return f"{above} is a file"
         with tempfile.TemporaryFile(dir=above):  # rights alone do not tell: filesystems may be read-only, or no disk
             pass
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        return str(getattr(error, "strerror", None) or error)
+    except OSError as error:
+        return error.strerror or str(error)
     too_long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
     return None if too_long is None else f"{too_long[:20]}... is longer than {_LONGEST_NAME} bytes"
 
@@ -265,7 +258,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with names_file(folder):
         aside, descriptor = _piece(folder, folder=True)
         try:
-            aside.chmod(allowed_mode() | (allowed_mode() & 0o444) >> 2)  # who may read may enter
             yield aside
             for path in aside.rglob("*"):
                 _sync(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,10 @@ from torchvision.transforms.v2 import functional as TF
 
 from .errors import CheckpointError, ConfigError, DataError
 
-__all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "Preprocessing", "open_image", "read_image", "upright_rgb"]
+__all__ = [
+    "AUGMENTATIONS", "INPUT_FORMATS", "LARGEST_SIDE", "Preprocessing", "open_image", "read_image", "sides_of",
+    "upright_rgb",
+]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
@@ -27,6 +31,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """As Pillow names them; JPEG are also those of several pictures (MPO)."""
 _SMALLEST = 8
 LARGEST_SIDE, MOST_CHANNELS = 8192, 4096
+"""Of an input, in pixels: more than any network takes, and not more than a machine can hold."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +279,15 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(f'{item:.4g}' for item in value)})"
     return str(value)
+
+
+def sides_of(size: Any) -> tuple[int, int] | None:
+    """Height and width of one whole number or of two, of 1 to ``LARGEST_SIDE`` pixels; None of anything else."""
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or not all(1 <= side <= LARGEST_SIDE for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])
 
 
 def _plain_size(size: Any) -> int | tuple[int, int]:

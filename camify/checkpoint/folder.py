@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import allowed_mode, foreign_entry, interrupted_replacements, to_json, whole_folder
+from ..files import foreign_entry, interrupted_replacements, to_json, whole_folder
 from ..former_names import current_name, with_current_keys
 from .bounds import MOST_CLASSES, MOST_FEATURES
 
@@ -76,7 +76,7 @@ def write_folder(
     try:
         with whole_folder(folder) as aside:
             safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
-            (aside / WEIGHTS).chmod(allowed_mode())  # safetensors keeps it to its owner
+            (aside / WEIGHTS).chmod(aside.stat().st_mode & 0o666)  # safetensors keeps it to its owner
             content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
             content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
             content["digest"] = manifest_digest(content)

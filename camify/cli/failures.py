@@ -12,6 +12,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
@@ -64,7 +65,8 @@ def one_line_errors() -> Iterator[None]:
         except Exception as error:
             failure = explained(error)
             if failure is None:
-                sys.excepthook = _show_traceback  # Python calls it when the program ends
+                users = any(_is_users(frame) for frame in _frames(error.__traceback__))
+                sys.excepthook = partial(_show_traceback, users=users)  # when the program ends
                 raise
             if os.environ.get(_DEBUG, "0") not in ("", "0"):
                 _print_traceback(error)
@@ -209,9 +211,15 @@ def _is_users(frame: FrameType) -> bool:
     return not os.path.realpath(name).startswith(_LIBRARIES)
 
 
-def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:  # noqa: ARG001
+def _show_traceback(
+    kind: type[BaseException],  # noqa: ARG001 - as Python calls it
+    error: BaseException,
+    trace: TracebackType | None,  # noqa: ARG001
+    *,
+    users: bool,
+) -> None:
     _print_traceback(error)
-    if any(_is_users(frame) for frame in _frames(trace)):
+    if users:
         print_error("camify: the error came out of code that is not camify's; see the traceback above.")
     else:
         print_error(

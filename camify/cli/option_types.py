@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 
-from ..training.options import LARGEST_SIDE
+from ..preprocessing import LARGEST_SIDE
 
 __all__ = ["Count", "Number", "Seed", "Share", "Side"]
 

@@ -86,7 +86,8 @@ class OneLineParser(LightningArgumentParser):
         parser = self._parser_of(words)
         if parser is None:
             return super().parse_args(words, *given, **options)
-        files, known = config_files(words, get_loader("yaml")), [action.dest for action in parser._actions]
+        files = config_files(words, get_loader("yaml"))
+        known = [*(action.dest for action in parser._actions), "weights_only"]  # null, as older runs wrote it
         unknown = unknown_keys(files, known)
         try:
             if unknown:

@@ -198,7 +198,10 @@ def placed_on(model: nn.Module, device: str | torch.device | None) -> Iterator[N
         return
     if len(homes) > 1:
         raise ConfigError(f"device={str(device)!r}: the network lies on {len(homes)} devices. Leave device None.")
-    model.to(usable_device(device))
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise _unusable(device, error) from error
     try:
         yield
     finally:
@@ -215,9 +218,13 @@ def usable_device(device: str | torch.device) -> torch.device:
         usable = torch.device(device)
         float(torch.zeros(1, device=usable))
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"device={str(device)!r} cannot be used here ({reason}). Choose cpu or cuda.") from error
+        raise _unusable(device, error) from error
     return usable
+
+
+def _unusable(device: str | torch.device, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:200]
+    return ConfigError(f"device={str(device)!r} cannot be used here ({reason}). Choose cpu or cuda.")
 
 
 # ---------------------------------------------------------------- boxes

@@ -15,6 +15,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 from ..errors import CamifyError, CheckpointError, ConfigError, ConversionError
 from ..files import put_in_place, temporary_folder
 from ..model import CAMNet
+from ..preprocessing import LARGEST_SIDE, sides_of
 from .metadata import file_metadata
 from .network import ExportedNetwork, prepared
 from .onnx_file import OnnxFile, write_onnx
@@ -197,9 +198,12 @@ def _input_of(model: CAMNet, input_size: int | tuple[int, int] | None) -> tuple[
     if certificate is not None:
         channels = certificate.input_shape[0]
     if input_size is not None:
-        size = (input_size, input_size) if isinstance(input_size, int) else (int(input_size[0]), int(input_size[1]))
-        if min(size) < 1:
-            raise ConfigError(f"input_size={input_size}: must be positive.")
+        size = sides_of(input_size)
+        if size is None:
+            raise ConfigError(
+                f"input_size={input_size!r}: must be positive and whole, one number or (height, width), and at most"
+                f" {LARGEST_SIDE} pixels."
+            )
         return size, channels
     if preprocessing is not None:
         return (preprocessing.height, preprocessing.width), channels

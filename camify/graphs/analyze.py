@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..eval_mode import eval_mode, without_hooks
+from ..preprocessing import LARGEST_SIDE, sides_of
 from .analysis import NetworkAnalysis
 from .traced import analyze_traced
 from .tracer import TracingError
@@ -85,9 +86,13 @@ def _probe_images(model: nn.Module, input_size: int | tuple[int, int], example: 
         images = example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
         yield images.detach().to(parameter.device, parameter.dtype)
         return
-    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
-    if min(height, width) < 1:
-        raise ConversionError(f"input_size={input_size}: must be positive.")
+    sides = sides_of(input_size)
+    if sides is None:
+        raise ConversionError(
+            f"input_size={input_size!r}: must be positive and whole, one number or (height, width), and at most"
+            f" {LARGEST_SIDE} pixels."
+        )
+    height, width = sides
     # The first convolution takes the image, unless it was not made in the order in which it runs.
     convolutions = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
     for channels in dict.fromkeys([*islice(convolutions, 1), 3]):

@@ -15,6 +15,7 @@ from .cam_metrics import CAM_METRICS
 __all__ = ["refuse_nan_images", "refuse_nothing_trained", "refuse_unknown_monitors"]
 
 _BY_LIGHTNING = ("epoch", "step")  # what its checkpoints can follow besides
+_FOLLOWS = {"monitor": "monitor", "wanted_quality": "quality"}  # attributes of callbacks that name a figure
 _LOGS_ALONE = ("camify", "pytorch_lightning")
 
 
@@ -32,14 +33,16 @@ def refuse_unknown_monitors(trainer: pl.Trainer, module: Any) -> None:
         return
     known = logged_names(module)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        name = getattr(callback, "monitor", None)
-        if not isinstance(name, str) or name in (*known, *_BY_LIGHTNING) or name.startswith("lr-"):
-            continue
-        close = difflib.get_close_matches(name, known, n=1)
-        guess = f" Did you mean {close[0]}?" if close else ""
-        raise ConfigError(
-            f"{type(callback).__name__}: monitor={name!r}, and nothing logs that.{guess} Logged are {', '.join(known)}."
-        )
+        for attribute, option in _FOLLOWS.items():
+            name = getattr(callback, attribute, None)
+            if not isinstance(name, str) or name in (*known, *_BY_LIGHTNING) or name.startswith("lr-"):
+                continue
+            close = difflib.get_close_matches(name, known, n=1)
+            guess = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"{type(callback).__name__}: {option}={name!r}, and nothing logs that.{guess} Logged are"
+                f" {', '.join(known)}."
+            )
 
 
 def logged_names(module: Any) -> list[str]:

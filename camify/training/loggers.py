@@ -22,12 +22,15 @@ class _Guarded:
 
     def __init__(self, logger: Logger, method: str) -> None:
         self.logger, self.method, self.has_failed = logger, method, False
+        self.own = vars(logger).get(method)  # one that was set on the logger itself
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         """What the method gives; None after its first failure."""
         if self.has_failed:
             return None
         try:
+            if self.own is not None:
+                return self.own(*given, **options)
             return getattr(type(self.logger), self.method)(self.logger, *given, **options)
         except Exception as error:  # noqa: BLE001 - a logger never stops training
             self.has_failed = True
@@ -49,10 +52,12 @@ def guard_loggers(trainer: pl.Trainer) -> None:
         kept = [logger for logger in trainer.loggers if id(logger) in usable]
         trainer.loggers = kept or [DummyLogger()]  # some callbacks refuse to be without one
     for logger in trainer.loggers:
-        for name in dir(type(logger)):
-            if not (name.startswith("log_") or name in _CALLED) or name in vars(logger):
+        for name in {*dir(type(logger)), *vars(logger)}:
+            if not (name.startswith("log_") or name in _CALLED):
                 continue
-            if inspect.isfunction(inspect.getattr_static(type(logger), name)):  # no property, such as log_dir
+            method = inspect.getattr_static(logger, name)
+            # No property, such as log_dir, and nothing that is guarded already.
+            if inspect.isfunction(method) or (name in vars(logger) and inspect.ismethod(method)):
                 setattr(logger, name, _Guarded(logger, name))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ..conversion import Recipe, find_recipe, settle_fine_tuning, settle_head
 from ..errors import ConfigError
+from ..preprocessing import LARGEST_SIDE
 
 __all__ = [
     "FLAT",
@@ -31,8 +32,6 @@ __all__ = [
     "put_into_groups",
 ]
 
-LARGEST_SIDE = 8192
-"""Of an input, pixels."""
 DECIDED_LATER: Any = None
 """Of an option that was not given: by the recipe, else by camify's defaults (``FineTuning``)."""
 
@@ -75,6 +74,7 @@ _RANGES: Mapping[str, Callable[[float], bool]] = {
     "": math.isfinite,
     "be positive": lambda value: value > 0,
     "not be negative": lambda value: value >= 0,
+    "be positive, or 0: not negative": lambda value: value >= 0,
     "be in [0, 1]": lambda value: 0 <= value <= 1,
     "be in [0, 1)": lambda value: 0 <= value < 1,
     "be in (0, 1]": lambda value: 0 < value <= 1,
@@ -255,7 +255,7 @@ class LossOptions:
         ranges = {
             "label_smoothing": "be in [0, 1)",
             "teacher_temperature": "be positive",
-            "box_weight": "not be negative",
+            "box_weight": "be positive, or 0: not negative",
         }
         _refuse([*_choices(self, task=tasks, teacher=(None, "legacy")), *_numbers(self, **ranges, **shares)])
         weights = self.class_weights

@@ -139,6 +139,16 @@ def CSVLoggerGuarded(folder):
     return trainer.logger
 
 
+def test_a_method_that_was_set_on_the_logger_itself_is_guarded_too(tmp_path):
+    def away(*_, **__):
+        raise ConnectionError("away")
+
+    logger = CSVLogger(tmp_path, name="", version="")
+    logger.log_metrics = away
+    _, said = fit(logger, tmp_path)
+    assert len([text for text in said if text.startswith("CSVLogger.log_metrics failed")]) == 1
+
+
 def test_ctrl_c_within_a_logger_still_stops(tmp_path):
     class Stopping(CSVLogger):
         def log_metrics(self, metrics, step=None):

@@ -110,6 +110,6 @@ def test_promise_12_what_is_left_out_or_assumed_is_said(images, tmp_path, capsys
     torch.save(flat().state_dict(), tmp_path / "weights.pth")
     net = camify.convert(flat(), head="recast", input_size=64)
     assert net.preprocessing is None
-    main(["convert", "camify/tiny_vgg@none", str(tmp_path / "net"), "--head", "direct"])
+    main(["convert", str(tmp_path / "run" / "export"), str(tmp_path / "net")])
     printed = " ".join(capsys.readouterr().out.split())
     assert "trained" in printed or "Assumed" in printed

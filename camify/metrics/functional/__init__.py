@@ -4,9 +4,9 @@ Adding them up is done by the classes in ``metrics`` and by ``evaluation``.
 A new figure is a function that names its paper, in the file of its kind and in the ``__all__`` of that file.
 """
 
-import warnings
 from typing import Any
 
+from ...console import warn
 from ...former_names import current_name
 from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
 from . import agreement, baselines, box, calibration, faithfulness, level_sets, pixel, pointing, stability
@@ -36,5 +36,5 @@ def __getattr__(name: str) -> Any:
     """Functions by their former, British names."""
     if (current := current_name(name)) == name or current not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"camify.metrics.functional.{name} is called {current} now.", DeprecationWarning, stacklevel=2)
+    warn(f"camify.metrics.functional.{name} is called {current} now.", DeprecationWarning, stacklevel=2)
     return globals()[current]
