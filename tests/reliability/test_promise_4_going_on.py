@@ -261,21 +261,23 @@ def test_two_runs_at_the_same_moment_get_two_folders(images, tmp_path):
 
 def test_a_run_that_is_alive_cannot_go_on_twice(run, capsys):
     holder = """
-import sys, time
-from pathlib import Path
-from camify.training.run_folder import claimed_folder
-with claimed_folder(Path(sys.argv[1]), go_on=True):
+import fcntl, json, os, sys, time
+with open(sys.argv[1], "r+") as marker:
+    fcntl.flock(marker, fcntl.LOCK_EX)
+    json.dump({"process": os.getpid(), "machine": "here"}, marker)
+    marker.truncate()
+    marker.flush()
     print("held", flush=True)
     time.sleep(60)
 """
     with subprocess.Popen(
-        [sys.executable, "-c", holder, str(run)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", holder, str(run / RUN_MARKER)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as other:
         try:
             assert other.stdout.readline() == "held\n"
             before = contents(run)
             error = refused(capsys, "fit", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
-            assert f"its run is still alive (process {other.pid} on " in error
+            assert f"its run is still alive (process {other.pid} on here)" in error
             assert contents(run) == before
         finally:
             other.kill()

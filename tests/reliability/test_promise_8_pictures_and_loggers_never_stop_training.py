@@ -72,7 +72,13 @@ def fit(logger, tmp_path, **options):
     return trainer, [str(entry.message) for entry in caught]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("log_graph", "save", "log_hyperparams") else name
+        for name in METHODS
+    ],
+)
 def test_a_logger_that_raises_is_named_once_and_training_goes_on(tmp_path, method):
     other = TensorBoardLogger(tmp_path / "tb", name="", version="")
     # camify offers pictures by the name of the logger's type: W&B's takes them by log_image.

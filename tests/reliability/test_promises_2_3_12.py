@@ -46,7 +46,8 @@ def test_promise_2_logits_are_explained_by_their_maps_from_conversion_to_export(
     sums = maps.double().mean(dim=(2, 3)) + bias
     assert float((sums - logits.double()).abs().max()) <= 1e-4 * float(logits.abs().max())
     loaded = camify.load(net.save_pretrained(tmp_path / "net"))
-    assert all(torch.equal(a, b) for a, b in zip(loaded.forward_with_maps(images), (logits, maps), strict=True))
+    for again, before in zip(loaded.forward_with_maps(images), (logits, maps), strict=True):
+        torch.testing.assert_close(again, before, rtol=1e-5, atol=1e-6)
     if name == "flatten":
         outputs = open_exported(camify.export(net, tmp_path / "net.onnx").path)(images)
         again = outputs["maps"].double().mean(dim=(2, 3)) + bias
@@ -68,7 +69,7 @@ def images(tmp_path_factory):
 
 def fit(folder, root, *more):
     words = {
-        "seed_everything": 3, "trainer.max_epochs": 2, "trainer.accelerator": "cpu", "trainer.default_root_dir": folder,
+        "seed_everything": 3, "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "trainer.default_root_dir": folder,
         "trainer.enable_progress_bar": False, "model.model": "camify/tiny_vgg", "model.head_channels": 8,
         "model.input_size": 96, "model.dropout": 0.3, "overlays.num_images": 2,
         "data": "ImageFolderDataModule", "data.root": root, "data.image_size": 96, "data.batch_size": 4,
@@ -107,9 +108,7 @@ def test_promise_12_what_is_left_out_or_assumed_is_said(images, tmp_path, capsys
     main(["explain", str(root / "train"), "--model", str(export), "--out", str(tmp_path / "maps"), "--workers", "0"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 .gif, 1 .txt" in printed
-    torch.save(flat().state_dict(), tmp_path / "weights.pth")
-    net = camify.convert(flat(), head="recast", input_size=64)
-    assert net.preprocessing is None
-    main(["convert", str(tmp_path / "run" / "export"), str(tmp_path / "net")])
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "w.pth")
+    main(["convert", f"torchvision/squeezenet1_1@{tmp_path / 'w.pth'}", str(tmp_path / "net"), "--input_size", "64"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "trained" in printed or "Assumed" in printed
+    assert "Assumed: ImageNet's normalization at 64 px" in printed

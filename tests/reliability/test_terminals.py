@@ -89,7 +89,13 @@ def finished(config):
 
 
 @pytest.mark.filterwarnings("ignore")
-@every_terminal
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("ascii", "closed pipe", "full disk") else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in STREAMS
+    ],
+)
 def test_training_ends_well_on_every_terminal(config, kind):
     with terminal(kind) as stream:
         main(["fit", "--config", str(config)])

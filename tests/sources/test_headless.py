@@ -39,7 +39,13 @@ def resnet(tmp_path):
     return str(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("name", "half"), [*zip(HEADS, (True, False, True, False), strict=True), ("resnet18", True)])
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [
+        pytest.param("vgg11", True, marks=pytest.mark.slow), ("resnet18", False), ("resnet18", True),
+        ("mobilenet_v3_small", True), ("squeezenet1_1", False),
+    ],
+)  # fmt: skip
 def test_a_file_of_features_alone_finds_its_network(tmp_path, name, half):
     path = tmp_path / "w.safetensors"
     state = features_of(name, path, half)
@@ -135,7 +141,7 @@ def test_features_that_stay_random_are_refused(tmp_path):
         camify.convert(source, head="direct", num_classes=2, input_size=64)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", pytest.param("vgg11", marks=pytest.mark.slow)])
 def test_timms_files_without_a_classifier(tmp_path, name):
     made = timm.create_model(name, num_classes=0)
     torch.save({key: value.half() for key, value in made.state_dict().items()}, tmp_path / "w.pth")  # VGG: 0.5 GB

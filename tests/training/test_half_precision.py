@@ -69,7 +69,10 @@ def check(results, folder, names):
     assert torch.get_default_dtype() is torch.float32
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    ["plain", "frozen, cached, taught", *(pytest.param(name, marks=pytest.mark.slow) for name in [*VARIANTS][2:])],
+)
 def test_a_bf16_run_measures_draws_and_exports(tmp_path, variant):
     folder = tmp_path / "run"
     names = NAMES if variant == "plain" else ["max_box_acc", "area", "entropy"]
