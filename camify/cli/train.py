@@ -11,10 +11,11 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
+from operator import or_
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import pytorch_lightning as pl
 import yaml
@@ -160,6 +161,7 @@ class FineTuningCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         self._checkpoint: dict[str, Any] | None = None
+        _whole_numbers_first(pl.Trainer.__init__.__annotations__)
         load = get_loader("yaml")
         args, packages = _without_allow(args)
         allow_packages(packages)
@@ -296,6 +298,18 @@ class FineTuningCLI(LightningCLI):
     @staticmethod
     def _loggers(folder: str) -> list[Logger]:
         return [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
+
+
+def _whole_numbers_first(annotations: dict[str, Any]) -> None:
+    """Let options that are whole numbers or shares take 1 for a number: one batch, not all of them.
+
+    ``typing`` gives ``Union[int, float]`` back in the order in which somebody asked for it first, and the parser takes
+    the first type that fits.
+    """
+    for name, kind in annotations.items():
+        kinds = get_args(kind)
+        if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+            annotations[name] = reduce(or_, [int, *(other for other in kinds if other is not int)])
 
 
 def _without_allow(args: ArgsType) -> tuple[ArgsType, list[str]]:

@@ -148,7 +148,15 @@ def test_one_small_network_of_every_family(family):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:timm", "ignore::FutureWarning:timm")
-@pytest.mark.parametrize("name", SMALL_TIMM)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("efficientnet_b0", "mambaout_femto", "ghostnet_050", "pvt_v2_b0")
+        else name
+        for name in SMALL_TIMM
+    ],
+)
 def test_some_small_families_of_timm(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

@@ -262,14 +262,14 @@ def _no_run_folder(monkeypatch):
     monkeypatch.delenv("CAMIFY_DEBUG", raising=False)
 
 
-@pytest.mark.parametrize(("command", "words"), rows(FIT, 8))
+@pytest.mark.parametrize(("command", "words"), rows(FIT, 12))
 def test_wrong_options_of_training(place, capsys, command, words):
     error = refused(capsys, "fit", "--config", str(place / "config.yaml"), *command.split(" "))
     assert words in error
     assert not (place / "run" / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize(("command", "words"), rows(CAMIFY, 3))
+@pytest.mark.parametrize(("command", "words"), rows(CAMIFY, 6))
 def test_wrong_options_of_camify(place, capsys, command, words):
     known = {"M": str(place / "model")}
     arguments = [known.get(word, word.replace("T/", f"{place}/", 1)) for word in command.split(" ")]

@@ -288,6 +288,14 @@ with open(sys.argv[1], "r+") as marker:
 # ------------------------------------------------------------ Ctrl-C
 
 
+@pytest.fixture
+def _ctrl_c():
+    """Ctrl-C is what it is in a terminal: a program that a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupt(pl.Callback):
     """Presses Ctrl-C after a batch, so many times."""
 
@@ -299,6 +307,7 @@ class Interrupt(pl.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_keeps_the_batch_and_leaves_with_130(images, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
@@ -322,18 +331,15 @@ def test_ctrl_c_keeps_the_batch_and_leaves_with_130(images, tmp_path, monkeypatc
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.usefixtures("_ctrl_c")
 def test_a_second_ctrl_c_stops_at_once(images, tmp_path, monkeypatch):
     interrupt = Interrupt(1, times=2)
     monkeypatch.setattr(
         camify.CAMFineTuner, "on_train_batch_end",
         lambda self, *given: interrupt.on_train_batch_end(self.trainer, self, *given),
     )  # fmt: skip
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as left:
-            main(["fit", "--config", str(configuration(tmp_path, images))])
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from there on
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", str(configuration(tmp_path, images))])
     assert left.value.code == 130
 
 

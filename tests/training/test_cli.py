@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -81,6 +83,16 @@ def test_a_run_leaves_its_whole_folder_and_a_second_one_another(finished):
     assert (finished / "run-2" / "export" / "camify.json").is_file()
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert "CAMIFY_RUN_FOLDER" not in os.environ
+
+
+def test_one_batch_is_not_all_of_them(config):
+    """In a process where camify comes before Lightning: the order of a union's types depends on who asked first."""
+    code = "from camify.cli.train import main; import sys; main(sys.argv[1:])"
+    words = ["fit", "--config", config, "--trainer.limit_train_batches", "1", "--print_config"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    limit = yaml.safe_load(done.stdout)["trainer"]["limit_train_batches"]
+    assert isinstance(limit, int)
+    assert limit == 1
 
 
 def test_the_written_configuration_resumes_the_run(config, tmp_path):

@@ -135,6 +135,7 @@ def test_wrong_predictions_have_a_picture_of_the_predicted_class(legacy, data, m
 # ------------------------------------------------------------ going on
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_had_not_drawn_is_drawn_when_it_goes_on(legacy, data, make_trainer, tmp_path):
     """Of the killed run there is the checkpoint, and not one picture."""
     runs = {}
