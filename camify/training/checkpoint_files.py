@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,7 +37,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             with whole_file(Path(path)) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's writer of archives has its own kind
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("inline_container|Writer", str(error)):
+                raise  # not of torch's writer of archives: such as a loading process that was killed meanwhile
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise CheckpointError(
                 f"{path}: cannot be written ({reason}); free: {_free(Path(path)):.2f} GB. What stood there is whole."

@@ -258,6 +258,8 @@ class StopSafely(pl.Callback):
 
     def _request(self, trainer: pl.Trainer, number: int, frame: Any) -> None:  # noqa: ARG002 - of signal handlers
         self._signal, self._requested = signal.Signals(number), True
+        if hasattr(signal, "SIGCHLD"):  # loading processes may have got the signal too: their end is no error now
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self._signal is signal.SIGINT:
             self._restore(signal.SIGINT)
             if trainer.is_global_zero:
