@@ -28,6 +28,7 @@ if sys.platform != "win32":  # where no piece is known to be left behind, so non
 from .errors import ConfigError
 
 __all__ = [
+    "LONGEST_NAME",
     "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
     "put_in_place", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened", "slug",
     "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
@@ -35,7 +36,7 @@ __all__ = [
 
 _PART, _OLD = ".camify.part", ".camify.old"
 _RANDOM = "?" * 8  # between the two
-_LONGEST_NAME = 255  # bytes, of most filesystems
+LONGEST_NAME = 255  # bytes, of most filesystems
 
 
 # ------------------------------------------------------------ locks
@@ -247,8 +248,8 @@ def _in_the_way(path: Path, *, folder: bool) -> str | None:
             pass
     except OSError as error:
         return error.strerror or str(error)
-    too_long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
-    return None if too_long is None else f"{too_long[:20]}... is longer than {_LONGEST_NAME} bytes"
+    too_long = next((part for part in path.parts if len(os.fsencode(part)) > LONGEST_NAME), None)
+    return None if too_long is None else f"{too_long[:20]}... is longer than {LONGEST_NAME} bytes"
 
 
 @contextmanager
@@ -305,7 +306,7 @@ def interrupted_replacements(folder: Path) -> list[Path]:
 # ------------------------------------------------------------ names and text
 
 
-def shortened(name: str, most: int = _LONGEST_NAME) -> str:
+def shortened(name: str, most: int = LONGEST_NAME) -> str:
     """A file name cut to so many bytes, between two characters."""
     while len(os.fsencode(name)) > most:
         name = name[:-1]
@@ -315,7 +316,7 @@ def shortened(name: str, most: int = _LONGEST_NAME) -> str:
 def numbered(path: Path, number: int) -> Path:
     """The path with a number behind its name, before its suffix; a long name is cut so that both have room."""
     end = f"-{number}{path.suffix}"
-    return path.with_name(shortened(path.stem, _LONGEST_NAME - len(os.fsencode(end))) + end)
+    return path.with_name(shortened(path.stem, LONGEST_NAME - len(os.fsencode(end))) + end)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from ..errors import ConfigError
-from ..files import lock
+from ..files import LONGEST_NAME, lock, shortened
 
 __all__ = ["RUN_MARKER", "claimed_folder", "is_first_process", "is_run_folder", "run_folder"]
 
@@ -80,7 +80,8 @@ def claimed_folder(folder: Path, *, go_on: bool) -> Iterator[Path]:
             raise ConfigError(f"{chosen}: its run is still alive ({_owner(chosen)}). Wait for it, or stop it.")
         if several:
             raise ConfigError(f"{chosen}: holds a run already. Choose another --trainer.default_root_dir.")
-        chosen, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+        end = f"-{number}"
+        chosen, number = folder.with_name(shortened(folder.name, LONGEST_NAME - len(end)) + end), number + 1
     os.environ["CAMIFY_RUN_FOLDER"] = str(chosen)
     try:
         yield chosen

@@ -10,16 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from PIL import Image
 
 import camify
 from camify.cli.train import main
-from camify.training.run_folder import RUN_MARKER
+from camify.training.run_folder import RUN_MARKER, claimed_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the command line sets its own filters; these runs print them
@@ -28,20 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the command line sets its o
 @pytest.fixture(autouse=True)
 def _no_run_folder(monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """A folder of small pictures: two classes, two splits."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for shade, name in ((40, "dark"), (200, "light")):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(random.normal(shade, 20, (48, 48, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
 
 
 def configuration(folder, root, **trainer):
@@ -233,6 +217,16 @@ def test_a_folder_of_the_users_is_refused_before_training(images, tmp_path, caps
     error = refused(capsys, "fit", "--config", config)
     assert "holds results.json and is no run of camify" in error
     assert contents(tmp_path / "run") == {Path("results.json"): b"mine"}
+
+
+def test_a_second_folder_also_of_the_longest_name(tmp_path):
+    first = tmp_path / ("x" * 255)
+    first.mkdir()
+    (first / "config.yaml").touch()  # of a run
+    with claimed_folder(first, go_on=False) as second:
+        assert second.name == "x" * 253 + "-2"
+        assert (second / RUN_MARKER).is_file()
+    assert not second.exists()  # nothing was kept in it
 
 
 def test_a_run_that_was_refused_leaves_no_folder(images, tmp_path, capsys):

@@ -6,11 +6,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from torch import nn
 
 import camify
@@ -52,19 +50,6 @@ def test_promise_2_logits_are_explained_by_their_maps_from_conversion_to_export(
         outputs = open_exported(camify.export(net, tmp_path / "net.onnx").path)(images)
         again = outputs["maps"].double().mean(dim=(2, 3)) + bias
         assert float((again - outputs["logits"].double()).abs().max()) <= 1e-4 * float(logits.abs().max())
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for shade, name in ((40, "dark"), (200, "light")):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(random.normal(shade, 20, (100, 100, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    return root
 
 
 def fit(folder, root, *more):
