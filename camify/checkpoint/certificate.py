@@ -19,6 +19,9 @@ TOLERANCE = 1e-4
 """Largest relative identity error of a CAM-ready network in float32."""
 
 
+LARGEST_PLACE = 1000.0
+"""Above it ``place`` is not told apart."""
+
 _COLORS = {"kept": "green", "dropped": "red", "new": "cyan"}
 
 
@@ -39,6 +42,10 @@ class Certificate:
     ``identity_error`` is the largest ``|mean(map) + bias - logit|`` over the probe images, relative to the
     largest logit. It is None where the pooling has no such identity (GMP, LSE). ``legacy_error`` is the
     largest difference to the legacy's logits, relative likewise, where the old classifier was kept.
+
+    ``place`` is how many times as much the cells above a changed patch of the image change as cells above other
+    patches: near 1 where the map does not follow the image. It is None where that was not measured: in certificates
+    of earlier versions, and where the map does not change, or is one cell.
     """
 
     source: str
@@ -54,6 +61,7 @@ class Certificate:
     identity_error: float | None
     legacy_error: float | None = None
     notes: tuple[str, ...] = ()
+    place: float | None = None
 
     @property
     def cam_ready(self) -> bool:
@@ -72,6 +80,9 @@ class Certificate:
             if self.identity_error is not None
             else f"none: with {self.pool.upper()} pooling the maps do not add up to the logit",
         }
+        if self.place is not None:
+            above = f"more than {LARGEST_PLACE:,.0f}" if self.place >= LARGEST_PLACE else f"{self.place:.3g}"
+            facts["place"] = f"cells above a changed patch of the image change {above} times as much as others"
         if self.legacy_error is not None:
             facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
         return facts
@@ -135,7 +146,7 @@ def _wrong_field(certificate: Certificate) -> str | None:
     """The first field whose value is not of its kind."""
     kinds: dict[str, Any] = dict.fromkeys(("source", "head", "pool", "feature_layer"), str)
     kinds |= dict.fromkeys(("map_channels", "num_classes", "legacy_classes"), int)
-    kinds |= dict.fromkeys(("identity_error", "legacy_error"), float | int | None)
+    kinds |= dict.fromkeys(("identity_error", "legacy_error", "place"), float | int | None)
     right = {name: isinstance(getattr(certificate, name), kind) for name, kind in kinds.items()}
     right |= {"input_shape": _sizes(certificate.input_shape, 3), "map_size": _sizes(certificate.map_size, 2)}
     right["notes"] = all(isinstance(note, str) for note in certificate.notes)

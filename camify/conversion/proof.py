@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..eval_mode import eval_mode
-from ..graphs import NetworkAnalysis
+from ..graphs import Layout, NetworkAnalysis, place_figures
 from ..maps import identity_error
 from ..model import CAMNet
 from .recast import Recast
@@ -37,6 +37,7 @@ def certify(
     images = analysis.images
     with eval_mode(net):
         logits, maps = net.forward_with_maps(images)
+        place = _place(net, images) if maps.shape[2:].numel() > 1 else analysis.place
     if not bool(logits.isfinite().all()):
         raise ConversionError(
             "The converted network gives NaN or infinite logits on the probe. Are the weights damaged?"
@@ -79,7 +80,15 @@ def certify(
         identity_error=error,
         legacy_error=legacy_error,
         notes=tuple(notes),
+        place=place,
     )
+
+
+def _place(net: CAMNet, images: Tensor) -> float | None:
+    """How much more the cells above a changed patch of the image change than others, see ``place_figures``."""
+    features = net.forward_features(images)
+    layout = Layout("NCHW", (features.shape[2], features.shape[3]))
+    return place_figures(net.forward_features, images, features, [layout])[0]
 
 
 def _recast_notes(recast: Recast, analysis: NetworkAnalysis) -> list[str]:

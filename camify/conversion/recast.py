@@ -21,6 +21,7 @@ from ..errors import ConversionError
 from ..eval_mode import eval_mode, without_hooks
 from ..graphs import FeaturesCopy, Layout, NetworkAnalysis, TracedAnalysis, between, extract
 from ..graphs.fx_modules import as_module, parameter_free
+from ..graphs.origins import Rerun, rearrangement
 
 __all__ = ["Recast", "recast_head"]
 
@@ -83,6 +84,7 @@ class _Recaster:
         self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
         self.start = self.output.args[0]
         self.kernel = (1, 1)
+        self.order: Tensor | None = None  # of a map whose axes were moved: the place of each number in (C, h, w)
 
     def run(self) -> Recast:
         nodes = list(self.analysis.head_nodes)
@@ -97,7 +99,7 @@ class _Recaster:
                 classifier = copy.deepcopy(layer)
             elif self.is_vector:
                 self._step_of_vector(node)
-            else:
+            elif not self._moves(node):
                 self._step_of_map(node)
                 skipped |= set(self._pools_behind(node))
         if classifier is None:
@@ -114,7 +116,8 @@ class _Recaster:
         at_feature = start is self.analysis.feature
         layout = self.analysis.layout if at_feature else Layout("NCHW", (0, 0))
         branches = [user for user in start.users if user in self.analysis.shapes]
-        if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2):
+        moved = len(branches) == 1 and self._moved(branches[0], layout) is not None
+        if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2 and not moved):
             return []
         nodes = between(self.network.graph, start)
         end = self._end_of_pools(start, nodes)
@@ -123,8 +126,10 @@ class _Recaster:
         shape = self.analysis.map_shape if at_feature else self.analysis.shapes[start]
         values = torch.randn(shape[:2], generator=torch.Generator().manual_seed(0)).to(self.analysis.images)
         part = extract(self.network.graph, start, end, constants=self.analysis.constants)
-        constant = layout.from_map(values[:, :, None, None].expand(shape).contiguous())
-        answer = as_module(self.network, part)(constant).flatten(1)
+        pooled, constant = as_module(self.network, part), layout.from_map(values[:, :, None, None].expand(shape))
+        if rearrangement(_of_one(pooled, start), [(start, constant)], self.analysis.shapes[end]) is not None:
+            return []  # it flattens
+        answer = pooled(constant.contiguous()).flatten(1)
         times = answer.shape[1] // shape[1]
         if answer.shape[1] % shape[1] or not torch.allclose(answer, values.repeat(1, times), atol=1e-5):
             return []  # refused at its first step
@@ -175,6 +180,34 @@ class _Recaster:
                 f"head='recast': the recast head differs from the old one by {error:.1e} (relative). Use head='gap'."
             )
 
+    # ------------------------------------------------------------ moved axes
+
+    def _moves(self, node: fx.Node) -> bool:
+        """Whether a step only puts the numbers of the map into another order, which is remembered."""
+        if self.is_pooled or not parameter_free(self.network, node):
+            return False
+        layout = self.analysis.layout
+        order = self._moved(node, layout if self._source(node) is self.analysis.feature else None)
+        if order is None or len(self.analysis.shapes[node]) == 2:
+            return False
+        self._remember(order)
+        return True
+
+    def _remember(self, order: Tensor) -> None:
+        """Put one more move behind those so far; where all is as it was, nothing is kept."""
+        places = order if self.order is None else self.order.flatten()[order]
+        self.order = None if torch.equal(places.flatten(), torch.arange(places.numel())) else places
+
+    def _moved(self, node: fx.Node, layout: Layout | None) -> Tensor | None:
+        """Where the numbers of a step stood before it, all of them and each once; in (N, C, h, w) of a layout."""
+        source = self._source(node)
+        before = torch.empty(self.analysis.shapes[source], device=self.analysis.images.device)
+        if layout is not None and layout.axes != "NCHW":
+            return None
+        step = _of_one(as_module(self.network, self._step(node)), source)
+        order = rearrangement(step, [(source, before)], self.analysis.shapes[node])
+        return order if order is not None and order.numel() == before.numel() and int(order.min()) >= 0 else None
+
     # ------------------------------------------------------------ steps
 
     def _step_of_map(self, node: fx.Node) -> None:
@@ -184,6 +217,8 @@ class _Recaster:
             self._emit(copy.deepcopy(layer))
         elif len(after) == 2:
             self._to_vector(node, before, after)
+        elif self.order is not None and not (after == before and parameter_free(self.network, node)):
+            self._refuse(node, "works on axes in another order than channels, height, width")
         elif self.is_pooled:
             self._copy(node)
         elif node in self.analysis.unchanged and parameter_free(self.network, node):
@@ -225,10 +260,15 @@ class _Recaster:
     def _to_vector(self, node: fx.Node, before: torch.Size, after: torch.Size) -> None:
         """Flatten, or a mean over all positions."""
         positions = before[2:].numel()
-        if after[1] == before[1] and positions > 1:
+        if self.order is None and after[1] == before[1] and positions > 1:
             self._pool_all(node)
         elif after[1] != before[1:].numel():
             self._refuse(node, "is no flatten")
+        elif not self.is_pooled and positions > 1:
+            moved = self._moved(node, None)
+            if moved is None:
+                self._refuse(node, "is no flatten")
+            self._remember(moved)
         self.is_vector = True
 
     def _pool_all(self, node: fx.Node) -> None:
@@ -247,6 +287,7 @@ class _Recaster:
             kernel = weight[:, :, None, None]
         else:
             channels, height, width = self._map_shape()
+            weight = self._in_map_order(weight)
             weight = weight.reshape(len(weight), channels, -1) @ self._resampling_matrix(height, width)
             kernel = weight.reshape(len(weight), channels, height, width)
             self.kernel = (height, width)
@@ -258,6 +299,17 @@ class _Recaster:
         if linear.bias is not None and conv.bias is not None:
             conv.bias.copy_(linear.bias)
         return conv
+
+    def _in_map_order(self, weight: Tensor) -> Tensor:
+        """The columns of a linear layer behind a flatten in the order of (C, h, w)."""
+        if self.order is None:
+            return weight
+        columns = self.order[0].flatten()
+        if int(columns.max()) >= weight.shape[1]:
+            raise ConversionError("head='recast': the flatten mixes images. Use head='gap' or head='direct'.")
+        ordered = torch.empty_like(weight)
+        ordered[:, columns] = weight
+        return ordered
 
     def _map_shape(self) -> tuple[int, int, int]:
         first = self.resampling[0] if self.resampling else None
@@ -360,9 +412,11 @@ class _Recaster:
 
     def _ask(self, node: fx.Node, value: Tensor) -> Tensor:
         """The answer of one step to a value."""
-        step = extract(self.network.graph, self._source(node), node, constants=self.analysis.constants)
-        answer: Tensor = as_module(self.network, step)(value)
+        answer: Tensor = as_module(self.network, self._step(node))(value)
         return answer
+
+    def _step(self, node: fx.Node) -> fx.Graph:
+        return extract(self.network.graph, self._source(node), node, constants=self.analysis.constants)
 
     def _is_elementwise(self, node: fx.Node) -> bool:
         """Whether every output depends on its own input only, and on each in the same way."""
@@ -378,6 +432,10 @@ class _Recaster:
     def _refuse(self, node: fx.Node, why: str) -> NoReturn:
         name = str(node.target) if node.op == "call_module" else node.name
         raise ConversionError(f"head='recast': {name} {why}. Use head='gap' or head='direct'.")
+
+
+def _of_one(step: nn.Module, source: fx.Node) -> Rerun:
+    return lambda given, others=None: step(given[source])  # noqa: ARG005 - there are no others
 
 
 def _batch_norm_2d(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:

@@ -7,12 +7,14 @@ A layer that may be stored goes to ``allowed_layers.py``.
 from .analysis import FeaturesCopy, NetworkAnalysis
 from .analyze import analyze
 from .final_activation import task_of
-from .layouts import Layout, find_layout
+from .layouts import Layout, guess_layouts
+from .place import PLACE_SHOWN, place_figures
 from .traced import TracedAnalysis
 from .tracer import TracingError, between, extract
 from .untraceable import UntracedFeatures
 
 __all__ = [
+    "PLACE_SHOWN",
     "FeaturesCopy",
     "Layout",
     "NetworkAnalysis",
@@ -22,6 +24,7 @@ __all__ = [
     "analyze",
     "between",
     "extract",
-    "find_layout",
+    "guess_layouts",
+    "place_figures",
     "task_of",
 ]

@@ -44,6 +44,8 @@ class NetworkAnalysis(ABC):
     single_layer: bool
     activation: str | None = field(default=None, kw_only=True)
     """What the network has behind its logits, ``"softmax"`` for instance; ``logits`` come before it."""
+    place: float | None = field(default=None, kw_only=True)
+    """How much more the cells above a changed patch of the image change than others, see ``place_figures``."""
     notes: list[str] = field(default_factory=list, kw_only=True)
 
     @property

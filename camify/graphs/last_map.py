@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
-import torchvision
 from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
 from .fx_modules import parameter_free
-from .layouts import Layout, find_layout
+from .origins import Origin
 from .tracer import Observer, between
 
-__all__ = ["before_pools", "candidates_of", "map_layouts", "no_map"]
+__all__ = ["before_pools", "candidates_of", "map_origins", "no_map"]
 
-_PERMUTES = ("permute", torch.permute)
 _GOOD_MAP = 7
 
 
@@ -45,63 +42,59 @@ def _cuts(flow: Sequence[fx.Node]) -> list[fx.Node]:
     return cuts
 
 
-def map_layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dict[fx.Node, Layout]:
-    """The layouts of all steps that hold a map and through which everything flows, in order."""
-    layouts = _layouts(network, observer, images)
-    cuts = _cuts(_flow(network, observer))
-    return {node: layouts[node] for node in cuts if node in layouts and node.op != "placeholder"}
+def map_origins(network: fx.GraphModule, observer: Observer) -> dict[fx.Node, Origin]:
+    """The origins of all steps that may hold a map and through which everything flows, in order."""
+    if observer.origins is None:
+        raise ValueError("the network was observed without origins")
+    origins = observer.origins.of
+    found = {}
+    for node in _cuts(_flow(network, observer)):
+        layouts = origins[node].layouts if node in origins and node.op != "placeholder" else ()
+        if layouts and any(math.prod(layout.grid) > 1 for layout in layouts):
+            found[node] = origins[node]
+    return found
 
 
 def candidates_of(
-    network: fx.GraphModule, observer: Observer, layouts: Mapping[fx.Node, Layout], logits: Tensor
-) -> dict[fx.Node, Layout]:
-    """The last spatial map and those before it that differ by pools and idle steps only, largest first; or none."""
+    network: fx.GraphModule, observer: Observer, origins: Mapping[fx.Node, Origin], logits: Tensor
+) -> list[fx.Node]:
+    """The last spatial map and those before it that differ by pools and idle steps only, largest first; or none.
+
+    Args:
+        network: traced.
+        observer: has seen it run.
+        origins: of the steps that may hold a map, in order.
+        logits: what the network returns.
+    """
     maps: list[fx.Node] = []
     for node in _cuts(_flow(network, observer)):
-        if node in observer.values and node in layouts:
+        if node in observer.values and node in origins:
             maps.append(node)
         elif node in observer.values and len(observer.shapes[node]) == 4 and maps:
             break  # pooled to 1 x 1: what is 4-D after this is no map (channels-last layers of ConvNeXt)
     if not maps:
-        return {}
+        return []
     before_conv = _before_conv_head(network, maps[-1], observer, logits)
-    if before_conv in layouts and before_conv in observer.values:
-        return {before_conv: layouts[before_conv]}
-    candidates = [maps[-1]]
-    for before in reversed(maps[:-1]):
+    if before_conv in origins and before_conv in observer.values:
+        return [before_conv]
+    candidates = [_before_moves(maps[-1], maps, origins)]
+    for before in reversed(maps[: maps.index(candidates[0])]):
         node = candidates[0]
         if node.all_input_nodes != [before] or not _only_pools(network, observer, node):
             break
         candidates.insert(0, before)
-    return {node: layouts[node] for node in candidates}
+    return candidates
 
 
-def _layouts(network: fx.GraphModule, observer: Observer, images: Tensor) -> dict[fx.Node, Layout]:
-    """The layouts of all steps that can hold a map."""
-    image = (images.shape[2], images.shape[3])
-    layouts: dict[fx.Node, Layout] = {}
-    channels_last: dict[fx.Node, bool | None] = {}
-    for node, shape in observer.shapes.items():
-        source = next((n for n in node.all_input_nodes if len(observer.shapes.get(n, ())) == 4), None)
-        last = False if node.op == "placeholder" else None if source is None else channels_last.get(source)
-        last = {(0, 2, 3, 1): True, (0, 3, 1, 2): False}.get(_permutation(network, node), last)
-        channels_last[node] = last
-        layout = find_layout(shape, image, (earlier.grid for earlier in layouts.values()), channels_last=last)
-        flattened = source in layouts and len(shape) == 3 and shape[1] == observer.shapes[source][1]
-        if layout is not None and not flattened:
-            layouts[node] = layout
-    return layouts
-
-
-def _permutation(network: fx.GraphModule, node: fx.Node) -> tuple[Any, ...]:
-    """The order in which a step puts the axes, or () where it is no permutation."""
-    if node.op == "call_module":
-        layer = network.get_submodule(str(node.target))
-        return tuple(layer.dims) if isinstance(layer, torchvision.ops.Permute) else ()
-    if node.target not in _PERMUTES:
-        return ()
-    order = node.args[1:] or (node.kwargs.get("dims", ()),)
-    return tuple(order[0]) if isinstance(order[0], tuple | list) else tuple(order)
+def _before_moves(node: fx.Node, maps: Sequence[fx.Node], origins: Mapping[fx.Node, Origin]) -> fx.Node:
+    """The map (N, C, h, w) whose numbers a step only moves into another order; where there is none, the step."""
+    before = node
+    while origins[before].moved and origins[before].layouts[0].axes != "NCHW":
+        source = next((source for source in before.all_input_nodes if source in maps), None)
+        if source is None:
+            return node
+        before = source
+    return before if origins[before].layouts[0].axes == "NCHW" else node
 
 
 def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
@@ -121,7 +114,7 @@ def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
             break
         other = Observer(network)
         try:
-            other.observe(larger)
+            other.observe(larger, origins=False)
         except ConversionError:
             break
         sizes = [other.shapes[node][2:] for node in maps if min(other.shapes[node][2:]) >= _GOOD_MAP]

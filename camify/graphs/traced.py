@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,17 @@ from ..errors import ConversionError
 from ..eval_mode import without_hooks
 from .analysis import FeaturesCopy, NetworkAnalysis
 from .fx_modules import as_module, assemble, parameter_free
-from .last_map import before_pools, candidates_of, map_layouts, no_map
+from .last_map import before_pools, candidates_of, map_origins, no_map
 from .layouts import Layout
 from .linear_head import fold_linear_head
 from .native_layers import in_torch_layers
+from .origins import Origin
+from .place import not_placed, place_notes, placed_layout
 from .tracer import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
 
 __all__ = ["TracedAnalysis", "analyze_traced", "only_layer"]
 
+_PLACE_ADVICE = "If the network was made for another size, give input_size; or give example images."
 _FUNCTIONAL_DROPOUT = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d}
 
 
@@ -41,8 +44,8 @@ class TracedAnalysis(NetworkAnalysis):
     """Steps that leave a map as it is."""
     constants: Mapping[fx.Node, Any]
     """Sizes and other plain values read in the forward."""
-    maps: Mapping[fx.Node, Layout]
-    """All steps through which everything flows and that hold a map, in order."""
+    origins: Mapping[fx.Node, Origin]
+    """Of all steps through which everything flows and that may hold a map, in order."""
 
     @property
     def head_layers(self) -> list[str]:
@@ -111,12 +114,12 @@ def _analyze_watched(model: nn.Module, choices: Sequence[Tensor], *, whole: bool
     network = traced.network
     observer, images, output = _observe(network, choices)
     logits = require_logits(output)
-    maps = map_layouts(network, observer, images)
-    candidates = candidates_of(network, observer, maps, logits)
+    origins = map_origins(network, observer)
+    candidates, place, why = _placed_candidates(network, observer, origins, images, logits)
     if not candidates:
         if traced.kept_whole:
             raise TracingError(f"torch.fx cannot enter {traced.kept_whole[0]}, which holds the last spatial map.")
-        raise ConversionError(no_map(network, observer, images))
+        raise ConversionError(why or no_map(network, observer, images))
     feature, linear = next(reversed(candidates)), None
     for node, layout in candidates.items():  # the largest map first
         value, head = layout.to_map(observer.values[node]), _head(network, node, layout, observer)
@@ -145,12 +148,16 @@ def _analyze_watched(model: nn.Module, choices: Sequence[Tensor], *, whole: bool
         shapes=observer.shapes,
         unchanged=observer.unchanged,
         constants=observer.constants,
-        maps=maps,
+        origins=origins,
         linear=linear,
-        reads_token=layout.prefix > 0 and _reads_token(network, feature, layout, observer),
+        reads_token=layout.prefix + layout.suffix > 0 and _reads_token(network, feature, layout, observer),
         single_layer=len(weighted) == 1,
         activation=traced.activation,
-        notes=[f"torch.fx cannot enter {name}: it stays as it is." for name in traced.kept_whole[:3]],
+        place=place,
+        notes=[
+            *(f"torch.fx cannot enter {name}: it stays as it is." for name in traced.kept_whole[:3]),
+            *place_notes(place),
+        ],
     )
     shape = as_module(network, analysis.features_graph(skipped))(images).shape if skipped else analysis.map_shape
     analysis.feature_shape = (shape[1], shape[2], shape[3])
@@ -168,6 +175,32 @@ def _observe(network: fx.GraphModule, choices: Sequence[Tensor]) -> tuple[Observ
         except ConversionError as error:
             refusal = refusal or error
     raise refusal or ConversionError("There are no images to run the network with.")
+
+
+def _placed_candidates(
+    network: fx.GraphModule, observer: Observer, origins: Mapping[fx.Node, Origin], images: Tensor, logits: Tensor
+) -> tuple[dict[fx.Node, Layout], float | None, str | None]:
+    """The last spatial map whose place is shown, and those before it that differ by pools, largest first.
+
+    With them its figure (see ``place_figures``), and, where there is none, why the last one that looked like a map
+    was refused.
+    """
+    why = None
+    while True:
+        nodes = candidates_of(network, observer, origins, logits)
+        if not nodes:
+            return {}, None, why
+        last = nodes[-1]
+        run = as_module(network, extract(network.graph, None, last))
+        layouts, followed = origins[last].layouts, origins[last].followed
+        layout, figure = placed_layout(run, images, observer.values[last], layouts, followed=followed)
+        if layout is not None:
+            before = {node: replace(layout, grid=origins[node].layouts[0].grid) for node in nodes[:-1]}
+            return before | {last: layout}, figure, None
+        shown = not_placed(observer.shapes[last], figure)
+        why = why or f"No spatial map was found: {last.name} {shown} {_PLACE_ADVICE}"
+        steps_before = list(origins)[: list(origins).index(last)]
+        origins = {node: origins[node] for node in steps_before}
 
 
 def only_layer(network: fx.GraphModule, feature: fx.Node) -> str | None:

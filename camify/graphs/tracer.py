@@ -9,6 +9,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from ..errors import ConversionError
 from .final_activation import take_off
 from .fx_modules import LayerTracer, as_module, parameter_free
+from .origins import Origins
 
 __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
 
@@ -186,7 +188,7 @@ def _in_place(model: nn.Module, node: fx.Node) -> bool:
 
 
 class Observer(fx.Interpreter):
-    """Runs a graph once and remembers shapes, which steps change nothing, and the last spatial values."""
+    """Runs a graph once and remembers shapes, origins, which steps change nothing, and the last spatial values."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
@@ -195,6 +197,7 @@ class Observer(fx.Interpreter):
         self.unchanged: set[fx.Node] = set()
         self.tensors: set[fx.Node] = set()
         self.values: dict[fx.Node, Tensor] = {}
+        self.origins: Origins | None = None
         self._recent: deque[fx.Node] = deque()
         self._in_place = {node for node in network.graph.nodes if _in_place(network, node)}
         self._overwritten: set[fx.Node] = set()  # of which the tensor, or a view of it, is changed in place later
@@ -205,8 +208,10 @@ class Observer(fx.Interpreter):
         self._step = ""
         self.extra_traceback = False
 
-    def observe(self, images: Tensor) -> Any:
+    def observe(self, images: Tensor, *, origins: bool = True) -> Any:
         """The network's output; refused with the name of the step that fails."""
+        if origins:
+            self.origins = Origins(self.module, (images.shape[2], images.shape[3]))
         try:
             return self.run(images)
         except Exception as error:
@@ -227,6 +232,10 @@ class Observer(fx.Interpreter):
         if source_map is not None and n in self._in_place:
             source_map = source_map.clone()
         result = super().run_node(n)
+        if self.origins is not None and n.op == "placeholder":
+            self.origins.start(n)
+        elif self.origins is not None and n.op not in ("get_attr", "output"):
+            self.origins.follow(n, partial(self._again, n), self.env, result, in_place=n in self._in_place)
         if not isinstance(result, Tensor):
             several = isinstance(result, tuple | list) and any(isinstance(item, Tensor) for item in result)
             if several:
@@ -241,6 +250,20 @@ class Observer(fx.Interpreter):
                 self.unchanged.add(n)
             self._keep(n, result)
         return result
+
+    def _again(self, node: fx.Node, given: Mapping[fx.Node, Tensor], others: float | None = None) -> Any:
+        """A step done again, with other values for some inputs, and a number for the tensors among the rest."""
+
+        def value_of(source: fx.Node) -> Any:
+            if source in given:
+                return given[source]
+            value = self.env[source]
+            if others is not None and isinstance(value, Tensor) and value.is_floating_point():
+                return torch.full_like(value, others, dtype=torch.float64)
+            return value
+
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)
+        return getattr(self, node.op)(node.target, args, kwargs)
 
     def _keep(self, node: fx.Node, value: Tensor) -> None:
         self.values[node] = value.clone() if node in self._overwritten else value

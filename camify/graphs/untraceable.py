@@ -21,8 +21,9 @@ from ..errors import ConversionError
 from ..eval_mode import without_hooks
 from .analysis import FeaturesCopy, NetworkAnalysis
 from .final_activation import activation_name
-from .layouts import Layout, find_layout
+from .layouts import Layout, guess_layouts
 from .linear_head import fold_linear_head, gives
+from .place import not_placed, placed_layout
 from .tracer import TracingError, require_logits
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "bypassed",
     "last_activation",
     "replayed",
+    "value_of",
 ]
 
 
@@ -205,20 +207,26 @@ def _analyze_watched(
     model: nn.Module, images: Tensor, record: Record, logits: Tensor, why: TracingError
 ) -> UntracedAnalysis:
     image, grids = (images.shape[2], images.shape[3]), list[tuple[int, int]]()
-    layouts: dict[str, Layout] = {}
+    guesses: dict[str, list[Layout]] = {}
     for name, value in record.ended.items():
-        layout = find_layout(value.shape, image, grids) if isinstance(value, Tensor) else None
-        if layout is not None and record.calls[name] == 1 and name:
-            layouts[name] = layout
-            grids.append(layout.grid)
-    for name in reversed(layouts):
-        layout, value = layouts[name], record.ended[name]
-        head = _head(model, name, layout, record, images)
-        swapped = head(layout.to_map(value).flip(0), exact=value.flip(0))
-        if _same(swapped, logits.flip(0), logits):
+        found = guess_layouts(value.shape, image, grids) if isinstance(value, Tensor) else []
+        if found and record.calls[name] == 1 and name:
+            guesses[name] = found
+            grids.append(found[0].grid)
+    refusal = "Nor does any module give a map (N, C, h, w) through which everything flows."
+    for name in reversed(guesses):
+        value = record.ended[name]
+        swapped = _head(model, name, guesses[name][0], record, images)(value, exact=value.flip(0))
+        if not _same(swapped, logits.flip(0), logits):
+            continue
+        run = partial(value_of, model, name)
+        layout, figure = placed_layout(run, images, value, guesses[name], followed=False)
+        if layout is not None:
             break
+        refusal = f"{name} {not_placed(value.shape, figure)}"
     else:
-        raise ConversionError(f"{why} Nor does any module give a map (N, C, h, w) through which everything flows.")
+        raise ConversionError(f"{why} {refusal}")
+    head = _head(model, name, layout, record, images)
     outer = _outermost(model, name, record)
     maps = layout.to_map(value)
     behind = record.behind(name)
@@ -235,8 +243,17 @@ def _analyze_watched(
         reads_token=linear is not None and not gives(linear, maps, logits),
         single_layer=len(weighted) == 1,
         behind=behind,
+        place=figure,
         notes=[f"{why} Its own code was kept: the result cannot be saved without it."],
     )
+
+
+def value_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    """What a module gives for images."""
+    record = Record()
+    record.watch(model, images)
+    value: Tensor = record.ended[name]
+    return value
 
 
 def _same(actual: Tensor, expected: Tensor, other: Tensor) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -17,10 +18,11 @@ from ..eval_mode import eval_mode, without_hooks
 from ..graphs.analyze import analyze
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
 from ..graphs.fx_modules import as_module
-from ..graphs.layouts import Layout, find_layout
+from ..graphs.layouts import Layout, guess_layouts
+from ..graphs.place import not_placed, placed_layout
 from ..graphs.traced import TracedAnalysis, only_layer
-from ..graphs.tracer import Trace, TracingError, between, require_logits, trace
-from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activation, replayed
+from ..graphs.tracer import Observer, Trace, TracingError, between, extract, require_logits, trace
+from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activation, replayed, value_of
 from ..model import CAMNet
 
 __all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
@@ -86,7 +88,7 @@ class TracedSplit(Split):
     def features(self, images: Tensor) -> tuple[Tensor, Rest]:
         """The map (N, C, h, w) of images (N, 3, H, W), and what flows past it."""
         value, *passing = self._features(images)
-        return self.layout.to_map(value), (*([value] if self.layout.prefix else []), *passing)
+        return self.layout.to_map(value), (*([value] if self.layout.prefix or self.layout.suffix else []), *passing)
 
     @cached_property
     def first_linear(self) -> tuple[nn.Module, nn.Linear, nn.Module] | None:
@@ -112,7 +114,7 @@ class TracedSplit(Split):
 
     def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
         """The logits (N, K) that follow from a map in the layer's place."""
-        like, passing = (rest[0], rest[1:]) if self.layout.prefix else (None, rest)
+        like, passing = (rest[0], rest[1:]) if self.layout.prefix or self.layout.suffix else (None, rest)
         value = self.layout.from_map(maps_NCHW, like)
         # A step may work in place: what is given stays as it is.
         copies = [item.clone() if isinstance(item, Tensor) else item for item in (value, *passing)]
@@ -249,12 +251,23 @@ def _at_last_map(model: nn.Module, images: Tensor) -> Split:
     if not analysis.reads_token:
         classifier = _live_classifier(model, analysis)
         return TracedSplit(root, graph, analysis.feature, layout, name, classifier, analysis.activation)
-    for node, layout in reversed(list(analysis.maps.items())):  # the last one whose patches the class token still reads
+    for node, origin in reversed(list(analysis.origins.items())):  # the last whose patches the class token still reads
         node_name = name if node is analysis.feature else node.name
-        traced = TracedSplit(root, graph, node, layout, node_name, activation=analysis.activation)
-        if _is_read(traced, images[:1]):
+        traced = TracedSplit(root, graph, node, origin.layouts[0], node_name, activation=analysis.activation)
+        if _is_read(traced, images[:1]) and (origin.followed or node is analysis.feature or _is_placed(traced, images)):
             return traced
     raise ConversionError("The head reads no patch of any map. Give layer.")
+
+
+def _is_placed(parts: Split, images: Tensor) -> bool:
+    """Whether the cells of the map follow the image."""
+
+    def maps_of(images: Tensor) -> Tensor:
+        return parts.features(images)[0]
+
+    maps = maps_of(images)
+    layout = Layout("NCHW", (maps.shape[2], maps.shape[3]))
+    return placed_layout(maps_of, images, maps, [layout], followed=False)[0] is not None
 
 
 def _is_read(parts: Split, images: Tensor) -> bool:
@@ -308,9 +321,19 @@ def _at_layer(model: nn.Module, images: Tensor, layer: str) -> Split:
     node = traced.ends.get(layer) if traced is not None else None
     if traced is None or node is None:
         return _watched(model, images, layer)
-    value = fx.Interpreter(as_module(traced.network, _part(traced.network.graph, [], [node]))).run(images)[0]
-    layout = _layout_of(value, images, layer)
+    layout = _followed_layout(traced.network, node, images, layer)
     return TracedSplit(traced.network, traced.network.graph, node, layout, layer, activation=traced.activation)
+
+
+def _followed_layout(network: fx.GraphModule, node: fx.Node, images: Tensor, layer: str) -> Layout:
+    """The layout of a step's map, whose place is shown."""
+    part = as_module(network, extract(network.graph, None, node))
+    observer = Observer(part)
+    value = observer.observe(images)
+    (step,) = part.graph.output_node().all_input_nodes
+    origin = observer.origins.of.get(step) if observer.origins is not None else None
+    layouts = () if origin is None else origin.layouts
+    return _layout_of(value, part, images, layer, layouts, followed=origin is not None and origin.followed)
 
 
 def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
@@ -322,15 +345,23 @@ def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
             f"layer={layer!r}: runs {record.calls.get(layer, 0)} times, and torch.fx cannot trace the network to tell"
             " them apart. Give a layer that runs once."
         )
-    layout = _layout_of(record.ended[layer], images, layer)
+    value = record.ended[layer]
+    layouts = guess_layouts(value.shape, (images.shape[-2], images.shape[-1])) if isinstance(value, Tensor) else []
+    layout = _layout_of(value, partial(value_of, model, layer), images, layer, layouts, followed=False)
     return _HookedSplit(model, layer, layout, last_activation(model, record, require_logits(output)))
 
 
-def _layout_of(value: Any, images: Tensor, layer: str) -> Layout:
-    layout = find_layout(value.shape, (images.shape[-2], images.shape[-1])) if isinstance(value, Tensor) else None
-    if layout is None:
+def _layout_of(
+    value: Any, run: Callable[[Tensor], Tensor], images: Tensor, layer: str, layouts: Sequence[Layout], *,
+    followed: bool,
+) -> Layout:  # fmt: skip
+    layouts = [layout for layout in layouts if math.prod(layout.grid) > 1]
+    if not layouts:
         kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
             f"layer={layer!r}: gives {kind}, no map (N, C, h, w) larger than 1 x 1. Give an earlier layer."
         )
+    layout, figure = placed_layout(run, images, value, layouts, followed=followed)
+    if layout is None:
+        raise ConfigError(f"layer={layer!r}: {not_placed(value.shape, figure)} Give an earlier layer.")
     return layout

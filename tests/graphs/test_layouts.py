@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from camify import CAMNet, convert, inspect
-from camify.graphs import Layout, find_layout
+from camify.graphs import Layout, guess_layouts
+from camify.graphs.layouts import MAP_AXES, TOKEN_AXES
 
 MODELS = torchvision.models
 
@@ -140,23 +144,27 @@ def test_a_norm_behind_the_pooling_of_channels_last_is_moved():
     assert net.certificate.legacy_error > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("layout", "shape"),
-    [
-        (Layout("NHWC", (2, 3)), (2, 2, 3, 4)),
-        (Layout("NLC", (2, 3), 0), (2, 6, 4)),
-        (Layout("NLC", (2, 3), 2), (2, 8, 4)),
-    ],
-)
-def test_there_and_back(layout, shape):
-    value = torch.randn(shape)
-    maps = layout.to_map(value)
-    assert maps.shape == (2, 4, 2, 3)
-    back = layout.from_map(maps)
-    assert back.shape == shape
-    torch.testing.assert_close(layout.to_map(back), maps)
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("suffix", [0, 1])
+@pytest.mark.parametrize("axes", [*MAP_AXES, *TOKEN_AXES])
+def test_there_and_back(axes, prefix, suffix):
+    """Every number, one by one."""
+    layout = Layout(axes, (2, 3), *((0, 0) if axes in MAP_AXES else (prefix, suffix)))
+    maps = torch.randn(5, 4, 2, 3)
+    sizes = {"N": 5, "C": 4, "H": 2, "W": 3, "(HW)": layout.prefix + 6 + layout.suffix}
+    sizes["(WH)"] = sizes["(HW)"]
+    names = re.findall(r"\(\w+\)|\w", axes)
+    value = torch.randn([sizes[name] for name in names])
+    for n, c, y, x in itertools.product(*map(range, maps.shape)):
+        place = {"N": n, "C": c, "H": y, "W": x}
+        place |= {"(HW)": layout.prefix + 3 * y + x, "(WH)": layout.prefix + 2 * x + y}
+        value[tuple(place[name] for name in names)] = maps[n, c, y, x]
+    assert torch.equal(layout.to_map(value), maps)
+    assert torch.equal(layout.from_map(maps, like=value), value)
+    alone = layout.from_map(maps)
+    assert torch.equal(layout.to_map(alone), maps)
     if layout.prefix:
-        torch.testing.assert_close(back[:, 0], maps.mean((2, 3)))
+        torch.testing.assert_close(alone.select(layout.token_axis, 0), maps.mean((2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -165,13 +173,14 @@ def test_there_and_back(layout, shape):
         ((2, 64, 7, 7), [], Layout("NCHW", (7, 7))),
         ((2, 7, 7, 64), [], Layout("NHWC", (7, 7))),
         ((2, 64, 1, 1), [], None),
-        ((2, 197, 192), [(14, 14)], Layout("NLC", (14, 14), 1)),
-        ((2, 198, 192), [(14, 14)], Layout("NLC", (14, 14), 2)),
-        ((2, 16, 256), [(14, 14)], Layout("NLC", (4, 4), 0)),  # LeViT: the tokens become fewer
-        ((2, 512, 49), [(7, 7)], None),  # a flattened map
+        ((2, 197, 192), [(14, 14)], Layout("N(HW)C", (14, 14), 1)),
+        ((2, 198, 192), [(14, 14)], Layout("N(HW)C", (14, 14), 2)),
+        ((2, 16, 256), [(14, 14)], Layout("N(HW)C", (4, 4))),  # LeViT: the tokens become fewer
+        ((2, 512, 49), [(7, 7)], Layout("NC(HW)", (7, 7))),  # a flattened map
         ((2, 512, 64), [(7, 7)], None),  # 512 cells of no square
         ((2, 10), [], None),
     ],
 )
 def test_layouts_of_shapes(shape, known, expected):
-    assert find_layout(shape, (224, 224), known) == expected
+    guesses = guess_layouts(shape, (224, 224), known)
+    assert (guesses[0] if guesses else None) == expected

@@ -251,14 +251,15 @@ class Dead(nn.Module):
 
     def __init__(self, value, weight):
         super().__init__()
-        self.conv, self.value = nn.Conv2d(3, 4, 3, padding=1), value
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        if value is not None:
+            nn.init.zeros_(self.conv.weight)
+            nn.init.constant_(self.conv.bias, value)
         self.fc = nn.Linear(4, 2)
         nn.init.constant_(self.fc.weight, weight)
 
     def forward(self, x):
         x = self.conv(F.avg_pool2d(x, 8)).relu()
-        if self.value is not None:
-            x = x * 0 + self.value
         return self.fc(x.mean((2, 3)))
 
 

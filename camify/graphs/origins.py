@@ -1,0 +1,349 @@
+"""Where the numbers of every step come from: which of its axes are the channels, height and width of a map.
+
+Steps that only move numbers are followed exactly, by letting them move the numbers' places; steps that work cell by
+cell are found by changing some cells; convolutions and pools are known. Behind what is none of these, a map is only
+what has the shape of one, and its place must be shown (see ``place``).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from .fx_modules import parameter_free
+from .layouts import MAP_AXES, TOKEN_AXES, Layout, guess_layouts
+
+__all__ = ["Origin", "Origins", "Rerun", "rearrangement"]
+
+_OVER_WINDOWS = (  # a cell depends on the cells around it
+    nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.Upsample,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+    nn.ConstantPad2d, nn.CircularPad2d, nn.LocalResponseNorm,
+)  # fmt: skip
+_WINDOW_FUNCTIONS = (
+    F.conv2d, F.conv_transpose2d, F.max_pool2d, F.avg_pool2d, F.lp_pool2d, F.adaptive_avg_pool2d,
+    F.adaptive_max_pool2d, F.interpolate, F.pad, F.local_response_norm, torch.conv2d, torch.max_pool2d,
+)  # fmt: skip
+_CELL_BY_CELL = (  # in any order of axes; a mean or spread over all cells moves nothing
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.Identity, nn.Dropout,
+    nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU,
+    nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish,
+    nn.Hardsigmoid, nn.Softplus, torchvision.ops.FrozenBatchNorm2d, torchvision.ops.StochasticDepth,
+)  # fmt: skip
+_CELL_FUNCTIONS = (
+    F.batch_norm, F.group_norm, F.instance_norm, F.dropout, F.dropout2d, F.relu, F.gelu, F.silu, torch.relu,
+)  # fmt: skip
+_LAST_AXIS = (nn.Linear, nn.LayerNorm)
+_LAST_AXIS_FUNCTIONS = (F.linear, F.layer_norm)
+_ROUNDING = 1e-6
+
+Rerun = Callable[..., Any]
+"""Does a step again: ``rerun(given, others=None)`` takes other values for some of its inputs, and a number for the
+tensors among the rest."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the numbers of a tensor stand in the image.
+
+    Attributes:
+        layouts: how the tensor holds a map: the one that was followed, or all that its shape allows, likeliest first.
+        followed: whether every step from the image was.
+        moved: whether the step only moved all the numbers of one tensor.
+        cells: where a map's numbers stand in no layout: the number of the cell in the place of each, or -1, and the
+            grid of the cells.
+    """
+
+    layouts: tuple[Layout, ...] = ()
+    followed: bool = False
+    moved: bool = False
+    cells: tuple[Tensor, tuple[int, int]] | None = None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of the map whose numbers it has, where they were followed."""
+        if not self.followed:
+            return None
+        return self.cells[1] if self.cells is not None else self.layouts[0].grid
+
+
+class Origins:
+    """The origins of all steps of a graph, as it runs.
+
+    Args:
+        root: has the layers.
+        image: height and width of the input.
+    """
+
+    def __init__(self, root: nn.Module, image: tuple[int, int]) -> None:
+        self.root, self.image = root, image
+        self.of: dict[fx.Node, Origin] = {}
+        """Of the steps that depend on the image."""
+        self._items: dict[fx.Node, list[Origin]] = {}
+
+    def start(self, node: fx.Node) -> None:
+        """The image itself."""
+        self.of[node] = Origin((Layout("NCHW", self.image),), followed=True)
+
+    @torch.no_grad()
+    def follow(
+        self, node: fx.Node, rerun: Rerun, values: Mapping[fx.Node, Any], result: Any, *, in_place: bool
+    ) -> None:
+        """Find the origin of what a step gave.
+
+        Args:
+            node: the step.
+            rerun: does it again.
+            values: what the steps before it gave.
+            result: what it gave.
+            in_place: whether it has changed its input.
+        """
+        sources = [source for source in node.all_input_nodes if source in self.of or source in self._items]
+        if not sources:
+            return
+        tensors = [source for source in sources if source in self.of]
+        if isinstance(result, tuple | list):
+            items = [item for item in result if isinstance(item, Tensor)]
+            moved = [self._moved(rerun, tensors, values, item, index) for index, item in enumerate(items)]
+            self._items[node] = [origin or Origin() for origin in moved]
+        elif isinstance(result, Tensor):
+            found = self._picked(node) if sources[0] in self._items else None
+            if found is None and tensors:
+                found = self._followed(node, rerun, tensors, values, result, in_place=in_place)
+            self.of[node] = found or Origin(tuple(guess_layouts(result.shape, self.image, self._grids())))
+
+    def _grids(self) -> list[tuple[int, int]]:
+        return [origin.layouts[0].grid for origin in self.of.values() if origin.followed and origin.layouts]
+
+    def _picked(self, node: fx.Node) -> Origin | None:
+        """The origin of one item of several."""
+        index = node.args[1] if node.target is operator.getitem else None
+        items = self._items[node.all_input_nodes[0]]
+        origin = items[index] if isinstance(index, int) and -len(items) <= index < len(items) else None
+        return origin if origin is not None and origin.followed else None
+
+    def _followed(
+        self, node: fx.Node, rerun: Rerun, sources: Sequence[fx.Node], values: Mapping[fx.Node, Any], result: Tensor,
+        *, in_place: bool,
+    ) -> Origin | None:  # fmt: skip
+        followed = [source for source in sources if self.of[source].followed]
+        same = [source for source in followed if values[source].shape == result.shape]
+        layer = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        known: Origin | None = None
+        if same and (in_place or self._is(node, layer, _CELL_BY_CELL, _CELL_FUNCTIONS)):
+            known = replace(self.of[same[0]], moved=False)
+        elif followed and self._is(node, layer, _OVER_WINDOWS, _WINDOW_FUNCTIONS):
+            known = self._over_windows(self.of[followed[0]], result)
+        elif followed and self._is(node, layer, _LAST_AXIS, _LAST_AXIS_FUNCTIONS):
+            known = self._over_last_axis(self.of[followed[0]], values[followed[0]], result)
+        elif followed and (layer is None or parameter_free(self.root, node)) and _may_be_moved(values, same, result):
+            known = self._moved(rerun, sources, values, result)
+        if known is not None:
+            return known
+        for source in dict.fromkeys([*same, *followed]):
+            for layout in self.of[source].layouts:
+                found = _cell_by_cell(source, layout, rerun, values[source], result)
+                if found is not None:
+                    return Origin((found,), followed=True)
+        return None
+
+    @staticmethod
+    def _is(
+        node: fx.Node, layer: nn.Module | None, kinds: tuple[type[nn.Module], ...], functions: Sequence[Any]
+    ) -> bool:
+        return isinstance(layer, kinds) if layer is not None else node.target in functions
+
+    @staticmethod
+    def _over_windows(origin: Origin, result: Tensor) -> Origin | None:
+        layout = origin.layouts[0] if origin.layouts else None
+        if layout is None or layout.axes not in ("NCHW", "NCWH") or result.dim() != 4 or math.prod(layout.grid) == 1:
+            return None
+        return Origin((_sized(layout.axes, result.shape),), followed=True)
+
+    @staticmethod
+    def _over_last_axis(origin: Origin, before: Tensor, result: Tensor) -> Origin | None:
+        channels_last = bool(origin.layouts) and origin.layouts[0].axes.endswith("C")
+        same = result.shape[:-1] == before.shape[:-1]
+        return replace(origin, moved=False) if same and channels_last else None
+
+    def _moved(
+        self, rerun: Rerun, sources: Sequence[fx.Node], values: Mapping[fx.Node, Any], result: Tensor,
+        index: int | None = None,
+    ) -> Origin | None:  # fmt: skip
+        """The origin of what a step has only moved; None where it computes, or maps of several sizes meet."""
+        tracked = [source for source in sources if self.of[source].followed]
+        grids = {self.of[source].grid for source in tracked}
+        if len(grids) != 1:
+            return None
+        order = rearrangement(rerun, [(source, values[source]) for source in tracked], result.shape, index)
+        if order is None:
+            return None
+        (grid,) = grids
+        before = torch.cat([_cells(self.of[source], values[source]).flatten() for source in tracked])
+        cells = torch.where(order >= 0, before[order.clamp_min(0)], -1)
+        layout = _layout_of_cells(cells, grid)  # type: ignore[arg-type]
+        if layout is not None:
+            moved = len(tracked) == 1 and result.numel() == values[tracked[0]].numel()
+            return Origin((layout,), followed=True, moved=moved)
+        return Origin(followed=True, cells=(cells, grid))  # type: ignore[arg-type]
+
+
+def rearrangement(
+    step: Rerun, inputs: Sequence[tuple[fx.Node, Tensor]], shape: torch.Size, index: int | None = None
+) -> Tensor | None:
+    """Where every number of a step's result stood among its inputs, counted over all; None where the step computes.
+
+    The step is done with the numbers' places in the place of the numbers, twice in different codes. What is none of
+    the inputs' numbers (padding, another tensor) counts as -1.
+
+    Args:
+        step: does it.
+        inputs: those whose numbers are looked for.
+        shape: of the result.
+        index: of the result, where there are several.
+    """
+    total = sum(value.numel() for _, value in inputs)
+    table = torch.randperm(total, generator=torch.Generator().manual_seed(0)) + 1
+    answers = []
+    for codes in (torch.arange(1, total + 1), -table):  # of either sign: an activation is no move
+        parts = torch.split(codes.double(), [value.numel() for _, value in inputs])
+        given = {
+            node: part.reshape(value.shape).to(value.device) for (node, value), part in zip(inputs, parts, strict=True)
+        }
+        try:
+            answer = step(given, others=0.0)
+        except Exception:  # noqa: BLE001 - a step that does not take such numbers fails as it likes
+            return None
+        answer = answer[index] if index is not None and isinstance(answer, tuple | list) else answer
+        if not isinstance(answer, Tensor) or answer.shape != shape or answer.dtype != torch.float64:
+            return None
+        answers.append(answer.cpu())
+    first, second = answers
+    order = first.long()
+    if not torch.equal(order.double(), first) or int(order.min()) < 0 or int(order.max()) > total:
+        return None
+    order -= 1
+    found = order >= 0
+    same = torch.equal(second[found], -table[order[found]].double()) and not bool(second[~found].any())
+    return order if same and bool(found.any()) else None
+
+
+def _may_be_moved(values: Mapping[fx.Node, Any], same: Sequence[fx.Node], result: Tensor) -> bool:
+    """Whether a step may only have moved numbers: of equally many the smallest and largest would be the same."""
+    return not same or all(
+        bool(values[source].amin() == result.amin()) and bool(values[source].amax() == result.amax()) for source in same
+    )
+
+
+def _cells(origin: Origin, value: Tensor) -> Tensor:
+    """The number of its cell in the place of every number of a tensor, -1 for what is in none."""
+    if origin.cells is not None:
+        return origin.cells[0]
+    layout = origin.layouts[0]
+    maps = layout.to_map(torch.empty(value.shape, device="meta"))
+    count, _, height, width = maps.shape
+    cells = torch.arange(count * height * width).view(count, 1, height, width).expand(maps.shape)
+    return layout.from_map(cells, like=torch.full(value.shape, -1))
+
+
+def _layout_of_cells(cells: Tensor, grid: tuple[int, int]) -> Layout | None:
+    """The layout in which cells stand in their order, also where there are fewer or more than before; or None."""
+    if cells.dim() not in (3, 4):
+        return None
+    known = cells >= 0
+    image, cell = cells.div(grid[0] * grid[1], rounding_mode="floor"), cells % (grid[0] * grid[1])
+    images = torch.arange(len(cells)).view(-1, *[1] * (cells.dim() - 1)).expand_as(cells)
+    if not torch.equal(image[known], images[known]):
+        return None
+    row, column = cell.div(grid[1], rounding_mode="floor"), cell % grid[1]
+    if cells.dim() == 4:
+        for axes in MAP_AXES:
+            layout = _sized(axes, cells.shape)
+            if all(
+                _in_order(places, known, axes.index(letter), side)
+                for letter, places, side in (("H", row, grid[0]), ("W", column, grid[1]))
+            ):
+                return layout
+        return None
+    for axes in TOKEN_AXES:
+        axis = 1 if axes.endswith("C") else 2
+        other = 3 - axis
+        is_cell = known.all(0).all(other - 1)
+        count = grid[0] * grid[1]
+        if not torch.equal(known, is_cell.unsqueeze(other - 1).expand_as(known)) or int(is_cell.sum()) != count:
+            continue
+        prefix = int(is_cell.long().argmax())
+        order = torch.arange(count)
+        expected = order if "HW" in axes else (order % grid[0]) * grid[1] + order.div(grid[0], rounding_mode="floor")
+        found = cell.narrow(axis, prefix, count) if prefix + count <= cells.shape[axis] else cell
+        shown = expected.view(1, -1, 1) if axis == 1 else expected.view(1, 1, -1)
+        if torch.equal(found, shown.expand_as(found)):
+            return Layout(axes, grid, prefix, cells.shape[axis] - prefix - count)
+    return None
+
+
+def _in_order(places: Tensor, known: Tensor, axis: int, side: int) -> bool:
+    """Whether places along a side grow along an axis, and only there: one by one, or in blocks of equal size."""
+    size = places.shape[axis]
+    index = torch.arange(size).view([-1 if position == axis else 1 for position in range(4)]).expand_as(places)
+    if size <= side and torch.equal(places.mul(size).div(side, rounding_mode="floor")[known], index[known]):
+        return True  # a block of cells became one, its parts became channels
+    others = [position for position in range(4) if position != axis]
+    lowest = torch.where(known, places, side).amin(others)
+    highest = torch.where(known, places, -1).amax(others)
+    held = highest >= 0
+    if not torch.equal(lowest[held], highest[held]):
+        return False
+    line = lowest[held]
+    return bool((line.diff() >= 0).all()) and len(torch.unique(line)) >= min(size, 2)
+
+
+def _cell_by_cell(source: fx.Node, layout: Layout, rerun: Rerun, before: Tensor, result: Tensor) -> Layout | None:
+    """The layout of a result each of whose cells depends on one cell of a source; None where there is none."""
+    candidates = _layouts_on(layout, result.shape)
+    if not candidates:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    chosen_N1HW = torch.rand(len(before), 1, *layout.grid, generator=generator) < 0.5
+    maps = layout.to_map(before)
+    noise = torch.randn(maps.shape, generator=generator).to(before) * before.std().clamp_min(1e-3)
+    changed = layout.from_map(torch.where(chosen_N1HW.to(maps.device), maps + noise, maps), like=before)
+    try:
+        other = rerun({source: changed})
+    except Exception:  # noqa: BLE001 - a step may be made for certain values only
+        return None
+    if not isinstance(other, Tensor) or other.shape != result.shape:
+        return None
+    differs = (other - result).abs() > _ROUNDING * result.abs().max()
+    for candidate in candidates:
+        changed_NHW = candidate.to_map(differs).any(1).cpu()
+        expected = chosen_N1HW[:, 0]
+        if not bool((changed_NHW & ~expected).any()) and int(changed_NHW.sum()) * 2 >= int(expected.sum()) > 0:
+            return candidate
+    return None
+
+
+def _layouts_on(layout: Layout, shape: torch.Size) -> list[Layout]:
+    """The layouts that a tensor with the same grid can have, that of its source first."""
+    candidates = []
+    for axes in dict.fromkeys([layout.axes, *MAP_AXES, *TOKEN_AXES]):
+        if axes in MAP_AXES and len(shape) == 4:
+            candidates.append(_sized(axes, shape))
+        elif axes in TOKEN_AXES and len(shape) == 3:
+            other = Layout(axes, layout.grid, layout.prefix, layout.suffix)
+            axis = other.token_axis or 1
+            if shape[axis] == layout.grid[0] * layout.grid[1] + layout.prefix + layout.suffix:
+                candidates.append(other)
+    return [candidate for candidate in candidates if candidate.grid == layout.grid]
+
+
+def _sized(axes: str, shape: torch.Size) -> Layout:
+    return Layout(axes, (shape[axes.index("H")], shape[axes.index("W")]))

@@ -1,0 +1,155 @@
+"""Does a map lie where its evidence is? Patches of the image are changed; the cells above them must change most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .layouts import Layout
+
+__all__ = ["PLACE_SHOWN", "not_placed", "place_figures", "place_notes", "placed_layout"]
+
+PLACE_SHOWN = 1.05
+"""Least figure at which a map is said to follow the image."""
+_GUESSED = 1.5  # least figure of a tensor that is taken for a map by its shape
+_CONTRADICTED = 0.8  # below it other cells than those above the patch change: the axes are wrong, or mirrored
+_CLEAR = 2.0  # below it a second noise is tried
+_LARGEST = 1000.0
+_SMALLEST_CHANGE = 1e-5  # of the map's values: what is less is rounding
+_BANDS = ((0, 1 / 3), (2 / 3, 1))
+_Band = tuple[float, float]
+
+
+def placed_layout(
+    run: Callable[[Tensor], Tensor], images_NCHW: Tensor, value: Tensor, layouts: Sequence[Layout], *, followed: bool
+) -> tuple[Layout | None, float | None]:
+    """The layout in which a tensor is a map of the image, with its figure; None where it is none.
+
+    A layout that was followed from the image needs no more than not to be contradicted; of those that a shape allows,
+    the one with the largest figure must be well above 1.
+
+    Args:
+        run: images (2, C, H, W) -> the tensor.
+        images_NCHW: two images.
+        value: what ``run`` gives for them.
+        layouts: that the tensor may have.
+        followed: whether the one layout was followed, step by step (see ``Origin``).
+    """
+    figures = place_figures(run, images_NCHW, value, layouts)
+    figure, layout = max(zip(figures, layouts, strict=True), key=lambda pair: -1.0 if pair[0] is None else pair[0])
+    least = _CONTRADICTED if followed else _GUESSED
+    placed = followed if figure is None else figure >= least
+    return (layout if placed else None), figure
+
+
+def place_notes(figure: float | None) -> list[str]:
+    """What must be said of a followed map whose place the probe does not show."""
+    if figure is None:
+        return ["The map does not change with the image on the probe: that it follows the image was not shown."]
+    if figure < PLACE_SHOWN:
+        note = (
+            f"Cells above a changed patch of the image change {figure:.2f} times as much as others: with these weights"
+            " the map hardly follows the image. Its axes were followed through the network's steps."
+        )
+        return [note]
+    return []
+
+
+def not_placed(shape: Sequence[int], figure: float | None) -> str:
+    """Why a tensor that looks like a map is none; follows upon its name."""
+    shown = (
+        "none of it changes" if figure is None else f"the cells above it change {figure:.2f} times as much as others"
+    )
+    return f"gives {tuple(shape)}, which looks like a map, but when a patch of the image is changed, {shown}."
+
+
+@torch.no_grad()
+def place_figures(
+    run: Callable[[Tensor], Tensor], images_NCHW: Tensor, value: Tensor, layouts: Sequence[Layout]
+) -> list[float | None]:
+    """How much more the cells above a changed patch change than the cells above other patches, for each layout.
+
+    The patches are the corners of the image, a third of its sides, to which noise of the image's own spread is added.
+    What a cell answers to one patch is taken relative to its mean answer to all; the figure is the geometric mean
+    ratio of the cells above the patch to those above its neighbor along a side, for the side where it is smaller. It
+    is 1 where the cells do not follow the image, as in a pooled vector; for CNNs it is 2 to 1,000, where it is cut.
+
+    Args:
+        run: images (2, C, H, W) -> the tensor that may hold the map.
+        images_NCHW: two images; the first is changed.
+        value: what ``run`` gives for them.
+        layouts: that the tensor may have.
+
+    Returns:
+        One figure for each layout; None where the map does not change with the image, or is one cell.
+    """
+    height, width = images_NCHW.shape[2:]
+    patches = [(rows, columns) for rows in _bands(height) for columns in _bands(width)]
+    logs: list[list[Tensor]] = [[] for _ in layouts]
+    for draw in range(2):
+        after = [run(batch) for batch in torch.split(_changed(images_NCHW[:1], patches, draw), 2)]
+        for layout, found in zip(layouts, logs, strict=True):
+            maps_NCHW = torch.cat([layout.to_map(tensor) for tensor in after]).double()
+            ratios = _log_ratios(layout.to_map(value)[:1].double(), maps_NCHW, patches)
+            if ratios is not None:
+                found.append(ratios)
+        figures = [_figure(found) for found in logs]
+        if any(figure is not None and figure >= _CLEAR for figure in figures):
+            break
+    return figures
+
+
+def _bands(side: int) -> tuple[_Band, ...]:
+    return _BANDS if side >= 3 else ((0, 1),)
+
+
+def _changed(image_1CHW: Tensor, patches: Sequence[tuple[_Band, _Band]], draw: int) -> Tensor:
+    """The image with noise on each of the patches, an even number of images (the last one again)."""
+    height, width = image_1CHW.shape[2:]
+    generator = torch.Generator().manual_seed(draw)
+    noise = torch.randn(image_1CHW.shape, generator=generator).to(image_1CHW)
+    noise *= image_1CHW.std() if float(image_1CHW.std()) > 0 else 1
+    images = []
+    for (top, bottom), (left, right) in patches:
+        image = image_1CHW.clone()
+        patch = (
+            ...,
+            slice(round(top * height), round(bottom * height)),
+            slice(round(left * width), round(right * width)),
+        )
+        image[patch] += noise[patch]
+        images.append(image)
+    return torch.cat([*images, *images[-1:]] if len(images) % 2 else images)
+
+
+def _log_ratios(before_1CHW: Tensor, after_NCHW: Tensor, patches: Sequence[tuple[_Band, _Band]]) -> Tensor | None:
+    """Logarithms of the ratios to the neighbors, (sides, patches); None where there is nothing to compare."""
+    change_NHW = (after_NCHW - before_1CHW).abs().mean(1)[: len(patches)]
+    height, width = change_NHW.shape[1:]
+    if not float(change_NHW.max()) > _SMALLEST_CHANGE * float(before_1CHW.abs().mean()):  # NaN too
+        return None
+    relative_NHW = change_NHW / change_NHW.mean(0).clamp_min(float(change_NHW.max()) * 1e-9)
+    rows, columns = ([_above(count, patch[side]) for patch in patches] for side, count in enumerate((height, width)))
+    sides: dict[int, list[Tensor]] = {}
+    for answer, patch, row, column in zip(relative_NHW, patches, rows, columns, strict=True):
+        own = answer[row][:, column].mean()
+        for other_patch, other_row, other_column in zip(patches, rows, columns, strict=True):
+            differs = [index for index in (0, 1) if patch[index] != other_patch[index]]
+            if len(differs) == 1 and (height, width)[differs[0]] > 1:
+                other = answer[other_row][:, other_column].mean()
+                sides.setdefault(differs[0], []).append(((own + 1e-6) / (other + 1e-6)).log())
+    return torch.stack([torch.stack(values) for values in sides.values()]) if sides else None
+
+
+def _above(count: int, band: _Band) -> Tensor:
+    """Which of so many cells along a side have their middle in a band; all, where there is one."""
+    middles = (torch.arange(count) + 0.5) / count
+    return (middles >= band[0]) & (middles <= band[1]) if count > 1 else torch.ones(1, dtype=torch.bool)
+
+
+def _figure(logs: Sequence[Tensor]) -> float | None:
+    if not logs:
+        return None
+    return min(_LARGEST, float(torch.stack(list(logs)).mean((0, 2)).min().exp()))
