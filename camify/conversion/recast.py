@@ -84,7 +84,7 @@ class _Recaster:
         self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
         self.start = self.output.args[0]
         self.kernel = (1, 1)
-        self.order: Tensor | None = None  # of a map whose axes were moved: the place of each number in (C, h, w)
+        self.order = self._order_of(analysis.layout)  # of a map in other axes: the place of each number in (C, h, w)
 
     def run(self) -> Recast:
         nodes = list(self.analysis.head_nodes)
@@ -116,7 +116,7 @@ class _Recaster:
         at_feature = start is self.analysis.feature
         layout = self.analysis.layout if at_feature else Layout("NCHW", (0, 0))
         branches = [user for user in start.users if user in self.analysis.shapes]
-        moved = len(branches) == 1 and self._moved(branches[0], layout) is not None
+        moved = len(branches) == 1 and self._moved(branches[0]) is not None
         if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2 and not moved):
             return []
         nodes = between(self.network.graph, start)
@@ -137,7 +137,7 @@ class _Recaster:
             with self.graph.inserting_before(self.output):
                 step = self.output.args[0]
                 self.output.args = (self.graph.call_function(torch.cat, ([step] * times, 1)),)
-        self.is_pooled = self.pool_moved = True
+        self.is_pooled, self.pool_moved, self.order = True, True, None
         self.is_vector = len(self.analysis.shapes[end]) == 2
         return list(nodes[: nodes.index(end) + 1])
 
@@ -186,8 +186,7 @@ class _Recaster:
         """Whether a step only puts the numbers of the map into another order, which is remembered."""
         if self.is_pooled or not parameter_free(self.network, node):
             return False
-        layout = self.analysis.layout
-        order = self._moved(node, layout if self._source(node) is self.analysis.feature else None)
+        order = self._moved(node)
         if order is None or len(self.analysis.shapes[node]) == 2:
             return False
         self._remember(order)
@@ -198,12 +197,16 @@ class _Recaster:
         places = order if self.order is None else self.order.flatten()[order]
         self.order = None if torch.equal(places.flatten(), torch.arange(places.numel())) else places
 
-    def _moved(self, node: fx.Node, layout: Layout | None) -> Tensor | None:
-        """Where the numbers of a step stood before it, all of them and each once; in (N, C, h, w) of a layout."""
+    def _order_of(self, layout: Layout) -> Tensor | None:
+        """The places in (N, C, h, w) of a map's numbers in another layout; None where it is that one, or has others."""
+        if layout.axes == "NCHW" or layout.prefix + layout.suffix > 0:
+            return None
+        return layout.from_map(torch.arange(self.shape.numel()).view(self.shape))
+
+    def _moved(self, node: fx.Node) -> Tensor | None:
+        """Where the numbers of a step stood before it, all of them and each once; None where it is no move."""
         source = self._source(node)
         before = torch.empty(self.analysis.shapes[source], device=self.analysis.images.device)
-        if layout is not None and layout.axes != "NCHW":
-            return None
         step = _of_one(as_module(self.network, self._step(node)), source)
         order = rearrangement(step, [(source, before)], self.analysis.shapes[node])
         return order if order is not None and order.numel() == before.numel() and int(order.min()) >= 0 else None
@@ -265,7 +268,7 @@ class _Recaster:
         elif after[1] != before[1:].numel():
             self._refuse(node, "is no flatten")
         elif not self.is_pooled and positions > 1:
-            moved = self._moved(node, None)
+            moved = self._moved(node)
             if moved is None:
                 self._refuse(node, "is no flatten")
             self._remember(moved)

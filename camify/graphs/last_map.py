@@ -133,6 +133,9 @@ def _only_pools(network: fx.GraphModule, observer: Observer, node: fx.Node) -> b
         return False
     if node in observer.unchanged:
         return True
+    origin = observer.origins.of.get(node) if observer.origins is not None else None
+    if origin is not None and origin.moved:
+        return False
     shape, source_shape = observer.shapes[node], observer.shapes[node.all_input_nodes[0]]
     return len(shape) == len(source_shape) == 4 and shape[1] == source_shape[1] and shape[2:] != source_shape[2:]
 

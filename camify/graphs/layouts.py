@@ -119,8 +119,8 @@ def _tokens(shape: Sequence[int], image: tuple[int, int], known: Sequence[tuple[
     flattened = shape[2] in map(math.prod, known)  # (N, C, h * w): the last axis has the cells
     for grid in known:
         for axis, axes in ((1, "N(HW)C"), (2, "NC(HW)"), (1, "N(WH)C"), (2, "NC(WH)")):
-            prefix = shape[axis] - math.prod(grid)
-            if 0 <= prefix <= (_MOST_PREFIX if axis == 1 else 0) and math.prod(grid) > 1:
+            prefix, most = shape[axis] - math.prod(grid), min(_MOST_PREFIX, math.prod(grid) // 8)
+            if 0 <= prefix <= (most if axis == 1 else 0) and math.prod(grid) > 1:
                 yield Layout(axes, grid, prefix)
     if not flattened:
         for grid in _grids(shape[1], image):

@@ -118,7 +118,16 @@ class Origins:
             found = self._picked(node) if sources[0] in self._items else None
             if found is None and tensors:
                 found = self._followed(node, rerun, tensors, values, result, in_place=in_place)
-            self.of[node] = found or Origin(tuple(guess_layouts(result.shape, self.image, self._grids())))
+            self.of[node] = found or self._guessed(
+                [source for source in tensors if self.of[source].layouts], values, result
+            )
+
+    def _guessed(self, sources: Sequence[fx.Node], values: Mapping[fx.Node, Any], result: Tensor) -> Origin:
+        """The layouts of a step that is not followed: that of its source where the shape stayed, else by the shape."""
+        for source in sources:
+            if values[source].shape == result.shape:
+                return Origin(self.of[source].layouts)
+        return Origin(tuple(guess_layouts(result.shape, self.image, self._grids())))
 
     def _grids(self) -> list[tuple[int, int]]:
         return [origin.layouts[0].grid for origin in self.of.values() if origin.followed and origin.layouts]
@@ -144,6 +153,8 @@ class Origins:
             known = self._over_windows(self.of[followed[0]], result)
         elif followed and self._is(node, layer, _LAST_AXIS, _LAST_AXIS_FUNCTIONS):
             known = self._over_last_axis(self.of[followed[0]], values[followed[0]], result)
+        elif node.target in (torch.cat, torch.concat) and len(followed) == len(node.all_input_nodes):
+            known = self._joined(followed, values, result) or self._moved(rerun, sources, values, result)
         elif followed and (layer is None or parameter_free(self.root, node)) and _may_be_moved(values, same, result):
             known = self._moved(rerun, sources, values, result)
         if known is not None:
@@ -173,6 +184,14 @@ class Origins:
         channels_last = bool(origin.layouts) and origin.layouts[0].axes.endswith("C")
         same = result.shape[:-1] == before.shape[:-1]
         return replace(origin, moved=False) if same and channels_last else None
+
+    def _joined(self, sources: Sequence[fx.Node], values: Mapping[fx.Node, Any], result: Tensor) -> Origin | None:
+        """Maps of one layout side by side as channels."""
+        layout, *others = [self.of[source].layouts[:1] for source in sources]
+        if not layout or layout[0].axes not in MAP_AXES or any(other != layout for other in others):
+            return None
+        as_channels = len(result) == len(values[sources[0]]) and _sized(layout[0].axes, result.shape) == layout[0]
+        return Origin(layout, followed=True) if as_channels else None
 
     def _moved(
         self, rerun: Rerun, sources: Sequence[fx.Node], values: Mapping[fx.Node, Any], result: Tensor,

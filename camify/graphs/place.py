@@ -13,9 +13,10 @@ __all__ = ["PLACE_SHOWN", "not_placed", "place_figures", "place_notes", "placed_
 
 PLACE_SHOWN = 1.05
 """Least figure at which a map is said to follow the image."""
-_GUESSED = 1.5  # least figure of a tensor that is taken for a map by its shape
+_GUESSED = 2.0  # least figure of a tensor that is taken for a map by its shape
+_DRAWS = 8  # of noise, for such a tensor: by chance a small grid of anything has 2.5 in one
 _CONTRADICTED = 0.8  # below it other cells than those above the patch change: the axes are wrong, or mirrored
-_CLEAR = 2.0  # below it a second noise is tried
+_CLEAR = 2.0  # below it a followed map gets a second noise
 _LARGEST = 1000.0
 _SMALLEST_CHANGE = 1e-5  # of the map's values: what is less is rounding
 _BANDS = ((0, 1 / 3), (2 / 3, 1))
@@ -37,7 +38,7 @@ def placed_layout(
         layouts: that the tensor may have.
         followed: whether the one layout was followed, step by step (see ``Origin``).
     """
-    figures = place_figures(run, images_NCHW, value, layouts)
+    figures = place_figures(run, images_NCHW, value, layouts, draws=2 if followed else _DRAWS)
     figure, layout = max(zip(figures, layouts, strict=True), key=lambda pair: -1.0 if pair[0] is None else pair[0])
     least = _CONTRADICTED if followed else _GUESSED
     placed = followed if figure is None else figure >= least
@@ -67,7 +68,7 @@ def not_placed(shape: Sequence[int], figure: float | None) -> str:
 
 @torch.no_grad()
 def place_figures(
-    run: Callable[[Tensor], Tensor], images_NCHW: Tensor, value: Tensor, layouts: Sequence[Layout]
+    run: Callable[[Tensor], Tensor], images_NCHW: Tensor, value: Tensor, layouts: Sequence[Layout], draws: int = 2
 ) -> list[float | None]:
     """How much more the cells above a changed patch change than the cells above other patches, for each layout.
 
@@ -81,6 +82,7 @@ def place_figures(
         images_NCHW: two images; the first is changed.
         value: what ``run`` gives for them.
         layouts: that the tensor may have.
+        draws: of noise, at most: 2 end with the first where that is clear.
 
     Returns:
         One figure for each layout; None where the map does not change with the image, or is one cell.
@@ -88,7 +90,7 @@ def place_figures(
     height, width = images_NCHW.shape[2:]
     patches = [(rows, columns) for rows in _bands(height) for columns in _bands(width)]
     logs: list[list[Tensor]] = [[] for _ in layouts]
-    for draw in range(2):
+    for draw in range(draws):
         after = [run(batch) for batch in torch.split(_changed(images_NCHW[:1], patches, draw), 2)]
         for layout, found in zip(layouts, logs, strict=True):
             maps_NCHW = torch.cat([layout.to_map(tensor) for tensor in after]).double()
@@ -96,7 +98,9 @@ def place_figures(
             if ratios is not None:
                 found.append(ratios)
         figures = [_figure(found) for found in logs]
-        if any(figure is not None and figure >= _CLEAR for figure in figures):
+        if draws <= 2 and any(figure is not None and figure >= _CLEAR for figure in figures):
+            break
+        if draw >= 1 and all(figure is None or figure < 1.2 for figure in figures):
             break
     return figures
 
