@@ -16,7 +16,8 @@ from camify.data.folder import ImageFolderDataModule
 from camify.data.sizes import image_sizes
 from camify.errors import DataError
 from camify.evaluation.images import find_images, image_batches
-from camify.preprocessing import IMAGE_FORMATS, Preprocessing, open_image, read_image
+from camify.image_files import IMAGE_FORMATS, open_image, read_image
+from camify.preprocessing import Preprocessing
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n16 16 scale\nshowpage\n%%EOF\n"
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
