@@ -240,9 +240,7 @@ class ImageFolderDataModule(PreparedDataModule):
         listed = ", ".join(f"{boxed} of {total} images of {split}" for split, (boxed, total) in counts.items())
         note = f"{box_table(self.root)}: boxes of {listed}"
         if not counts["val"][0]:
-            note += (
-                "; val has none, so its box accuracy is not measured; grid pointing, which needs none, stands for it"
-            )
+            note += "; val has none, so not box accuracy is measured there but grid pointing, which needs none"
         return [note]
 
 

@@ -120,7 +120,7 @@ def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in counts[:_SHOWN])
         more = f", {sum(count for _, count in counts[_SHOWN:])} others" if counts[_SHOWN:] else ""
         count = f"{listed}{more}" if reason is Reason.NAME else str(len(paths))
-        notes.append(f"{reason.value}: {count}; the first is {paths[0]}")
+        notes.append(f"{reason.value}: {count}; the first is {min(paths)}")
     return notes
 
 

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from ..errors import DataError
 from ..image_files import GrayRange, decode_image, open_image
 
-__all__ = ["ScannedImage", "constant_notes", "gray_range_notes", "image_sizes", "scan_images", "value_notes"]
+__all__ = ["ScannedImage", "constant_notes", "gray_range_notes", "scan_images", "value_notes"]
 
 _DARK = 16  # of 256 levels
 _OPTION = "data.init_args.bits of train.py, --bits of the other commands"
@@ -35,15 +35,6 @@ class ScannedImage:
     gray_range: GrayRange | None = None
     brightest: int | None = None
     is_constant: bool = False
-
-
-def image_sizes(paths: Sequence[Path], *, decode: bool) -> dict[Path, tuple[int, int]]:
-    """(width, height) of every image, upright.
-
-    Raises:
-        DataError: as ``scan_images``.
-    """
-    return {path: scanned.size for path, scanned in scan_images(paths, decode=decode).items()}
 
 
 def scan_images(paths: Sequence[Path], *, decode: bool, bits: int | None = None) -> dict[Path, ScannedImage]:
@@ -113,12 +104,12 @@ def value_notes(images: Mapping[Path, ScannedImage]) -> list[str]:
     decoded = {path: one for path, one in images.items() if one.brightest is not None}
     if decoded:
         brightest = max(decoded, key=lambda path: decoded[path].brightest or 0)
-        most = decoded[brightest].brightest or 0
+        most, own = decoded[brightest].brightest or 0, decoded[brightest].gray_range
         if most < _DARK:
-            notes.append(
-                f"{_all(decoded)} nearly black: {brightest} has the largest value, {most} of 255. If these are other"
-                " values than brightness, save them as 0 to 255 (check_images=false leaves this check out)"
-            )
+            remedy = "Save them with values of 0 to 255 (check_images=false leaves this check out)"
+            if own is not None and own.stated:
+                remedy = f"Its file has {own}, and bits={own.used_bits} would be enough"
+            notes.append(f"{_all(decoded)} nearly black: {brightest} has the largest value, {most} of 255. {remedy}")
     notes += constant_notes([path for path, one in decoded.items() if one.is_constant], len(decoded))
     return notes
 

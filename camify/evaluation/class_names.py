@@ -35,7 +35,7 @@ def read_class_names(file: str | Path, counts: Sequence[int] = ()) -> list[str]:
     """
     path = Path(file)
     text = read_text(path)
-    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    is_json = path.suffix.lower() == ".json" or _is_json(text)
     names = _of_json(path, text) if is_json else [line.strip() for line in text.splitlines()]
     place = "entry" if is_json else "line"
     for number, name in enumerate(names, 1):
@@ -45,6 +45,14 @@ def read_class_names(file: str | Path, counts: Sequence[int] = ()) -> list[str]:
     if counts and len(names) not in counts:
         raise DataError(f"{file}: holds {len(names)} names, and the network has {counts[0]} classes.")
     return names
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a list or dict in JSON, whatever its file is called; a class may be called [unknown]."""
+    try:
+        return isinstance(json.loads(text), list | dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _of_json(path: Path, text: str) -> list[str]:
@@ -86,7 +94,8 @@ def _apart(path: Path, names: Sequence[str], place: str) -> list[str]:
         return list(names)
     again = next(number for number, name in enumerate(names, 1) if name in names[: number - 1])
     apart = [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
-    if len(names) < _LONG or len(twice) * 100 > len(names) or len(set(apart)) < len(apart):
+    repeated = len(names) - len(counts)
+    if len(names) < _LONG or repeated * 100 > len(names) or len(set(apart)) < len(apart):
         raise DataError(
             f"{path}, {place} {again}: {names[again - 1]!r} stands there twice. Every class needs a name of its own."
         )

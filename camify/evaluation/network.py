@@ -159,6 +159,8 @@ def explained_network(
     if source.preprocessing is None:
         notes.append("assumed: ImageNet's preprocessing, 224 px, as the source does not say what it expects")
     if bits is not None:
+        if preprocessing.bits not in (None, bits):
+            notes.append(f"gray files are read with {bits} bits, as given; the network expects {preprocessing.bits}")
         preprocessing = replace(preprocessing, bits=bits)
     image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
     with observe(source.model, image.to(next(source.model.parameters())), task=task) as forward:

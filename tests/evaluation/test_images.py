@@ -12,7 +12,7 @@ from camify.data import ImageFolderDataModule, Preprocessing, sizes
 from camify.data.folder import class_folders, image_paths
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate
-from camify.evaluation.images import find_images, find_labeled, image_files
+from camify.evaluation.images import find_labeled, image_files, images_with_notes
 from camify.evaluation.network import placed_on
 from camify.sources.demo_network import TinyVGG
 from camify.task import Classes
@@ -232,16 +232,16 @@ def test_checking_images_can_be_left_out(copy, net, monkeypatch):
     }
     assert "not decoded beforehand" in dict(quick.facts)["images"]
     files = image_files([copy])
-    boxed = [image.boxes for image in find_images(files)]
+    boxed = [image.boxes for image in images_with_notes(files)[0]]
     decoded.clear()
-    unchecked = find_images(files, check_images=False)
+    unchecked = images_with_notes(files, check_images=False)[0]
     assert not decoded
     for image, boxes in zip(unchecked, boxed, strict=True):
         assert (image.boxes is None) == (boxes is None)
         assert boxes is None or torch.equal(image.boxes, boxes)
     (copy / "boxes.csv").unlink()
     (copy / "val" / "ant" / "0.png").write_bytes(b"no image")
-    assert len(find_images(files, check_images=False)) == 12
+    assert len(images_with_notes(files, check_images=False)[0]) == 12
     with pytest.raises(DataError, match=r"0\.png"):
         evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
 
