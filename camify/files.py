@@ -25,18 +25,48 @@ from typing import Any, BinaryIO
 if sys.platform != "win32":  # where no piece is known to be left behind, so none is removed
     import fcntl
 
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 
 __all__ = [
-    "LONGEST_NAME",
+    "COMPARISON", "EVALUATION", "EXPLAINED", "LONGEST_NAME", "MANIFEST", "OUTPUT_MARKERS", "RUN_MARKER",
     "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
-    "put_in_place", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened", "slug",
-    "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
+    "put_in_place", "read_text", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened",
+    "slug", "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
 ]  # fmt: skip
 
 _PART, _OLD = ".camify.part", ".camify.old"
 _RANDOM = "?" * 8  # between the two
 LONGEST_NAME = 255  # bytes, of most filesystems
+MANIFEST, RUN_MARKER = "camify.json", ".camify-run"
+EXPLAINED, COMPARISON, EVALUATION = "explain.json", "compare.json", "evaluation.json"
+OUTPUT_MARKERS = frozenset((MANIFEST, RUN_MARKER, EXPLAINED, COMPARISON, EVALUATION))
+"""Files that say that camify wrote the folder in which they lie."""
+
+
+# ------------------------------------------------------------ text of users
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read, or is in another encoding; says in which it probably is.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    advice = "Save it as UTF-8 (in Excel: CSV UTF-8)."
+    if b"\0" in content:  # every second byte of plain UTF-16
+        raise DataError(f"{path}: cannot be read as UTF-8; it looks like UTF-16. {advice}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: cannot be read as UTF-8 (byte 0x{content[error.start]:02x}); it may be"
+            f" Windows-1252 or Latin-1. {advice}"
+        ) from error
 
 
 # ------------------------------------------------------------ locks

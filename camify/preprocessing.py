@@ -7,29 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF
 
-from .errors import CheckpointError, ConfigError, DataError
+from .console import warn
+from .errors import CheckpointError, ConfigError
+from .image_files import LEAST_BITS, MOST_BITS, read_image, read_with_range
 
-__all__ = [
-    "AUGMENTATIONS", "INPUT_FORMATS", "LARGEST_SIDE", "Preprocessing", "open_image", "read_image", "sides_of",
-    "upright_rgb",
-]  # fmt: skip
+__all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "LARGEST_SIDE", "Preprocessing", "read_image", "sides_of"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
 INPUT_FORMATS = ("rgb", "bgr", "grayscale", "channels")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-"""As Pillow names them; JPEG are also those of several pictures (MPO)."""
 _SMALLEST = 8
+_SMALLEST_STD = 1 / 256  # 1/255 makes inputs of 0..255
 LARGEST_SIDE, MOST_CHANNELS = 8192, 4096
 """Of an input, in pixels: more than any network takes, and not more than a machine can hold."""
 
@@ -47,6 +42,8 @@ class Preprocessing:
         std: likewise.
         input_format: what the channels are: ``"rgb"``, ``"bgr"``, ``"grayscale"`` (one), or ``"channels"``: any number
             that no image file has (multispectral); None takes what fits the length of ``mean``.
+        bits: how many bits gray files of 16 or 32 bits use, 8 to 32: 12 of many X-rays and depth maps; None takes all
+            that such a file has. Files of 8 bits are read as they are.
 
     Raises:
         ConfigError: a value cannot work; says which and the likely cause.
@@ -60,8 +57,10 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     input_format: str = field(default="")
+    bits: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", _plain_bits(self.bits))
         object.__setattr__(self, "size", _plain_size(self.size))
         for name in ("mean", "std"):
             object.__setattr__(self, name, _plain_numbers(name, getattr(self, name)))
@@ -144,12 +143,19 @@ class Preprocessing:
         return [*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
 
     def read(self, path: str | Path) -> Tensor:
-        """One image file as input (C, H, W).
+        """One image file as input (C, H, W); warns where ``bits`` would have to say what its values mean.
 
         Raises:
             DataError: the file is missing or not a readable image.
         """
-        image: Tensor = self.evaluation()(read_image(path))
+        picture, gray_range = read_with_range(path, self.bits)
+        if gray_range is not None and gray_range.is_absurd:
+            warn(
+                f"{path}: {gray_range}, so it comes out {gray_range.shade}. Give bits={gray_range.used_bits} if"
+                f" {2**gray_range.used_bits - 1} is white, bits=16 to take it as it is.",
+                stacklevel=2,
+            )
+        image: Tensor = self.evaluation()(picture)
         return image.as_subclass(Tensor)
 
     def restore(self, images: Tensor) -> Tensor:
@@ -165,16 +171,18 @@ class Preprocessing:
     def describe(self) -> str:
         """In a few words what a network takes."""
         size, numbers = f"{self.height} x {self.width} px", (_shown(self.mean), _shown(self.std))
-        return f"{size}, {self.input_format}, mean {numbers[0]}, deviation {numbers[1]}"
+        gray = "" if self.bits is None else f", gray files of {self.bits} bits"
+        return f"{size}, {self.input_format}, mean {numbers[0]}, deviation {numbers[1]}{gray}"
 
     # ------------------------------------------------------------ agreement
 
     def differences(self, other: Preprocessing) -> list[str]:
-        """The fields in which two differ, each with both values: this one's first."""
+        """The fields in which two differ, each with both values: this one's first; bits only where both say some."""
         return [
             f"{field.name} {_shown(getattr(self, field.name))} and {_shown(getattr(other, field.name))}"
             for field in fields(self)
             if not _same(getattr(self, field.name), getattr(other, field.name))
+            and not (field.name == "bits" and None in (self.bits, other.bits))
         ]
 
     # ------------------------------------------------------------ as data
@@ -183,7 +191,8 @@ class Preprocessing:
         """JSON values; they travel in the checkpoint."""
         size = self.size if isinstance(self.size, int) else list(self.size)
         lists = {"mean": list(self.mean), "std": list(self.std)}
-        return {"size": size, **lists, "input_format": self.input_format, "aspect": "not kept", "range": "0..1"}
+        bits = {} if self.bits is None else {"bits": self.bits}
+        return {"size": size, **lists, "input_format": self.input_format, "aspect": "not kept", "range": "0..1", **bits}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
@@ -196,7 +205,7 @@ class Preprocessing:
             mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
             size = data["size"]
             size = tuple(int(side) for side in size) if isinstance(size, list | tuple) else int(size)
-            return cls(size, mean, std, str(data.get("input_format") or ""))
+            return cls(size, mean, std, str(data.get("input_format") or ""), data.get("bits"))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"preprocessing: a field is missing or wrong ({error}).") from error
 
@@ -235,7 +244,7 @@ def agreed_preprocessing(
     """What data use: what the network carries, where it says something, else what was given, else a default.
 
     Args:
-        given: ``size``, ``mean``, ``std``, as far as the user gave them.
+        given: ``size``, ``mean``, ``std``, ``bits``, as far as the user gave them.
         expected: what the network carries, or None.
         default: of what neither says.
         override: the user's values go before the network's.
@@ -301,77 +310,32 @@ def _plain_size(size: Any) -> int | tuple[int, int]:
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 
 
+def _plain_bits(bits: Any) -> int | None:
+    if bits is None:
+        return None
+    if not isinstance(bits, int) or isinstance(bits, bool) or not LEAST_BITS <= bits <= MOST_BITS:
+        raise ConfigError(
+            f"preprocessing: bits={str(bits)[:80]}: must be a whole number from {LEAST_BITS} to {MOST_BITS}."
+        )
+    return bits
+
+
 def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, ...]:
     try:
         numbers = tuple(float(value) for value in (values if isinstance(values, list | tuple) else (values,)))
     except (TypeError, ValueError):
         numbers = (math.nan,)
-    least = 0.0 if name == "mean" else math.ulp(0.0)
+    least = 0.0 if name == "mean" else _SMALLEST_STD
     if not all(math.isfinite(value) and least <= value <= 1 for value in numbers):
         cause = ""
-        if all(math.isfinite(value) and 0 < value <= 255 for value in numbers):
+        if name == "std" and all(0 < value < least for value in numbers):
+            scaled = ", ".join(f"{value * 255:.4g}" for value in numbers)
+            cause = f" These look divided by 255 once too often: times 255 they are ({scaled})."
+        elif all(math.isfinite(value) and 0 < value <= 255 for value in numbers):
             scaled = ", ".join(f"{value / 255:.4g}" for value in numbers)
             cause = f" These look like values of 0..255: divide them by 255, which gives ({scaled})."
         raise ConfigError(
             f"preprocessing: {name}={values}: must be finite numbers in [0, 1], of images in [0, 1]"
-            f"{', above 0' if name == 'std' else ''}.{cause}"
+            f"{', of at least 1/256' if name == 'std' else ''}.{cause}"
         )
     return numbers
-
-
-# ---------------------------------------------------------------- image files
-
-
-def open_image(path: str | Path | IO[bytes]) -> Image.Image:
-    """An image file, or its bytes, opened and not yet decoded: the only place of camify that opens one.
-
-    The formats are a fixed list: of others Pillow would start programs (Ghostscript for PostScript), or they have many
-    pixels in few bytes.
-
-    Raises:
-        OSError: it is missing, no regular file (a named pipe would wait for ever), of none of the formats, or has more
-            pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, which is known from its header.
-    """
-    if isinstance(path, str | Path) and not Path(path).is_file():
-        raise OSError("is no regular file" if Path(path).exists() else "no such file")
-    image: Image.Image = Image.open(path, formats=IMAGE_FORMATS)
-    most, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
-    if most is not None and width * height > most:
-        image.close()
-        raise OSError(
-            f"{width} x {height} pixels, of {most} at most; make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS"
-        )
-    return image
-
-
-def read_image(path: str | Path) -> tv_tensors.Image:
-    """An image file as (3, H, W) uint8; see ``upright_rgb``.
-
-    Raises:
-        DataError: the file is missing, damaged or not an image.
-    """
-    try:
-        with open_image(path) as image:
-            rgb = upright_rgb(image)
-    except Exception as error:  # decoders raise whatever a damaged file makes them raise
-        raise DataError(f"{path}: cannot be read as an image ({str(error) or type(error).__name__}).") from error
-    return tv_tensors.Image(TF.pil_to_tensor(rgb))
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as 8-bit RGB, turned upright as its EXIF tag says.
-
-    Of 16-bit gray the upper eight bits are kept. Transparency is dropped: the colors below it show.
-
-    Raises:
-        ValueError: a float image; nothing says which of its values is white.
-    """
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
-        raise ValueError("float pixels have no defined white; save it with 8 or 16 bits")
-    if upright.mode.startswith("I"):  # Pillow would cut these off at 255
-        upper = np.asarray(upright).astype(np.int32) >> 8
-        upright = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
-    elif upright.mode == "P":
-        upright = upright.convert("RGBA")  # else Pillow warns of palettes with transparency
-    return upright.convert("RGB")

@@ -100,6 +100,8 @@ class Task(str, Enum):
             if self is Task.MULTICLASS:
                 hint = " Shares (N, K) add up to 1 in each image; several labels an image are of task multilabel."
                 hint = hint if labels.dim() == 2 else ""
+                if labels.dim() == 1 and len(labels) and int(labels.min()) >= 1 and int(labels.max()) == logits:
+                    hint = " They seem to count from 1: take 1 from each."
             raise DataError(
                 f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
                 f" {expected[self.value]}.{hint}"

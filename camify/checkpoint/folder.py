@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import foreign_entry, interrupted_replacements, to_json, whole_folder
+from ..files import MANIFEST, foreign_entry, interrupted_replacements, to_json, whole_folder
 from ..former_names import current_name, with_current_keys
 from .bounds import MOST_CLASSES, MOST_FEATURES
 
@@ -41,7 +41,7 @@ __all__ = [
     "write_folder",
 ]
 
-WEIGHTS, MANIFEST, CARD, OVERLAYS = "model.safetensors", "camify.json", "README.md", "overlays.png"
+WEIGHTS, CARD, OVERLAYS = "model.safetensors", "README.md", "overlays.png"
 OWN_FILES = (WEIGHTS, MANIFEST, CARD, OVERLAYS)
 SCHEMA_VERSION = 3
 CKPT_RECORD = "camify"

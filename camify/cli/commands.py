@@ -18,15 +18,16 @@ from ..checkpoint.folder import MANIFEST
 from ..checkpoint.folder import OWN_FILES as CHECKPOINT_FILES
 from ..console import console, plain_text, shell_quoted
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
-from ..data.folder import left_out_notes
+from ..data.image_search import left_out_notes
 from ..errors import ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
+from ..evaluation.class_names import read_class_names
 from ..evaluation.comparison import compare_files
 from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
-from ..evaluation.images import image_files
-from ..evaluation.network import class_index, explained_network, read_class_names, usable_device
+from ..evaluation.images import find_files
+from ..evaluation.network import class_index, explained_network, usable_device
 from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..preprocessing import Preprocessing
@@ -47,7 +48,8 @@ _SOURCE = (
     "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, FILE.pth, camify/tiny_vgg"
     ", a checkpoint folder, the folder or .ckpt of a run, a file of camify export, or hf:USER/NAME"
 )
-_CLASS_NAMES = "text file, a line for each class of the network, in order; default: what the source knows"
+_CLASS_NAMES = "text file, a line for each class of the network, in order, or JSON; default: what the source knows"
+_BITS = "that gray files of 16 or 32 bits use: 12 of many X-rays; default: what the network says, else all"
 _TASKS = tuple(task.value for task in Task)
 _TASK = "what the logits mean; default: what the network says"
 TRAINING = ("fit", "validate", "test", "predict")
@@ -149,6 +151,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--target", type=str | None, default=None, help="a class; default: the first model's top-1")
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
+    command.add_argument("--bits", type=Count | None, default=None, help=_BITS)
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
     command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
     command.add_argument("--figures", type=Number, default=24, help="images that are drawn; all are measured")
@@ -180,6 +183,7 @@ def _add_network_options(command: ArgumentParser) -> None:
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    command.add_argument("--bits", type=Count | None, default=None, help=_BITS)
     command.add_argument("--batch_size", type=Count, default=16)
     command.add_argument("--workers", type=Number, default=1, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
@@ -236,16 +240,21 @@ def _explain(options: Namespace) -> None:
     require_writable(Path(options.out), "--out", folder=True)
     usable_device(options.device)
     colormap = _colormap(options.colormap)
-    files = image_files(options.images, outside=options.out)
-    source = resolve(options.model).explained_by(options.method)
+    search = find_files(options.images, outside=options.out)
+    files = search.paths
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights that are drawn are the same again when the run goes on
+        source = resolve(options.model).explained_by(options.method)
     source.model.to(options.device)
     network = explained_network(
-        source, options.model, options.method, layer=options.layer, options=options.options, task=options.task
-    )
+        source, options.model, options.method, layer=options.layer, options=options.options, task=options.task,
+        bits=options.bits,
+    )  # fmt: skip
     if options.class_names is not None:
-        network.classes = Classes(network.classes.task, tuple(read_class_names(options.class_names, network)))
+        names = read_class_names(options.class_names, network.class_counts)
+        network.classes = Classes(network.classes.task, tuple(names))
     screen = console()
-    for note in [*network.notes, *left_out_notes([Path(name) for name in options.images if Path(name).is_dir()])]:
+    for note in [*network.notes, *left_out_notes(search.left_out)]:
         screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     if "scorecam" in options.method:
         screen.print(
@@ -310,7 +319,7 @@ def _compare(options: Namespace) -> None:
     folder = compare_files(
         options.images, options.model or [], options.method, out=options.out, target=options.target,
         demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
-        check_images=options.check_images,
+        check_images=options.check_images, bits=options.bits,
     )  # fmt: skip
     console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
@@ -323,7 +332,7 @@ def _evaluate(options: Namespace) -> None:
         options.model, options.data, methods=options.method, class_names=names, split=options.split,
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
-        options=options.options, task=options.task, check_images=options.check_images,
+        options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
     )  # fmt: skip
     folder = result.save(options.output, overwrite=options.overwrite)
     screen = console()

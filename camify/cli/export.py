@@ -14,8 +14,9 @@ from ..checkpoint.folder import MANIFEST
 from ..checkpoint.hub import is_repository, push_folder
 from ..console import console
 from ..conversion.readiness import check
+from ..data.image_search import left_out_notes
 from ..errors import CamifyError, ConfigError
-from ..evaluation.images import image_files
+from ..evaluation.images import find_files
 from ..exporters import EXPORT_PRECISIONS, export, open_exported
 from ..files import require_writable
 from ..model import CAMNet
@@ -93,7 +94,10 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
     """Images for fp16 and int8 as the file takes them, and their classes where their folders are named so."""
     if not options.images:
         raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
-    files, preprocessing = image_files(options.images), model.preprocessing or Preprocessing()
+    search, preprocessing = find_files(options.images), model.preprocessing or Preprocessing()
+    for note in left_out_notes(search.left_out):
+        console(soft_wrap=True).print(f"Images: {note}.")
+    files = search.paths
     images = torch.stack([preprocessing.read(file) for file in files])
     names = [file.parent.name for file in files]
     labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]

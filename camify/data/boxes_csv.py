@@ -6,13 +6,15 @@ Pixels of the image as it is seen, turned upright as its EXIF tag says; x1 and y
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import read_text
 
-__all__ = ["COLUMNS", "box_table", "read_boxes", "table_above"]
+__all__ = ["COLUMNS", "absent_images", "box_table", "read_boxes", "table_above"]
 
 _FILE = "boxes.csv"
 _LEVELS = 4  # folders, an image's own included, in which its table is looked for
@@ -49,22 +51,16 @@ def read_boxes(
     boxes: dict[str, list[tuple[Box, str]]] = {}
     problems: list[str] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
-            if missing:
-                raise DataError(
-                    f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
-                )
-            for row in rows:
-                if others and row.get("image") not in sizes:
-                    continue
-                box = _parse(row, sizes)
-                if isinstance(box, str):
-                    problems.append(f"{path}:{rows.line_num}: {box}")
-                else:
-                    boxes.setdefault(row["image"], []).append((box, row["label"]))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = _rows(path)
+        for row in rows:
+            if others and row.get("image") not in sizes:
+                continue
+            box = _parse(row, sizes)
+            if isinstance(box, str):
+                problems.append(f"{path}:{rows.line_num}: {box}")
+            else:
+                boxes.setdefault(row["image"], []).append((box, row["label"]))
+    except csv.Error as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     if problems:
         more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -72,6 +68,35 @@ def read_boxes(
     if not boxes and not others:
         raise DataError(f"{path}:1: no boxes follow. Add lines, or remove the file if there are no boxes.")
     return boxes
+
+
+def absent_images(path: Path, known: Iterable[str]) -> list[str]:
+    """The images that a table names and that are no files, each once, where known images lie in the same folder.
+
+    Of folders without a known image that is not asked: they may be those of another machine.
+
+    Raises:
+        DataError: the table cannot be read.
+    """
+    try:
+        named = dict.fromkeys(row["image"] or "" for row in _rows(path))
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    known = set(known)
+    folders = {name.rpartition("/")[0] for name in known}
+    asked = (name for name in named if name not in known and name.rpartition("/")[0] in folders)
+    return [name for name in asked if not (path.parent / name).is_file()]
+
+
+def _rows(path: Path) -> csv.DictReader[str]:
+    """The rows of a table that has all columns."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
+    if missing:
+        raise DataError(
+            f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
+        )
+    return rows
 
 
 def _parse(row: Mapping[str, str], sizes: Mapping[str, tuple[int, int]]) -> Box | str:

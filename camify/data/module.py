@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
+from ..console import console
 from ..preprocessing import Preprocessing, agreed_preprocessing
 from .counts import require_counts
 from .processes import each_once
@@ -23,7 +24,7 @@ class PreparedDataModule(pl.LightningDataModule):
     was given, else ``default``. Given values that contradict the network's are refused, unless they are to override it.
 
     Args:
-        given: ``size``, ``mean``, ``std``; None where the user gave none.
+        given: ``size``, ``mean``, ``std``, ``bits``; None where the user gave none.
         default: of what neither user nor network says.
         augment: see ``Preprocessing.training``.
         batch_size: images per step.
@@ -61,6 +62,13 @@ class PreparedDataModule(pl.LightningDataModule):
     def notes(self) -> list[str]:
         """What was assumed about the data, one sentence each."""
         return []
+
+    def say_notes(self) -> None:
+        """Print the notes, in the first of several processes."""
+        if self.trainer is None or self.trainer.is_global_zero:
+            screen = console(soft_wrap=True)
+            for note in self.notes:
+                screen.print(f"Data: {note}.")
 
     def settle_preprocessing(self) -> bool:
         """Take what the trainer's network expects; whether that changed anything.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..console import console
+from ..data.image_search import left_out_notes
+from ..data.own_boxes import label_guesses
 from ..drawing.grid import Row
 from ..errors import ConfigError
-from ..files import free_folder, whole_folder
+from ..files import COMPARISON, free_folder, whole_folder
 from ..methods import METHODS, ForwardPass, find_method
 from ..task import Task
 from .comparison_figures import (
@@ -36,7 +40,7 @@ from .comparison_report import (
     to_markdown,
 )
 from .demo import DEMO_METHODS, demo_images, demo_networks
-from .images import EvaluationImage, boxes_of_class, find_images, image_files
+from .images import EvaluationImage, boxes_of_class, find_files, images_with_notes
 from .network import ExplainedNetwork, class_index, find_networks, shared_titles
 from .progress import tracked
 from .scenarios import SCENARIOS, absent_classes
@@ -44,7 +48,6 @@ from .timing import method_costs
 
 __all__ = ["compare", "compare_files"]
 
-COMPARISON = "compare.json"
 OWN_FILES = ("compare.html", "compare.md", COMPARISON, "figures", "figures/*.png")
 _CHUNK = 8  # pictures looked at together
 
@@ -61,6 +64,7 @@ def compare_files(
     overwrite: bool = False,
     task: str | Task | None = None,
     check_images: bool = True,
+    bits: int | None = None,
 ) -> Path:
     """Compare methods on networks for image files, or in the demo; the folder that was written.
 
@@ -75,12 +79,13 @@ def compare_files(
         overwrite: replace the folder where it holds a comparison.
         task: what the logits mean; None takes what each network says.
         check_images: decode every image before the work starts.
+        bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None takes what each network says.
 
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
     """
     folder = free_folder(Path(out), COMPARISON, OWN_FILES, "--out", overwrite=overwrite)
-    names = list(methods or DEMO_METHODS)
+    names, notes = list(methods or DEMO_METHODS), list[str]()
     for name in names:
         find_method(name)
     if demo:
@@ -93,10 +98,18 @@ def compare_files(
     else:
         if not images or not models:
             raise ConfigError("compare: give IMAGES and --model, or --demo.")
-        pictures = find_images(image_files(images, outside=folder), check_images=check_images)
-        networks = find_networks(models, names, task=task)
+        search = find_files(images, outside=folder)
+        networks = find_networks(models, names, task=task, bits=bits)
+        stated = {network.preprocessing.bits for network in networks}
+        pictures, notes = images_with_notes(search.paths, check_images=check_images, bits=_common_bits(stated))
+        notes = [*left_out_notes(search.left_out), *notes]
         title = "Comparison of methods"
-    return compare(networks, pictures, folder, title=title, target=target, figures=figures)
+    return compare(networks, pictures, folder, title=title, target=target, figures=figures, notes=notes)
+
+
+def _common_bits(stated: Collection[int | None]) -> int | None:
+    """What several networks say of gray files; the most, so that no file is refused that one of them can read."""
+    return max((bits for bits in stated if bits is not None), default=None)
 
 
 def compare(
@@ -107,10 +120,24 @@ def compare(
     title: str,
     target: str | None = None,
     figures: int = 24,
+    notes: Sequence[str] = (),
 ) -> Path:
-    """Explain, measure, draw and write the folder, aside first and renamed when it is whole."""
+    """Explain, measure, draw and write the folder, aside first and renamed when it is whole; print what has to be said.
+
+    Args:
+        networks: of the same classes.
+        images: the pictures.
+        folder: to write.
+        title: of the page.
+        target: the class to compare.
+        figures: number of pictures that are drawn.
+        notes: what has to be said about the pictures.
+    """
     start = time.perf_counter()
     names = shared_titles(networks)
+    notes = [*notes, *_label_notes(images, names)]
+    for note in notes:
+        console(soft_wrap=True).print(f"Images: {note}.")
     choice = _Choice(names, None if target is None else class_index(target, names, "--target"))
     columns: list[Column] = []
     measured: list[ImageFigures] = []
@@ -138,6 +165,7 @@ def compare(
         costs[network.name] = method_costs(network, inputs, first)
     comparison = Comparison(networks, columns, names, measured, localization_rows(measured), costs)
     facts = _facts(comparison, choice.given, time.perf_counter() - start)
+    facts += [("images", "; ".join(notes))] if notes else []
     numbers = {"image": len(measured), "network": len(networks), "method": len(networks[0].methods)}
     counts = ", ".join(f"{number} {name}{'s' if number != 1 else ''}" for name, number in numbers.items())
     page = Page(title, counts, drawn, len(measured) - len(with_figure), comparison_tables(comparison), facts)
@@ -160,6 +188,14 @@ class _Choice:
         ]
         present = [{self.names.index(label) for label in image.labels if label in self.names} for image in images]
         return torch.tensor(chosen), absent_classes(forward.logits, chosen, present)
+
+
+def _label_notes(images: Sequence[EvaluationImage], names: Sequence[str]) -> list[str]:
+    """What has to be said of boxes whose label is no class of the networks."""
+    labels = Counter(label for image in images for label in image.labels if label not in names)
+    if not labels:
+        return []
+    return [f"{labels.total()} boxes have labels that are no class of the networks: {label_guesses(labels, names)}"]
 
 
 def _spread(count: int, most: int) -> set[int]:

@@ -49,6 +49,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     task: str | Task | None = None,
     check_images: bool = True,
+    bits: int | None = None,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
@@ -72,6 +73,7 @@ def evaluate(
         options: of the methods.
         task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean; None: what the network says.
         check_images: decode every image first, so that what cannot be read is named before anything is measured.
+        bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None: what the network says.
 
     Returns:
         All figures; ``print`` shows them as tables, ``save(folder)`` writes them.
@@ -88,7 +90,9 @@ def evaluate(
         raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
     source, name = _source(model, methods)
     with placed_on(source.model, device):
-        network = explained_network(source, name, methods, options=options, task=task, class_names=class_names)
+        network = explained_network(
+            source, name, methods, options=options, task=task, class_names=class_names, bits=bits
+        )
         images = find_labeled(
             Path(data), split, network.preprocessing, network.classes, network.class_count,
             limit=limit, seed=seed, check_images=check_images,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import shown
-from ..files import free_folder, safe_cell, whole_folder
+from ..files import EVALUATION, free_folder, safe_cell, whole_folder
 from ..files import to_json as json_text
 from ..metrics.functional.pointing import POINTING_TOLERANCE
 from ..reports.tables import (
@@ -33,7 +33,6 @@ from .timing import cost_table
 
 __all__ = ["EVALUATION", "OWN_FILES", "Evaluation", "Figures", "evaluation_tables", "to_csv", "to_json", "to_markdown"]
 
-EVALUATION = "evaluation.json"
 OWN_FILES = ("evaluation.md", "images.csv", EVALUATION)
 _GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness")
 

@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule, component_boxes
+from ..data.sizes import constant_notes, gray_range_notes
 from ..drawing.encoding import encoded
 from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
 from ..drawing.overlay import ClassMap, Region, overlay_picture
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
 from ..files import write_whole
+from ..image_files import GrayRange
 from ..methods import PRECISIONS, check_targets, make_methods
 from .explained_folder import ExplainedFolder, file_stamp, model_sha256
 from .images import ImageBatch, image_batches
@@ -132,7 +134,7 @@ def explain_files(
         "model": network.name, **asdict(options), "targets": list(options.targets), "methods": list(network.methods),
         "layer": network.layer, "options": network.options, "task": network.classes.task.value,
         "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
-        "model_sha256": model_sha256(network.model),
+        "bits": network.preprocessing.bits, "model_sha256": model_sha256(network.model),
     }  # fmt: skip
     prepared, waiting = False, list[Future[dict[str, Any]]]()
     with ExitStack() as stack:
@@ -143,8 +145,11 @@ def explain_files(
         batches = image_batches(pending, network.preprocessing, batch_size=batch_size, workers=workers)
         prepared = len(pending) <= _FEW
         pool = stack.enter_context(ThreadPoolExecutor(2))
+        gray_ranges, constant = dict[Path, GrayRange](), list[Path]()
         for batch in progress(batches, "explaining, batch", len(batches)):
             summary.unreadable |= batch.unreadable
+            gray_ranges |= batch.gray_ranges
+            constant += batch.constant
             if not batch.paths:
                 continue
             if not prepared:
@@ -162,6 +167,7 @@ def explain_files(
             ]
             _record(ready, folder, summary, report)
         _record(waiting, folder, summary, report)
+        summary.notes += [*gray_range_notes(gray_ranges), *constant_notes(constant, summary.results)]
         for path, reason in summary.unreadable.items():
             folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
     return summary

@@ -17,11 +17,12 @@ from ..checkpoint.folder import file_sha256
 from ..errors import ConfigError
 from ..exporters.onnx_file import OnnxFile
 from ..exporters.pt2_file import Pt2File
+from ..files import EXPLAINED as SETTINGS
 from ..files import slug, write_whole
 
 __all__ = ["ExplainedFolder", "file_stamp", "model_sha256"]
 
-SETTINGS, RESULTS, LOCK = "explain.json", "results.jsonl", ".explain.lock"
+RESULTS, LOCK = "results.jsonl", ".explain.lock"
 _MODEL = "model_sha256"
 _ANEW = "Choose another --out, or add --overwrite true."
 

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.boxes_csv import box_table, read_boxes, table_above
-from ..data.folder import LabeledFile, LabeledImages, class_folders, image_paths, left_out_notes, order_notes, own_boxes
-from ..data.sizes import image_sizes
+from ..data.boxes_csv import Box, box_table, read_boxes, table_above
+from ..data.folder import LabeledFile, LabeledImages, class_folders, images_of, left_out_beside, order_notes
+from ..data.image_search import ImageSearch, LeftOut, Reason, find_images_below, left_out_notes
+from ..data.own_boxes import absent_notes, own_boxes
+from ..data.sizes import scan_images, value_notes
 from ..errors import ConfigError, DataError
-from ..preprocessing import Preprocessing, read_image
+from ..image_files import GrayRange, read_image, read_with_range
+from ..preprocessing import Preprocessing
 from ..task import Classes, Task
 
 __all__ = [
-    "EvaluationImage", "ImageBatch", "LabeledFolder", "boxes_of_class", "find_images", "find_labeled",
-    "image_batches", "image_files",
+    "EvaluationImage", "ImageBatch", "LabeledFolder", "boxes_of_class", "find_files", "find_labeled",
+    "image_batches", "image_files", "images_with_notes",
 ]  # fmt: skip
 
 _SPLIT = "val"
@@ -29,7 +32,12 @@ _SPLIT = "val"
 
 
 def image_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> list[Path]:
-    """The image files among files and folders, each once, folders in order of name; hidden ones are left out.
+    """The image files among files and folders; see ``find_files``."""
+    return find_files(given, outside=outside).paths
+
+
+def find_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> ImageSearch:
+    """The image files among files and folders, each once, folders in order of name; and what is left out.
 
     Args:
         given: files and folders. A file that is named is taken, also a hidden one.
@@ -38,52 +46,91 @@ def image_files(given: Sequence[str | Path], *, outside: str | Path | None = Non
     Raises:
         DataError: there is no such file or folder, or a folder holds no image.
     """
-    files: list[Path] = []
-    for name in given:
-        path = Path(name)
+    place = None if outside is None else Path(outside).resolve()
+    paths, left_out = list[Path](), list[LeftOut]()
+    for path in map(Path, given):
         if not (path.is_dir() or path.is_file()):
             raise DataError(f"{path}: no such file or folder.")
-        files += image_paths(path) if path.is_dir() else [path]
-    left_out = None if outside is None else Path(outside).resolve()
-    kept = [path for path in dict.fromkeys(files) if left_out is None or left_out not in path.resolve().parents]
-    if files and not kept:
+        if place is not None and (path.resolve() == place or place in path.resolve().parents):
+            left_out.append(LeftOut(path, Reason.BELOW_OUTPUT))
+        elif path.is_dir():
+            search = find_images_below(path, outside=place)
+            only_output = {one.reason for one in search.left_out} == {Reason.BELOW_OUTPUT}
+            paths += search.paths if only_output else images_of(path, search)
+            left_out += search.left_out
+        else:
+            paths.append(path)
+    if given and not paths:
         raise DataError(f"{outside}: all images lie below the folder to write. Choose another one, or other images.")
-    return kept
+    return ImageSearch(list(dict.fromkeys(paths)), left_out)
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images that could be read, with the sizes (height, width) of their files; and those that could not, and why."""
+    """Images of files.
+
+    Attributes:
+        paths: those that could be read.
+        images: as inputs (N, C, H, W).
+        sizes: (height, width) of the files, pixels.
+        unreadable: those that could not, and why.
+        gray_ranges: the values of gray files of more than 8 bits.
+        constant: files all of whose pixels are equal.
+    """
 
     paths: list[Path]
     images: Tensor
     sizes: list[tuple[int, int]]
     unreadable: dict[Path, str]
+    gray_ranges: dict[Path, GrayRange]
+    constant: list[Path]
 
 
-class _Images(Dataset[tuple[Path, Tensor | None, tuple[int, int], str]]):
+@dataclass(frozen=True)
+class _ReadImage:
+    """An image as input (C, H, W), and what was seen of its file; or why there is none."""
+
+    path: Path
+    image: Tensor | None = None
+    size: tuple[int, int] = (0, 0)
+    gray_range: GrayRange | None = None
+    is_constant: bool = False
+    reason: str = ""
+
+
+class _Images(Dataset[_ReadImage]):
     def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
-        self.files, self.transform = files, preprocessing.evaluation()
+        self.files, self.transform, self.bits = files, preprocessing.evaluation(), preprocessing.bits
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Path, Tensor | None, tuple[int, int], str]:
+    def __getitem__(self, index: int) -> _ReadImage:
         path = self.files[index]
         try:
-            image = read_image(path)
+            image, gray_range = read_with_range(path, self.bits)
         except DataError as error:
-            return path, None, (0, 0), str(error)
-        size = (image.shape[-2], image.shape[-1])
+            return _ReadImage(path, reason=str(error))
+        first, some = image[:, :1, :1], image[:, ::16, ::16]  # of others few pixels are enough
+        is_constant = bool((some == first).all()) and bool((image == first).all())
+        if gray_range is not None:
+            is_constant = gray_range.low == gray_range.high
         prepared: Tensor = self.transform(image)
-        return path, prepared.as_subclass(Tensor), size, ""
+        size = (image.shape[-2], image.shape[-1])
+        return _ReadImage(path, prepared.as_subclass(Tensor), size, gray_range, is_constant)
 
 
-def _collate(items: Sequence[tuple[Path, Tensor | None, tuple[int, int], str]]) -> ImageBatch:
-    good = [(path, image, size) for path, image, size, _ in items if image is not None]
-    images = torch.stack([image for _, image, _ in good]) if good else torch.zeros(0)
-    unreadable = {path: reason for path, image, _, reason in items if image is None}
-    return ImageBatch([path for path, _, _ in good], images, [size for *_, size in good], unreadable)
+def _collate(items: Sequence[_ReadImage]) -> ImageBatch:
+    good = [one for one in items if one.image is not None]
+    images = [one.image for one in good if one.image is not None]
+    return ImageBatch(
+        paths=[one.path for one in good],
+        images=torch.stack(images) if images else torch.zeros(0),
+        sizes=[one.size for one in good],
+        unreadable={one.path: one.reason for one in items if one.image is None},
+        gray_ranges={one.path: one.gray_range for one in good if one.gray_range is not None},
+        constant=[one.path for one in good if one.is_constant],
+    )
 
 
 def image_batches(
@@ -122,9 +169,8 @@ class EvaluationImage:
 
     def input(self, preprocessing: Preprocessing) -> Tensor:
         """The picture as a network's input (C, S, S)."""
-        if isinstance(self.pixels, Path):
-            return preprocessing.read(self.pixels)
-        image: Tensor = preprocessing.evaluation()(self.pixels)
+        pixels = read_image(self.pixels, preprocessing.bits) if isinstance(self.pixels, Path) else self.pixels
+        image: Tensor = preprocessing.evaluation()(pixels)
         return image.as_subclass(Tensor)
 
     def boxes_at(self, height: int, width: int) -> Tensor | None:
@@ -140,15 +186,21 @@ def boxes_of_class(image: EvaluationImage, name: str) -> EvaluationImage:
     return replace(image, boxes=image.boxes[kept], labels=tuple(image.labels[i] for i in kept))
 
 
-def find_images(files: Sequence[Path], *, check_images: bool = True) -> list[EvaluationImage]:
+def images_with_notes(
+    files: Sequence[Path], *, check_images: bool = True, bits: int | None = None
+) -> tuple[list[EvaluationImage], list[str]]:
     """The pictures of image files, with the boxes of a ``boxes.csv`` in their folder or one of the three above.
 
     Args:
         files: images.
         check_images: decode every image, so that what cannot be read is named before anything is computed.
+        bits: see ``Preprocessing``.
+
+    Returns:
+        The pictures, and what has to be said about them.
 
     Raises:
-        DataError: an image cannot be read, or a line on one of these images cannot be right.
+        DataError: an image cannot be read or all come out black, or a line on one of these images cannot be right.
     """
     tables: dict[Path, list[Path]] = {}
     for file in files:
@@ -156,16 +208,24 @@ def find_images(files: Sequence[Path], *, check_images: bool = True) -> list[Eva
         if table is not None:
             tables.setdefault(table, []).append(file)
     needed = list(files) if check_images else [file for table_files in tables.values() for file in table_files]
-    sizes = image_sizes(needed, decode=check_images)
+    scanned = scan_images(needed, decode=check_images, bits=bits)
+    notes = value_notes(scanned) if check_images else []
     boxes: dict[Path, tuple[Tensor, tuple[str, ...]]] = {}
     for table, table_files in tables.items():
-        boxes |= _boxes(table, {file: sizes[file] for file in table_files})
-    return [EvaluationImage(file.name, file, *boxes.get(file, (None, ()))) for file in files]
+        boxes |= _boxes(table, {file: scanned[file].size for file in table_files})
+        notes += absent_notes(table, [_name_in(table, file) for file in table_files])
+    if boxes and len(boxes) < len(files):
+        notes.append(f"boxes are known of {len(boxes)} of {len(files)} images")
+    return [EvaluationImage(file.name, file, *boxes.get(file, (None, ()))) for file in files], notes
+
+
+def _name_in(table: Path, file: Path) -> str:
+    return file.resolve().relative_to(table.parent).as_posix()
 
 
 def _boxes(table: Path, sizes: Mapping[Path, tuple[int, int]]) -> dict[Path, tuple[Tensor, tuple[str, ...]]]:
     """Boxes in shares of the sides, and their labels, of those of the images (of known size) that the table has."""
-    names = {file.resolve().relative_to(table.parent).as_posix(): file for file in sizes}
+    names = {_name_in(table, file): file for file in sizes}
     boxes = {}
     for name, rows in read_boxes(table, {name: sizes[file] for name, file in names.items()}, others=True).items():
         sides = torch.tensor([*sizes[names[name]], *sizes[names[name]]])
@@ -234,22 +294,33 @@ def find_labeled(
         folder = root
     folders = class_folders(folder)
     numbers, notes = _class_numbers(folders, classes, class_count, folder)
-    files = [(path, name) for name in folders for path in image_paths(folder / name)]
+    searches = {name: find_images_below(folder / name) for name in folders}
+    files = [(path, name) for name in folders for path in images_of(folder / name, searches[name])]
     available = len(files)
     if limit is not None and limit < available:
         drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit]
         files = [files[index] for index in sorted(drawn.tolist())]
-    boxes = own_boxes(root, files, decode=check_images, others=True)
-    if boxes is None:
-        missing = "knows none of these images" if box_table(root).is_file() else "does not exist"
-        notes.append(f"no boxes: {box_table(root)} {missing}")
+    table = box_table(root)
+    boxes: dict[Path, tuple[Box, ...]] = {}
+    if check_images or table.is_file():
+        scanned = scan_images([path for path, _ in files], decode=check_images, bits=preprocessing.bits)
+        if table.is_file():
+            sizes = {path: one.size for path, one in scanned.items()}
+            own = own_boxes(table, files, sizes, folders, others=True)
+            boxes = own.boxes
+            notes += own.notes
+        notes += value_notes(scanned)
+    if not boxes:
+        missing = "knows none of these images" if table.is_file() else "does not exist"
+        notes.append(f"no boxes: {table} {missing}")
     if not check_images:
         notes.append("the images were not decoded beforehand (check_images false)")
-    notes += left_out_notes([folder / name for name in folders])
-    records = [LabeledFile(path, numbers[name], None if boxes is None else boxes[path]) for path, name in files]
-    images = LabeledImages(records, preprocessing.evaluation())
+    below_classes = [one for search in searches.values() for one in search.left_out]
+    notes += left_out_notes([*left_out_beside(folder, folders), *below_classes])
+    records = [LabeledFile(path, numbers[name], boxes[path] if boxes else None) for path, name in files]
+    images = LabeledImages(records, preprocessing.evaluation(), preprocessing.bits)
     names = tuple(folders) if classes.names is None else classes.names
-    return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
+    return LabeledFolder(folder, images, numbers, names, bool(boxes), available, tuple(notes))
 
 
 def _class_numbers(

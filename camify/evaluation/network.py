@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes import BoxRule
-from ..errors import ConfigError, ConversionError, DataError
+from ..errors import ConfigError, ConversionError
 from ..maps import upsample
 from ..methods import ForwardPass, Method, make_methods, observe
 from ..methods.cam import CAM
@@ -25,7 +25,7 @@ from ..task import Classes, Task
 
 __all__ = [
     "ExplainedNetwork", "box_maps", "box_rules", "class_index", "explained_network", "find_networks", "placed_on",
-    "read_class_names", "shared_titles", "short_names", "usable_device",
+    "shared_titles", "short_names", "usable_device",
 ]  # fmt: skip
 
 
@@ -63,6 +63,11 @@ class ExplainedNetwork:
     def titles(self) -> list[str]:
         """A name for each of the K classes, also where none is known."""
         return self.classes.titles(self.class_count)
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """How many names it may have: one for each class; of one logit also its alone."""
+        return (2, 1) if self.classes.task is Task.BINARY else (self.class_count,)
 
     @property
     def calibrated(self) -> list[str]:
@@ -128,6 +133,7 @@ def explained_network(
     options: Mapping[str, Any] | None = None,
     task: str | Task | None = None,
     class_names: Sequence[str] | None = None,
+    bits: int | None = None,
 ) -> ExplainedNetwork:
     """A network with its methods; it is run once, to see its classes. What has to be assumed is said in its notes.
 
@@ -139,6 +145,7 @@ def explained_network(
         options: of the methods.
         task: what the logits mean; None takes what the network says.
         class_names: in order; None takes the source's.
+        bits: of gray files (see ``Preprocessing``); None takes the source's.
 
     Raises:
         ConfigError: a method, option, task or number of names cannot be.
@@ -151,6 +158,10 @@ def explained_network(
     preprocessing = source.preprocessing or Preprocessing()
     if source.preprocessing is None:
         notes.append("assumed: ImageNet's preprocessing, 224 px, as the source does not say what it expects")
+    if bits is not None:
+        if preprocessing.bits not in (None, bits):
+            notes.append(f"gray files are read with {bits} bits, as given; the network expects {preprocessing.bits}")
+        preprocessing = replace(preprocessing, bits=bits)
     image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
     with observe(source.model, image.to(next(source.model.parameters())), task=task) as forward:
         classes, count, activation = forward.classes, forward.logits.shape[1], forward.split.activation
@@ -172,7 +183,7 @@ def explained_network(
 
 
 def find_networks(
-    sources: Sequence[str], methods: Sequence[str], *, task: str | Task | None = None
+    sources: Sequence[str], methods: Sequence[str], *, task: str | Task | None = None, bits: int | None = None
 ) -> list[ExplainedNetwork]:
     """The networks of source strings.
 
@@ -180,7 +191,7 @@ def find_networks(
         CamifyError: a source or method is unknown, or a source cannot be loaded.
     """
     return [
-        explained_network(resolve(text).explained_by(methods), name, methods, task=task)
+        explained_network(resolve(text).explained_by(methods), name, methods, task=task, bits=bits)
         for text, name in zip(sources, short_names(sources), strict=True)
     ]
 
@@ -305,25 +316,3 @@ def class_index(given: str, names: Sequence[str], option: str) -> int:
     if given.isdecimal() and int(given) < len(names):
         return int(given)
     raise ConfigError(f"{option} {given!r}: no such class. Known: {', '.join(names[:10])}.")
-
-
-def read_class_names(file: str | Path, network: ExplainedNetwork | None = None) -> list[str]:
-    """The lines of a text file (UTF-8): class names in the order of a network's logits.
-
-    Raises:
-        DataError: the file cannot be read, holds an empty line or a name twice, or not as many names as the network
-            has classes.
-    """
-    try:
-        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as class names, a line each ({error}).") from error
-    for number, name in enumerate(names, 1):
-        if not name or name in names[: number - 1]:
-            wrong = f"{name!r} stands there twice" if name else "is empty"
-            raise DataError(f"{file}, line {number}: {wrong}. Every class needs a name of its own.")
-    if network is not None:
-        one_logit = network.classes.task is Task.BINARY
-        if len(names) != network.class_count and not (one_logit and len(names) == 1):
-            raise DataError(f"{file}: holds {len(names)} names, and the network has {network.class_count} classes.")
-    return names

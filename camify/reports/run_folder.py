@@ -12,7 +12,7 @@ from ..console import shell_quoted
 from ..drawing.encoding import encoded
 from ..errors import DataError
 from ..former_names import with_current_keys
-from ..preprocessing import open_image, upright_rgb
+from ..image_files import open_image, upright_rgb
 from .run_page import Frame, ImageTrack, RunReport
 
 __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]

@@ -14,6 +14,7 @@ from ..batch import Batch
 
 __all__ = [
     "count_samples",
+    "has_boxes",
     "is_dry_run",
     "read_images",
     "single_loader",
@@ -35,6 +36,12 @@ def count_samples(loaders: Any) -> int | None:
     """Number of samples behind a loader, or None where it is not known."""
     dataset: Any = getattr(single_loader(loaders), "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def has_boxes(loaders: Any) -> bool:
+    """Whether some sample may have a box: True unless a single data set says that none has."""
+    several = isinstance(loaders, list | tuple) and len(loaders) > 1
+    return several or bool(getattr(getattr(single_loader(loaders), "dataset", None), "has_boxes", True))
 
 
 def read_images(loader: Any, numbers: Sequence[int]) -> Tensor:

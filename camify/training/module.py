@@ -33,7 +33,7 @@ from .early_checks import refuse_nan_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
-from .loaders import read_images, single_loader
+from .loaders import has_boxes, read_images, single_loader
 from .loggers import guard_loggers
 from .losses import Objective, classification_loss, object_masks
 from .map_drift import MapDrift
@@ -106,6 +106,7 @@ class CAMFineTuner(pl.LightningModule):
     Attributes:
         options: what was decided, in its groups.
         fit_report: what a start in closed form gave (``init="ridge"``), once training has begun.
+        training_batch: of the step that is being made, else None.
 
     Raises:
         ConversionError, CheckpointError, ConfigError: before anything is trained.
@@ -160,6 +161,7 @@ class CAMFineTuner(pl.LightningModule):
         self.quality = CAMMetrics(options.metrics.cam_metrics, options.metrics.grid_mosaics)
         self.map_drift = MapDrift()
         self._grid_pointing: dict[str, float] = {}
+        self.training_batch: Batch | None = None
 
     def _check_options(self) -> None:
         """Refuse options that do not fit the network or its task."""
@@ -235,7 +237,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, and its terms where there are several."""
-        batch = Batch.of(batch)
+        self.training_batch = batch = Batch.of(batch)
         inputs, labels = batch.images, self.targets(batch)
         cached = batch.size is not None
         if self.options.augmentation.hide_and_seek:
@@ -270,6 +272,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a step nothing counts as drawn any more."""
+        self.training_batch = None
         if self.cam_net is not None:
             self.cam_net.untrained = ()
 
@@ -312,6 +315,8 @@ class CAMFineTuner(pl.LightningModule):
         network = self.cam_net
         if maps is None or network is None or not self.task.exclusive:
             return {}
+        if not has_boxes(self._loaders(stage)):  # no image of the split: as if the data had none
+            batch.boxes = None
         clamp = self.options.metrics.clamp_weights
         validation_batch = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
         if stage == "val" and not self.trainer.sanity_checking:
@@ -324,10 +329,13 @@ class CAMFineTuner(pl.LightningModule):
     def _play_grid_pointing(self, network: CAMNet, stage: str, *, boxes: bool) -> dict[str, float]:
         if self.trainer.sanity_checking or (boxes and not self.quality.chosen):
             return {}
-        loader = single_loader(self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders)
+        loader = single_loader(self._loaders(stage))
         rank, count = self.global_rank, self.trainer.world_size
         labels, read = self.labeled_images(loader)
         return self.quality.grid_pointing(network, labels, read, rank=rank, world_size=count)
+
+    def _loaders(self, stage: str) -> Any:
+        return self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
 
     def labeled_images(self, loader: Any) -> tuple[list[int] | None, Callable[[Sequence[int]], Tensor]]:
         """Classes of a loader's samples, as far as they are known, and what reads the images of some, by place."""
@@ -403,6 +411,8 @@ class CAMFineTuner(pl.LightningModule):
             network.certificate = replace(network.certificate, notes=(*network.certificate.notes, note))
         if expected is None or (differences and stage == "fit"):
             network.preprocessing = used
+        elif stage == "fit" and used.bits is not None and expected.bits is None:  # it did not say, and now learns it
+            network.preprocessing = replace(expected, bits=used.bits)
 
     def on_validation_start(self) -> None:
         """A network whose parts were drawn and never trained is not measured."""

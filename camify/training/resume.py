@@ -18,9 +18,11 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ign
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from ..batch import Batch
 from ..console import console
 from ..errors import CheckpointError, TrainingError
 from .checkpoint_files import keep_checkpoints_whole
+from .early_checks import refuse_nan_images
 from .loaders import is_dry_run
 from .run_folder import run_folder
 
@@ -284,12 +286,18 @@ class StopSafely(pl.Callback):
             trainer.save_checkpoint(run_folder(trainer) / "last.ckpt")
 
 
-def check_finite(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
+def check_finite(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, batch: Batch | None = None) -> None:
     """Stop before a step whose gradients are not finite: the weights are still those of the step before.
 
     With a gradient scaler (``16-mixed``) infinite gradients are its business: it leaves such steps out.
 
+    Args:
+        trainer: of the run.
+        optimizer: about to make a step.
+        batch: of which the gradients are, where it is known.
+
     Raises:
+        DataError: images of the batch are not finite; names them.
         TrainingError: says step, learning rate, precision and the last checkpoint.
     """
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
@@ -297,6 +305,8 @@ def check_finite(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients or bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
         return
+    if batch is not None:
+        refuse_nan_images(batch)
     rates = ", ".join(f"{group.get('name', 'all')} {group['lr']:.3g}" for group in optimizer.param_groups)
     kept = [getattr(trainer.checkpoint_callback, name, "") for name in ("last_model_path", "best_model_path")]
     paths = (run_folder(trainer) / "last.ckpt", *kept)

@@ -12,12 +12,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from ..errors import ConfigError
-from ..files import LONGEST_NAME, lock, shortened
+from ..files import LONGEST_NAME, RUN_MARKER, lock, shortened
 
 __all__ = ["RUN_MARKER", "claimed_folder", "is_first_process", "is_run_folder", "run_folder"]
-
-RUN_MARKER = ".camify-run"
-"""The file that says that a folder is a run's; locked while the run lives."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:

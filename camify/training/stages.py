@@ -97,11 +97,11 @@ class TrainingStages(pl.Callback):
     def on_before_optimizer_step(
         self,
         trainer: pl.Trainer,
-        pl_module: Any,  # noqa: ARG002
+        pl_module: Any,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Stop where gradients are not finite."""
-        check_finite(trainer, optimizer)
+        """Stop where gradients are not finite; images that are the cause are named."""
+        check_finite(trainer, optimizer, getattr(pl_module, "training_batch", None))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Leave nothing frozen, cached or hooked behind."""

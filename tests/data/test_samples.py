@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from camify.data import Preprocessing, collate
 from camify.data.samples import finish
-from camify.data.sizes import image_sizes
+from camify.data.sizes import scan_images
 from camify.errors import CheckpointError, ConfigError, DataError
 from camify.preprocessing import IMAGENET_MEAN, IMAGENET_STD, read_image
 
@@ -248,7 +248,7 @@ def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image"):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg"):
-        image_sizes([tmp_path / "a.jpg"], decode=True)
+        scan_images([tmp_path / "a.jpg"], decode=True)
     assert not started
 
 

@@ -16,7 +16,7 @@ from camify.data import Preprocessing
 from camify.errors import ConfigError, DataError
 from camify.evaluation.comparison import compare, compare_files
 from camify.evaluation.comparison_report import to_markdown
-from camify.evaluation.images import boxes_of_class, find_images, image_files
+from camify.evaluation.images import boxes_of_class, image_files, images_with_notes
 from camify.evaluation.network import find_networks, shared_titles
 from camify.methods import Method, register
 from camify.task import Classes
@@ -182,7 +182,7 @@ def test_wrong_input_is_said_before_anything_is_written(checkpoint, photos, tmp_
 
 
 def test_boxes_are_read_as_the_data_module_does(photos):
-    pictures = {picture.name: picture for picture in find_images(image_files([str(photos)]))}
+    pictures = {picture.name: picture for picture in images_with_notes(image_files([str(photos)]))[0]}
     torch.testing.assert_close(pictures["a|b.png"].boxes_at(60, 80), torch.tensor([[10.0, 10, 50, 50]]))
     assert pictures["<i>x.png"].boxes is None
     both = pictures["plain.png"]
@@ -192,13 +192,13 @@ def test_boxes_are_read_as_the_data_module_does(photos):
     table = photos.parents[1] / "boxes.csv"
     table.write_text(table.read_text().replace("val/bee/plain.png,5,5,20,20", "val/bee/plain.png,5,5,2000,20"))
     with pytest.raises(DataError, match=r"boxes.csv:3: .*leaves the image"):
-        find_images(image_files([str(photos)]))
+        images_with_notes(image_files([str(photos)]))[0]
 
 
 def test_a_damaged_picture_is_named(photos):
     (photos / "broken.jpg").write_text("not an image")
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        find_images(image_files([str(photos)]))
+        images_with_notes(image_files([str(photos)]))[0]
 
 
 def test_networks_of_other_classes_are_refused(explained):

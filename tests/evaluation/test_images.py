@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from camify.cli.commands import main
 from camify.data import ImageFolderDataModule, Preprocessing, sizes
 from camify.data.folder import class_folders, image_paths
+from camify.data.image_search import Reason
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate
-from camify.evaluation.images import find_images, find_labeled, image_files
+from camify.evaluation.images import find_labeled, image_files, images_with_notes
 from camify.evaluation.network import placed_on
 from camify.sources.demo_network import TinyVGG
 from camify.task import Classes
@@ -36,7 +41,9 @@ def test_classes_go_by_name(root):
         assert record.label == NAMES.index(record.path.parent.name)
     assert found.has_boxes
     assert [len(record.boxes) for record in found.images.records] == [2, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]
-    assert (found.available, found.notes) == (12, ())
+    assert found.available == 12
+    (note,) = found.notes
+    assert note == f"{root / 'boxes.csv'}: 1 box is left out, since it is of another class than the image"
 
 
 def test_a_folder_without_splits(copy):
@@ -196,6 +203,102 @@ def test_a_repeated_explain_explains_nothing_anew(copy, net, capsys):
         assert shown in capsys.readouterr().out
 
 
+def lines(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_networks_that_are_drawn_anew_are_the_same_when_explaining_goes_on(copy, capsys):
+    photos = copy / "val" / "ant"
+    words = ["explain", photos, "--model", "camify/tiny_vgg", "--method", "gradcam", "--device", "cpu", "--out"]
+    torch.manual_seed(5)
+    main([str(word) for word in (*words, photos / "out")])
+    assert "3 of 3 images explained: " in lines(capsys)
+    main([str(word) for word in (*words, photos / "out")])
+    assert "0 of 3 images explained (3 were done before): " in lines(capsys)
+    main([str(word) for word in (*words, photos / "deep" / "other")])
+    said = lines(capsys)
+    assert "3 of 3 images explained: " in said
+    assert f"Folders left out, since camify wrote them: 1; the first is {photos / 'out'}." in said
+    assert torch.initial_seed() == 5, "whose program this is keeps its own chance"
+
+
+@pytest.fixture
+def x_rays(tmp_path):
+    """Two gray files of 12 bits, and one of one color."""
+    folder = tmp_path / "x-rays"
+    folder.mkdir()
+    for seed in (1, 2):
+        values = np.random.default_rng(seed).integers(0, 4096, (40, 40)).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{seed}.png")
+    Image.new("RGB", (40, 40), (9, 99, 199)).save(folder / "flat.png")
+    return folder
+
+
+def test_explaining_gray_files_of_12_bits(x_rays, tmp_path, net, capsys):
+    folder = net.save_pretrained(tmp_path / "net")
+    words = ["explain", str(x_rays), "--model", str(folder), "--device", "cpu", "--out"]
+    main([*words, str(tmp_path / "black")])
+    said = lines(capsys)
+    assert "of 65535, the most of 2 such files: they come out nearly black. Give bits=12 if 4095 is white" in said
+    assert f"1 of 3 images is of one color, with nothing to see; the first is {x_rays / 'flat.png'}." in said
+    main([*words, str(tmp_path / "right"), "--bits", "12"])
+    assert "bits" not in lines(capsys)
+    black, right = (np.load(tmp_path / name / "1.npy") for name in ("black", "right"))
+    with torch.no_grad():
+        wanted = net(replace(net.preprocessing, bits=12).read(x_rays / "1.png")[None])
+    (row,) = (json.loads(line) for line in (tmp_path / "right" / "results.jsonl").read_text().splitlines()[:1])
+    assert row["classes"][0]["logit"] == pytest.approx(float(wanted.max()), abs=1e-4)
+    assert not np.allclose(black, right)
+    with pytest.raises(SystemExit):
+        main([*words, str(tmp_path / "right"), "--bits", "13"])
+    assert "another bits" in capsys.readouterr().err
+
+
+def test_comparing_gray_files_of_12_bits_and_boxes_of_other_classes(x_rays, tmp_path, net, capsys):
+    (x_rays / "list.txt").touch()
+    rows = ["image,x0,y0,x1,y1,label", "1.png,1,1,20,20,Ant", "1.png,1,1,20,20,fox", "flat.png,1,1,9,9,Ant"]
+    (x_rays / "boxes.csv").write_text("\n".join(rows))
+    folder, out = net.save_pretrained(tmp_path / "net"), tmp_path / "out"
+    words = ["compare", str(x_rays), "--model", str(folder), "--method", "cam", "--figures", "1", "--out", str(out)]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "Give bits=12" in capsys.readouterr().err
+    main([*words, "--bits", "12"])
+    said = lines(capsys)
+    facts = json.loads((out / "compare.json").read_text())["facts"]["images"]
+    for note in (
+        f"{Reason.NAME.value}: 1 .txt; the first is {x_rays / 'list.txt'}",
+        f"1 of 3 images is of one color, with nothing to see; the first is {x_rays / 'flat.png'}",
+        "boxes are known of 2 of 3 images",
+        "2 boxes have labels that are no class of the networks: 2 of label 'Ant' (did you mean ant?)",
+    ):
+        assert f"Images: {note}." in said
+        assert note in facts
+
+
+def test_evaluating_gray_files_of_12_bits(net, tmp_path):
+    for name in SHOWN:
+        (tmp_path / "val" / name).mkdir(parents=True)
+        side = net.preprocessing.height
+        values = np.random.default_rng(0).integers(0, 4096, (side, side)).astype(np.uint16)
+        values[0, 0] = 4095
+        Image.fromarray(values).save(tmp_path / "val" / name / "0.png")
+    options = {"faithfulness": 0, "mosaics": 0}
+    with pytest.raises(DataError, match=r"0\.png: gray values up to 4095 of 65535.*Give bits=12"):
+        evaluate(net, tmp_path, **options)
+    image = evaluate(net, tmp_path, bits=12, **options).data.images[0]["image"]
+    white = (1 - np.array(net.preprocessing.mean)) / np.array(net.preprocessing.std)
+    assert image.amax((1, 2)).tolist() == pytest.approx(white.tolist(), abs=1e-4)
+    net.preprocessing = replace(net.preprocessing, bits=12)
+    try:
+        assert torch.equal(evaluate(net, tmp_path, **options).data.images[0]["image"], image)
+        facts = dict(evaluate(net, tmp_path, bits=16, **options).facts)
+        assert "16 bits, as given; the network expects 12" in facts["network"]
+        assert "nearly black" in facts["images"]
+    finally:
+        net.preprocessing = replace(net.preprocessing, bits=None)
+
+
 def test_class_folders_that_are_numbers_go_by_number(tmp_path, root):
     for name in ("10", "9", "2", "1"):
         shutil.copytree(root / "val" / "ant", tmp_path / "data" / "val" / name)
@@ -217,7 +320,8 @@ def test_class_folders_that_are_numbers_go_by_number(tmp_path, root):
 def test_checking_images_can_be_left_out(copy, net, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        "camify.data.sizes.upright_rgb", lambda image, upright=sizes.upright_rgb: (decoded.append(1), upright(image))[1]
+        "camify.data.sizes.decode_image",
+        lambda *given, decode=sizes.decode_image: (decoded.append(1), decode(*given))[1],
     )
     whole = evaluate(net, copy, faithfulness=0, mosaics=0)
     assert len(decoded) == 12
@@ -229,16 +333,16 @@ def test_checking_images_can_be_left_out(copy, net, monkeypatch):
     }
     assert "not decoded beforehand" in dict(quick.facts)["images"]
     files = image_files([copy])
-    boxed = [image.boxes for image in find_images(files)]
+    boxed = [image.boxes for image in images_with_notes(files)[0]]
     decoded.clear()
-    unchecked = find_images(files, check_images=False)
+    unchecked = images_with_notes(files, check_images=False)[0]
     assert not decoded
     for image, boxes in zip(unchecked, boxed, strict=True):
         assert (image.boxes is None) == (boxes is None)
         assert boxes is None or torch.equal(image.boxes, boxes)
     (copy / "boxes.csv").unlink()
     (copy / "val" / "ant" / "0.png").write_bytes(b"no image")
-    assert len(find_images(files, check_images=False)) == 12
+    assert len(images_with_notes(files, check_images=False)[0]) == 12
     with pytest.raises(DataError, match=r"0\.png"):
         evaluate(net, copy, faithfulness=0, mosaics=0, check_images=False)
 

@@ -30,7 +30,7 @@ from camify.cli.train import FineTuningCLI, _with_groups
 from camify.data.boxes_csv import read_boxes
 from camify.errors import CamifyError
 from camify.exporters import open_exported
-from camify.preprocessing import IMAGE_FORMATS, read_image
+from camify.image_files import IMAGE_FORMATS, read_image
 from camify.reports.run_folder import INDEX, RESULTS, read_run
 from camify.reports.run_page import render_page
 from camify.sources import resolve

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from camify.data.folder import ImageFolderDataModule
-from camify.data.sizes import image_sizes
+from camify.data.sizes import scan_images
 from camify.errors import DataError
-from camify.evaluation.images import find_images, image_batches
-from camify.preprocessing import IMAGE_FORMATS, Preprocessing, open_image, read_image
+from camify.evaluation.images import image_batches, images_with_notes
+from camify.image_files import IMAGE_FORMATS, open_image, read_image
+from camify.preprocessing import Preprocessing
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n16 16 scale\nshowpage\n%%EOF\n"
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -94,8 +95,8 @@ def test_hostile_images_are_refused_by_name_everywhere(name, tmp_path):
     for read in (
         read_image,
         Preprocessing(32).read,
-        lambda file: image_sizes([file], decode=True),
-        lambda file: find_images([file]),
+        lambda file: scan_images([file], decode=True),
+        lambda file: images_with_notes([file]),
     ):
         with pytest.raises(DataError, match=name):
             read(path)
@@ -118,7 +119,7 @@ def test_named_pipes_and_devices_keep_nobody_waiting(decode, tmp_path):
         with pytest.raises(DataError, match=f"{path.name}.*no regular file"):
             read_image(path)
         with pytest.raises(DataError, match=path.name):
-            image_sizes([path], decode=decode)
+            scan_images([path], decode=decode)
     with pytest.raises(OSError, match="no such file"):
         open_image(tmp_path / "nothing.jpg")
     root = tmp_path / "root"

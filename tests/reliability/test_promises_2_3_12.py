@@ -83,16 +83,18 @@ def test_promise_3_the_same_seed_is_the_same_run(images, tmp_path):
 
 def test_promise_12_what_is_left_out_or_assumed_is_said(images, tmp_path, capsys):
     root = Path(shutil.copytree(images, tmp_path / "images"))
-    for name in ("a.gif", "b.gif", "notes.txt", ".hidden"):
+    for name in ("a.heic", "b.heic", "notes.txt", ".hidden"):
         (root / "train" / "dark" / name).touch()
     fit(tmp_path / "run", root)
     printed = " ".join(capsys.readouterr().out.split())
     assert "files left out, since their names do not end as those of images" in printed
-    assert "2 .gif, 1 .txt" in printed
+    assert "2 .heic, 1 .txt" in printed
+    assert "hidden files and folders left out: 1" in printed
     export = tmp_path / "run" / "export"
     main(["explain", str(root / "train"), "--model", str(export), "--out", str(tmp_path / "maps"), "--workers", "0"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "2 .gif, 1 .txt" in printed
+    assert "2 .heic, 1 .txt" in printed
+    assert "Hidden files and folders left out: 1" in printed
     torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "w.pth")
     main(["convert", f"torchvision/squeezenet1_1@{tmp_path / 'w.pth'}", str(tmp_path / "net"), "--input_size", "64"])
     printed = " ".join(capsys.readouterr().out.split())

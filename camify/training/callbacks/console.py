@@ -32,9 +32,6 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
     train, val = (count_samples(loader) for loader in (trainer.train_dataloader, trainer.val_dataloaders))
     names = module.class_names or []
     table.add_row("data", f"{train} training, {val} validation images, {len(names)} classes: {_shorten(names)}")
-    datamodule = getattr(trainer, "datamodule", None)
-    for note in getattr(datamodule, "notes", []):
-        table.add_row("", note)
     if network_preprocessing := getattr(network, "preprocessing", None):
         table.add_row("input", network_preprocessing.describe())
     table.add_row("task", str(module.task))

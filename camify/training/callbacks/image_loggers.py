@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 
 from ...console import shown
-from ...preprocessing import open_image
+from ...image_files import open_image
 
 __all__ = ["WRITERS", "ImageLog", "Offer"]
 
