@@ -95,14 +95,17 @@ class Layout:
         return node
 
 
-def guess_layouts(shape: Sequence[int], image: tuple[int, int], grids: Iterable[tuple[int, int]] = ()) -> list[Layout]:
+def guess_layouts(
+    shape: Sequence[int], image: tuple[int, int], grids: Iterable[tuple[int, int]] = (), *, any_grid: bool = True
+) -> list[Layout]:
     """Layouts that a tensor of a shape could have, the likeliest first; what it has must be shown by its numbers.
 
     Args:
         shape: of the tensor.
         image: height and width of the input; a map has about its aspect.
         grids: height and width of the maps before it, the latest last; tokens are as many as the cells of one of
-            them, or of a grid of the image's exact aspect, and up to 8 before them.
+            them, and up to 8 before them.
+        any_grid: also as many as the cells of a grid of the image's exact aspect.
     """
     if len(shape) == 4:
         found = [Layout(axes, (shape[axes.index("H")], shape[axes.index("W")])) for axes in MAP_AXES]
@@ -112,17 +115,19 @@ def guess_layouts(shape: Sequence[int], image: tuple[int, int], grids: Iterable[
     if len(shape) != 3:
         return []
     known = [grid for grid in dict.fromkeys(reversed(list(grids))) if _distortion(grid, image) < _MOST_DISTORTION]
-    return list(dict.fromkeys(_tokens(shape, image, known)))
+    return list(dict.fromkeys(_tokens(shape, image, known, any_grid=any_grid)))
 
 
-def _tokens(shape: Sequence[int], image: tuple[int, int], known: Sequence[tuple[int, int]]) -> Iterator[Layout]:
+def _tokens(
+    shape: Sequence[int], image: tuple[int, int], known: Sequence[tuple[int, int]], *, any_grid: bool
+) -> Iterator[Layout]:
     flattened = shape[2] in map(math.prod, known)  # (N, C, h * w): the last axis has the cells
     for grid in known:
         for axis, axes in ((1, "N(HW)C"), (2, "NC(HW)"), (1, "N(WH)C"), (2, "NC(WH)")):
             prefix, most = shape[axis] - math.prod(grid), min(_MOST_PREFIX, math.prod(grid) // 8)
             if 0 <= prefix <= (most if axis == 1 else 0) and math.prod(grid) > 1:
                 yield Layout(axes, grid, prefix)
-    if not flattened:
+    if any_grid and not flattened:
         for grid in _grids(shape[1], image):
             if math.prod(grid) > 1:
                 yield Layout("N(HW)C", grid, shape[1] - math.prod(grid))

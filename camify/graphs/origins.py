@@ -127,7 +127,8 @@ class Origins:
         for source in sources:
             if values[source].shape == result.shape:
                 return Origin(self.of[source].layouts)
-        return Origin(tuple(guess_layouts(result.shape, self.image, self._grids())))
+        grids = self._grids()
+        return Origin(tuple(guess_layouts(result.shape, self.image, grids, any_grid=len(set(grids)) < 2)))
 
     def _grids(self) -> list[tuple[int, int]]:
         return [origin.layouts[0].grid for origin in self.of.values() if origin.followed and origin.layouts]

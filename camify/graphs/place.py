@@ -17,6 +17,7 @@ _GUESSED = 2.0  # least figure of a tensor that is taken for a map by its shape
 _DRAWS = 8  # of noise, for such a tensor: by chance a small grid of anything has 2.5 in one
 _CONTRADICTED = 0.8  # below it other cells than those above the patch change: the axes are wrong, or mirrored
 _CLEAR = 2.0  # below it a followed map gets a second noise
+_HOPELESS = 1.2  # after two noises
 _LARGEST = 1000.0
 _SMALLEST_CHANGE = 1e-5  # of the map's values: what is less is rounding
 _BANDS = ((0, 1 / 3), (2 / 3, 1))
@@ -79,10 +80,10 @@ def place_figures(
 
     Args:
         run: images (2, C, H, W) -> the tensor that may hold the map.
-        images_NCHW: two images; the first is changed.
+        images_NCHW: two images; the first is changed, and in further draws the images shifted around.
         value: what ``run`` gives for them.
         layouts: that the tensor may have.
-        draws: of noise, at most: 2 end with the first where that is clear.
+        draws: of noise, at most; where one or two are asked for, a clear first one is enough.
 
     Returns:
         One figure for each layout; None where the map does not change with the image, or is one cell.
@@ -90,7 +91,12 @@ def place_figures(
     height, width = images_NCHW.shape[2:]
     patches = [(rows, columns) for rows in _bands(height) for columns in _bands(width)]
     logs: list[list[Tensor]] = [[] for _ in layouts]
+    figures: list[float | None] = []
     for draw in range(draws):
+        if draw > 0:  # a maximum over all cells would answer to the same patch of the same image each time
+            shifts = [1 + draw * side // draws for side in (height, width)]
+            images_NCHW = images_NCHW.flip(0).roll(shifts, (2, 3))
+            value = run(images_NCHW)
         after = [run(batch) for batch in torch.split(_changed(images_NCHW[:1], patches, draw), 2)]
         for layout, found in zip(layouts, logs, strict=True):
             maps_NCHW = torch.cat([layout.to_map(tensor) for tensor in after]).double()
@@ -98,9 +104,9 @@ def place_figures(
             if ratios is not None:
                 found.append(ratios)
         figures = [_figure(found) for found in logs]
-        if draws <= 2 and any(figure is not None and figure >= _CLEAR for figure in figures):
-            break
-        if draw >= 1 and all(figure is None or figure < 1.2 for figure in figures):
+        clear = any(figure is not None and figure >= _CLEAR for figure in figures)
+        hopeless = draw > 0 and all(figure is None or figure < _HOPELESS for figure in figures)
+        if hopeless or (draws <= 2 and clear):
             break
     return figures
 
