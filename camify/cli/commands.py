@@ -26,7 +26,7 @@ from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import image_files
-from ..evaluation.network import class_index, explained_network, read_class_names, usable_device
+from ..evaluation.network import explained_network, read_class_names, usable_device
 from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..preprocessing import Preprocessing
@@ -35,7 +35,7 @@ from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
 from ..sources import resolve
-from ..task import Classes, Task
+from ..task import Classes, Task, class_index
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
 from .option_types import Count, Number, Seed, Share, Side

@@ -24,7 +24,7 @@ from ..sources import Source, resolve
 from ..task import Classes, Task
 
 __all__ = [
-    "ExplainedNetwork", "box_maps", "box_rules", "class_index", "explained_network", "find_networks", "placed_on",
+    "ExplainedNetwork", "box_maps", "box_rules", "explained_network", "find_networks", "placed_on",
     "read_class_names", "shared_titles", "short_names", "usable_device",
 ]  # fmt: skip
 
@@ -292,19 +292,6 @@ def shared_titles(networks: Sequence[ExplainedNetwork]) -> list[str]:
             )
         named = named or other
     return (named or first).titles
-
-
-def class_index(given: str, names: Sequence[str], option: str) -> int:
-    """The class of a name, or of a number.
-
-    Raises:
-        ConfigError: there is none; says which there are.
-    """
-    if given in names:
-        return list(names).index(given)
-    if given.isdecimal() and int(given) < len(names):
-        return int(given)
-    raise ConfigError(f"{option} {given!r}: no such class. Known: {', '.join(names[:10])}.")
 
 
 def read_class_names(file: str | Path, network: ExplainedNetwork | None = None) -> list[str]:

@@ -44,6 +44,8 @@ class NetworkAnalysis(ABC):
     single_layer: bool
     activation: str | None = field(default=None, kw_only=True)
     """What the network has behind its logits, ``"softmax"`` for instance; ``logits`` come before it."""
+    spread: float = field(default=0.0, kw_only=True)
+    """Largest difference between the logits of two forwards of the same images: above 0 where chance takes part."""
     notes: list[str] = field(default_factory=list, kw_only=True)
 
     @property

@@ -14,10 +14,14 @@ from .fx_modules import parameter_free
 from .layouts import Layout, find_layout
 from .tracer import Observer, between
 
-__all__ = ["before_pools", "candidates_of", "map_layouts", "no_map"]
+__all__ = ["NoMapError", "before_pools", "candidates_of", "map_layouts", "no_map"]
 
 _PERMUTES = ("permute", torch.permute)
 _GOOD_MAP = 7
+
+
+class NoMapError(ConversionError):
+    """No step of a network holds a map through which everything flows."""
 
 
 def _flow(network: fx.GraphModule, observer: Observer) -> list[fx.Node]:

@@ -7,20 +7,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..console import warn
 from ..errors import ConfigError, ConversionError
 from ..eval_mode import eval_mode, without_hooks
+from ..graphs.analysis import NetworkAnalysis
 from ..graphs.analyze import analyze
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
 from ..graphs.fx_modules import as_module
 from ..graphs.layouts import Layout, find_layout
 from ..graphs.traced import TracedAnalysis, only_layer
-from ..graphs.tracer import Trace, TracingError, between, require_logits, trace
+from ..graphs.tracer import Trace, TracingError, between, trace
 from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activation, replayed
+from ..logits import chance_note, logits_of, require_logits, spread
 from ..model import CAMNet
 
 __all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
@@ -116,7 +119,7 @@ class TracedSplit(Split):
         value = self.layout.from_map(maps_NCHW, like)
         # A step may work in place: what is given stays as it is.
         copies = [item.clone() if isinstance(item, Tensor) else item for item in (value, *passing)]
-        return require_logits(self._head(*copies)[0])
+        return require_logits(self._head(*copies)[0], len(maps_NCHW), finite=False)
 
 
 class _HookedSplit(Split):
@@ -143,7 +146,7 @@ class _HookedSplit(Split):
         images, record, before = rest
         map_value = self._layout.from_map(maps_NCHW, before)
         with bypassed(self._network, self._last), replayed(self._network, record, self.layer, map_value):
-            return require_logits(self._network(images))
+            return require_logits(self._network(images), len(maps_NCHW), finite=False)
 
 
 class LogitsOf(nn.Module):
@@ -169,7 +172,7 @@ class LogitsOf(nn.Module):
         """Logits (N, K) of images (N, C, H, W)."""
         parts = split(self.network, images)
         if parts.activation is None:
-            return require_logits(self.network(images))
+            return logits_of(self.network, images, finite=False)
         return parts.head(*parts.features(images))
 
 
@@ -209,6 +212,8 @@ def _part(graph: fx.Graph, starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -
 # ---------------------------------------------------------------- where to cut
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[list[int], dict[Any, Split]]] = WeakKeyDictionary()
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Networks of which it was said that chance takes part in them."""
 
 
 def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
@@ -234,12 +239,33 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
     key = (layer, *images.shape[1:], next((p.dtype for p in model.parameters()), None))
     if key not in splits:
         with torch.no_grad(), without_hooks(model):
-            splits[key] = _at_last_map(model, images) if layer is None else _at_layer(model, images[:2], layer)
+            pair = _pair(images)
+            if layer is None:
+                splits[key], chance = _at_last_map(model, pair)
+            else:
+                chance = spread(model, pair)
+                splits[key] = _at_layer(model, pair, layer)
+        if chance and model not in _TOLD:
+            _TOLD.add(model)
+            warn(f"{chance_note(chance)} Its maps change from call to call.", stacklevel=5)
     return splits[key]
 
 
-def _at_last_map(model: nn.Module, images: Tensor) -> Split:
+def _pair(images: Tensor) -> Tensor:
+    """Two images to look at the network with; noise where they are not finite, which is said of the forward."""
+    if not bool(images[:2].isfinite().all()):
+        noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+        return noise.to(images)
+    return images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
+
+
+def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, float]:
+    """The network cut at its last spatial map, and what ``NetworkAnalysis.spread`` says."""
     analysis = analyze(model, (images.shape[-2], images.shape[-1]), images)
+    return _cut(model, analysis, images), analysis.spread
+
+
+def _cut(model: nn.Module, analysis: NetworkAnalysis, images: Tensor) -> Split:
     if isinstance(analysis, UntracedAnalysis):
         return _HookedSplit(model, analysis.feature_layer, analysis.layout, analysis.last)
     if not isinstance(analysis, TracedAnalysis):
@@ -317,13 +343,14 @@ def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
     record = Record()
     with eval_mode(model):
         output = record.watch(model, images)
+    logits = require_logits(output, images)
     if record.calls.get(layer) != 1:
         raise ConfigError(
             f"layer={layer!r}: runs {record.calls.get(layer, 0)} times, and torch.fx cannot trace the network to tell"
             " them apart. Give a layer that runs once."
         )
     layout = _layout_of(record.ended[layer], images, layer)
-    return _HookedSplit(model, layer, layout, last_activation(model, record, require_logits(output)))
+    return _HookedSplit(model, layer, layout, last_activation(model, record, logits))
 
 
 def _layout_of(value: Any, images: Tensor, layer: str) -> Layout:

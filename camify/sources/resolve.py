@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
+
 from ..checkpoint.hub import is_repository
 from ..console import shell_quoted
 from ..errors import CheckpointError, ConversionError
@@ -25,7 +27,7 @@ from .source import Source
 from .timm_models import is_timm, load_timm
 from .torchvision_models import is_torchvision, is_weights_file, load_torchvision, load_weights_file
 
-__all__ = ["LOADERS", "Loader", "find_loader", "load", "resolve", "resolve_cam_ready"]
+__all__ = ["LOADERS", "Loader", "find_loader", "load", "resolve", "resolve_cam_ready", "source_of"]
 
 
 class Loader(NamedTuple):
@@ -89,6 +91,17 @@ def resolve(source: str, *, weights: bool = True) -> Source:
         forms = ", ".join(loader.forms for loader in LOADERS)
         raise ConversionError(f"source {source!r}: no such network or folder. Known forms: {forms}.")
     return loader.load(source, weights)
+
+
+def source_of(model: nn.Module | str | Source) -> Source:
+    """What was given as a network, with what is known about it.
+
+    Raises:
+        CamifyError: it is no network, and nothing has that name.
+    """
+    if isinstance(model, Source):
+        return model
+    return resolve(model) if isinstance(model, str) else Source.of(model)
 
 
 def find_loader(source: str) -> Loader | None:
