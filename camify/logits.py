@@ -55,9 +55,11 @@ than 64x64. Give input_size, or images of the size that it takes.
         times = len(output) // count if count and len(output) % count == 0 else 0
         rows, for_images = (times, 1) if times else (len(output), count)
         size = "" if isinstance(images, int) else f" than {'x'.join(map(str, images.shape[2:]))}"
+        joined = "" if times else ", or joins the images of a batch"
+        turned = " Or does it return (classes, N)?" if output.shape[1] == count > 1 else ""
         raise ConversionError(
             f"The network returns {_number(rows, 'row')} of logits for {_number(for_images, 'image')}: it takes another"
-            f" input size{size}. Give input_size, or images of the size that it takes."
+            f" input size{size}{joined}. Give input_size, or images of the size that it takes.{turned}"
         )
     if not output.is_floating_point():
         raise ConversionError(

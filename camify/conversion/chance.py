@@ -45,7 +45,7 @@ def note_of_chance(analysis: NetworkAnalysis, features: nn.Module, *, head_stays
         )
     if head_stays:
         raise ConversionError(
-            f"{text} It is in the head, which is to be kept. Mend the network's forward first, or give head='gap' or"
-            " 'direct', which put a new head there."
+            f"{text} It is in the head, which is to be kept. Mend the network's forward first, or give head='gap',"
+            " which puts a new head there."
         )
     return f"{text} It was in the head that was dropped; this network gives the same each time."

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..console import shown
 from ..errors import ConfigError
 from ..maps import normalize, upsample
+from ..sources.source import require_network
 from ..task import Classes, class_index
 from .forward_pass import ForwardPass, not_finite, observe, unwrapped
 from .given_images import network_input
@@ -39,6 +40,7 @@ class Method(ABC):
     """Whether the method's own definition ends in a ReLU. It is applied on the way to heat, not to raw maps."""
 
     def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        require_network(model)
         self.model, self.layer = unwrapped(model), layer
 
     @abstractmethod

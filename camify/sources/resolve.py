@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoint.hub import is_repository
 from ..console import shell_quoted
-from ..errors import CheckpointError, ConversionError
+from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, load_exported
@@ -144,6 +144,8 @@ def load(folder: str | Path, *, revision: str | None = None) -> CAMNet:
     Example:
         >>> model = camify.load("checkpoints/demo/export")  # doctest: +SKIP
     """
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"load takes the name of a folder, a file or a repository, not a {type(folder).__name__}.")
     if isinstance(folder, Path) and not folder.exists():  # a Path never names a repository
         return CAMNet.from_pretrained(folder)
     if revision is not None and is_repository(folder):

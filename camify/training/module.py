@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from torchmetrics import MeanMetric, Metric
 from torchvision.transforms import v2
 
 from ..batch import Batch
+from ..console import warn
 from ..conversion import FitReport
 from ..errors import ConfigError, DataError
 from ..eval_mode import eval_mode
@@ -139,6 +141,12 @@ class CAMFineTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         given = locals()
+        if "lightning.pytorch" in sys.modules:
+            warn(
+                "lightning is imported: CAMFineTuner is a LightningModule of pytorch_lightning, which a Trainer of"
+                " lightning refuses. Use pytorch_lightning: import pytorch_lightning as pl; pl.Trainer(...).",
+                stacklevel=2,
+            )
         by_name = {name: given[name] for name in FLAT} | others
         self.options = options = FineTuningOptions.of(recipe, {name: given[name] for name in GROUPS}, by_name)
         self.save_hyperparameters({"class_names": class_names, "recipe": recipe, **options.by_name()})
@@ -217,9 +225,14 @@ class CAMFineTuner(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, strict: bool | None = None,
-        weights_only: bool | None = None, **given: Any,
-    ) -> CAMFineTuner:  # fmt: skip
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,  # noqa: ARG003 - Lightning's; the weights must fit
+        weights_only: bool | None = None,
+        **given: Any,
+    ) -> CAMFineTuner:
         """The module of a checkpoint of training, with its options and weights; nothing else is needed of its run.
 
         The network is rebuilt from the record beside its weights: no code of the file runs. Weights come to the CPU,
