@@ -267,7 +267,10 @@ def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, float]:
 
 def _cut(model: nn.Module, analysis: NetworkAnalysis, images: Tensor) -> Split:
     if isinstance(analysis, UntracedAnalysis):
-        return _HookedSplit(model, analysis.feature_layer, analysis.layout, analysis.last)
+        parts = _HookedSplit(model, analysis.feature_layer, analysis.layout, analysis.last)
+        return (
+            parts if not analysis.layout.prefix or _is_read(parts, images) else _read_earlier(model, analysis, images)
+        )
     if not isinstance(analysis, TracedAnalysis):
         raise TypeError(f"analysis of an unknown kind: {type(analysis).__name__}")
     root = _live(model, analysis)
@@ -280,6 +283,31 @@ def _cut(model: nn.Module, analysis: NetworkAnalysis, images: Tensor) -> Split:
         traced = TracedSplit(root, graph, node, layout, node_name, activation=analysis.activation)
         if _is_read(traced, images[:1]):
             return traced
+    raise ConversionError("The head reads no patch of any map. Give layer.")
+
+
+@torch.no_grad()
+def _read_earlier(model: nn.Module, analysis: UntracedAnalysis, images: Tensor) -> Split:
+    """The last module before the last map through whose map everything flows, and whose patches the head still reads.
+
+    A class token gathers what it reads of the patches before the last map.
+    """
+    record, image, grid = Record(), (images.shape[-2], images.shape[-1]), analysis.layout.grid
+    with bypassed(model, analysis.last):
+        logits = require_logits(record.watch(model, images), images)
+    names = list(record.ended)
+    for name in reversed(names[: names.index(analysis.feature_layer)]):
+        value = record.ended[name]
+        layout = find_layout(value.shape, image, [grid]) if isinstance(value, Tensor) else None
+        if layout is None or layout.grid != grid or record.calls[name] != 1:
+            continue
+        parts = _HookedSplit(model, name, layout, analysis.last)
+        swapped = parts.head(layout.to_map(value).flip(0), (images, record, value.flip(0)))
+        near = torch.allclose(
+            swapped, logits.flip(0), rtol=1e-3, atol=1e-3 * float((logits - logits.flip(0)).abs().max())
+        )
+        if near and _is_read(parts, images):
+            return parts
     raise ConversionError("The head reads no patch of any map. Give layer.")
 
 
