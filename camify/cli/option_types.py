@@ -33,7 +33,7 @@ class _Sides:
         whole = sides_of(size)
         if whole is None:
             raise ConfigError(
-                f"input_size {given!r}: expected one number or HEIGHTxWIDTH, whole, of 1 to {LARGEST_SIDE} pixels."
+                f'"input_size" {given!r}: expected one number or HEIGHTxWIDTH, whole, of 1 to {LARGEST_SIDE} pixels.'
             )
         return size if isinstance(size, int) else whole
 
