@@ -13,10 +13,11 @@ from .errors import DataError
 
 __all__ = ["Batch"]
 
-_IMAGES, _LABELS = ("image", "images", "pixel_values"), ("label", "labels")
+_IMAGES = ("image", "images", "pixel_values", "img", "inputs", "x")
+_LABELS = ("label", "labels", "target", "targets", "y")
 _FORMS = (
-    "Known forms: a dict with image (or images, pixel_values) and label (or labels); a tuple (images, labels, ...);"
-    " for predicting images alone."
+    f"Known forms: a dict with {_IMAGES[0]} (or {', '.join(_IMAGES[1:])}) and {_LABELS[0]} (or"
+    f" {', '.join(_LABELS[1:])}); a tuple (images, labels, ...); for predicting images alone."
 )
 
 
@@ -53,11 +54,11 @@ class Batch:
             return given
         if isinstance(given, Mapping):
             return cls._of_mapping(given)
-        if isinstance(given, Tensor):
+        if _is_array(given):
             return cls(_images(given, given))
-        if isinstance(given, tuple | list) and given and isinstance(given[0], Tensor):
-            labels = None if len(given) < 2 else _labels(given[1], given[0], given)
-            return cls(_images(given[0], given), labels)
+        if isinstance(given, tuple | list) and given and _is_array(given[0]):
+            images = _images(given[0], given)
+            return cls(images, None if len(given) < 2 else _labels(given[1], images, given))
         raise DataError(f"A batch is {_described(given)}. {_FORMS}")
 
     @classmethod
@@ -69,7 +70,7 @@ class Batch:
             if key is None:
                 raise DataError(f"A batch is {_described(given)}. {_FORMS}")
             images, size = _images(given[key], given), None
-        key = next((key for key in _LABELS if key in given), None)
+        key = next((key for key in _LABELS if given.get(key) is not None), None)
         return cls(
             images,
             None if key is None else _labels(given[key], images, given),
@@ -101,7 +102,12 @@ class Batch:
         return batch
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or type(value).__name__ == "ndarray"
+
+
 def _images(value: Any, given: Any) -> Tensor:
+    value = torch.as_tensor(value) if _is_array(value) else value
     if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
         raise DataError(
             f"A batch is {_described(given)}: its images must be a float tensor (N, C, H, W), prepared as the network"
@@ -114,18 +120,20 @@ def _labels(value: Any, images: Tensor, given: Any) -> Tensor:
     plain = isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value)
     labels = torch.as_tensor(value) if plain or type(value).__module__ == "numpy" else value
     if not isinstance(labels, Tensor) or labels.dim() not in (1, 2) or len(labels) != len(images):
+        names = isinstance(value, list | tuple) and any(isinstance(item, str) for item in value)
+        hint = " These are names: give their places in class_names." if names else ""
         raise DataError(
             f"A batch is {_described(given)}: its labels must be one number per image (N,), or one per image and class"
-            f" (N, K). {_FORMS}"
+            f" (N, K).{hint} {_FORMS}"
         )
     return labels
 
 
 def _described(given: Any) -> str:
     def kind(value: Any) -> str:
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else (
-            type(value).__name__
-        )  # fmt: skip
+        if _is_array(value):
+            return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        return type(value).__name__
 
     if isinstance(given, Mapping):
         return f"a dict with {', '.join(f'{key}: {kind(value)}' for key, value in given.items()) or 'no keys'}"

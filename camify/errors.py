@@ -9,6 +9,7 @@ __all__ = [
     "ConstantMapWarning",
     "ConversionError",
     "DataError",
+    "NotFiniteError",
     "TrainingError",
 ]
 
@@ -23,6 +24,10 @@ class ConversionError(CamifyError, ValueError):
 
 class DataError(CamifyError, ValueError):
     """Images, labels or boxes are missing, damaged or contradict each other."""
+
+
+class NotFiniteError(ConversionError, DataError):
+    """A network gives NaN or infinite values: it cannot be converted, nor can images be explained by it."""
 
 
 class CheckpointError(CamifyError, ValueError):

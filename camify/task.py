@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from .errors import ConfigError, DataError
 
-__all__ = ["Classes", "Task"]
+__all__ = ["Classes", "Task", "class_index"]
 
 
 _ROUNDING = 0.02  # of shares that add up to 1, in half precision
@@ -101,7 +102,7 @@ class Task(str, Enum):
                 hint = " Shares (N, K) add up to 1 in each image; several labels an image are of task multilabel."
                 hint = hint if labels.dim() == 2 else ""
                 if labels.dim() == 1 and len(labels) and int(labels.min()) >= 1 and int(labels.max()) == logits:
-                    hint = " They seem to count from 1: take 1 from each."
+                    hint = " They seem to count from 1; classes count from 0: take 1 from each."
             raise DataError(
                 f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
                 f" {expected[self.value]}.{hint}"
@@ -203,3 +204,23 @@ class Classes:
             names = self.names or ("positive",)
             return list(names) if len(names) == 2 else [names[0], f"not {names[0]}"]
         return [f"class {index}" for index in range(logits)] if self.names is None else list(self.names)
+
+
+def class_index(given: str, names: Sequence[str], option: str) -> int:
+    """The class of a name, or of a number.
+
+    Raises:
+        ConfigError: there is none; says which there are.
+
+    Example:
+        >>> class_index("dog", ["cat", "dog"], "--target"), class_index("0", ["cat", "dog"], "--target")
+        (1, 0)
+    """
+    if given in names:
+        return list(names).index(given)
+    if given.isdecimal() and int(given) < len(names):
+        return int(given)
+    close = difflib.get_close_matches(given, names, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    raise ConfigError(f"{option} {given!r}: no such class.{guess} Known: {listed}.")

@@ -27,7 +27,7 @@ from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import find_files
-from ..evaluation.network import class_index, explained_network, usable_device
+from ..evaluation.network import explained_network, usable_device
 from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..preprocessing import Preprocessing
@@ -36,10 +36,10 @@ from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
 from ..sources import resolve
-from ..task import Classes, Task
+from ..task import Classes, Task, class_index
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
-from .option_types import Count, Number, Seed, Share, Side
+from .option_types import Count, Number, Seed, Share, Sides
 from .parser_messages import in_one_line
 
 __all__ = ["main"]
@@ -91,7 +91,7 @@ def _parser() -> ArgumentParser:
 
     command = _Parser(description="Say what a classifier is, whether it is CAM-ready, and what conversion would do.")
     command.add_argument("source", type=str, help=_SOURCE)
-    command.add_argument("--input_size", type=Side, default=224, help="side of the input, pixels")
+    command.add_argument("--input_size", type=Sides, default=224, help="side of the input")
     commands.add_subcommand("inspect", command)
 
     command = _Parser(description="Convert a classifier and save it as a CAM-ready checkpoint folder.")
@@ -102,9 +102,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("--num_classes", type=Count | None, default=None, help="default: the legacy network's")
     command.add_argument(
         "--input_size",
-        type=Side | None,
+        type=Sides,
         default=None,
-        help="side of the input, pixels; default: what the weights expect",
+        help="side of the input; default: what the weights expect",
     )
     command.add_argument(
         "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"

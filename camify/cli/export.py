@@ -22,7 +22,7 @@ from ..files import require_writable
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..sources.resolve import resolve_cam_ready
-from .option_types import Count, Side
+from .option_types import Count, Sides
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -35,7 +35,7 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or hf:USER/NAME")
     command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
     command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
-    command.add_argument("--input_size", type=Side | None, default=None, help="pixels; default: the network's")
+    command.add_argument("--input_size", type=Sides, default=None, help="of the images; default: the network's")
     command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
     command.add_argument("--preprocess", type=bool, default=False, help="uint8 RGB images in, resized inside")
     command.add_argument("--boxes", type=bool, default=False, help="a third output: the top-1 class's box")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode
+from ..logits import logits_of
 from ..model import CAMNet
 from ..task import Task
 
@@ -334,10 +335,14 @@ def _agreement(logits: Tensor, targets: Tensor) -> Tensor:
 def _teach(teacher: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
     """The teacher's logits (N, K), centered over the classes; images go to its own device and precision."""
     like = next((p for p in teacher.parameters() if p.is_floating_point()), images)
-    y = teacher(images.to(like))
-    if not isinstance(y, Tensor) or y.shape != logits.shape:
-        output = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ConversionError(f"teacher gives {output}, the model logits {tuple(logits.shape)}: they must be alike.")
+    try:
+        y = logits_of(teacher, images.to(like), finite=False)
+    except ConversionError as error:
+        raise ConversionError(f"teacher: {error}") from error
+    if y.shape != logits.shape:
+        raise ConversionError(
+            f"teacher gives {tuple(y.shape)}, the model logits {tuple(logits.shape)}: they must be alike."
+        )
     y = y.to(logits.device).double()
     return y - y.mean(1, keepdim=True)
 

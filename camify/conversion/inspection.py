@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..console import as_text, plain_text
 from ..errors import ConversionError
 from ..graphs import NetworkAnalysis, analyze
+from ..logits import chance_note
 from ..sources import Source, resolve
+from .chance import chance_in_features
 
 __all__ = ["Inspection", "inspect"]
 
@@ -86,6 +88,11 @@ def inspect(
         return Inspection("unsupported", str(error))
     channels, height, width = analysis.feature_shape
     verdict, reason = _HEADLESS if source.headless else _verdict(analysis)
+    if analysis.spread:
+        reason = f"{reason} {chance_note(analysis.spread)}"
+        if chance_in_features(analysis, analysis.copy_features().features):
+            verdict = "unsupported"
+            reason += " It comes before the last spatial map, so maps change from call to call. Mend its forward first."
     if analysis.activation is not None:
         reason = f"{reason} Its last {analysis.activation} is taken off: logits and maps come before it."
     task = source.task or analysis.task

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,9 @@ from ..errors import ConversionError
 from ..graphs import FeaturesCopy, NetworkAnalysis, TracedAnalysis, analyze
 from ..model import CAMNet
 from ..pooling import POOLS
-from ..sources import Source, resolve
+from ..sources import Source, source_of
 from ..task import Task
+from .chance import note_of_chance
 from .class_rows import check_names, draw_classifier, match_rows, put_rows, select_classes
 from .geometry import apply_changes, cut_after
 from .input_format import INPUT_FORMATS, adapt_input, describe_input
@@ -96,7 +99,7 @@ def convert(
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    source = _source_of(model)
+    source = source_of(model)
     preprocessing = source.preprocessing
     size = input_size if input_size is not None else 224 if preprocessing is None else preprocessing.size
     source = _adapted(source, input_format, size, example)
@@ -126,6 +129,8 @@ def convert(
     wants_rows = names is not None and class_names is not None and len(class_names) == num_classes
     rows = match_rows(names, class_names) if wants_rows else None  # type: ignore[arg-type]
     kept_classes = None if rows is not None and _keeps_rows(analysis, head, pool) else num_classes
+    if analysis.spread and head == "recast":
+        note_of_chance(analysis, analysis.copy_features().features, head_stays=True)
     recast = _recast(analysis, pool, kept_classes) if head == "recast" else None
     copied = _copy_features(analysis, recast, plan, map_stride)
     _check_features(source, copied.layers)
@@ -153,6 +158,8 @@ def convert(
     net.to(analysis.images)
     for module in net.modules():
         module.training = copied.modes.get(module, model.training)
+    if analysis.spread:
+        analysis.notes.append(note_of_chance(analysis, net.features, head_stays=bool(recast or old_classifier)))
     finer = map_stride is not None or bool(plan and plan.changes)
     net.certificate = certify(net, analysis, source.name, head, copied.layers, recast, finer=finer)
     drawn_layers = (
@@ -257,12 +264,8 @@ def _copy_features(
     return copied
 
 
-def _source_of(model: nn.Module | str | Source) -> Source:
-    if isinstance(model, Source):
-        return model
-    if isinstance(model, str):
-        return resolve(model)
-    return Source.of(model)
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and value is not True and int(value) >= 1
 
 
 def _check_options(
@@ -280,10 +283,10 @@ def _check_options(
         raise ConversionError(
             "map_stride: a recast head belongs to the old stride. Leave it None, or give a larger input_size."
         )
-    if num_classes is not None and num_classes < 1:
-        raise ConversionError(f"num_classes={num_classes}: must be at least 1.")
-    if not 0 <= dropout < 1:
-        raise ConversionError(f"dropout={dropout}: must be in [0, 1).")
+    if num_classes is not None and not _is_count(num_classes):
+        raise ConversionError(f"num_classes={num_classes!r}: must be at least 1, and a whole number.")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConversionError(f"dropout={dropout!r}: must be in [0, 1).")
 
 
 def _follow(recipe: Recipe | None, analysis: NetworkAnalysis) -> NetworkAnalysis:
@@ -322,9 +325,9 @@ def _new_layers(
         return ()
     if head_channels is None:
         return tuple(map(Conv3x3, default_convs(list(features.modules()))))
-    widths = (head_channels,) if isinstance(head_channels, int) else tuple(head_channels)
-    if not widths or min(widths) < 1:
-        raise ConversionError(f"head_channels={head_channels}: every width must be at least 1.")
+    widths = tuple(head_channels) if isinstance(head_channels, list | tuple) else (head_channels,)
+    if not widths or not all(map(_is_count, widths)):
+        raise ConversionError(f"head_channels={head_channels!r}: every width must be at least 1, and a whole number.")
     return tuple(map(Conv3x3, widths))
 
 

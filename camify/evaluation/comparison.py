@@ -18,7 +18,7 @@ from ..drawing.grid import Row
 from ..errors import ConfigError
 from ..files import COMPARISON, free_folder, whole_folder
 from ..methods import METHODS, ForwardPass, find_method
-from ..task import Task
+from ..task import Task, class_index
 from .comparison_figures import (
     Column,
     Comparison,
@@ -41,7 +41,7 @@ from .comparison_report import (
 )
 from .demo import DEMO_METHODS, demo_images, demo_networks
 from .images import EvaluationImage, boxes_of_class, find_files, images_with_notes
-from .network import ExplainedNetwork, class_index, find_networks, shared_titles
+from .network import ExplainedNetwork, find_networks, shared_titles
 from .progress import tracked
 from .scenarios import SCENARIOS, absent_classes
 from .timing import method_costs

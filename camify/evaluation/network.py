@@ -24,8 +24,8 @@ from ..sources import Source, resolve
 from ..task import Classes, Task
 
 __all__ = [
-    "ExplainedNetwork", "box_maps", "box_rules", "class_index", "explained_network", "find_networks", "placed_on",
-    "shared_titles", "short_names", "usable_device",
+    "ExplainedNetwork", "box_maps", "box_rules", "explained_network", "find_networks", "placed_on", "shared_titles",
+    "short_names", "usable_device",
 ]  # fmt: skip
 
 
@@ -303,16 +303,3 @@ def shared_titles(networks: Sequence[ExplainedNetwork]) -> list[str]:
             )
         named = named or other
     return (named or first).titles
-
-
-def class_index(given: str, names: Sequence[str], option: str) -> int:
-    """The class of a name, or of a number.
-
-    Raises:
-        ConfigError: there is none; says which there are.
-    """
-    if given in names:
-        return list(names).index(given)
-    if given.isdecimal() and int(given) < len(names):
-        return int(given)
-    raise ConfigError(f"{option} {given!r}: no such class. Known: {', '.join(names[:10])}.")

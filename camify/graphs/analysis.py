@@ -46,6 +46,8 @@ class NetworkAnalysis(ABC):
     """What the network has behind its logits, ``"softmax"`` for instance; ``logits`` come before it."""
     place: float | None = field(default=None, kw_only=True)
     """How much more the cells above a changed patch of the image change than others, see ``place_figures``."""
+    spread: float = field(default=0.0, kw_only=True)
+    """Largest difference between the logits of two forwards of the same images: above 0 where chance takes part."""
     notes: list[str] = field(default_factory=list, kw_only=True)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..eval_mode import eval_mode, without_hooks
+from ..logits import chance_note, require_image_input, spread
 from ..preprocessing import LARGEST_SIDE, sides_of
 from .analysis import NetworkAnalysis
 from .traced import analyze_traced
@@ -26,25 +27,44 @@ def analyze(model: nn.Module, input_size: int | tuple[int, int], example: Tensor
     Networks in half precision are examined as a float32 copy. The network is traced by torch.fx; where its forward
     cannot be, or differs in training, its modules are watched instead, and its own code is kept.
 
+    Whether it gives the same logits each time is looked at as well (``NetworkAnalysis.spread``).
+
     Raises:
         ConversionError: the network is wrapped, cannot be run, or has no map; says why and what to do.
     """
     _refuse_wrapped(model)
+    require_image_input(model)
     with without_hooks(model):
         dtype = _checked_parameter(model).dtype
         if dtype != torch.promote_types(dtype, torch.float32):
             model = copy.deepcopy(model).to(torch.promote_types(dtype, torch.float32))
         with eval_mode(model):
             choices = list(_probe_images(model, input_size, example))
-            try:
-                analysis: NetworkAnalysis = analyze_traced(model, choices)
-            except TracingError as error:
-                analysis = analyze_untraced(model, choices, error)
+            analysis = _analyze(model, choices)
+            analysis.spread = spread(analysis.model, analysis.images, None if analysis.activation else analysis.logits)
     if analysis.activation is not None:
         analysis.notes.append(
             f"The network ends in a {analysis.activation}: it was taken off; logits and maps come before it."
         )
     return analysis
+
+
+def _analyze(model: nn.Module, choices: Sequence[Tensor]) -> NetworkAnalysis:
+    """The analysis; where there is none because the network gives other logits each time, that is what is said."""
+    try:
+        try:
+            return analyze_traced(model, choices)
+        except TracingError as error:
+            return analyze_untraced(model, choices, error)
+    except ConversionError as error:
+        for images in choices:
+            try:
+                difference = spread(model, images)
+            except ConversionError:  # it cannot be run at all, which was said
+                continue
+            if difference:
+                raise ConversionError(f"{error} {chance_note(difference)}") from error
+        raise
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -79,10 +99,14 @@ def _probe_images(model: nn.Module, input_size: int | tuple[int, int], example: 
     """Two images to run the network with: the example's first, or noise of the channel counts that it may take."""
     parameter = next(model.parameters())
     if example is not None:
-        if example.dim() != 4 or not example.is_floating_point():
-            raise ConversionError(
-                f"example: expected float images (N, C, H, W), got {example.dtype} {tuple(example.shape)}."
-            )
+        if not isinstance(example, Tensor) or example.dim() != 4 or not example.is_floating_point():
+            kind = type(example).__name__
+            if isinstance(example, Tensor):
+                kind = f"{example.dtype} {tuple(example.shape)}"
+            raise ConversionError(f"example: expected float images (N, C, H, W), got {kind}.")
+        if not len(example) or not bool(example.isfinite().all()):
+            wrong = "holds NaN or infinity" if len(example) else "holds no image"
+            raise ConversionError(f"example: {wrong}. Give images as the network takes them.")
         images = example[:2] if len(example) > 1 else torch.cat([example, example.flip(-1)])
         yield images.detach().to(parameter.device, parameter.dtype)
         return

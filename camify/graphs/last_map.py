@@ -12,9 +12,13 @@ from .fx_modules import parameter_free
 from .origins import Origin
 from .tracer import Observer, between
 
-__all__ = ["before_pools", "candidates_of", "map_origins", "no_map"]
+__all__ = ["NoMapError", "before_pools", "candidates_of", "map_origins", "no_map"]
 
 _GOOD_MAP = 7
+
+
+class NoMapError(ConversionError):
+    """No step of a network holds a map through which everything flows."""
 
 
 def _flow(network: fx.GraphModule, observer: Observer) -> list[fx.Node]:

@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from ..errors import ConversionError
 from ..eval_mode import without_hooks
+from ..logits import require_logits
 from .analysis import FeaturesCopy, NetworkAnalysis
 from .fx_modules import as_module, assemble, parameter_free
-from .last_map import before_pools, candidates_of, map_origins, no_map
+from .last_map import NoMapError, before_pools, candidates_of, map_origins, no_map
 from .layouts import Layout
 from .linear_head import fold_linear_head
 from .native_layers import in_torch_layers
 from .origins import Origin
 from .place import not_placed, place_notes, placed_layout
-from .tracer import Observer, TracingError, ancestors, between, extract, require_logits, steps, trace
+from .tracer import Observer, TracingError, ancestors, between, extract, steps, trace
 
 __all__ = ["TracedAnalysis", "analyze_traced", "only_layer"]
 
@@ -104,8 +105,12 @@ def analyze_traced(model: nn.Module, choices: Sequence[Tensor]) -> TracedAnalysi
     """
     try:
         return _analyze_watched(model, choices, whole=False)
-    except TracingError:
+    except TracingError as error:
+        first = error
+    try:
         return _analyze_watched(model, choices, whole=True)
+    except NoMapError:  # it may be inside a module that was kept whole
+        raise first from None
 
 
 @torch.no_grad()
@@ -113,13 +118,13 @@ def _analyze_watched(model: nn.Module, choices: Sequence[Tensor], *, whole: bool
     traced = trace(model, training=False, whole=whole)
     network = traced.network
     observer, images, output = _observe(network, choices)
-    logits = require_logits(output)
+    logits = require_logits(output, images)
     origins = map_origins(network, observer)
     candidates, place, why = _placed_candidates(network, observer, origins, images, logits)
     if not candidates:
         if traced.kept_whole:
             raise TracingError(f"torch.fx cannot enter {traced.kept_whole[0]}, which holds the last spatial map.")
-        raise ConversionError(why or no_map(network, observer, images))
+        raise NoMapError(why or no_map(network, observer, images))
     feature, linear = next(reversed(candidates)), None
     for node, layout in candidates.items():  # the largest map first
         value, head = layout.to_map(observer.values[node]), _head(network, node, layout, observer)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
+from ..logits import cannot_run
 from .final_activation import take_off
 from .fx_modules import LayerTracer, as_module, parameter_free
 from .origins import Origins
 
-__all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "require_logits", "steps", "trace"]
+__all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "steps", "trace"]
 
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _KEPT_VALUES = 16
@@ -215,12 +216,7 @@ class Observer(fx.Interpreter):
         try:
             return self.run(images)
         except Exception as error:
-            size = "x".join(map(str, images.shape[2:]))
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise ConversionError(
-                f"The network cannot run on input {tuple(images.shape)}; at {self._step}: {reason}."
-                f" Give input_size (now {size}) or example."
-            ) from error
+            raise cannot_run(self.module, images, error, self._step) from error
 
     def run_node(self, n: fx.Node) -> Any:
         """One step, and what is worth remembering of it."""
@@ -275,25 +271,6 @@ class Observer(fx.Interpreter):
 def _equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal; mostly their corner tells."""
     return a.shape == b.shape and torch.equal(a[..., :2, :2], b[..., :2, :2]) and torch.equal(a, b)
-
-
-def require_logits(output: Any) -> Tensor:
-    """The logits (N, classes) of a network.
-
-    Raises:
-        ConversionError: it returned something else; says what.
-    """
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    kind = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    items = (
-        output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
-    )
-    outputs = [f"{key}: {tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for key, v in items]
-    raise ConversionError(
-        f"The network returns {kind}{f' of {len(outputs)} outputs ({chr(44).join(outputs)})' if outputs else ''};"
-        " expected one tensor of logits (N, classes). Wrap it in a module whose forward returns the logits alone."
-    )
 
 
 def between(graph: fx.Graph, start: fx.Node) -> tuple[fx.Node, ...]:

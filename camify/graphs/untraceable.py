@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..eval_mode import without_hooks
+from ..logits import cannot_run, require_logits
 from .analysis import FeaturesCopy, NetworkAnalysis
 from .final_activation import activation_name
 from .layouts import Layout, guess_layouts
 from .linear_head import fold_linear_head, gives
 from .place import not_placed, placed_layout
-from .tracer import TracingError, require_logits
+from .tracer import TracingError
 
 __all__ = [
     "Record",
@@ -270,13 +271,9 @@ def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, Record,
         try:
             output = record.watch(model, images)
         except Exception as error:  # noqa: BLE001 - the network fails as it likes
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            refusal = refusal or ConversionError(
-                f"The network cannot run on input {tuple(images.shape)}; at {record.place}: {reason}."
-                f" Give input_size (now {images.shape[2]}x{images.shape[3]}) or example."
-            )
+            refusal = refusal or cannot_run(model, images, error, record.place)
         else:
-            return images, record, require_logits(output)
+            return images, record, require_logits(output, images)
     raise refusal or ConversionError("There are no images to run the network with.")
 
 

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError
+from ..console import shown
+from ..errors import ConfigError
 from ..maps import normalize, upsample
-from ..task import Classes
-from .forward_pass import ForwardPass, observe, unwrapped
+from ..sources.source import require_network
+from ..task import Classes, class_index
+from .forward_pass import ForwardPass, not_finite, observe, unwrapped
+from .given_images import network_input
 
 __all__ = ["METHODS", "Method", "check_targets", "find_method", "register"]
 
-Targets = int | Sequence[int] | Tensor | None
+Targets = int | str | Sequence[int] | Sequence[str] | Tensor | None
 
 
 class Method(ABC):
@@ -36,23 +40,26 @@ class Method(ABC):
     """Whether the method's own definition ends in a ReLU. It is applied on the way to heat, not to raw maps."""
 
     def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        require_network(model)
         self.model, self.layer = unwrapped(model), layer
 
     @abstractmethod
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """Raw maps (N, h, w) of one class per image."""
 
-    def __call__(self, images: Tensor, targets: Targets = None) -> Tensor:
+    def __call__(self, images: Any, targets: Targets = None) -> Tensor:
         """Raw maps (N, h, w) of images (N, 3, H, W) for the targets, before ReLU, at map resolution.
 
         Args:
-            images: prepared as the network expects.
-            targets: top-1 (None), one class, one class per image (N,), or T per image (N, T): then (N, T, h, w).
+            images: prepared as the network expects, or pictures; see ``camify.explain``.
+            targets: top-1 (None), one class, one class per image (N,), or T per image (N, T): then (N, T, h, w); by
+                number or, where the network knows them, by name.
 
         Raises:
             ConfigError: the number of targets is not that of the images, or one is no class.
             DataError: the network gives NaN or infinite values.
         """
+        images = network_input(self.model, images)
         with observe(self.model, images, self.layer, gradients=self.uses_gradients) as forward:
             return self.raw_maps(forward, check_targets(targets, forward.logits, forward.classes))
 
@@ -64,10 +71,7 @@ class Method(ABC):
             maps = self.maps(forward, targets)
         bad = (~maps.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
-            raise DataError(
-                f"{type(self).__name__}: the map of image {bad[0]} of the batch is not finite, at layer"
-                f" {forward.layer}. Look for NaN or infinite values in the image and the weights."
-            )
+            raise not_finite(f"{type(self).__name__}: the map of", bad[0], forward.layer)
         return maps
 
     def heat(self, maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -148,7 +152,15 @@ def check_targets(targets: Any, logits_NK: Tensor, classes: Classes | None = Non
     count, num_classes = logits_NK.shape
     if targets is None:
         return logits_NK.argmax(dim=1) if classes is None else classes.predicted(logits_NK)
-    chosen = torch.as_tensor(targets, device=logits_NK.device)
+    names = None if classes is None or classes.names is None else classes.titles(num_classes)
+    numbers = _numbers_of(targets, names)
+    try:
+        chosen = torch.as_tensor(numbers, device=logits_NK.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"targets: {shown(repr(targets))[:80]} are no classes. Give None, one class, one per image, or (images,"
+            " classes), by number or by name."
+        ) from error
     if chosen.dim() == 0:
         chosen = chosen.expand(count)
     is_integer = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
@@ -160,3 +172,16 @@ def check_targets(targets: Any, logits_NK: Tensor, classes: Classes | None = Non
     if bool(((chosen < 0) | (chosen >= num_classes)).any()):
         raise ConfigError(f"targets: {chosen.tolist()} must lie in 0..{num_classes - 1}.")
     return chosen.long()
+
+
+def _numbers_of(targets: Any, names: Sequence[str] | None) -> Any:
+    """Targets in which every name is the number of its class."""
+    if isinstance(targets, str):
+        if names is None:
+            raise ConfigError(
+                f"targets={shown(repr(targets))}: the network has no class names. Give the class's number."
+            )
+        return class_index(targets, names, "targets")
+    if isinstance(targets, np.ndarray):
+        return targets if targets.dtype.kind in "biufc" else _numbers_of(targets.tolist(), names)
+    return [_numbers_of(item, names) for item in targets] if isinstance(targets, list | tuple) else targets

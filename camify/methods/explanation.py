@@ -8,38 +8,40 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from ..console import warn
+from ..console import shown, warn
 from ..errors import ConfigError, ConstantMapWarning
 from ..maps import upsample
-from ..sources.source import require_network
+from ..preprocessing import LARGEST_SIDE, sides_of
+from ..sources import Source, source_of
 from ..task import Task
 from .base import Method, Targets, check_targets, find_method
-from .forward_pass import observe
+from .forward_pass import observe, unwrapped
+from .given_images import network_input
 
 __all__ = ["explain", "make_methods"]
 
 
 @overload
 def explain(
-    model: nn.Module, images: Tensor, *, method: str = ..., targets: Targets = ..., layer: str | None = ...,
-    normalize: str | None = ..., size: str | tuple[int, int] | None = ..., task: str | Task | None = ...,
+    model: nn.Module | str | Source, images: Any, *, method: str = ..., targets: Targets = ..., layer: str | None = ...,
+    normalize: str | None = ..., size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ...,
     **method_options: Any,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def explain(
-    model: nn.Module, images: Tensor, *, method: Sequence[str], targets: Targets = ...,
-    layer: str | None = ..., normalize: str | None = ..., size: str | tuple[int, int] | None = ...,
+    model: nn.Module | str | Source, images: Any, *, method: Sequence[str], targets: Targets = ...,
+    layer: str | None = ..., normalize: str | None = ..., size: str | int | tuple[int, int] | None = ...,
     task: str | Task | None = ..., **method_options: Any,
 ) -> dict[str, Tensor]: ...  # fmt: skip
 def explain(
-    model: nn.Module,
-    images: Tensor,
+    model: nn.Module | str | Source,
+    images: Any,
     *,
     method: str | Sequence[str] = "cam",
     targets: Targets = None,
     layer: str | None = None,
     normalize: str | None = "minmax",
-    size: str | tuple[int, int] | None = "input",
+    size: str | int | tuple[int, int] | None = "input",
     task: str | Task | None = None,
     **method_options: Any,
 ) -> Tensor | dict[str, Tensor]:
@@ -49,24 +51,34 @@ def explain(
     A map that is constant then gives zeros, and a ``ConstantMapWarning`` says which.
 
     Args:
-        model: any network that classifies images; left as it was, modes, gradients and hooks.
-        images: (N, 3, H, W), prepared as the network expects.
+        model: any network that classifies images, left as it was: modes, gradients and hooks; or a source such as
+            ``"torchvision/resnet50"``.
+        images: (N, 3, H, W) float, prepared as the network expects, or one image (3, H, W), which is a batch of one;
+            tensors or NumPy arrays, on any device, in any precision. Or pictures, which are prepared by the
+            preprocessing that the network carries: uint8 tensors or arrays (N, 3, H, W), (H, W, 3), (N, H, W, 3),
+            (H, W), PIL images, image files, or a list of these. Where nothing says how the network wants its pictures,
+            a warning says what is assumed, once.
         method: ``"cam"``, ``"gradcam"``, ``"gradcam++"``, ``"layercam"``, ``"scorecam"``, ``"reciprocam"``, a
             registered name; or a list of names: then a dict by name comes back.
         targets: None (top-1), one class, one class per image (N,), or T per image (N, T): then (N, T, H, W). A network
             of one logit has two classes: with names (negative, positive) 0 is evidence against and 1 evidence for;
-            without two names 0 is evidence for, also for None, and 1 evidence against.
+            without two names 0 is evidence for, also for None, and 1 evidence against. Classes of a network that
+            knows their names can be given by name, alone or in lists.
         layer: exact name of the module whose map is looked at; None is the last spatial map.
         normalize: ``"minmax"`` (each map by its own extremes), or None for raw values, signed, without ReLU.
-        size: ``"input"``, (height, width), or None for map resolution.
+        size: ``"input"`` (of pictures, the size to which they are prepared), (height, width), one number for both, or
+            None for map resolution.
         task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean, for methods that look at
             probabilities; None: what the network says, see ``observe``.
         **method_options: such as ``variant``; of several methods every one gets those that it has.
 
     Raises:
         ConfigError: a name or option is unknown, or targets do not match the images.
-        ConversionError: the method needs a CAM-ready network, or the network has no map.
-        DataError: the network gives NaN or infinite values.
+        ConversionError: the method needs a CAM-ready network, or the network cannot be run, returns no logits (N, K),
+            or has no map.
+        DataError: a picture cannot be read, or the network gives NaN or infinite values.
+
+    A network that gives other outputs for the same image each time is named once, in a warning.
 
     Example:
         >>> import torch
@@ -83,18 +95,18 @@ def explain(
         tensor([[[0.0000, 0.3333],
                  [0.6667, 1.0000]]])
     """
-    require_network(model)
-    if not isinstance(images, Tensor) or images.dim() != 4:
-        kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ConfigError(f"images: expected a tensor (N, C, H, W), prepared as the network takes it, not {kind}.")
+    source = source_of(unwrapped(model) if isinstance(model, nn.Module) else model)
+    names = _method_names(method)
     if normalize not in ("minmax", None):
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")
-    if isinstance(size, str) and size != "input":
-        raise ConfigError(f"size={size!r} is unknown. Choose 'input', (height, width) or None.")
-    methods = make_methods(model, [method] if isinstance(method, str) else method, layer, method_options)
+    network = source.explained_by(names).model
+    methods = make_methods(network, names, _layer_name(network, layer), method_options)
     gradients = any(item.uses_gradients for item in methods.values())
-    heat_size = (images.shape[-2], images.shape[-1]) if isinstance(size, str) else size
-    with observe(model, images, layer, gradients=gradients, task=task) as forward:
+    batch = network_input(network, images, source.preprocessing)
+    heat_size = _heat_size(size, batch)
+    with observe(
+        network, batch, layer, gradients=gradients, task=task or source.task, class_names=source.class_names
+    ) as forward:
         chosen = check_targets(targets, forward.logits, forward.classes)
         raw = {name: item.raw_maps(forward, chosen) for name, item in methods.items()}
     if normalize is None:
@@ -131,6 +143,38 @@ def make_methods(
         name: kind(model, layer, **{key: value for key, value in (options or {}).items() if key in accepted[name]})
         for name, kind in classes.items()
     }
+
+
+def _method_names(method: Any) -> list[str]:
+    names = [method] if isinstance(method, str) else method
+    if not isinstance(names, list | tuple | set) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"method={shown(repr(method))[:80]}: expected the name of a method, or a list of names.")
+    return list(names)
+
+
+def _layer_name(network: nn.Module, layer: Any) -> str | None:
+    if layer is None or isinstance(layer, str):
+        return layer
+    name = next((name for name, module in network.named_modules() if module is layer), "")
+    hint = f" This one is called {name!r}." if name else ""
+    raise ConfigError(
+        f"layer: expected the name of one module, as in network.named_modules(), not {type(layer).__name__}.{hint}"
+    )
+
+
+def _heat_size(size: Any, images: Tensor) -> tuple[int, int] | None:
+    """Height and width of the heat; None for map resolution."""
+    if size is None:
+        return None
+    if isinstance(size, str) and size == "input":
+        return images.shape[-2], images.shape[-1]
+    sides = sides_of(size)
+    if sides is None:
+        raise ConfigError(
+            f"size={shown(repr(size))[:80]}: choose 'input', (height, width), whole numbers from 1 to {LARGEST_SIDE},"
+            " or None."
+        )
+    return sides
 
 
 def _report_constant(name: str, heat: Tensor) -> None:

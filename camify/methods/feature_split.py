@@ -8,21 +8,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..console import warn
 from ..errors import ConfigError, ConversionError
 from ..eval_mode import eval_mode, without_hooks
+from ..graphs.analysis import NetworkAnalysis
 from ..graphs.analyze import analyze
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
 from ..graphs.fx_modules import as_module
 from ..graphs.layouts import Layout, guess_layouts
 from ..graphs.place import not_placed, placed_layout
 from ..graphs.traced import TracedAnalysis, only_layer
-from ..graphs.tracer import Observer, Trace, TracingError, between, extract, require_logits, trace
+from ..graphs.tracer import Observer, Trace, TracingError, between, extract, trace
 from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activation, replayed, value_of
+from ..logits import chance_note, logits_of, require_logits, spread
 from ..model import CAMNet
 
 __all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
@@ -118,7 +121,7 @@ class TracedSplit(Split):
         value = self.layout.from_map(maps_NCHW, like)
         # A step may work in place: what is given stays as it is.
         copies = [item.clone() if isinstance(item, Tensor) else item for item in (value, *passing)]
-        return require_logits(self._head(*copies)[0])
+        return require_logits(self._head(*copies)[0], len(maps_NCHW), finite=False)
 
 
 class _HookedSplit(Split):
@@ -145,7 +148,7 @@ class _HookedSplit(Split):
         images, record, before = rest
         map_value = self._layout.from_map(maps_NCHW, before)
         with bypassed(self._network, self._last), replayed(self._network, record, self.layer, map_value):
-            return require_logits(self._network(images))
+            return require_logits(self._network(images), len(maps_NCHW), finite=False)
 
 
 class LogitsOf(nn.Module):
@@ -171,7 +174,7 @@ class LogitsOf(nn.Module):
         """Logits (N, K) of images (N, C, H, W)."""
         parts = split(self.network, images)
         if parts.activation is None:
-            return require_logits(self.network(images))
+            return logits_of(self.network, images, finite=False)
         return parts.head(*parts.features(images))
 
 
@@ -211,6 +214,8 @@ def _part(graph: fx.Graph, starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -
 # ---------------------------------------------------------------- where to cut
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[list[int], dict[Any, Split]]] = WeakKeyDictionary()
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Networks of which it was said that chance takes part in them."""
 
 
 def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
@@ -236,14 +241,38 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
     key = (layer, *images.shape[1:], next((p.dtype for p in model.parameters()), None))
     if key not in splits:
         with torch.no_grad(), without_hooks(model):
-            splits[key] = _at_last_map(model, images) if layer is None else _at_layer(model, images[:2], layer)
+            pair = _pair(images)
+            if layer is None:
+                splits[key], chance = _at_last_map(model, pair)
+            else:
+                chance = spread(model, pair)
+                splits[key] = _at_layer(model, pair, layer)
+        if chance and model not in _TOLD:
+            _TOLD.add(model)
+            warn(f"{chance_note(chance)} Its maps change from call to call.", stacklevel=5)
     return splits[key]
 
 
-def _at_last_map(model: nn.Module, images: Tensor) -> Split:
+def _pair(images: Tensor) -> Tensor:
+    """Two images to look at the network with; noise where they are not finite, which is said of the forward."""
+    if not bool(images[:2].isfinite().all()):
+        noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+        return noise.to(images)
+    return images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
+
+
+def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, float]:
+    """The network cut at its last spatial map, and what ``NetworkAnalysis.spread`` says."""
     analysis = analyze(model, (images.shape[-2], images.shape[-1]), images)
+    return _cut(model, analysis, images), analysis.spread
+
+
+def _cut(model: nn.Module, analysis: NetworkAnalysis, images: Tensor) -> Split:
     if isinstance(analysis, UntracedAnalysis):
-        return _HookedSplit(model, analysis.feature_layer, analysis.layout, analysis.last)
+        parts = _HookedSplit(model, analysis.feature_layer, analysis.layout, analysis.last)
+        return (
+            parts if not analysis.layout.prefix or _is_read(parts, images) else _read_earlier(model, analysis, images)
+        )
     if not isinstance(analysis, TracedAnalysis):
         raise TypeError(f"analysis of an unknown kind: {type(analysis).__name__}")
     root = _live(model, analysis)
@@ -268,6 +297,32 @@ def _is_placed(parts: Split, images: Tensor) -> bool:
     maps = maps_of(images)
     layout = Layout("NCHW", (maps.shape[2], maps.shape[3]))
     return placed_layout(maps_of, images, maps, [layout], followed=False)[0] is not None
+
+
+@torch.no_grad()
+def _read_earlier(model: nn.Module, analysis: UntracedAnalysis, images: Tensor) -> Split:
+    """The last module before the last map through whose map everything flows, and whose patches the head still reads.
+
+    A class token gathers what it reads of the patches before the last map.
+    """
+    record, image, grid = Record(), (images.shape[-2], images.shape[-1]), analysis.layout.grid
+    with bypassed(model, analysis.last):
+        logits = require_logits(record.watch(model, images), images)
+    names = list(record.ended)
+    for name in reversed(names[: names.index(analysis.feature_layer)]):
+        value = record.ended[name]
+        guesses = guess_layouts(value.shape, image, [grid]) if isinstance(value, Tensor) else []
+        layouts = [layout for layout in guesses if layout.grid == grid]
+        if not layouts or record.calls[name] != 1:
+            continue
+        parts = _HookedSplit(model, name, layouts[0], analysis.last)
+        swapped = parts.head(layouts[0].to_map(value).flip(0), (images, record, value.flip(0)))
+        near = torch.allclose(
+            swapped, logits.flip(0), rtol=1e-3, atol=1e-3 * float((logits - logits.flip(0)).abs().max())
+        )
+        if near and _is_read(parts, images) and _is_placed(parts, images):
+            return parts
+    raise ConversionError("The head reads no patch of any map. Give layer.")
 
 
 def _is_read(parts: Split, images: Tensor) -> bool:
@@ -340,6 +395,7 @@ def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
     record = Record()
     with eval_mode(model):
         output = record.watch(model, images)
+    logits = require_logits(output, images)
     if record.calls.get(layer) != 1:
         raise ConfigError(
             f"layer={layer!r}: runs {record.calls.get(layer, 0)} times, and torch.fx cannot trace the network to tell"
@@ -348,7 +404,7 @@ def _watched(model: nn.Module, images: Tensor, layer: str) -> Split:
     value = record.ended[layer]
     layouts = guess_layouts(value.shape, (images.shape[-2], images.shape[-1])) if isinstance(value, Tensor) else []
     layout = _layout_of(value, partial(value_of, model, layer), images, layer, layouts, followed=False)
-    return _HookedSplit(model, layer, layout, last_activation(model, record, require_logits(output)))
+    return _HookedSplit(model, layer, layout, last_activation(model, record, logits))
 
 
 def _layout_of(

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConversionError
+from ..errors import ConversionError, DataError
 from ..eval_mode import eval_mode
 from ..graphs import task_of
 from ..model import CAMNet
 from ..task import Classes, Task
 from .feature_split import Split, split
 
-__all__ = ["PRECISIONS", "ForwardPass", "observe", "unwrapped"]
+__all__ = ["PRECISIONS", "ForwardPass", "not_finite", "observe", "unwrapped"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # for autocast
 
@@ -49,6 +49,9 @@ class ForwardPass:
             logits = self._build_graph()[1]
         else:
             logits = parts.head(self._value, self._rest)
+        bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise not_finite("The network's answer to", bad[0], self.layer)
         count = logits.shape[1]
         self.classes = Classes.of(task_of(parts.activation, count) if task is None else task, names, count)
         self.logits, self.activations = self._wide_classes(logits.detach()), _wide(self._value)
@@ -152,6 +155,7 @@ def observe(
     Raises:
         ConfigError: no module has that name, or it gives no map; or the task does not fit the logits.
         ConversionError: the network cannot be run, or has no map.
+        DataError: its logits are not finite.
 
     Example:
         >>> import torch
@@ -163,14 +167,23 @@ def observe(
         tensor([1., 2., 3., 4.]) tensor([[3.5000, 3.5000]])
     """
     model = unwrapped(model)
-    if images.dim() != 4 or not len(images):
-        raise ConversionError(f"images: expected (N, C, H, W), got {tuple(images.shape)}.")
+    if not isinstance(images, Tensor) or images.dim() != 4 or not len(images):
+        kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ConversionError(f"images: expected (N, C, H, W), got {kind}.")
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names
         parts = split(model, images, layer)
         yield ForwardPass(images, parts, gradients=gradients, task=task, names=class_names)
+
+
+def not_finite(what: str, image: int, layer: str) -> DataError:
+    """The error of NaN or infinite values of an image of the batch."""
+    return DataError(
+        f"{what} image {image} of the batch is not finite, at layer {layer}. Look for NaN or infinite values in the"
+        " image and the weights."
+    )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

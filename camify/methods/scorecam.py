@@ -73,8 +73,8 @@ class ScoreCAM(Method):
             raise ConfigError(f"ScoreCAM: variant={variant!r} is unknown. Choose one of {', '.join(_VARIANTS)}.")
         if precision not in PRECISIONS:
             raise ConfigError(f"ScoreCAM: precision={precision!r} is unknown. Choose one of {', '.join(PRECISIONS)}.")
-        if chunk < 1:
-            raise ConfigError(f"ScoreCAM: chunk={chunk}: must be at least 1.")
+        if not isinstance(chunk, int) or chunk < 1:
+            raise ConfigError(f"ScoreCAM: chunk={chunk!r}: must be a whole number of at least 1.")
         self.variant, self.chunk, self.precision = variant, chunk, precision
 
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ A new kind of source is ``def load_mine(text: str, weights: bool) -> Source`` in
 ``resolve.LOADERS``: its form, whether a text is of that form, and the function that loads it.
 """
 
-from .resolve import LOADERS, Loader, load, resolve
+from .resolve import LOADERS, Loader, load, resolve, source_of
 from .source import Source
 
-__all__ = ["LOADERS", "Loader", "Source", "load", "resolve"]
+__all__ = ["LOADERS", "Loader", "Source", "load", "resolve", "source_of"]

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
+
 from ..checkpoint.hub import is_repository
 from ..console import shell_quoted
-from ..errors import CheckpointError, ConversionError
+from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, load_exported
@@ -25,7 +27,7 @@ from .source import Source
 from .timm_models import is_timm, load_timm
 from .torchvision_models import is_torchvision, is_weights_file, load_torchvision, load_weights_file
 
-__all__ = ["LOADERS", "Loader", "find_loader", "load", "resolve", "resolve_cam_ready"]
+__all__ = ["LOADERS", "Loader", "find_loader", "load", "resolve", "resolve_cam_ready", "source_of"]
 
 
 class Loader(NamedTuple):
@@ -91,6 +93,17 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     return loader.load(source, weights)
 
 
+def source_of(model: nn.Module | str | Source) -> Source:
+    """What was given as a network, with what is known about it.
+
+    Raises:
+        CamifyError: it is no network, and nothing has that name.
+    """
+    if isinstance(model, Source):
+        return model
+    return resolve(model) if isinstance(model, str) else Source.of(model)
+
+
 def find_loader(source: str) -> Loader | None:
     """The row of ``LOADERS`` that takes a text, or None."""
     return next((loader for loader in LOADERS if loader.matches(source)), None)
@@ -131,6 +144,8 @@ def load(folder: str | Path, *, revision: str | None = None) -> CAMNet:
     Example:
         >>> model = camify.load("checkpoints/demo/export")  # doctest: +SKIP
     """
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"load takes the name of a folder, a file or a repository, not a {type(folder).__name__}.")
     if isinstance(folder, Path) and not folder.exists():  # a Path never names a repository
         return CAMNet.from_pretrained(folder)
     if revision is not None and is_repository(folder):

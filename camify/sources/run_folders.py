@@ -17,6 +17,7 @@ from .state_dicts import read_plain
 from .torchvision_models import load_weights_file
 
 __all__ = [
+    "fine_tuned_network",
     "is_folder",
     "is_hub_name",
     "is_lightning",
@@ -70,10 +71,15 @@ def load_lightning(text: str, weights: bool, name: str | None = None, *notes: st
     content = read_plain(Path(text))
     if not isinstance(content, dict) or CKPT_RECORD not in content:
         return load_weights_file(text, weights)
-    return Source.of(_fine_tuned(content, Path(text)), name or text, notes)
+    return Source.of(fine_tuned_network(content, Path(text)), name or text, notes)
 
 
-def _fine_tuned(content: Mapping[str, Any], path: Path) -> CAMNet:
+def fine_tuned_network(content: Mapping[str, Any], path: Path) -> CAMNet:
+    """The CAM-ready network of the content of a Lightning checkpoint of ``CAMFineTuner``.
+
+    Raises:
+        CheckpointError: its record is damaged or contradicts its weights; names ``path``.
+    """
     try:
         record = json.loads(content[CKPT_RECORD])
     except (TypeError, ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ from ..batch import Batch
 from ..errors import ConfigError
 from ..eval_mode import eval_mode
 from ..files import temporary_folder
+from ..logits import logits_of
 from ..model import CAMNet
 from .loaders import single_loader
 from .run_folder import run_folder
@@ -152,7 +153,8 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 store[start : start + len(features_NCHW)] = features_NCHW
                 start += len(features_NCHW)
                 if teacher is not None:
-                    sample["teacher"] = teacher(images.to(next(teacher.parameters()))).float().cpu()
+                    own = images.to(next(teacher.parameters()))
+                    sample["teacher"] = logits_of(teacher, own, finite=False).float().cpu()
                 sample["size"] = torch.tensor(images.shape[-2:]).expand(len(images), 2)
                 for key, value in sample.items():
                     rest.setdefault(key, []).append(value)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..console import shown
 from ..eval_mode import eval_mode
+from ..logits import logits_of
 from ..model import CAMNet
 from ..task import Classes
 from .labels import spread
@@ -141,7 +142,8 @@ def check_classes(
     home = next(legacy.parameters()).device
     with isolate_rng(), eval_mode(legacy.to(device)):
         for batch in _some_batches(loader):
-            logits.append(legacy(batch.images.to(next(legacy.parameters()))).float().cpu())
+            images = batch.images.to(next(legacy.parameters()))
+            logits.append(logits_of(legacy, images, finite=False).float().cpu())
             targets.append(targets_of(batch).cpu())
     legacy.to(home)
     return _compare(classes, torch.cat(logits), torch.cat(targets))

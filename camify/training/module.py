@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -18,9 +20,11 @@ from torchmetrics import MeanMetric, Metric
 from torchvision.transforms import v2
 
 from ..batch import Batch
+from ..console import warn
 from ..conversion import FitReport
 from ..errors import ConfigError, DataError
 from ..eval_mode import eval_mode
+from ..logits import logits_of, running
 from ..maps import class_maps, select
 from ..model import CAMNet
 from ..normalizers import Normalizer
@@ -50,6 +54,7 @@ from .options import (
     OptimizationOptions,
 )
 from .prepare import checkpoint_manifest, prepare
+from .reloaded import rebuilt
 from .resume import StopSafely, refuse_changes
 from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
@@ -137,6 +142,12 @@ class CAMFineTuner(pl.LightningModule):
     ) -> None:
         super().__init__()
         given = locals()
+        if "lightning.pytorch" in sys.modules:
+            warn(
+                "lightning is imported: CAMFineTuner is a LightningModule of pytorch_lightning, which a Trainer of"
+                " lightning refuses. Use pytorch_lightning: import pytorch_lightning as pl; pl.Trainer(...).",
+                stacklevel=2,
+            )
         by_name = {name: given[name] for name in FLAT} | others
         self.options = options = FineTuningOptions.of(recipe, {name: given[name] for name in GROUPS}, by_name)
         self.save_hyperparameters({"class_names": class_names, "recipe": recipe, **options.by_name()})
@@ -214,12 +225,65 @@ class CAMFineTuner(pl.LightningModule):
         """The network whose logits are a second target, while there is one."""
         return self.legacy_network.teacher
 
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,  # noqa: ARG003 - Lightning's; the weights must fit
+        weights_only: bool | None = None,
+        **given: Any,
+    ) -> CAMFineTuner:
+        """The module of a checkpoint of training, with its options and weights; nothing else is needed of its run.
+
+        The network is rebuilt from the record beside its weights: no code of the file runs. Weights come to the CPU,
+        or to ``map_location`` where that is a device.
+
+        Args:
+            checkpoint_path: ``best.ckpt`` or ``last.ckpt`` of a run.
+            map_location: the device.
+            hparams_file: None; the options are in the checkpoint.
+            strict: the weights must fit, whatever it says.
+            weights_only: None or True.
+            **given: arguments that go before the checkpoint's. ``model`` where it holds no record: of a run with
+                ``head="none"``, or of layers that cannot be stored without their code.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or holds no network.
+            ConfigError: ``weights_only=False``, which would run what the file says, or a file of options.
+        """
+        if weights_only is False or hparams_file is not None:
+            raise ConfigError(
+                "load_from_checkpoint: a checkpoint is read as plain data, and holds its options. Leave weights_only"
+                " and hparams_file out; options that are to be others are given by their names."
+            )
+        module: CAMFineTuner = rebuilt(cls, Path(checkpoint_path), given)
+        return module.to(map_location) if isinstance(map_location, str | torch.device) else module
+
     # ------------------------------------------------------------ steps
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K)."""
-        logits: Tensor = self.model(images)
-        return logits
+        return self.model(images) if self.cam_net is not None else logits_of(self.model, images, finite=False)
+
+    def _batch(self, given: Any) -> Batch:
+        """A batch whose images the network can take, in its precision.
+
+        Raises:
+            DataError: its images have another number of channels.
+        """
+        batch, network = Batch.of(given), self.cam_net
+        known = None if network is None else network.preprocessing
+        certificate = None if network is None else network.certificate
+        channels = known.channels if known is not None else certificate.input_shape[0] if certificate else None
+        if batch.size is None and channels not in (None, batch.images.shape[1]):
+            raise DataError(
+                f"A batch has images {tuple(batch.images.shape)}, (N, C, H, W), and the network takes {channels}"
+                f" channel{'s' * (channels != 1)}. Change the data set, or convert a network for its channels."
+            )
+        batch.images = batch.images.to(next(self.model.parameters()).dtype)
+        return batch
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels of a batch as the loss takes them (see ``Task.targets``).
@@ -228,7 +292,10 @@ class CAMFineTuner(pl.LightningModule):
             DataError: there are none, or they do not fit the task.
         """
         if batch.labels is None:
-            raise DataError("The batches have no labels. Training, validating and testing need them.")
+            raise DataError(
+                "The batches have no labels: the second of a tuple, or label, labels, target, targets or y of a dict."
+                " Training, validating and testing need them."
+            )
         return self.targets_of(batch.labels)
 
     def targets_of(self, labels: Tensor) -> Tensor:
@@ -237,7 +304,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, and its terms where there are several."""
-        self.training_batch = batch = Batch.of(batch)
+        self.training_batch = batch = self._batch(batch)
         inputs, labels = batch.images, self.targets(batch)
         cached = batch.size is not None
         if self.options.augmentation.hide_and_seek:
@@ -258,8 +325,9 @@ class CAMFineTuner(pl.LightningModule):
         """Logits and, where they are needed, maps of images or of cached features."""
         network = self.cam_net
         if network is None:
-            return self.model(inputs), None
-        features_NCHW = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
+            return self(inputs), None
+        with running(network, inputs):
+            features_NCHW = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
         maps_NKHW = class_maps(features_NCHW, network.classifier.weight) if maps else None
         return network.forward_head(features_NCHW), maps_NKHW
 
@@ -267,8 +335,8 @@ class CAMFineTuner(pl.LightningModule):
         if self.teacher is None:
             return None
         with torch.no_grad(), eval_mode(self.teacher):
-            logits: Tensor = self.teacher(images.to(next(self.teacher.parameters())))  # its precision is its own
-        return logits
+            own = images.to(next(self.teacher.parameters()))  # its precision is its own
+            return logits_of(self.teacher, own, finite=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a step nothing counts as drawn any more."""
@@ -284,9 +352,9 @@ class CAMFineTuner(pl.LightningModule):
         """As in validation."""
         self._evaluate(batch, "test", batch_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Logits (N, K), predicted classes (N,) and, of a CAMNet, their raw maps (N, h, w); labels are not needed."""
-        batch = Batch.of(batch)
+        batch = self._batch(batch)
         logits, maps = self._logits_and_maps(batch.images)
         chosen = self.classes.two_sided(logits).argmax(dim=1)
         predictions: dict[str, Any] = {"logits": logits, "classes": chosen}
@@ -298,11 +366,12 @@ class CAMFineTuner(pl.LightningModule):
 
     def _logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.cam_net is None:
-            return self.model(images), None
-        return logits_and_maps(self.cam_net, images, clamp_weights=self.options.metrics.clamp_weights)
+            return self(images), None
+        with running(self.cam_net, images):
+            return logits_and_maps(self.cam_net, images, clamp_weights=self.options.metrics.clamp_weights)
 
     def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
-        batch = Batch.of(batch)
+        batch = self._batch(batch)
         targets = self.targets(batch)
         logits, maps = self._logits_and_maps(batch.images)
         if not bool(logits.isfinite().all()):

@@ -26,7 +26,16 @@ from .early_checks import refuse_nan_images
 from .loaders import is_dry_run
 from .run_folder import run_folder
 
-__all__ = ["StopSafely", "check_finite", "enter_epoch", "go_on", "refuse_changes", "state_of_run", "stored_state"]
+__all__ = [
+    "StopSafely",
+    "check_finite",
+    "enter_epoch",
+    "go_on",
+    "refuse_changes",
+    "run_of",
+    "state_of_run",
+    "stored_state",
+]
 
 _FREE = {  # options that say where a run is and how it is watched, not what it is
     "root", "num_workers", "check_images", "feature_cache", "feature_cache_gb", "compile",
@@ -135,6 +144,13 @@ def stored_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             "The checkpoint was not written by this version of camify: training cannot go on from it."
         )
     return state
+
+
+def run_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint says of the circumstances of its run; of another's nothing."""
+    state = checkpoint.get(_KEY)
+    run = state.get("run") if isinstance(state, dict) else None
+    return run if isinstance(run, dict) else {}
 
 
 def refuse_changes(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import camify
 from camify import ConversionError, convert, inspect
 
 
@@ -185,3 +187,80 @@ def test_no_module_with_a_map_is_refused_with_the_line():
 
     with pytest.raises(ConversionError, match=r"test_untraceable\.py:\d+.*Nor does any module give a map"):
         convert(Bare(), input_size=16)
+
+
+class Output(OrderedDict):
+    """As transformers' ModelOutput: attributes beside keys."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Embeddings(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(3, 16, 8, 8)
+
+    def forward(self, x):
+        if x.shape[1] != 3:
+            raise ValueError("channels")
+        return self.projection(x).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """As transformers' ViTModel: torch.fx enters neither it nor its answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings, self.token = Embeddings(), nn.Parameter(torch.randn(1, 1, 16))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0) for _ in range(2)
+        )
+        self.layernorm = nn.LayerNorm(16)
+
+    def forward(self, pixel_values, output_attentions=None):
+        x = self.embeddings(pixel_values)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        for layer in self.layers:
+            x = layer(x * 1 if self.training and output_attentions else x)
+        return Output(last_hidden_state=self.layernorm(x))
+
+
+class WrappedViT(nn.Module):
+    """A Hugging Face ViT in a module that returns its logits alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit, self.classifier = Encoder(), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.classifier(self.vit(x).last_hidden_state[:, 0, :])
+
+
+def test_a_map_inside_a_module_that_torch_fx_cannot_enter_is_watched():
+    torch.manual_seed(0)
+    model = WrappedViT().eval()
+    images = torch.randn(2, 3, 32, 32)
+    inspection = camify.inspect(model, input_size=32)
+    assert (inspection.feature_layer, inspection.map_size) == ("vit.layernorm", (4, 4))
+    net = camify.convert(model, head="direct", input_size=32, seed=0).eval()
+    tokens = model.vit(images).last_hidden_state[:, 1:]
+    torch.testing.assert_close(net.forward_features(images), tokens.transpose(1, 2).unflatten(2, (4, 4)))
+
+
+def test_grad_cam_of_a_class_token_reads_patches_where_they_still_count():
+    """The last norm's patches reach no logit; those before the last block do, through its attention."""
+    torch.manual_seed(0)
+    model = WrappedViT().eval()
+    images, seen = torch.randn(2, 3, 32, 32), []
+
+    def keep(_module, _args, output):
+        seen.append(output.clone())
+        return seen[-1].clone()
+
+    handle = model.vit.layers[0].register_forward_hook(keep)
+    logits = model(images)
+    (gradient,) = torch.autograd.grad(logits[:, 2].sum(), seen[0])
+    handle.remove()
+    expected = (seen[0][:, 1:] * gradient[:, 1:].mean(1)[:, None]).sum(2).reshape(2, 4, 4).detach()
+    torch.testing.assert_close(camify.methods.GradCAM(model)(images, 2), expected, rtol=1e-4, atol=1e-6)

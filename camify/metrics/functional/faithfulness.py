@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError, DataError
 from ...eval_mode import eval_mode
+from ...logits import require_logits
 from ...task import Classes, Task
 from .stability import correlation
 
@@ -210,7 +211,7 @@ def _curves(
     with eval_mode(model), torch.no_grad():
         for first, rows, changed in _batches(count, steps, height * width, batch_size, start.device):
             images = torch.where(place[rows] < changed[:, None, None, None], end[rows], start[rows])
-            logits = model(images)
+            logits = require_logits(model(images), images, finite=False)
             classes = Classes.carried_by(model, logits.shape[1], task)
             scores[first : first + len(rows)] = classes.scores(logits, targets[rows])
     return scores.view(count, steps + 1)

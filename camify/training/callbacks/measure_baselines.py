@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...batch import Batch
 from ...eval_mode import eval_mode
 from ...former_names import with_current_keys
+from ...logits import logits_of
 from ..cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from ..loaders import is_dry_run, whole_split
 from ..scores import class_score, score_inputs
@@ -93,7 +94,7 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
                 logits, maps = logits_and_maps(mapped, batch.images, clamp_weights=clamp)
                 quality.update(ValidationBatch.of(mapped, batch, targets, logits, maps, module.normalizer, clamp))
             else:
-                logits = network(batch.images)
+                logits = logits_of(network, batch.images, finite=False)
             score.update(*score_inputs(task, logits, targets))
         if mapped is not None:
             figures = quality.compute()

@@ -200,6 +200,10 @@ class CAMOverlayLogger(pl.Callback):
             self._watched = read_watched(trainer, network, self.num_images, self.seed, self.images)
             self.folder = run_folder(trainer) / "overlays"
             self.class_names = network.classes.titles(network.num_classes)
+            channels = self._watched.batch.images.shape[1]
+            if channels not in (1, 3):
+                shown_channels = "first three" if channels > 3 else "first, in gray,"
+                rank_zero_warn(f"Overlays show the {shown_channels} of the images' {channels} channels.")
             if self.history:
                 self._catch_up(trainer)
         with trainer.precision_plugin.forward_context():
