@@ -13,7 +13,7 @@ __all__ = ["PLACE_SHOWN", "not_placed", "place_figures", "place_notes", "placed_
 
 PLACE_SHOWN = 1.05
 """Least figure at which a map is said to follow the image."""
-_GUESSED = 2.0  # least figure of a tensor that is taken for a map by its shape
+_GUESSED = 1.3  # least lower bound of the figure, three standard errors below it, of what has the shape of a map only
 _DRAWS = 8  # of noise, for such a tensor: by chance a small grid of anything has 2.5 in one
 _CONTRADICTED = 0.8  # below it other cells than those above the patch change: the axes are wrong, or mirrored
 _CLEAR = 2.0  # below it a followed map gets a second noise
@@ -39,10 +39,11 @@ def placed_layout(
         layouts: that the tensor may have.
         followed: whether the one layout was followed, step by step (see ``Origin``).
     """
-    figures = place_figures(run, images_NCHW, value, layouts, draws=2 if followed else _DRAWS)
-    figure, layout = max(zip(figures, layouts, strict=True), key=lambda pair: -1.0 if pair[0] is None else pair[0])
-    least = _CONTRADICTED if followed else _GUESSED
-    placed = followed if figure is None else figure >= least
+    measured = _measured(run, images_NCHW, value, layouts, draws=2 if followed else _DRAWS)
+    logs, layout = max(zip(measured, layouts, strict=True), key=lambda pair: _lower_bound(pair[0]))
+    figure = _figure(logs)
+    stands = figure is None or figure >= _CONTRADICTED
+    placed = stands if followed else _lower_bound(logs) >= _GUESSED
     return (layout if placed else None), figure
 
 
@@ -67,7 +68,6 @@ def not_placed(shape: Sequence[int], figure: float | None) -> str:
     return f"gives {tuple(shape)}, which looks like a map, but when a patch of the image is changed, {shown}."
 
 
-@torch.no_grad()
 def place_figures(
     run: Callable[[Tensor], Tensor], images_NCHW: Tensor, value: Tensor, layouts: Sequence[Layout], draws: int = 2
 ) -> list[float | None]:
@@ -88,6 +88,14 @@ def place_figures(
     Returns:
         One figure for each layout; None where the map does not change with the image, or is one cell.
     """
+    return [_figure(logs) for logs in _measured(run, images_NCHW, value, layouts, draws)]
+
+
+@torch.no_grad()
+def _measured(
+    run: Callable[[Tensor], Tensor], images_NCHW: Tensor, value: Tensor, layouts: Sequence[Layout], draws: int
+) -> list[list[Tensor]]:
+    """The logarithms of the ratios of all draws, each (sides, pairs), for each layout."""
     height, width = images_NCHW.shape[2:]
     patches = [(rows, columns) for rows in _bands(height) for columns in _bands(width)]
     logs: list[list[Tensor]] = [[] for _ in layouts]
@@ -108,7 +116,7 @@ def place_figures(
         hopeless = draw > 0 and all(figure is None or figure < _HOPELESS for figure in figures)
         if hopeless or (draws <= 2 and clear):
             break
-    return figures
+    return logs
 
 
 def _bands(side: int) -> tuple[_Band, ...]:
@@ -163,3 +171,12 @@ def _figure(logs: Sequence[Tensor]) -> float | None:
     if not logs:
         return None
     return min(_LARGEST, float(torch.stack(list(logs)).mean((0, 2)).min().exp()))
+
+
+def _lower_bound(logs: Sequence[Tensor]) -> float:
+    """The figure less three standard errors, on the logarithmic scale; 0 where there is none."""
+    if not logs:
+        return 0.0
+    sides = torch.cat(list(logs), dim=1)
+    bounds = sides.mean(1) - 3 * sides.std(1) / sides.shape[1] ** 0.5
+    return float(bounds.min().exp())

@@ -33,6 +33,7 @@ from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from .checkpoint_files import refuse_other_shapes
+from .course import RateFactor
 from .early_checks import refuse_nan_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
@@ -56,7 +57,6 @@ from .options import (
 from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
 from .resume import StopSafely, refuse_changes
-from .schedule import lr_factor, one_cycle_factor
 from .scores import class_score, score_inputs
 from .stages import TrainingStages
 
@@ -531,13 +531,17 @@ class CAMFineTuner(pl.LightningModule):
         return [TrainingStages(), StopSafely()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """All parameters in named groups from the first step on; learning rates by ``lr_factor``."""
+        """All parameters in named groups from the first step on; learning rates by ``RateFactor``."""
         head = [] if self.cam_net is None else self.cam_net.parameter_groups()["head"]
         features = self.model if self.cam_net is None else self.cam_net.features
         optimizer = build_optimizer(self.model, features, head, self.options.optimization, self._layers)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, [self._factor(g["name"]) for g in optimizer.param_groups]
-        )
+        waits = [
+            str(group["name"]).startswith("features") and self.cam_net is not None for group in optimizer.param_groups
+        ]
+        factors: list[Callable[[int], float]] = [
+            RateFactor(self.trainer, self.options.optimization, waits=late) for late in waits
+        ]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -548,14 +552,3 @@ class CAMFineTuner(pl.LightningModule):
         if gradient_clip_val is None and not isinstance(self.trainer.strategy, FSDPStrategy):
             gradient_clip_val = self.options.optimization.gradient_clip
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def _factor(self, group: str) -> Any:
-        options = self.options.optimization
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = total / max(1, self.trainer.max_epochs or 1)
-        warmup = round(options.warmup_epochs * per_epoch)
-        late = group.startswith("features") and self.cam_net is not None
-        start = round(options.freeze_epochs * per_epoch) if late else 0
-        if options.schedule == "one_cycle":
-            return lambda step: one_cycle_factor(step, total, start=start)
-        return lambda step: lr_factor(step, total, warmup=warmup, start=start, drops=options.lr_drops)

@@ -14,21 +14,21 @@ __all__ = ["lr_factor", "one_cycle_factor", "set_frozen"]
 _RISE, _FIRST, _LAST = 0.3, 1 / 25, 1 / 25 / 1e4  # as torch.optim.lr_scheduler.OneCycleLR
 
 
-def lr_factor(step: int, total: int, *, warmup: int = 0, start: int = 0, drops: Sequence[float] = ()) -> float:
+def lr_factor(step: int, total: float, *, warmup: int = 0, start: int = 0, drops: Sequence[float] = ()) -> float:
     """Factor in [0, 1] on a learning rate: 0 before ``start``, linear warm-up, then half a cosine to ``total``.
 
     Loshchilov & Hutter 2017, "SGDR", eq. 5, without restarts; steps count from 0. With ``drops``, instead of the
-    cosine, tenfold less after each of these fractions of ``total``.
+    cosine, tenfold less after each of these fractions of ``total``. With an infinite ``total`` the rate stays.
     """
     if step < start:
         return 0.0
     rise = min(1.0, (step - start + 1) / (warmup + 1))
     if drops:
-        return float(rise * 0.1 ** sum(step >= round(drop * total) for drop in drops))
+        return float(rise * 0.1 ** sum(step >= round(drop * total) for drop in drops if math.isfinite(total)))
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
 
 
-def one_cycle_factor(step: int, total: int, *, start: int = 0) -> float:
+def one_cycle_factor(step: int, total: float, *, start: int = 0) -> float:
     """Factor in [0, 1] on a learning rate: 0 before ``start``, then one cycle that ends with step ``total - 1``.
 
     Smith & Topin 2018, "Super-Convergence"; the shape and the numbers are those of torch's ``OneCycleLR``: half a

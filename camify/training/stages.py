@@ -22,6 +22,7 @@ from .losses import balanced_weights
 from .resume import check_finite, enter_epoch, go_on, state_of_run, stored_state
 from .run_folder import run_folder
 from .schedule import set_frozen
+from .standstill import Standstill
 
 __all__ = ["TrainingStages"]
 
@@ -37,6 +38,7 @@ class TrainingStages(pl.Callback):
         self._hooks: list[RemovableHandle] = []
         self._seed = 0
         self._resumed: Mapping[str, Any] | None = None
+        self._standstill = Standstill()
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """A run's chance begins with the seed that torch was given last."""
@@ -84,6 +86,10 @@ class TrainingStages(pl.Callback):
         enter_epoch(trainer, self._seed)
 
     def _begin_epoch(self, trainer: pl.Trainer, module: Any) -> None:
+        self._freeze_and_serve(trainer, module)
+        self._standstill.begin(trainer)
+
+    def _freeze_and_serve(self, trainer: pl.Trainer, module: Any) -> None:
         if module.cam_net is None:
             return
         frozen = trainer.current_epoch < module.options.optimization.freeze_epochs
@@ -102,6 +108,11 @@ class TrainingStages(pl.Callback):
     ) -> None:
         """Stop where gradients are not finite; images that are the cause are named."""
         check_finite(trainer, optimizer, getattr(pl_module, "training_batch", None))
+        self._standstill.step(optimizer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """Stop where nothing was trained in an epoch."""
+        self._standstill.end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Leave nothing frozen, cached or hooked behind."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from ...console import console, shell_quoted, shown
 from ...conversion import find_recipe
 from ...reports.run_folder import MAP_FIGURES
+from ..course import course_of
 from ..loaders import count_samples
 from ..module import CAMFineTuner
 
@@ -31,7 +32,10 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
     table.add_column(overflow="fold")
     train, val = (count_samples(loader) for loader in (trainer.train_dataloader, trainer.val_dataloaders))
     names = module.class_names or []
-    table.add_row("data", f"{train} training, {val} validation images, {len(names)} classes: {_shorten(names)}")
+    counts = [f"{count}" if count is not None else "an unknown number of" for count in (train, val)]
+    table.add_row(
+        "data", f"{counts[0]} training, {counts[1]} validation images, {len(names)} classes: {_shorten(names)}"
+    )
     if network_preprocessing := getattr(network, "preprocessing", None):
         table.add_row("input", network_preprocessing.describe())
     table.add_row("task", str(module.task))
@@ -50,13 +54,22 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
 
 
 def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
-    epochs, frozen = trainer.max_epochs or 0, module.options.optimization.freeze_epochs
+    course, frozen = course_of(trainer), module.options.optimization.freeze_epochs
+    length = course.describe()
     if module.cam_net is None:
-        return f"{epochs} epochs, the whole legacy network, no conversion"
-    if frozen >= epochs:
-        return f"{epochs} epochs of the new head; the features stay frozen"
-    start = f"{frozen} of the new head alone, then {epochs - frozen} of everything" if frozen else "everything at once"
-    return f"{epochs} epochs: {start}"
+        return f"{length}, the whole legacy network, no conversion"
+    start = course.first_step(frozen)
+    ends = [end for end in (course.last_step(), start) if end is not None]
+    if (course.epochs is not None and frozen >= course.epochs) or (len(ends) == 2 and ends[1] >= ends[0]):
+        return f"{length} of the new head; the features stay frozen"
+    if course.epochs is None:
+        return f"{length}: {_epochs(frozen)} of the new head alone, then everything" if frozen else length
+    start_words = f"{frozen} of the new head alone, then {course.epochs - frozen} of everything"
+    return f"{length}: {start_words if frozen else 'everything at once'}"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def epoch_line(
