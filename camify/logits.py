@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from .errors import CamifyError, ConversionError, NotFiniteError
 
-__all__ = ["cannot_run", "chance_note", "logits_of", "require_image_input", "require_logits", "running", "spread"]
+__all__ = [
+    "MixedImagesError",
+    "cannot_run",
+    "chance_note",
+    "logits_of",
+    "require_image_input",
+    "require_logits",
+    "running",
+    "spread",
+]
 
 _EXPECTED = "expected one tensor of logits (N, classes)"
 _SAME = 1e-5  # of the largest logit: what rounding may change from one forward to the next
@@ -156,6 +165,10 @@ def cannot_run(model: nn.Module, images: Tensor, error: Exception, place: str = 
 # ---------------------------------------------------------------- the same each time
 
 
+class MixedImagesError(ConversionError):
+    """A network's answer to an image depends on the others of its batch."""
+
+
 @torch.no_grad()
 def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) -> float:
     """Largest difference between the logits that a network in eval mode gives for the same images; 0 of most.
@@ -168,7 +181,8 @@ def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) ->
         logits_NK: that were found for them; None runs it once more.
 
     Raises:
-        ConversionError: the logits of an image depend on where in the batch it stands, or are not those given.
+        MixedImagesError: the logits of an image depend on where in the batch it stands.
+        ConversionError: they are not those given.
     """
     turned = logits_of(model, images.flip(0)).flip(0)
     first = logits_of(model, images) if logits_NK is None else logits_NK
@@ -178,7 +192,7 @@ def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) ->
     if not _near(own, again, _SAME):
         return float((own - again).abs().max())
     if not _near(turned, own, _ALIKE):
-        raise ConversionError(
+        raise MixedImagesError(
             "The network's logits of an image depend on its place among the others of the batch: it mixes images"
             " (a view or reshape that does not keep the first axis?). Mend its forward; x.flatten(1) keeps them apart."
         )

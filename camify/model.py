@@ -16,7 +16,7 @@ from .checkpoint.folder import MANIFEST, open_folder, write_folder
 from .checkpoint.hub import fetch_folder, is_repository
 from .checkpoint.manifest import finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
-from .errors import ConfigError, ConversionError
+from .errors import CheckpointError, ConfigError, ConversionError
 from .eval_mode import eval_mode, without_hooks
 from .maps import class_maps, identity_error
 from .pooling import POOLS
@@ -224,13 +224,34 @@ class CAMNet(nn.Module):
             folder: new, or one that camify wrote before, which is replaced as a whole.
             overlays: a picture (PNG) of maps over images for the model card; kept as ``overlays.png``.
 
+        What was written is loaded and compared, weights and answers, before the folder gets its name.
+
         Raises:
-            CheckpointError: the folder holds something else, or cannot be written.
+            CheckpointError: the folder holds something else, cannot be written, or does not give the network back.
             ConversionError: the features hold a layer that cannot be stored without code.
         """
         manifest = self.manifest()
         card = model_card(manifest, overlays=overlays is not None)
-        return write_folder(folder, self.state_dict(), manifest, card, overlays)
+        return write_folder(folder, self.state_dict(), manifest, card, overlays, check=self._compare_written)
+
+    @torch.no_grad()
+    def _compare_written(self, folder: Path) -> None:
+        """Refuse a written folder that does not give this network back."""
+        loaded = type(self).from_pretrained(folder)
+        own, written = self.state_dict(), loaded.state_dict()
+        same = own.keys() == written.keys() and all(torch.equal(own[key].cpu(), written[key]) for key in own)
+        if same and self.certificate is not None:
+            like = next(self.parameters())
+            noise = torch.randn(1, *self.certificate.input_shape, generator=torch.Generator().manual_seed(0)).to(like)
+            with eval_mode(self):
+                expected = self.forward_features(noise).cpu()
+            features = loaded.to(like.dtype).forward_features(noise.cpu())
+            same = torch.allclose(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        if not same:
+            raise CheckpointError(
+                f"{folder.name}: what was written does not give the network back, and was removed. Please report it,"
+                " with the network."
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> CAMNet:

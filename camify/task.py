@@ -100,9 +100,9 @@ class Task(str, Enum):
             hint = " Where -1 or NaN stand for unknown, give allow_unknown_labels=True."
             if self is Task.MULTICLASS:
                 hint = " Shares (N, K) add up to 1 in each image; several labels an image are of task multilabel."
-                hint = hint if labels.dim() == 2 else ""
-                if labels.dim() == 1 and len(labels) and int(labels.min()) >= 1 and int(labels.max()) == logits:
-                    hint = " They seem to count from 1; classes count from 0: take 1 from each."
+                from_one = labels.dim() == 1 and labels.numel() > 0 and labels.min() >= 1 and labels.max() == logits
+                counted = " They seem to count from 1; classes count from 0: take 1 from each."
+                hint = counted if from_one else hint * (labels.dim() == 2)
             raise DataError(
                 f"labels {tuple(labels.shape)}{span} do not fit task {self.value!r} with {logits} logits: expected"
                 f" {expected[self.value]}.{hint}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,10 +59,17 @@ def write_folder(
     manifest: Mapping[str, Any],
     card: str,
     overlays: bytes | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
 
-    ``overlays`` is a picture (PNG) that the card shows.
+    Args:
+        folder: new, or one that camify wrote.
+        tensors: the weights.
+        manifest: JSON values.
+        card: the text of its README.md.
+        overlays: a picture (PNG) that the card shows.
+        check: is called with the written folder before it gets its name; what it raises leaves the former one there.
 
     Raises:
         CheckpointError: the place holds something that is not a camify checkpoint, or cannot be written.
@@ -84,6 +91,10 @@ def write_folder(
                 (aside / OVERLAYS).write_bytes(overlays)
             (aside / CARD).write_text(card, encoding="utf-8")
             (aside / MANIFEST).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+            if check is not None:
+                check(aside)
+    except CheckpointError:  # of the check
+        raise
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the manifest cannot be stored as JSON ({error}).") from error
     except (OSError, SafetensorError) as error:  # a full disk is either

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..eval_mode import eval_mode, without_hooks
-from ..logits import chance_note, require_image_input, spread
+from ..logits import MixedImagesError, chance_note, require_image_input, spread
 from ..preprocessing import LARGEST_SIDE, sides_of
 from .analysis import NetworkAnalysis
 from .traced import analyze_traced
@@ -60,6 +60,8 @@ def _analyze(model: nn.Module, choices: Sequence[Tensor]) -> NetworkAnalysis:
         for images in choices:
             try:
                 difference = spread(model, images)
+            except MixedImagesError:
+                raise
             except ConversionError:  # it cannot be run at all, which was said
                 continue
             if difference:

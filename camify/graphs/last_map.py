@@ -51,12 +51,12 @@ def map_origins(network: fx.GraphModule, observer: Observer) -> dict[fx.Node, Or
     if observer.origins is None:
         raise ValueError("the network was observed without origins")
     origins = observer.origins.of
-    found = {}
+    chosen = {}
     for node in _cuts(_flow(network, observer)):
         layouts = origins[node].layouts if node in origins and node.op != "placeholder" else ()
         if layouts and any(math.prod(layout.grid) > 1 for layout in layouts):
-            found[node] = origins[node]
-    return found
+            chosen[node] = origins[node]
+    return chosen
 
 
 def candidates_of(

@@ -108,10 +108,10 @@ def guess_layouts(
         any_grid: also as many as the cells of a grid of the image's exact aspect.
     """
     if len(shape) == 4:
-        found = [Layout(axes, (shape[axes.index("H")], shape[axes.index("W")])) for axes in MAP_AXES]
-        near = [x for x in found if x.axes == "NCHW" or _distortion(x.grid, image) < _MOST_DISTORTION]
-        found = [layout for layout in near if math.prod(layout.grid) > 1]
-        return sorted(found, key=lambda layout: _distortion(layout.grid, image))  # is stable: NCHW first
+        layouts = [Layout(axes, (shape[axes.index("H")], shape[axes.index("W")])) for axes in MAP_AXES]
+        near = [x for x in layouts if x.axes == "NCHW" or _distortion(x.grid, image) < _MOST_DISTORTION]
+        layouts = [layout for layout in near if math.prod(layout.grid) > 1]
+        return sorted(layouts, key=lambda layout: _distortion(layout.grid, image))  # is stable: NCHW first
     if len(shape) != 3:
         return []
     known = [grid for grid in dict.fromkeys(reversed(list(grids))) if _distortion(grid, image) < _MOST_DISTORTION]

@@ -115,10 +115,10 @@ class Origins:
             moved = [self._moved(rerun, tensors, values, item, index) for index, item in enumerate(items)]
             self._items[node] = [origin or Origin() for origin in moved]
         elif isinstance(result, Tensor):
-            found = self._picked(node) if sources[0] in self._items else None
-            if found is None and tensors:
-                found = self._followed(node, rerun, tensors, values, result, in_place=in_place)
-            self.of[node] = found or self._guessed(
+            origin = self._picked(node) if sources[0] in self._items else None
+            if origin is None and tensors:
+                origin = self._followed(node, rerun, tensors, values, result, in_place=in_place)
+            self.of[node] = origin or self._guessed(
                 [source for source in tensors if self.of[source].layouts], values, result
             )
 
@@ -162,9 +162,9 @@ class Origins:
             return known
         for source in dict.fromkeys([*same, *followed]):
             for layout in self.of[source].layouts:
-                found = _cell_by_cell(source, layout, rerun, values[source], result)
-                if found is not None:
-                    return Origin((found,), followed=True)
+                new_layout = _cell_by_cell(source, layout, rerun, values[source], result)
+                if new_layout is not None:
+                    return Origin((new_layout,), followed=True)
         return None
 
     @staticmethod
@@ -251,9 +251,9 @@ def rearrangement(
     if not torch.equal(order.double(), first) or int(order.min()) < 0 or int(order.max()) > total:
         return None
     order -= 1
-    found = order >= 0
-    same = torch.equal(second[found], -table[order[found]].double()) and not bool(second[~found].any())
-    return order if same and bool(found.any()) else None
+    known = order >= 0
+    same = torch.equal(second[known], -table[order[known]].double()) and not bool(second[~known].any())
+    return order if same and bool(known.any()) else None
 
 
 def _may_be_moved(values: Mapping[fx.Node, Any], same: Sequence[fx.Node], result: Tensor) -> bool:
@@ -303,9 +303,9 @@ def _layout_of_cells(cells: Tensor, grid: tuple[int, int]) -> Layout | None:
         prefix = int(is_cell.long().argmax())
         order = torch.arange(count)
         expected = order if "HW" in axes else (order % grid[0]) * grid[1] + order.div(grid[0], rounding_mode="floor")
-        found = cell.narrow(axis, prefix, count) if prefix + count <= cells.shape[axis] else cell
+        in_order = cell.narrow(axis, prefix, count) if prefix + count <= cells.shape[axis] else cell
         shown = expected.view(1, -1, 1) if axis == 1 else expected.view(1, 1, -1)
-        if torch.equal(found, shown.expand_as(found)):
+        if torch.equal(in_order, shown.expand_as(in_order)):
             return Layout(axes, grid, prefix, cells.shape[axis] - prefix - count)
     return None
 

@@ -106,12 +106,12 @@ def _measured(
             images_NCHW = images_NCHW.flip(0).roll(shifts, (2, 3))
             value = run(images_NCHW)
         after = [run(batch) for batch in torch.split(_changed(images_NCHW[:1], patches, draw), 2)]
-        for layout, found in zip(layouts, logs, strict=True):
+        for layout, draws_of_layout in zip(layouts, logs, strict=True):
             maps_NCHW = torch.cat([layout.to_map(tensor) for tensor in after]).double()
             ratios = _log_ratios(layout.to_map(value)[:1].double(), maps_NCHW, patches)
             if ratios is not None:
-                found.append(ratios)
-        figures = [_figure(found) for found in logs]
+                draws_of_layout.append(ratios)
+        figures = [_figure(draws_of_layout) for draws_of_layout in logs]
         clear = any(figure is not None and figure >= _CLEAR for figure in figures)
         hopeless = draw > 0 and all(figure is None or figure < _HOPELESS for figure in figures)
         if hopeless or (draws <= 2 and clear):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,14 +11,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import ConversionError
-from ..eval_mode import without_hooks
 from ..logits import require_logits
 from .analysis import FeaturesCopy, NetworkAnalysis
-from .fx_modules import as_module, assemble, parameter_free
+from .copied_features import copy_graph
+from .fx_modules import as_module, parameter_free
 from .last_map import NoMapError, before_pools, candidates_of, map_origins, no_map
 from .layouts import Layout
 from .linear_head import fold_linear_head
-from .native_layers import in_torch_layers
 from .origins import Origin
 from .place import not_placed, place_notes, placed_layout
 from .tracer import Observer, TracingError, ancestors, between, extract, steps, trace
@@ -74,18 +72,7 @@ class TracedAnalysis(NetworkAnalysis):
 
     def copy_features(self, graph: fx.Graph | None = None) -> FeaturesCopy:
         """A copy of what a graph over the network runs; None: up to the last spatial map (N, C, h, w)."""
-        graph = graph or self.features_graph(self.skipped)
-        layers = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        copies: dict[int, Any] = {}
-        with without_hooks(self.model):
-            features = copy.deepcopy(assemble(self.network, graph), copies)
-        for parameter in features.parameters():
-            parameter.grad = None
-        modes = {copies[id(layer)]: layer.training for layer in self.model.modules() if id(layer) in copies}
-        if isinstance(features, fx.GraphModule):
-            in_torch_layers(features, modes)
-            features.recompile()
-        return FeaturesCopy(features, modes, list(dict.fromkeys(layers)))
+        return copy_graph(self.model, self.network, graph or self.features_graph(self.skipped))
 
 
 def analyze_traced(model: nn.Module, choices: Sequence[Tensor]) -> TracedAnalysis:

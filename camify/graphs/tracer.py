@@ -22,7 +22,7 @@ from .final_activation import take_off
 from .fx_modules import LayerTracer, as_module, parameter_free
 from .origins import Origins
 
-__all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "steps", "trace"]
+__all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "steps", "trace", "trace_up_to"]
 
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _KEPT_VALUES = 16
@@ -32,16 +32,22 @@ class TracingError(ConversionError):
     """The steps of a forward cannot be written down."""
 
 
+class _Reached(BaseException):  # no error: it leaves the forward, which a user's own `except` must not stop
+    def __init__(self, node: fx.Node) -> None:
+        self.node = node
+
+
 class _ModelTracer(LayerTracer):
     """Goes into every module that torch.fx can follow, and keeps the others whole.
 
     ``whole``: modules that read ``self.training`` in their own forward are kept whole too, as they take other steps
-    in training: kept whole, they run their own code in both modes.
+    in training: kept whole, they run their own code in both modes. ``last``: the module with which tracing ends.
     """
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, whole: bool, last: str | None = None) -> None:
         super().__init__(autowrap_functions=_opaque_functions())
         self.whole, self.kept_whole, self._opaque = whole, list[str](), _opaque_modules()
+        self.last = last
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers, and what is to stay whole."""
@@ -53,6 +59,12 @@ class _ModelTracer(LayerTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace one module; where that fails it becomes one step."""
+        result = self._entered(m, forward, args, kwargs)
+        if self.last is not None and isinstance(result, fx.Proxy) and self.path_of_module(m) == self.last:
+            raise _Reached(result.node)
+        return result
+
+    def _entered(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         count_before = len(self.graph.nodes)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -134,6 +146,34 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
     for name in set(vars(model)) - attributes:  # the tracer leaves constant tensors in the network
         delattr(model, name)
     return Trace(network, tracer.outermost, tracer.ends, tracer.kept_whole, activation)
+
+
+def trace_up_to(model: nn.Module, last: str, *, training: bool) -> fx.GraphModule:
+    """The steps that a network takes in one mode up to the end of a module; what comes behind it is not looked at.
+
+    Raises:
+        TracingError: torch.fx cannot follow it so far, or ends without having come there.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    attributes = set(vars(model))
+    tracer = _ModelTracer(whole=False, last=last)
+    model.train(training)
+    try:
+        tracer.trace(model, concrete_args=_defaults(model))
+    except _Reached as reached:
+        tracer.graph.output(reached.node)
+    except Exception as error:
+        raise TracingError(f"torch.fx cannot follow the network up to {last}{_where(error)}.") from error
+    else:
+        raise TracingError(f"The network does not come to {last}.")
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for name in set(vars(model)) - attributes:
+            delattr(model, name)
+    _use_results_of_in_place_steps(model, tracer.graph)
+    (end,) = tracer.graph.output_node().all_input_nodes
+    return as_module(model, extract(tracer.graph, None, end))
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The analysis of a classifier that torch.fx cannot trace: found by watching its modules, and cut by stopping it.
 
-The network's own code is kept and runs up to the module that gives the last spatial map. So it is right in training
-and in evaluation alike, but it cannot be stored without that code.
+Where torch.fx can follow it up to the module that gives the last spatial map, the features are those steps. Else the
+network's own code is kept and runs up to there: right in training and in evaluation alike, but it cannot be stored.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
 from ..eval_mode import without_hooks
 from ..logits import cannot_run, require_logits
 from .analysis import FeaturesCopy, NetworkAnalysis
+from .copied_features import copy_graph, features_up_to
 from .final_activation import activation_name
 from .layouts import Layout, guess_layouts
 from .linear_head import fold_linear_head, gives
@@ -81,6 +82,8 @@ class UntracedAnalysis(NetworkAnalysis):
     behind: list[str]
     last: str | None = None
     """Name of the activation layer behind the logits."""
+    steps: tuple[fx.GraphModule, fx.Graph] | None = None
+    """The network's layers and the steps up to the last spatial map, where torch.fx can follow it so far."""
 
     @property
     def head_layers(self) -> list[str]:
@@ -88,7 +91,9 @@ class UntracedAnalysis(NetworkAnalysis):
         return [name for name in self.behind if next(self.model.get_submodule(name).children(), None) is None]
 
     def copy_features(self) -> FeaturesCopy:
-        """A copy of the network that ends in the last spatial map, without the layers behind it."""
+        """A copy of the steps up to the last spatial map, else of the network without the layers behind it."""
+        if self.steps is not None:
+            return copy_graph(self.model, *self.steps)
         memo: dict[int, Any] = {}
         with without_hooks(self.model):
             network = copy.deepcopy(self.model, memo)
@@ -210,10 +215,10 @@ def _analyze_watched(
     image, grids = (images.shape[2], images.shape[3]), list[tuple[int, int]]()
     guesses: dict[str, list[Layout]] = {}
     for name, value in record.ended.items():
-        found = guess_layouts(value.shape, image, grids) if isinstance(value, Tensor) else []
-        if found and record.calls[name] == 1 and name:
-            guesses[name] = found
-            grids.append(found[0].grid)
+        possible = guess_layouts(value.shape, image, grids) if isinstance(value, Tensor) else []
+        if possible and record.calls[name] == 1 and name:
+            guesses[name] = possible
+            grids.append(possible[0].grid)
     refusal = "Nor does any module give a map (N, C, h, w) through which everything flows."
     for name in reversed(guesses):
         value = record.ended[name]
@@ -233,6 +238,10 @@ def _analyze_watched(
     behind = record.behind(name)
     weighted = [n for n in behind if next(model.get_submodule(n).parameters(recurse=False), None) is not None]
     linear = fold_linear_head(head, maps, model.get_submodule(weighted[0]) if len(weighted) == 1 else None)
+    traced = features_up_to(model, outer, layout, images, value)
+    note = f"{why} Its own code was kept: the result cannot be saved without it."
+    if traced is not None:
+        note = f"torch.fx cannot follow the head ({why}); the features stand on their own."
     return UntracedAnalysis(
         model=model,
         images=images,
@@ -245,7 +254,8 @@ def _analyze_watched(
         single_layer=len(weighted) == 1,
         behind=behind,
         place=figure,
-        notes=[f"{why} Its own code was kept: the result cannot be saved without it."],
+        steps=traced,
+        notes=[note],
     )
 
 

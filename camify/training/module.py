@@ -33,7 +33,6 @@ from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
 from .checkpoint_files import refuse_other_shapes
-from .course import RateFactor
 from .early_checks import refuse_nan_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
@@ -57,6 +56,7 @@ from .options import (
 from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
 from .resume import StopSafely, refuse_changes
+from .run_length import RateFactor
 from .scores import class_score, score_inputs
 from .stages import TrainingStages
 

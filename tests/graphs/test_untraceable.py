@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import camify
-from camify import ConversionError, convert, inspect
+from camify import CAMNet, ConversionError, convert, inspect
+from camify.errors import CheckpointError
 
 
 def images(size=16, count=3, seed=1):
@@ -264,3 +265,56 @@ def test_grad_cam_of_a_class_token_reads_patches_where_they_still_count():
     handle.remove()
     expected = (seen[0][:, 1:] * gradient[:, 1:].mean(1)[:, None]).sum(2).reshape(2, 4, 4).detach()
     torch.testing.assert_close(camify.methods.GradCAM(model)(images, 2), expected, rtol=1e-4, atol=1e-6)
+
+
+class OwnHead(nn.Module):
+    """Convolutions, and a head whose code torch.fx cannot follow."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(4))
+        self.fc, self.way = nn.Linear(8 * 8 * 8, 5), way
+
+    def forward(self, x):
+        x = self.features(x)
+        if self.way == "len":
+            return self.fc(x.view(len(x), -1))
+        if self.way == "assert":
+            assert x.abs().max() < 1e6, "values explode"
+        if self.way == "raise" and not x.isfinite().all():
+            raise ValueError("NaN")
+        if self.way == "if":
+            x = x if x.mean() > -1e6 else x * 0
+        if self.way == "loop":
+            for _ in range(int(x.shape[0])):
+                pass
+        if self.way == "item":
+            x = x * float(x.new_ones(1).item())
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("way", ["len", "assert", "raise", "if", "loop", "item"])
+@pytest.mark.parametrize("head", ["direct", "gap"])
+def test_what_is_cut_off_does_not_decide_whether_the_rest_can_be_stored(way, head, tmp_path):
+    legacy = OwnHead(way).eval()
+    net = convert(legacy, head=head, input_size=32, seed=0, head_channels=4 if head == "gap" else None).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    loaded = CAMNet.from_pretrained(net.save_pretrained(tmp_path / "net"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), net(images))
+        if head == "direct":
+            torch.testing.assert_close(net.forward_features(images), legacy.features(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_does_not_give_the_network_back_gets_no_name(tmp_path):
+    net = convert(OwnHead("none").eval(), head="direct", input_size=32, seed=0)
+    folder = net.save_pretrained(tmp_path / "net")
+    before = (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        net.classifier.weight.add_(1)
+    net.features.register_forward_hook(lambda module, args, output: output * 2)  # what no file holds
+    with pytest.raises(CheckpointError, match="does not give the network back"):
+        net.save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]

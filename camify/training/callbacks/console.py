@@ -13,9 +13,9 @@ from rich.table import Table
 from ...console import console, shell_quoted, shown
 from ...conversion import find_recipe
 from ...reports.run_folder import MAP_FIGURES
-from ..course import course_of
 from ..loaders import count_samples
 from ..module import CAMFineTuner
+from ..run_length import run_length_of
 
 __all__ = ["closing_screen", "epoch_line", "opening_screen"]
 
@@ -54,17 +54,17 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
 
 
 def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
-    course, frozen = course_of(trainer), module.options.optimization.freeze_epochs
-    length = course.describe()
+    run, frozen = run_length_of(trainer), module.options.optimization.freeze_epochs
+    length = run.describe()
     if module.cam_net is None:
         return f"{length}, the whole legacy network, no conversion"
-    start = course.first_step(frozen)
-    ends = [end for end in (course.last_step(), start) if end is not None]
-    if (course.epochs is not None and frozen >= course.epochs) or (len(ends) == 2 and ends[1] >= ends[0]):
+    start = run.first_step(frozen)
+    ends = [end for end in (run.last_step(), start) if end is not None]
+    if (run.epochs is not None and frozen >= run.epochs) or (len(ends) == 2 and ends[1] >= ends[0]):
         return f"{length} of the new head; the features stay frozen"
-    if course.epochs is None:
+    if run.epochs is None:
         return f"{length}: {_epochs(frozen)} of the new head alone, then everything" if frozen else length
-    start_words = f"{frozen} of the new head alone, then {course.epochs - frozen} of everything"
+    start_words = f"{frozen} of the new head alone, then {run.epochs - frozen} of everything"
     return f"{length}: {start_words if frozen else 'everything at once'}"
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from camify import CAMFineTuner
 from camify.errors import ConfigError, TrainingError
-from camify.training.course import Course
+from camify.training.run_length import RunLength
 from camify.training.schedule import lr_factor
 
 pytestmark = pytest.mark.filterwarnings(  # Lightning's advice on loaders, loggers and open ends
@@ -214,9 +214,9 @@ def test_an_epoch_in_which_nothing_moved_stops_by_name():
 
 
 def test_a_course_in_words():
-    assert Course(4, None, (8,), None).describe() == "4 epochs"
-    assert Course(None, 32, (8,), None).describe() == "32 steps (epochs of 8)"
-    assert Course(None, 32, (), None).describe() == "32 steps"
-    assert Course(None, None, (8,), 90.0).describe() == "90 s"
-    assert Course(1, 32, (8,), None).describe() == "1 epoch or 32 steps (epochs of 8) at most"
-    assert Course(None, None, (8,), None).describe() == "no end: stop it with Ctrl-C"
+    assert RunLength(4, None, (8,), None).describe() == "4 epochs"
+    assert RunLength(None, 32, (8,), None).describe() == "32 steps (epochs of 8)"
+    assert RunLength(None, 32, (), None).describe() == "32 steps"
+    assert RunLength(None, None, (8,), 90.0).describe() == "90 s"
+    assert RunLength(1, 32, (8,), None).describe() == "1 epoch or 32 steps (epochs of 8) at most"
+    assert RunLength(None, None, (8,), None).describe() == "no end: stop it with Ctrl-C"

@@ -13,11 +13,11 @@ from ..errors import ConfigError
 from .options import OptimizationOptions
 from .schedule import lr_factor, one_cycle_factor
 
-__all__ = ["Course", "RateFactor", "course_of"]
+__all__ = ["RateFactor", "RunLength", "run_length_of"]
 
 
 @dataclass(frozen=True)
-class Course:
+class RunLength:
     """What is known of a run's length before it starts.
 
     Attributes:
@@ -66,7 +66,7 @@ class Course:
         return " or ".join(ends) + (" at most" if len(ends) > 1 else "") if ends else "no end: stop it with Ctrl-C"
 
 
-def course_of(trainer: pl.Trainer) -> Course:
+def run_length_of(trainer: pl.Trainer) -> RunLength:
     """The length of a trainer's fit. Its data are set up for it, where they are not yet."""
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
@@ -87,7 +87,7 @@ def course_of(trainer: pl.Trainer) -> Course:
             for epoch in changes
         ]
         epoch_steps = tuple(math.ceil(batches / count) for count in accumulated)
-    return Course(epochs, steps, epoch_steps, duration)
+    return RunLength(epochs, steps, epoch_steps, duration)
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -111,34 +111,34 @@ class RateFactor:
         ConfigError: the schedule needs a number of steps, and there is none.
     """
 
-    __slots__ = ("__dict__", "_course", "_options", "_trainer", "_waits")
+    __slots__ = ("__dict__", "_length", "_options", "_trainer", "_waits")
 
     def __init__(self, trainer: pl.Trainer, options: OptimizationOptions, *, waits: bool) -> None:
-        self._trainer, self._course, self._options, self._waits = trainer, course_of(trainer), options, waits
+        self._trainer, self._length, self._options, self._waits = trainer, run_length_of(trainer), options, waits
         self.measured: float | None = None
         """Steps of an epoch, as data without a length have shown them."""
         self.freed: int | None = None
         """The step from which on the group learns, where that could not be known before."""
-        if options.schedule != "cosine" and self._course.last_step() is None and self._course.seconds is None:
-            length = "" if self._course.epoch_steps else "; the training data have no length"
+        if options.schedule != "cosine" and self._length.last_step() is None and self._length.seconds is None:
+            length = "" if self._length.epoch_steps else "; the training data have no length"
             raise ConfigError(
                 f"schedule={options.schedule!r} needs the number of steps, and this run has none"
-                f" ({self._course.describe()}{length})."
+                f" ({self._length.describe()}{length})."
                 " Give trainer.max_steps, or trainer.limit_train_batches and max_epochs; or schedule='cosine'."
             )
 
     def __call__(self, step: int) -> float:
         """The factor of a step, counted from 0."""
-        trainer, options, course = self._trainer, self._options, self._course
-        if not course.epoch_steps and step > 0 and trainer.is_last_batch:
+        trainer, options, run = self._trainer, self._options, self._length
+        if not run.epoch_steps and step > 0 and trainer.is_last_batch:
             self.measured = step / (trainer.current_epoch + 1)
         epoch = trainer.current_epoch + int(step > 0 and trainer.is_last_batch)
-        start = course.first_step(options.freeze_epochs, self.measured) if self._waits else 0
-        if start is None or (not course.epoch_steps and self._waits):
+        start = run.first_step(options.freeze_epochs, self.measured) if self._waits else 0
+        if start is None or (not run.epoch_steps and self._waits):
             if epoch < options.freeze_epochs:
                 return 0.0
             self.freed = start = step if self.freed is None else self.freed
-        length = course.epoch_steps[0] if course.epoch_steps else self.measured or 0
+        length = run.epoch_steps[0] if run.epoch_steps else self.measured or 0
         warmup, total = round(options.warmup_epochs * length), self._total(step)
         if options.schedule == "one_cycle":
             return one_cycle_factor(step, total, start=start)
@@ -146,10 +146,10 @@ class RateFactor:
 
     def _total(self, step: int) -> float:
         """The step with which the schedule ends: infinity where nothing does."""
-        last = self._course.last_step(self.measured)
+        last = self._length.last_step(self.measured)
         ends = [float(last)] if last is not None else []
         timer: Any = next((callback for callback in _callbacks(self._trainer) if isinstance(callback, Timer)), None)
-        if timer is not None and self._course.seconds:
-            share = timer.time_elapsed() / self._course.seconds
+        if timer is not None and self._length.seconds:
+            share = timer.time_elapsed() / self._length.seconds
             ends.append(max(step + 1, step / share) if share > 0 and step > 0 else math.inf)
         return min(ends, default=math.inf)
