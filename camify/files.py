@@ -29,7 +29,7 @@ from .errors import ConfigError, DataError
 
 __all__ = [
     "COMPARISON", "EVALUATION", "EXPLAINED", "LONGEST_NAME", "MANIFEST", "OUTPUT_MARKERS", "RUN_MARKER",
-    "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
+    "claim", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
     "put_in_place", "read_text", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened",
     "slug", "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
 ]  # fmt: skip
@@ -91,6 +91,20 @@ def lock(path: Path, *, wait: bool = False) -> int | None:
             return None
         raise
     return descriptor
+
+
+def claim(path: Path) -> int | None:
+    """As ``lock``; on a filesystem without locks the descriptor of a file that anybody may have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return lock(path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return os.open(path, os.O_RDONLY)
 
 
 def _prefix(path: Path) -> str:

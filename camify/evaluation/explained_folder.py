@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from ..checkpoint.folder import file_sha256
@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..exporters.onnx_file import OnnxFile
 from ..exporters.pt2_file import Pt2File
 from ..files import EXPLAINED as SETTINGS
-from ..files import slug, write_whole
+from ..files import claim, slug, write_whole
 
 __all__ = ["ExplainedFolder", "file_stamp", "model_sha256"]
 
@@ -71,7 +71,7 @@ class ExplainedFolder:
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _goes_on: bool = False
-    _lock: FileLock | None = None
+    _lock: int | None = None
     _file: IO[str] | None = None
 
     def __enter__(self) -> ExplainedFolder:
@@ -97,18 +97,16 @@ class ExplainedFolder:
         if self._file is not None:
             self._file.close()
         if self._lock is not None:
-            self._lock.release()
+            os.close(self._lock)
 
     def _take(self) -> None:
         """Keep others out until the end, also where this process is killed: the lock is the operating system's."""
-        self._lock = FileLock(self.folder / LOCK, timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            self._lock = None
+        (self.folder / LOCK).touch()
+        self._lock = claim(self.folder / LOCK)
+        if self._lock is None:
             raise ConfigError(
                 f"{self.folder}: another camify explain is writing there. Wait for it, or choose another --out."
-            ) from None
+            )
 
     def _compare(self) -> None:
         record, previous = self.folder / SETTINGS, None

@@ -55,10 +55,11 @@ from .options import (
 )
 from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
-from .resume import StopSafely, refuse_changes
+from .resume import refuse_changes
 from .run_length import RateFactor
 from .scores import class_score, score_inputs
 from .stages import TrainingStages
+from .stopping import StopSafely
 
 __all__ = ["CAMFineTuner"]
 

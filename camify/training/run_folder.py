@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from ..errors import ConfigError
-from ..files import LONGEST_NAME, RUN_MARKER, lock, shortened
+from ..files import LONGEST_NAME, RUN_MARKER, claim, shortened
 
 __all__ = ["RUN_MARKER", "claimed_folder", "is_first_process", "is_run_folder", "run_folder"]
 
@@ -115,13 +115,11 @@ def _claim(folder: Path, *, go_on: bool) -> int | None:
 
 def _lock(marker: Path) -> int | None:
     try:
-        return lock(marker)
+        return claim(marker)
     except FileNotFoundError:  # its run, which kept nothing, has just removed it
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
-        return lock(marker)
-    except OSError:  # no locks on this filesystem
-        return os.open(marker, os.O_RDONLY)
+        return claim(marker)
 
 
 def _names(folder: Path) -> set[str]:

@@ -10,7 +10,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 
 import camify
@@ -18,6 +17,7 @@ from camify.cli.commands import main
 from camify.evaluation.explain_files import ExplainOptions, explain_files
 from camify.evaluation.explained_folder import LOCK, model_sha256
 from camify.evaluation.network import explained_network
+from camify.files import lock
 from camify.sources import Source
 from camify.sources.demo_network import TinyVGG
 
@@ -144,8 +144,10 @@ def test_two_at_once_on_one_folder_are_refused(net, photos, tmp_path):
     assert all("another camify explain is writing there" in refusal for refusal in refusals)
     assert sorted(row["name"] for row in lines(out)) == ["0", "1", "2", "3", "4"]
     assert run(net, photos, out).before == 5, "the lock is gone"
-    with FileLock(out / LOCK), pytest.raises(camify.ConfigError, match="another camify explain"):
+    descriptor = lock(out / LOCK)
+    with pytest.raises(camify.ConfigError, match="another camify explain"):
         run(net, photos, out)
+    os.close(descriptor)
 
 
 DAMAGES = [
