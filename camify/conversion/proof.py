@@ -61,9 +61,9 @@ def certify(
     if kept_old and analysis.reads_token:
         notes.append("The old head read a class token; it reads the mean of the patches now: the logits are others.")
     elif recast is not None:
-        notes += _recast_notes(recast, analysis)
-    elif finer and kept_old:
-        notes.append("The mean over the finer map is not that over the old one: the logits move.")
+        notes += _recast_notes(recast, analysis, legacy_error or 0.0)
+    elif finer and kept_old and legacy_error is not None and legacy_error > TOLERANCE:
+        notes.append(f"The map is finer, and so is its mean: the logits differ by {legacy_error:.1e} of the largest.")
     elif kept_old and analysis.single_layer:
         notes.append("The network was CAM-ready already; nothing was stripped.")
     return Certificate(
@@ -91,10 +91,14 @@ def _place(net: CAMNet, images: Tensor) -> float | None:
     return place_figures(net.forward_features, images, features, [layout])[0]
 
 
-def _recast_notes(recast: Recast, analysis: NetworkAnalysis) -> list[str]:
+def _recast_notes(recast: Recast, analysis: NetworkAnalysis, legacy_error: float) -> list[str]:
     """What a user of the recast network must know."""
     if recast.pool_moved:
-        return ["The old head pooled before a non-linearity; moved behind it, the pooling gives other logits."]
+        note = (
+            "The old head pooled before its last layers; here the pooling comes last: the logits differ by"
+            f" {legacy_error:.1e} of the largest."
+        )
+        return [note] if legacy_error > TOLERANCE else []
     if recast.kernel == (1, 1):
         return []
     side, cells = max(analysis.input_shape[1:]), max(recast.kernel)

@@ -33,7 +33,7 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 class Recast:
     """A recast head: features with the head's layers behind them, and the last linear layer.
 
-    ``pool_moved``: the old head pooled before a non-linearity; moving the pooling behind it changes the function.
+    ``pool_moved``: the old head pooled before its last layers; moving the pooling behind them changes the function.
     """
 
     graph: fx.Graph

@@ -159,7 +159,7 @@ def test_pooling_moves_behind_a_non_linearity(name, head):
         answers = [single(grid[:, :, i : i + 1, j : j + 1]) for i in range(3) for j in range(3)]
         found = net(x)
     torch.testing.assert_close(found, torch.stack(answers).mean(0), rtol=1e-3, atol=1e-5)
-    assert any("non-linearity" in note for note in net.certificate.notes)
+    assert any("pooling comes last" in note for note in net.certificate.notes)
     assert net.certificate.legacy_error is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import nn
 
 import camify
@@ -292,6 +294,88 @@ def test_a_run_killed_at_any_moment_keeps_whole_checkpoints(tmp_path):
     finally:
         subprocess.run(["rm", "-rf", str(folder)], check=True)
     assert kept >= 20
+
+
+WORKS = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    from pathlib import Path
+    import torch, camify
+    from camify.cli.train import main as train
+    from camify.cli.commands import main
+    kind, out, photos = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    net = camify.convert("camify/tiny_vgg@demo", head="direct", input_size=96, seed=0)
+    print("begun", flush=True)
+    while True:
+        if kind == "save":
+            net.save_pretrained(out / "net")
+        elif kind == "export":
+            camify.export(net, out / "model.onnx", input_size=96, overwrite=True)
+        elif kind == "explain":
+            place = ["--out", str(out / "explained")]
+            main(["explain", photos, "--model", "camify/tiny_vgg@demo", "--method", "gradcam", *place])
+            break
+        else:
+            train(["fit", "--config", str(out / "config.yaml")])
+            break
+"""
+
+
+@pytest.fixture(params=["temporary", "memory"])
+def out(request, tmp_path):
+    """A folder for results, on the filesystem of the temporary folder and on another one."""
+    folder = tmp_path / "out" if request.param == "temporary" else MEMORY / f"camify-test-{os.getpid()}"
+    if request.param == "memory" and not MEMORY.is_dir():
+        pytest.skip("this machine has no filesystem in memory")
+    folder.mkdir()
+    yield folder
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def work_for(out, photos):
+    photos.mkdir()
+    for number in range(40):
+        pixels = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        Image.fromarray(pixels.numpy()).save(photos / f"{number}.png")
+    (out / "config.yaml").write_text(
+        f"trainer: {{max_epochs: 4, accelerator: cpu, default_root_dir: {out / 'run'}, enable_progress_bar: false}}\n"
+        "model: {model: camify/tiny_vgg, input_size: 96, grid_mosaics: 1, freeze_epochs: 4, feature_cache: disk}\n"
+        "data: {class_path: ShapesDataModule, init_args: {train_count: 60, val_count: 6, batch_size: 6}}\n"
+        "overlays: {num_images: 1}\nrecord: {quiet: true}\n"
+    )
+
+
+def whole(out):
+    """Whether everything that has its name can be read."""
+    if (out / "net").exists():
+        camify.load(out / "net")
+    if (out / "model.onnx").exists():
+        open_exported(out / "model.onnx")
+    for path in out.glob("run*/*.ckpt"):
+        read_checkpoint(path)
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["save", "export", "explain", "cache"])
+def test_work_killed_at_any_moment_leaves_nothing_half(tmp_path, out, kind):
+    """Saving, exporting, explaining, caching: what has its name is whole, the next run cleans up and ends the work."""
+    work_for(out, tmp_path / "photos")
+    moments = random.Random(1)
+    for _ in range(5):
+        killed(WORKS, kind, out, tmp_path / "photos", after=0.2 + 2.5 * moments.random())
+        assert whole(out)
+    if kind in ("explain", "cache"):
+        with python(WORKS, kind, out, tmp_path / "photos") as process:
+            assert process.wait() == 0
+        assert whole(out)
+    if kind == "explain":
+        rows = [json.loads(line) for line in (out / "explained" / "results.jsonl").read_text().splitlines()]
+        assert sorted(row["name"] for row in rows) == sorted(str(number) for number in range(40))
+        assert all((out / "explained" / row["picture"]).is_file() for row in rows)
+    for path in (out / "net", out / "model.onnx"):  # the next writer does so
+        remove_leftovers(path)
+    assert not list(out.rglob("*.camify.part"))
 
 
 def test_errors_of_writing_are_camifys(tmp_path):
