@@ -17,6 +17,8 @@ from .recast import Recast
 
 __all__ = ["certify"]
 
+_ROUNDING = 1e-6
+
 
 @torch.no_grad()
 def certify(
@@ -96,9 +98,9 @@ def _recast_notes(recast: Recast, analysis: NetworkAnalysis, legacy_error: float
     if recast.pool_moved:
         note = (
             "The old head pooled before its last layers; here the pooling comes last: the logits differ by"
-            f" {legacy_error:.1e} of the largest."
+            f" {legacy_error:.1e} of the largest on the probe."
         )
-        return [note] if legacy_error > TOLERANCE else []
+        return [note] if legacy_error > _ROUNDING else []
     if recast.kernel == (1, 1):
         return []
     side, cells = max(analysis.input_shape[1:]), max(recast.kernel)

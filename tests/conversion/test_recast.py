@@ -146,7 +146,13 @@ def test_torchvisions_flattening_networks(name):
     assert torch.equal(net.classifier.weight, legacy.classifier[6].weight)
 
 
-@pytest.mark.parametrize(("name", "head"), [("mobilenet_v3_small", "classifier"), ("convnext_tiny", "classifier")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("mobilenet_v3_small", "classifier"),
+        pytest.param("convnext_tiny", "classifier", marks=pytest.mark.slow),
+    ],
+)
 def test_pooling_moves_behind_a_non_linearity(name, head):
     """The recast logits are the mean of the old head's answers to every position alone."""
     legacy = torchvision.models.get_model(name, weights=None).eval()

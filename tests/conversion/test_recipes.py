@@ -167,7 +167,10 @@ def test_every_recipe_has_its_list_and_its_sources():
         assert recipe.fine_tuning.batch_size
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if "inception" in name else name for name in PUBLISHED],
+)
 def test_a_recipe_is_the_published_network_layer_for_layer(name):
     _, end, cells, layers, pool, dropout, drawn = PUBLISHED[name]
     net = converted(name)

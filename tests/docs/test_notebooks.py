@@ -27,6 +27,7 @@ def _quiet(monkeypatch, tmp_path):
     mpl.pyplot.close("all")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on loggers, workers and devices
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("_quiet")

@@ -69,7 +69,8 @@ def test_scorecam(networks, name, variant, formula):
 def test_any_layer(networks, layer, formula):
     """Also inside a residual block, before an in-place step, and a module that runs twice."""
     model, _, _ = networks("resnet18")
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    side = 64 if formula != "reciprocam" else 40  # its brute force runs the network once for every cell
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(4))
     if formula == "reciprocam" and layer == "layer4.1.relu":
         pytest.skip("the brute force replaces every call of the module")
     kind = {"gradcam": methods.GradCAM, "layercam": methods.LayerCAM, "reciprocam": methods.ReciproCAM}[formula]

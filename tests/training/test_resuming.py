@@ -145,6 +145,7 @@ def pictures(folder):
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.png")}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_kill_minus_9_in_the_frozen_epoch_then_resume(config, tmp_path, monkeypatch):
     """The child dies right after its first epoch, whose features were frozen; the resumed run frees them."""
