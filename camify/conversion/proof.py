@@ -17,8 +17,6 @@ from .recast import Recast
 
 __all__ = ["certify"]
 
-_ROUNDING = 1e-6
-
 
 @torch.no_grad()
 def certify(
@@ -100,7 +98,7 @@ def _recast_notes(recast: Recast, analysis: NetworkAnalysis, legacy_error: float
             "The old head pooled before its last layers; here the pooling comes last: the logits differ by"
             f" {legacy_error:.1e} of the largest on the probe."
         )
-        return [note] if legacy_error > _ROUNDING else []
+        return [note]
     if recast.kernel == (1, 1):
         return []
     side, cells = max(analysis.input_shape[1:]), max(recast.kernel)
