@@ -33,6 +33,7 @@ from ..files import write_whole
 from ..former_names import current_name
 from ..training.callbacks.overlays import CAMOverlayLogger
 from ..training.callbacks.predictions import PredictionTable
+from ..training.callbacks.progress_bar import use_epoch_progress_bar
 from ..training.callbacks.run_record import RunRecord
 from ..training.checkpoint_files import read_checkpoint, refuse_other_shapes
 from ..training.loaders import is_dry_run
@@ -284,6 +285,7 @@ class FineTuningCLI(LightningCLI):
         if config.logger in (None, True) and not config.fast_dev_run:
             kwargs["logger"] = self._loggers(config.default_root_dir) if self.subcommand in ("fit", None) else False
         trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        use_epoch_progress_bar(trainer)
         trainer.claimed_folder = Path(config.default_root_dir)  # type: ignore[attr-defined]
         best = self._get(self.config_init, "checkpoint")
         if best.save_last and best.monitor is not None:  # Lightning's own would be that of the best epoch

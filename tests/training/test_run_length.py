@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from camify import CAMFineTuner
 from camify.errors import ConfigError, TrainingError
+from camify.training.callbacks.progress_bar import EpochProgressBar, use_epoch_progress_bar
 from camify.training.run_length import RunLength
 from camify.training.schedule import lr_factor
 
@@ -213,7 +214,17 @@ def test_an_epoch_in_which_nothing_moved_stops_by_name():
         fit(module, loader(24, stream=False), callbacks=[NoGradient()], max_epochs=2)
 
 
-def test_a_course_in_words():
+def test_the_progress_bar_does_not_count_to_minus_two():
+    trainer = pl.Trainer(accelerator="cpu", logger=False, max_steps=14)
+    use_epoch_progress_bar(trainer)
+    (bar,) = [callback for callback in trainer.callbacks if isinstance(callback, EpochProgressBar)]
+    bar._trainer = trainer
+    assert bar._get_train_description(2).strip() == "Epoch 2"
+    trainer.fit_loop.max_epochs = 4
+    assert bar._get_train_description(2).strip() == "Epoch 2/3"
+
+
+def test_a_run_length_in_words():
     assert RunLength(4, None, (8,), None).describe() == "4 epochs"
     assert RunLength(None, 32, (8,), None).describe() == "32 steps (epochs of 8)"
     assert RunLength(None, 32, (), None).describe() == "32 steps"
