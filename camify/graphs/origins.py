@@ -55,7 +55,8 @@ class Origin:
     """Where the numbers of a tensor stand in the image.
 
     Attributes:
-        layouts: how the tensor holds a map: the one that was followed, or all that its shape allows, likeliest first.
+        layouts: how the tensor holds a map: the one that was followed, or all that its shape allows, likeliest first;
+            none where it holds no map.
         followed: whether every step from the image was.
         moved: whether the step only moved all the numbers of one tensor.
         cells: where a map's numbers stand in no layout: the number of the cell in the place of each, or -1, and the
@@ -114,6 +115,8 @@ class Origins:
             items = [item for item in result if isinstance(item, Tensor)]
             moved = [self._moved(rerun, tensors, values, item, index) for index, item in enumerate(items)]
             self._items[node] = [origin or Origin() for origin in moved]
+        elif isinstance(result, Tensor) and not result.is_floating_point():
+            self.of[node] = Origin()  # places, masks, spectra
         elif isinstance(result, Tensor):
             origin = self._picked(node) if sources[0] in self._items else None
             if origin is None and tensors:

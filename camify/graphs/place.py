@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +16,7 @@ PLACE_SHOWN = 1.05
 """Least figure at which a map is said to follow the image."""
 _GUESSED = 1.3  # least lower bound of the figure, three standard errors below it, of what has the shape of a map only
 _DRAWS = 8  # of noise, for such a tensor: by chance a small grid of anything has 2.5 in one
-_CONTRADICTED = 0.8  # below it other cells than those above the patch change: the axes are wrong, or mirrored
+_CONTRADICTED = 0.8  # three standard errors above the figure: other cells change, the axes are wrong or mirrored
 _CLEAR = 2.0  # below it a followed map gets a second noise
 _HOPELESS = 1.2  # after two noises
 _LARGEST = 1000.0
@@ -40,10 +41,9 @@ def placed_layout(
         followed: whether the one layout was followed, step by step (see ``Origin``).
     """
     measured = _measured(run, images_NCHW, value, layouts, draws=2 if followed else _DRAWS)
-    logs, layout = max(zip(measured, layouts, strict=True), key=lambda pair: _lower_bound(pair[0]))
+    logs, layout = max(zip(measured, layouts, strict=True), key=lambda pair: _bound(pair[0], -3))
     figure = _figure(logs)
-    stands = figure is None or figure >= _CONTRADICTED
-    placed = stands if followed else _lower_bound(logs) >= _GUESSED
+    placed = _bound(logs, 3) >= _CONTRADICTED if followed else _bound(logs, -3) >= _GUESSED
     return (layout if placed else None), figure
 
 
@@ -173,10 +173,13 @@ def _figure(logs: Sequence[Tensor]) -> float | None:
     return min(_LARGEST, float(torch.stack(list(logs)).mean((0, 2)).min().exp()))
 
 
-def _lower_bound(logs: Sequence[Tensor]) -> float:
-    """The figure less three standard errors, on the logarithmic scale; 0 where there is none."""
+def _bound(logs: Sequence[Tensor], errors: float) -> float:
+    """The figure and so many standard errors, on the logarithmic scale, of the side where that is smaller.
+
+    Where nothing was measured, 0 as the lower bound and infinity as the upper one.
+    """
     if not logs:
-        return 0.0
+        return math.inf if errors > 0 else 0.0
     sides = torch.cat(list(logs), dim=1)
-    bounds = sides.mean(1) - 3 * sides.std(1) / sides.shape[1] ** 0.5
+    bounds = sides.mean(1) + errors * sides.std(1) / sides.shape[1] ** 0.5
     return float(bounds.min().exp())

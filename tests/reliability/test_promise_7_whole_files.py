@@ -340,7 +340,8 @@ def work_for(out, photos):
     (out / "config.yaml").write_text(
         f"trainer: {{max_epochs: 4, accelerator: cpu, default_root_dir: {out / 'run'}, enable_progress_bar: false}}\n"
         "model: {model: camify/tiny_vgg, input_size: 96, grid_mosaics: 1, freeze_epochs: 4, feature_cache: disk}\n"
-        "data: {class_path: ShapesDataModule, init_args: {train_count: 60, val_count: 6, batch_size: 6, augment: none}}\n"
+        "data:\n  class_path: ShapesDataModule\n"
+        "  init_args: {train_count: 60, val_count: 6, batch_size: 6, augment: none}\n"
         "overlays: {num_images: 1}\nrecord: {quiet: true}\n"
     )
 
