@@ -10,6 +10,7 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core of its own
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
 
