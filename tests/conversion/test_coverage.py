@@ -137,7 +137,15 @@ def test_the_lists_are_complete():
     assert len(TIMM) >= 60
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=pytest.mark.slow)
+        if family in ("GoogLeNet, Inception v3", "MobileNet v3", "MNASNet", "ShuffleNet v2")
+        else family
+        for family in SMALL
+    ],
+)
 def test_one_small_network_of_every_family(family):
     build, side = SMALL[family]
     torch.manual_seed(0)
@@ -152,7 +160,7 @@ def test_one_small_network_of_every_family(family):
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name in ("efficientnet_b0", "mambaout_femto", "ghostnet_050", "pvt_v2_b0")
+        if name in ("efficientnet_b0", "mambaout_femto", "ghostnet_050", "pvt_v2_b0", "regnetx_002", "convnext_atto")
         else name
         for name in SMALL_TIMM
     ],

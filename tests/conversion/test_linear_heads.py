@@ -99,6 +99,7 @@ def test_a_head_that_is_not_linear_after_pooling_is_replaced(kind):
     assert net.certificate.legacy_error is None
 
 
+@pytest.mark.slow
 def test_mobilenet_v3_convnext_and_squeezenet_are_convertible():
     images = torch.randn(1, 3, 64, 64)
     for name, channels in {"mobilenet_v3_small": 576, "convnext_tiny": 768, "squeezenet1_0": 512}.items():

@@ -187,7 +187,9 @@ def test_a_recipe_is_the_published_network_layer_for_layer(name):
     assert any(name in note for note in net.certificate.notes)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "inception" in name else name for name in PUBLISHED]
+)
 def test_kept_weights_stay_bit_for_bit_and_the_identity_holds(name):
     network = legacy(NETWORKS[name])
     before = {key: value.clone() for key, value in network.state_dict().items()}

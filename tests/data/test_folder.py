@@ -668,6 +668,7 @@ def test_user_data_is_never_written_to(root):
 # --- real photographs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_real_photographs(photos):
     data = ready(photos)

@@ -42,8 +42,7 @@ def test_gradient_methods(case, kind, options, formula):
         assert_equals(maps, getattr(brute, formula)(image, int(target)))
 
 
-@pytest.mark.parametrize("gaussian", [False, True])
-@pytest.mark.parametrize("variant", ["softmax", "logits"])
+@pytest.mark.parametrize(("variant", "gaussian"), [("softmax", True), ("logits", False)])
 def test_reciprocam(case, variant, gaussian):
     model, brute, images, targets = case
     found = methods.ReciproCAM(model, variant=variant, gaussian=gaussian)(images, targets)
@@ -54,7 +53,7 @@ def test_reciprocam(case, variant, gaussian):
 
 
 @pytest.mark.parametrize(("variant", "formula"), [("paper", "scorecam"), ("authors", "scorecam_authors")])
-@pytest.mark.parametrize("name", ["converted", "recast", "tiny"])
+@pytest.mark.parametrize("name", [pytest.param("converted", marks=pytest.mark.slow), "recast", "tiny"])
 def test_scorecam(networks, name, variant, formula):
     model, brute, side = networks(name)
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))

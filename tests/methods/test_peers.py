@@ -86,7 +86,7 @@ def test_captum(case):
     assert same(methods.GradCAM(model)(images, TARGETS), theirs[:, 0].detach())
 
 
-@pytest.mark.parametrize("name", ["converted", "recast"])
+@pytest.mark.parametrize("name", ["converted", pytest.param("recast", marks=pytest.mark.slow)])
 def test_scorecam_of_both(networks, name, monkeypatch):
     model, brute, side = networks(name)
     layer = next(key for key, module in brute.model.named_modules() if module is brute.layer)

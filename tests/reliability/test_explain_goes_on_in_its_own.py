@@ -111,7 +111,7 @@ def test_the_hash_is_of_tensors_and_layers_not_of_their_layout(net):
     assert model_sha256(torch.nn.Sequential(torch.nn.ReLU())) != model_sha256(torch.nn.Sequential(torch.nn.GELU()))
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
 def test_another_export_behind_the_same_name_is_refused(net, photos, tmp_path, suffix, capsys):
     file, out = tmp_path / f"model{suffix}", tmp_path / "out"
     camify.export(net, file)

@@ -381,7 +381,7 @@ def small_files():
         ("convert camify/tiny_vgg OUT --head direct --input_size 96", "OUT: cannot be written", 2),
         ("explain IMAGES --model M --out OUT --workers 0", "OUT/0_cam.png: cannot be written (File too large)", 1),
         ("compare IMAGES --model M --out OUT --method cam", "OUT: cannot be written (File too large)", 1),
-        ("export M --to onnx --out OUT.onnx", "OUT.onnx: cannot be written", 2),
+        pytest.param("export M --to onnx --out OUT.onnx", "OUT.onnx: cannot be written", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_takes_no_more(place, tmp_path, capsys, small_files, command, words, code):

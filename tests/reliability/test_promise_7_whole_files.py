@@ -217,7 +217,9 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "net.onnx" else name for name in WRITERS]
+)
 def test_on_a_full_disk_the_former_one_stays_whole(large, tmp_path, name):
     path = tmp_path / name
     WRITERS[name](large, path)

@@ -168,7 +168,7 @@ def test_torchvisions_own_features_are_a_source_without_head(monkeypatch):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_real_files_of_features(name):
     path = WEIGHTS / f"{name}-imagenet-features-fp16.safetensors"
     if not path.is_file():

@@ -85,6 +85,7 @@ def test_a_run_leaves_its_whole_folder_and_a_second_one_another(finished):
     assert "CAMIFY_RUN_FOLDER" not in os.environ
 
 
+@pytest.mark.slow
 def test_one_batch_is_not_all_of_them(config):
     """In a process where camify comes before Lightning: the order of a union's types depends on who asked first."""
     code = "from camify.cli.train import main; import sys; main(sys.argv[1:])"

@@ -162,6 +162,7 @@ def test_kill_minus_9_in_the_frozen_epoch_then_resume(config, tmp_path, monkeypa
     assert found == pictures(tmp_path / "whole" / "overlays")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_sigterm_leaves_with_143_and_another_configuration_is_refused(config, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)

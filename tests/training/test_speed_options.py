@@ -113,6 +113,7 @@ def test_compiled_features_learn_the_same_and_are_saved_plain(make_trainer, tmp_
     camify.load(tmp_path / "net")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_averaging_early_stopping_and_clipping_are_lightnings_own_in_a_configuration(tmp_path, monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
