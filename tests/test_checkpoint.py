@@ -249,6 +249,7 @@ net.save_pretrained(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_two_renames_leaves_the_previous_folder_whole(folder):
     """The one moment at which nothing stands under the name."""
     before = contents(folder)

@@ -62,6 +62,7 @@ def parts(net: CAMNet) -> list[tuple[str, int]]:
     return [(part.status, part.parameters) for part in net.certificate.parts]
 
 
+@pytest.mark.slow
 def test_vgg16_drops_its_fully_connected_parameters():
     legacy = real("vgg16")
     net = convert(legacy, input_size=64, seed=0)

@@ -89,6 +89,7 @@ def test_what_stands_there_already_stays(made, name, kind, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_a_file_that_export_replaces_is_one_that_it_wrote(made, tmp_path, capsys):
     out = tmp_path / "net.onnx"
     out.write_bytes(b"mine")

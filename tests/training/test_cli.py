@@ -96,6 +96,7 @@ def test_one_batch_is_not_all_of_them(config):
     assert limit == 1
 
 
+@pytest.mark.slow
 def test_the_written_configuration_resumes_the_run(config, tmp_path):
     run("fit", "--config", config)
     folder = tmp_path / "run"

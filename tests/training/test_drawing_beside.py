@@ -54,6 +54,7 @@ def watch(**options):
 # ------------------------------------------------------------ several methods
 
 
+@pytest.mark.slow
 def test_several_methods_are_drawn_from_one_forward(legacy, data, make_trainer, tmp_path, monkeypatch):
     methods = ["cam", "gradcam++", "gradcam", "layercam"]
     forwards = []

@@ -61,7 +61,14 @@ class FlippedData(BlobData):
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
-@pytest.mark.parametrize("options", [{}, {"head": "direct"}, {"teacher": "legacy", "box_weight": 0.5, "dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"head": "direct"}, marks=pytest.mark.slow),
+        {"teacher": "legacy", "box_weight": 0.5, "dropout": 0.3},
+    ],
+)
 def test_a_run_with_the_cache_is_the_run_without(data, make_trainer, tmp_path, where, options):
     states, figures, watch = [], [], Passes()
     for cache in ("off", where):

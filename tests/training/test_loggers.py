@@ -75,6 +75,7 @@ def test_mlflow(picture, tmp_path, monkeypatch):
     assert same(Image.open(file), picture)
 
 
+@pytest.mark.slow
 def test_comet(picture, tmp_path):
     comet = pytest.importorskip("comet_ml")
     logger = CometLogger(project="camify", online=False)  # to Lightning this means: switched off
