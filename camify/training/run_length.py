@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .options import OptimizationOptions
 from .schedule import lr_factor, one_cycle_factor
 
-__all__ = ["RateFactor", "RunLength", "run_length_of"]
+__all__ = ["RateFactor", "RunLength", "renew_rates", "run_length_of"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,22 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return callbacks
 
 
+def renew_rates(trainer: pl.Trainer) -> None:
+    """Give every group the rate of the next step by this run's length, where a checkpoint brought that of another one.
+
+    Of a run that has ended the stored rate is 0, also where it goes on with more epochs.
+    """
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        factors = getattr(scheduler, "lr_lambdas", [])
+        if not factors or not all(isinstance(factor, RateFactor) and factor.knows_epochs for factor in factors):
+            continue
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+
 class RateFactor:
     """The factor on the learning rate of a group of parameters, by step: a ``lr_lambda`` that knows its run.
 
@@ -126,6 +142,11 @@ class RateFactor:
                 f" ({self._length.describe()}{length})."
                 " Give trainer.max_steps, or trainer.limit_train_batches and max_epochs; or schedule='cosine'."
             )
+
+    @property
+    def knows_epochs(self) -> bool:
+        """Whether the training data have a length."""
+        return bool(self._length.epoch_steps)
 
     def __call__(self, step: int) -> float:
         """The factor of a step, counted from 0."""

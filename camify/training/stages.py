@@ -21,6 +21,7 @@ from .loaders import single_loader, whole_split
 from .losses import balanced_weights
 from .resume import check_finite, enter_epoch, go_on, state_of_run, stored_state
 from .run_folder import run_folder
+from .run_length import renew_rates
 from .schedule import set_frozen
 from .standstill import Standstill
 
@@ -74,6 +75,8 @@ class TrainingStages(pl.Callback):
         # Where it does not teach, the legacy's memory is needed no more.
         legacy = beside.trusted(pl_module) if options.loss.teacher == "legacy" else None
         beside.let_go(teacher=None if legacy is None else legacy.to(pl_module.device))
+        if self._resumed is not None:
+            renew_rates(trainer)
         if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
             self._begin_epoch(trainer, pl_module)
             go_on(trainer, self._seed, self._resumed)

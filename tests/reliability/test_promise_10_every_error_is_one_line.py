@@ -148,15 +148,15 @@ CAMIFY = """
 inspect | inspect.source
 inspect nothing | 'nothing': no such network
 inspect torchvision/nothing | no such classifier
-inspect camify/tiny_vgg --input_size 0 | "input_size": 0 must be at least 1 and at most 8192
-inspect camify/tiny_vgg --input_size 100000 | at most 8192
+inspect camify/tiny_vgg --input_size 0 | '0': expected one number or HEIGHTxWIDTH, whole, of 1 to 8192 pixels
+inspect camify/tiny_vgg --input_size 100000 | whole, of 1 to 8192 pixels
 inspect camify/tiny_vgg --input_size abc | "input_size"
 inspect camify/tiny_vgg --input_size 7 | input_size (now 7x7)
 inspect camify/tiny_vgg --nope 1 | --nope
 convert camify/tiny_vgg | convert.out
 convert camify/tiny_vgg T/out --head nope | --head
 convert camify/tiny_vgg T/out --num_classes 0 | "num_classes": must be above 0
-convert camify/tiny_vgg T/out --input_size 100000 | at most 8192
+convert camify/tiny_vgg T/out --input_size 100000 | whole, of 1 to 8192 pixels
 convert camify/tiny_vgg T/out --pool nope | --pool
 convert camify/tiny_vgg T/out --map_stride 0 | "map_stride"
 convert camify/tiny_vgg T/out --map_stride 3 --input_size 96 | map_stride=3
@@ -164,7 +164,7 @@ convert camify/tiny_vgg T/out --seed -1 | "seed": must be at least 0
 convert camify/tiny_vgg T/out --class_names T/missing.txt | missing.txt
 convert camify/tiny_vgg T/out --recipe nope | --recipe
 convert camify/tiny_vgg T/out --input_format nope | --input_format
-convert camify/tiny_vgg T/file | T/file: cannot be written: it is a file
+convert camify/tiny_vgg T/file | T/file: is a file, which camify did not write
 convert camify/tiny_vgg T/file/below | T/file is a file
 convert camify/tiny_vgg /proc/out | /proc/out: cannot be written
 explain T/images --model M | explain.out
@@ -191,7 +191,7 @@ explain T/images --model M --out /proc/e | --out /proc/e: cannot be written
 compare | give IMAGES and --model
 compare T/images --model M --figures -1 --out T/c | "figures"
 compare T/images --model M --target nope --out T/c | --target 'nope'
-compare T/images --model M --out T/file | T/file: exists
+compare T/images --model M --out T/file | T/file: is a file, which camify did not write
 compare T/images --model M --out /proc/c | /proc/c: cannot be written
 evaluate --model M --data T/missing --output T/v | missing: no such folder
 evaluate --model M --data T/images --output T/v --limit 0 | "limit": must be above 0

@@ -177,6 +177,26 @@ def test_a_schedule_that_needs_an_end_is_refused_without_one(options):
     assert len(fit(tuner(**options), loader(24, stream=True), max_steps=8).head) == 8
 
 
+def test_a_run_that_ended_goes_on_with_more_epochs_at_their_rates(tmp_path):
+    """The checkpoint of the last step holds the rate 0, with which the schedule of that length ended."""
+
+    def trainer(epochs, *callbacks):
+        return pl.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[*callbacks], max_epochs=epochs, default_root_dir=tmp_path,
+        )  # fmt: skip
+
+    data = loader(24, stream=False)
+    first = trainer(2)
+    first.fit(tuner(freeze_epochs=1), data, loader(4, stream=False))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    rates = Rates()
+    trainer(4, rates).fit(
+        tuner(freeze_epochs=1), data, loader(4, stream=False), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    assert rates.head == pytest.approx([expected(step, total=24, epoch_steps=6) for step in range(12, 24)])
+
+
 class RateOf(pl.Callback):
     """Somebody's own scheduler that has gone wrong."""
 
