@@ -30,7 +30,8 @@ from .errors import ConfigError, DataError
 __all__ = [
     "COMPARISON", "EVALUATION", "EXPLAINED", "LONGEST_NAME", "MANIFEST", "OUTPUT_MARKERS", "RUN_MARKER",
     "claim", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
-    "put_in_place", "read_text", "remove_leftovers", "replace_folder", "require_writable", "safe_cell", "shortened",
+    "put_in_place", "read_text", "remove_all_leftovers", "remove_leftovers", "replace_folder", "require_writable",
+    "safe_cell", "shortened",
     "slug", "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
 ]  # fmt: skip
 
@@ -141,7 +142,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 @lru_cache(maxsize=256)
-def _remove_all_leftovers(folder: Path) -> None:
+def remove_all_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder; looked for once in a process, since folders can be large."""
     for aside in folder.glob(f".*-{_RANDOM}{_PART}"):
         _remove_unlocked(aside)
@@ -204,7 +205,7 @@ def put_in_place(aside: Path, path: Path) -> None:
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that nobody ever sees half of it."""
     if path.parent.is_dir():
-        _remove_all_leftovers(path.parent)
+        remove_all_leftovers(path.parent)
     with _filled(path) as file:
         # Names of files that are no UTF-8 are written as the bytes that they are.
         file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)

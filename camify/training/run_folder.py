@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from ..errors import ConfigError
-from ..files import LONGEST_NAME, RUN_MARKER, claim, shortened
+from ..files import LONGEST_NAME, RUN_MARKER, claim, remove_all_leftovers, shortened
 
 __all__ = ["RUN_MARKER", "claimed_folder", "is_first_process", "is_run_folder", "run_folder"]
 
@@ -106,6 +106,7 @@ def _claim(folder: Path, *, go_on: bool) -> int | None:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error}).") from error
     if descriptor is None:
         return None
+    remove_all_leftovers(folder)  # its run is dead: nobody else holds the lock
     if not go_on and _is_used(folder):
         os.close(descriptor)
         return None
