@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import CheckpointError
-from .maps import class_maps, select, upsample
+from .maps import MAP_KINDS, class_maps, select, upsample
 from .normalizers import normalize_maps
 
 __all__ = ["BoxRule", "component_boxes", "largest_boxes", "percentile"]
@@ -27,6 +27,7 @@ class BoxRule:
         normalizer: see ``camify.normalizers``.
         percentile: of the normalizer, None where it has none.
         threshold: in [0, 1).
+        kind: of the maps that are cut, see ``camify.maps.map_weight``.
         clamp_weights: the map is made of the positive weights of the classifier only (Bae et al. 2020, section 3.2).
         source: ``"boxes"``, or ``"mosaics"``: chosen on 2 x 2 mosaics, whose cells stand for boxes; ``"default"``: not
             chosen on any.
@@ -37,13 +38,14 @@ class BoxRule:
     normalizer: str = "minmax"
     percentile: float | None = None
     threshold: float = 0.5
+    kind: str = "plain"
     clamp_weights: bool = False
     source: str = "boxes"
     count: int = 0
     accuracy: float | None = None
 
     def maps(self, features_NCHW: Tensor, weight_KC: Tensor, classes_N: Tensor) -> Tensor:
-        """Raw maps (N, h, w) of one class per image."""
+        """Raw maps (N, h, w) of one class per image; the weights are of the rule's kind."""
         return select(class_maps(features_NCHW, weight_KC.clamp(min=0) if self.clamp_weights else weight_KC), classes_N)
 
     def boxes(self, maps_NHW: Tensor, size: tuple[int, int]) -> list[Tensor]:
@@ -60,7 +62,8 @@ class BoxRule:
         share = "" if self.percentile is None else f" {self.percentile:g}"
         clamp = " of positive weights" if self.clamp_weights else ""
         chosen = "the default" if self.source == "default" else f"the network's rule, from {self.source}"
-        return f"{self.normalizer}{share}{clamp} >= {self.threshold:g} ({chosen})"
+        kind = "" if self.kind == "plain" else f"{self.kind} map, "
+        return f"{kind}{self.normalizer}{share}{clamp} >= {self.threshold:g} ({chosen})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -77,6 +80,8 @@ class BoxRule:
         try:
             rule = cls(**{key: value for key, value in data.items() if key in known})
             normalize_maps(torch.zeros(1, 2, 2, dtype=torch.float32), rule.normalizer, rule.percentile)
+            if rule.kind not in MAP_KINDS:
+                raise ValueError(f"kind={rule.kind!r}")
             if not 0 <= rule.threshold <= 1:
                 raise ValueError(f"threshold={rule.threshold}")
         except (TypeError, ValueError) as error:

@@ -5,11 +5,58 @@ The order of steps is fixed in one place: raw signed map -> (ReLU) -> upsampled 
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["class_maps", "identity_error", "normalize", "select", "upsample"]
+from .errors import ConfigError
+
+__all__ = ["MAP_KINDS", "MapKind", "class_maps", "identity_error", "map_weight", "normalize", "select", "upsample"]
+
+MapKind = Literal["plain", "contrast", "object"]
+MAP_KINDS: tuple[str, ...] = get_args(MapKind)
+"""See ``map_weight``."""
+
+
+def map_weight(weight_KC: Tensor, kind: str, object_C: Tensor | None = None, *, exclusive: bool = True) -> Tensor:
+    """The weights (K, C) whose maps are of a kind.
+
+    A softmax is unchanged where one vector is added to the weights of all classes: the logits all move by the same
+    amount. So what all maps share is free, and the kinds differ in nothing but that.
+
+    - ``"plain"``: the classifier's weights as they are; ``mean(map) + bias`` is the logit.
+    - ``"contrast"``: minus their mean over the classes: the maps add up to zero and say why this class and no other.
+    - ``"object"``: the contrast weights plus ``object_C``: the maps say where the object is (``fit_object_map``).
+
+    Args:
+        weight_KC: of the linear classifier.
+        kind: one of ``MAP_KINDS``.
+        object_C: the vector that all classes share, of ``"object"``.
+        exclusive: the classes exclude each other (softmax). Where they do not, nothing is free: the contrast weights
+            are then the plain ones, and the object maps explain no logit.
+
+    Raises:
+        ConfigError: the kind is unknown, or there is no object vector.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
+        >>> map_weight(weight, "contrast")
+        tensor([[-1., -1.],
+                [ 1.,  1.]])
+        >>> map_weight(weight, "object", torch.tensor([0.5, 0.0]))
+        tensor([[-0.5000, -1.0000],
+                [ 1.5000,  1.0000]])
+    """
+    if kind not in MAP_KINDS:
+        raise ConfigError(f"kind={kind!r} is unknown. Choose {', '.join(MAP_KINDS)}.")
+    if kind == "object" and object_C is None:
+        raise ConfigError("kind='object': the network has no object map. Call camify.fit_object_map(model, images).")
+    if kind == "plain":
+        return weight_KC
+    centered = weight_KC - weight_KC.mean(0) if exclusive and len(weight_KC) > 1 else weight_KC
+    return centered if object_C is None or kind == "contrast" else centered + object_C.to(centered)
 
 
 def class_maps(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:

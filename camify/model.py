@@ -18,7 +18,7 @@ from .checkpoint.manifest import finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
 from .errors import CheckpointError, ConfigError, ConversionError
 from .eval_mode import eval_mode, without_hooks
-from .maps import class_maps, identity_error
+from .maps import class_maps, identity_error, map_weight
 from .pooling import POOLS
 from .preprocessing import Preprocessing
 from .task import Classes, Task
@@ -45,6 +45,8 @@ class CAMNet(nn.Module):
         preprocessing: how an image becomes the input, a ``Preprocessing`` (a dict of its fields is taken too), or None.
         untrained: names of the parts whose weights were drawn and never trained; training and fitting empty it.
         results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
+        object_weight: the vector (C,) that makes object maps of the class maps (see ``camify.fit_object_map``), or None.
+        object_map: how it was fitted, JSON values, or None.
         box_rule: how its maps become boxes, or None where that was never calibrated.
         license: of the legacy weights, as far as their source says, or None.
         recipe: the published network by name, or None.
@@ -73,6 +75,10 @@ class CAMNet(nn.Module):
         self._preprocessing: Preprocessing | None = None
         self._task: Task | None = None
         self.untrained: tuple[str, ...] = ()
+        self.object_weight: Tensor | None
+        self.register_buffer("object_weight", None)
+        self.object_map: dict[str, Any] | None = None
+        self.register_load_state_dict_pre_hook(_expect_object_weight)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forget_untrained)  # type: ignore[no-untyped-call]
         self.results: dict[str, Any] = {}
         self.box_rule: BoxRule | None = None
@@ -111,10 +117,26 @@ class CAMNet(nn.Module):
         """Logits (N, K) of images (N, 3, H, W)."""
         return self.forward_head(self.forward_features(x))
 
-    def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) and the raw signed class maps (N, K, h, w) from one forward; both differentiable."""
+    def forward_with_maps(self, x: Tensor, kind: str = "plain") -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and the raw signed class maps (N, K, h, w) from one forward; both differentiable.
+
+        Args:
+            x: images (N, 3, H, W).
+            kind: ``"plain"``: ``mean(map_k) + bias_k == logit_k``; ``"contrast"``: why this class and no other;
+                ``"object"``: where the object is. The logits are the same ones with each, and of a softmax network
+                ``mean(map_k) + bias_k`` gives the same probabilities (see ``camify.maps.map_weight``).
+
+        Raises:
+            ConfigError: the kind is unknown, or there is no object map.
+        """
         features = self.forward_features(x)
-        return self.forward_head(features), class_maps(features, self.classifier.weight)
+        return self.forward_head(features), class_maps(features, self.map_weight(kind))
+
+    def map_weight(self, kind: str = "plain", *, two_sided: bool = False) -> Tensor:
+        """The weights (K, C) of the maps of a kind; of a network of one logit (2, C) with ``two_sided``."""
+        classes = self.classes
+        weight = classes.two_sided(self.classifier.weight, 0) if two_sided else self.classifier.weight
+        return map_weight(weight, kind, self.object_weight, exclusive=self.task is Task.MULTICLASS)
 
     @torch.no_grad()
     def predict_boxes(
@@ -140,7 +162,7 @@ class CAMNet(nn.Module):
             features = self.forward_features(images)
             logits = logit_classes.two_sided(self.forward_head(features))
             chosen = logit_classes.predicted(logits) if classes is None else classes.to(features.device)
-        maps = rule.maps(features, logit_classes.two_sided(self.classifier.weight, 0), chosen)
+        maps = rule.maps(features, self.map_weight(rule.kind, two_sided=True), chosen)
         return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
 
     # timm's protocol ------------------------------------------------------
@@ -179,6 +201,7 @@ class CAMNet(nn.Module):
         old = self.classifier.weight
         self.classifier = nn.Linear(self.num_features, num_classes, device=old.device, dtype=old.dtype)
         self.class_names, self.results, self.certificate, self.box_rule = None, {}, None, None
+        self.object_weight = self.object_map = None
         self.untrained = tuple(dict.fromkeys((*self.untrained, "classifier")))
         if self._task is not None and (self._task is Task.BINARY) != (num_classes == 1):
             self._task = None
@@ -281,6 +304,12 @@ class CAMNet(nn.Module):
         """
         model: CAMNet = network_of(cls, tensors, manifest, path)
         return model
+
+
+def _expect_object_weight(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Weights come with their object vector or without one."""
+    stored, like = state.get(f"{prefix}object_weight"), next(module.parameters())
+    module.object_weight = None if stored is None else torch.empty(stored.shape, dtype=like.dtype, device=like.device)
 
 
 def _forget_untrained(module: nn.Module, _keys: Any) -> None:

@@ -463,7 +463,7 @@ def test_a_damaged_manifest_is_named(folder, text):
     refuses(folder, "camify.json", "not valid JSON")
 
 
-@pytest.mark.parametrize("version", [4, 99, "1", None, 1.5, [1]])
+@pytest.mark.parametrize("version", [5, 99, "1", None, 1.5, [1]])
 def test_a_newer_or_unknown_schema_is_refused(folder, version):
     change(folder, "schema_version", value=version)
     words = ["newer", "Update camify"] if isinstance(version, int) else ["schema_version"]

@@ -46,3 +46,11 @@ def test_what_the_second_version_added():
     assert manifest["map"] == {"stride": [2.0, 2.0], "size": [16, 16]}
     assert manifest["architecture"]["form"] == "layers and graph"
     assert set(manifest["versions"]) == {"camify", "torch", "torchvision"}
+
+
+def test_what_the_fourth_version_added():
+    net = camify.load(STORED / "schema_4")
+    torch.testing.assert_close(net.object_weight, torch.linspace(-0.5, 0.5, net.num_features))
+    assert net.object_map == {"source": "boxes"}
+    assert net.box_rule.kind == "object"
+    assert camify.load(STORED / "schema_3").object_weight is None

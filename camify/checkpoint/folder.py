@@ -43,12 +43,13 @@ __all__ = [
 
 WEIGHTS, CARD, OVERLAYS = "model.safetensors", "README.md", "overlays.png"
 OWN_FILES = (WEIGHTS, MANIFEST, CARD, OVERLAYS)
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 CKPT_RECORD = "camify"
 """Where in a Lightning checkpoint the manifest stands, as JSON text."""
 _ADDED: dict[int, dict[str, Any]] = {  # by version: the fields that came with it, as older manifests are read
     2: dict.fromkeys(("license", "recipe", "box_rule", "map", "versions")),
     3: {"task": None, "untrained": []},
+    4: {"object_map": None},
 }
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
@@ -208,7 +209,7 @@ def _contradiction(manifest: Mapping[str, Any]) -> str | None:
     kinds: dict[str, Any] = {"architecture": dict, "class_names": list | None, "certificate": dict | None}
     kinds |= {"preprocessing": dict | None, "results": dict, "license": str | None, "recipe": str | None}
     kinds |= {"box_rule": dict | None, "map": dict | None, "versions": dict | None}
-    kinds |= {"task": str | None, "untrained": list}
+    kinds |= {"task": str | None, "untrained": list, "object_map": dict | None}
     for field, kind in kinds.items():
         if field not in manifest or not isinstance(manifest[field], kind):
             return f"{field} is missing or of the wrong kind"

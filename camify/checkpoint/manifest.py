@@ -38,6 +38,7 @@ def manifest_of(model: Any) -> dict[str, Any]:
         "results": finite_values(model.results),
         "certificate": model.certificate.to_dict() if model.certificate else None,
         "box_rule": model.box_rule.to_dict() if model.box_rule else None,
+        "object_map": model.object_map,
         "architecture": {
             "form": "layers and graph",  # known ones by name: needs no class, torchvision's or the user's
             "modules": {"features": "features", "classifier": "classifier"},  # as other tools ask for them
@@ -100,6 +101,13 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     model.task, model.untrained = manifest["task"], tuple(manifest["untrained"])
     model.license, model.recipe, rule = (manifest[key] for key in ("license", "recipe", "box_rule"))
     model.box_rule = None if rule is None else BoxRule.from_dict(rule)
+    model.object_map = manifest["object_map"]
+    if (model.object_map is None) != (model.object_weight is None):
+        raise CheckpointError("object_map contradicts the weights, which have an object_weight or have none.")
+    if model.box_rule is not None and model.box_rule.kind == "object" and model.object_weight is None:
+        raise CheckpointError("box_rule cuts object maps, and the weights have no object_weight.")
+    if model.object_weight is not None and model.object_weight.shape != (model.num_features,):
+        raise CheckpointError(f"object_weight is {tuple(model.object_weight.shape)}, not ({model.num_features},).")
     return model.eval()
 
 
