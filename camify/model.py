@@ -45,7 +45,7 @@ class CAMNet(nn.Module):
         preprocessing: how an image becomes the input, a ``Preprocessing`` (a dict of its fields is taken too), or None.
         untrained: names of the parts whose weights were drawn and never trained; training and fitting empty it.
         results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
-        object_weight: the vector (C,) that makes object maps of the class maps (see ``camify.fit_object_map``), or None.
+        object_weight: the vector (C,) that makes object maps of class maps (see ``camify.fit_object_map``), or None.
         object_map: how it was fitted, JSON values, or None.
         box_rule: how its maps become boxes, or None where that was never calibrated.
         license: of the legacy weights, as far as their source says, or None.

@@ -9,6 +9,7 @@ from .balance import balance_head
 from .closed_form import FitReport, fit_head
 from .input_format import INPUT_FORMATS, adapt_input
 from .inspection import Inspection, inspect
+from .object_map import ObjectMapReport, fit_object_map
 from .pipeline import HEADS, convert
 from .published_recipes import RECIPES, find_recipe
 from .recipes import FINE_TUNING_OPTIONS, FineTuning, Recipe, settle_fine_tuning, settle_head
@@ -21,6 +22,7 @@ __all__ = [
     "FineTuning",
     "FitReport",
     "Inspection",
+    "ObjectMapReport",
     "Recipe",
     "Source",
     "adapt_input",
@@ -28,6 +30,7 @@ __all__ = [
     "convert",
     "find_recipe",
     "fit_head",
+    "fit_object_map",
     "inspect",
     "resolve",
     "settle_fine_tuning",

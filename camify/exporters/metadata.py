@@ -28,14 +28,18 @@ _KINDS: dict[str, Any] = {
     "precision": str, "pool": str, "map": dict | None, "box_rule": dict | None, "results": dict,
 }  # fmt: skip
 _ADDED: dict[str, Any] = {  # later, and missing from older files
-    "task": str | None, "untrained": list, "sha256": str | None,
+    "task": str | None, "untrained": list, "sha256": str | None, "object_map": dict | None,
 }  # fmt: skip
-_LATER: dict[str, Any] = {"task": None, "untrained": [], "sha256": None}
+_LATER: dict[str, Any] = {"task": None, "untrained": [], "sha256": None, "object_map": None}
 UNSEALED = "0" * 64
 """In the place of a file's own SHA-256, while that is computed: see ``sealed``."""
 SEALED = "sealed"
 """Name of the field that says, beside the record, that the record holds a SHA-256: one damage cannot hide both."""
-_OUTPUTS, _AXES = (["logits", "maps"], ["logits", "maps", "boxes"]), {"batch", "height", "width"}
+_OUTPUTS = (
+    ["logits", "maps"], ["logits", "maps", "boxes"],
+    ["logits", "maps", "object_maps"], ["logits", "maps", "object_maps", "boxes"],
+)  # fmt: skip
+_AXES = {"batch", "height", "width"}
 
 
 def file_metadata(
@@ -63,6 +67,7 @@ def file_metadata(
         "identity": f"mean(maps) + bias == logits within {TOLERANCE:g}" if model.pool_name == "gap" else None,
         "map": certificate.map if certificate else None,
         "box_rule": model.box_rule.to_dict() if model.box_rule else None,
+        "object_map": model.object_map,
         "results": model.finite_results(),
     }
 

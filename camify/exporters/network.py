@@ -15,12 +15,15 @@ from ..maps import class_maps, upsample
 from ..model import CAMNet
 from ..normalizers import scale_maps
 from ..preprocessing import Preprocessing
+from ..task import Task
 
 __all__ = ["ExportedNetwork", "prepared"]
 
 
 class ExportedNetwork(nn.Module):
-    """Logits (N, K), raw maps (N, K, h, w) and, where wanted, boxes (N, 4) of an image batch.
+    """Logits (N, K), raw maps (N, K, h, w) and, where they are, object maps (N, K, h, w) and boxes (N, 4) of a batch.
+
+    Object maps come out of a network that has them (see ``camify.fit_object_map``).
 
     Boxes are the calibrated ones of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is
     upsampled, scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes``
@@ -46,17 +49,25 @@ class ExportedNetwork(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what comes out, in order."""
-        return ("logits", "maps") if self.rule is None else ("logits", "maps", "boxes")
+        object_maps = ("object_maps",) if self.model.object_weight is not None else ()
+        return ("logits", "maps", *object_maps, *(("boxes",) if self.rule is not None else ()))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a batch."""
         prepared = image if self.size is None else self._prepare(image, self.size)
         features, weight = self.model.forward_features(prepared), self.model.classifier.weight
         logits, maps = self.model.forward_head(features), class_maps(features, weight)
+        outputs = (logits, maps)
+        if self.model.object_weight is not None:
+            outputs = (*outputs, self._object_maps(features, maps, self.model.object_weight))
         if self.rule is None:
-            return logits, maps
+            return outputs
         height, width = prepared.shape[-2:]
-        box_maps = class_maps(features, weight.clamp(min=0)) if self.rule.clamp_weights else maps
+        box_maps = maps
+        if self.rule.kind != "plain":
+            box_maps = outputs[2] if self.rule.kind == "object" else self._contrast_maps(maps)
+        elif self.rule.clamp_weights:
+            box_maps = class_maps(features, weight.clamp(min=0))
         top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])  # camify.maps.select fixes the batch
         heat = upsample(box_maps.gather(1, top)[:, 0], (height, width))
         heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
@@ -65,7 +76,15 @@ class ExportedNetwork(nn.Module):
             sides = torch.ones_like(image[:1, :, :, 0], dtype=torch.float32)
             across, down = sides[:, 0].sum() / width, sides[:, :, 0].sum() / height
             boxes = boxes * torch.stack([across, down, across, down])
-        return logits, maps, boxes
+        return (*outputs, boxes)
+
+    def _contrast_maps(self, maps_NKHW: Tensor) -> Tensor:
+        exclusive = self.model.task is Task.MULTICLASS and self.model.num_classes > 1
+        return maps_NKHW - maps_NKHW.mean(1, keepdim=True) if exclusive else maps_NKHW
+
+    def _object_maps(self, features_NCHW: Tensor, maps_NKHW: Tensor, object_C: Tensor) -> Tensor:
+        """From the class maps and one map more, which costs next to nothing beside them."""
+        return self._contrast_maps(maps_NKHW) + class_maps(features_NCHW, object_C[None])
 
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         pixels = F.interpolate(image.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError
+from ..maps import MAP_KINDS, map_weight
 from ..model import CAMNet
+from ..task import Task
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -24,8 +26,11 @@ class CAM(Method):
     Args:
         model: such a network.
         layer: None; CAM exists at the last spatial map only.
+        kind: ``"plain"``, ``"contrast"`` (why this class and no other) or ``"object"`` (where the object is; needs
+            ``camify.fit_object_map``); see ``camify.maps.map_weight``.
 
     Raises:
+        ConfigError: the kind is unknown, or the network has no object map.
         ConversionError: the model is not CAM-ready; says how to make it so.
 
     Example:
@@ -40,10 +45,13 @@ class CAM(Method):
 
     relu = False
 
-    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+    def __init__(self, model: nn.Module, layer: str | None = None, *, kind: str = "plain") -> None:
+        if kind not in MAP_KINDS:
+            raise ConfigError(f"kind={kind!r} is unknown. Choose {', '.join(MAP_KINDS)}.")
         if layer is not None:
             raise ConfigError(f"layer={layer!r}: CAM exists at the last spatial map only. Leave it None.")
         super().__init__(model, layer)
+        self.kind = kind
 
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w)."""
@@ -56,4 +64,7 @@ class CAM(Method):
                 f"CAM needs a CAM-ready network: the head of this {type(self.model).__name__} is not global average"
                 " pooling and one linear layer. Use camify.convert(model, ...)."
             )
+        object_weight = self.model.object_weight if isinstance(self.model, CAMNet) else None
+        exclusive = forward.classes.task is Task.MULTICLASS
+        weight = map_weight(weight, self.kind, object_weight, exclusive=exclusive)
         return torch.einsum("nchw,nc->nhw", forward.activations, weight[targets_N])

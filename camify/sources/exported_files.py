@@ -16,6 +16,7 @@ from ..exporters.onnx_file import OnnxFile
 from ..exporters.pt2_file import Pt2File
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
+from ..task import Task
 from .source import Source
 
 __all__ = ["exported_file_of", "is_exported", "load_exported"]
@@ -27,14 +28,25 @@ def is_exported(text: str) -> bool:
 
 
 class _Maps(nn.Module):
-    """Images as ``Preprocessing`` gives them -> the file's maps (N, K, h, w)."""
+    """Images as ``Preprocessing`` gives them -> the file's maps (N, K, h, w); with object maps the shared map last."""
 
     def __init__(self, file: OnnxFile | Pt2File) -> None:
         super().__init__()
         self.file, self.pictures = file, file.record["input"]["kind"].startswith("uint8")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.file(self.as_taken(x.detach().cpu()))["maps"].to(x)
+        outputs = self.file(self.as_taken(x.detach().cpu()))
+        maps = outputs["maps"]
+        if "object_maps" in outputs:
+            maps = torch.cat([maps, outputs["object_maps"][:, :1] - self._contrast_map(maps)], 1)
+        return maps.to(x)
+
+    def _contrast_map(self, maps_NKHW: Tensor) -> Tensor:
+        """The contrast map of the first class, (N, 1, h, w)."""
+        count = maps_NKHW.shape[1]
+        task = Task.of(self.file.record["task"], count)
+        exclusive = task is Task.MULTICLASS and count > 1
+        return maps_NKHW[:, :1] - maps_NKHW.mean(1, keepdim=True) if exclusive else maps_NKHW[:, :1]
 
     def as_taken(self, x: Tensor) -> Tensor:
         """Prepared images as what the file takes."""
@@ -68,14 +80,17 @@ def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the fil
     if outputs["logits"].shape[1] != classes or outputs["maps"].shape[1] != classes:
         counts = f"{outputs['logits'].shape[1]} logits and {outputs['maps'].shape[1]} maps"
         raise CheckpointError(f"{text}: gives {counts} for {classes} classes.")
-    classifier = nn.Linear(classes, classes)
+    has_object_maps = "object_maps" in outputs
+    classifier = nn.Linear(classes + has_object_maps, classes)
     with torch.no_grad():
-        classifier.weight.copy_(torch.eye(classes))
+        classifier.weight.copy_(torch.eye(*classifier.weight.shape))
         classifier.bias.copy_(outputs["logits"][0] - outputs["maps"][0].double().mean((1, 2)))
     network = CAMNet(maps, classifier).eval()
     network.class_names, network.preprocessing = record["class_names"], record["preprocessing"]
     network.task, network.untrained = record["task"], tuple(record["untrained"])
     network.license = record["license"]
+    if has_object_maps:
+        network.object_weight, network.object_map = torch.eye(classes + 1)[-1], record["object_map"]
     rule = None if record["box_rule"] is None else BoxRule.from_dict(record["box_rule"])
     if rule is not None and not rule.clamp_weights:  # a file has no weights whose positive ones could be taken
         network.box_rule = rule

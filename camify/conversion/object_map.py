@@ -1,0 +1,382 @@
+"""The object map in closed form: one pass over images, with few boxes or none, and no prediction changes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..batch import Batch
+from ..errors import ConfigError, ConversionError, DataError
+from ..eval_mode import eval_mode
+from ..maps import class_maps, map_weight, select, upsample
+from ..metrics.functional import best_iou_by_threshold, box_masks
+from ..model import CAMNet
+from ..normalizers import normalize_maps
+from ..task import Task
+
+__all__ = ["ObjectMapReport", "fit_object_map"]
+
+STRENGTH = 2.0
+"""Of the shared map where nothing says better: it then varies twice as much over an image as the class's map."""
+_STRENGTHS = (0.0, 1.0, STRENGTH, 4.0, 8.0)
+_PENALTIES = tuple(10 ** (power / 2) for power in range(-4, 9))  # lambda, in units of the mean eigenvalue
+_FREE = 1e3  # the mean feature's direction is scaled by this, so that it is as good as not penalized
+_KEPT = 128  # images with boxes that are left out in turn
+_LEAST = 3  # with fewer of them nothing is left out: their penalty is the one below
+_FEW = 10.0
+_TO_CHOOSE = 10  # with fewer of them the strength is not chosen: chance would
+_IOUS = (0.3, 0.5, 0.7)
+_THRESHOLDS = 50
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class ObjectMapReport:
+    """What ``fit_object_map`` did.
+
+    Attributes:
+        source: ``"mean feature"``, ``"boxes"`` or ``"masks"``.
+        images: of the pass.
+        with_objects: of them, those with a box or a mask.
+        strength: how much the shared map varies over an image, in units of the predicted class's contrast map; 0 where
+            the shared map did not help.
+        penalty: lambda of the regression on boxes, in units of the mean eigenvalue; None without them.
+        plain_accuracy: box accuracy of the contrast maps of the images with boxes (mean over IoU 0.3, 0.5 and 0.7 of
+            the share whose best box at the best threshold reaches it); NaN without boxes, and of fewer than 3.
+        object_accuracy: the same of the object maps, each image's from a fit to all images but it.
+        seconds: that it took.
+    """
+
+    source: str
+    images: int
+    with_objects: int
+    strength: float
+    penalty: float | None
+    plain_accuracy: float
+    object_accuracy: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """The report in one or two lines."""
+        objects = "" if self.source == "mean feature" else f" ({self.with_objects:,} with {self.source})"
+        penalty = "" if self.penalty is None else f", penalty {self.penalty:.3g}"
+        strength = f"strength {self.strength:g}{penalty}" if self.strength else "off: a shared map does not help here"
+        first = f"object map by {self.source}: {self.images:,} images{objects}, {strength}, {self.seconds:.1f} s"
+        if math.isnan(self.plain_accuracy):
+            return first
+        return f"{first}\nbox accuracy, held out: contrast {self.plain_accuracy:.3f}, object {self.object_accuracy:.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {key: None if value != value else value for key, value in asdict(self).items() if key != "seconds"}
+
+
+@torch.no_grad()
+def fit_object_map(
+    model: CAMNet,
+    images_or_loader: Tensor | Iterable[Any],
+    boxes: Sequence[Tensor] | Tensor | bool | None = None,
+    *,
+    strength: float | None = None,
+    penalty: float | None = None,
+) -> ObjectMapReport:
+    """Fit the vector that all classes share so that the maps say where the object is; no prediction changes.
+
+    A softmax does not see a vector u that is added to the weights of all classes: every logit moves by ``u . f``, the
+    same for all. So a CAM is determined only up to a map that all classes share (Oh & Noh 2025, arXiv 2511.05590, call
+    it additive logit shift). Here u is chosen: ``model.object_weight`` is set, and with it
+    ``model.forward_with_maps(x, kind="object")`` gives the contrast maps plus the shared map ``u . f(x, y)``. Where
+    classes do not exclude each other (sigmoid) the object maps are only for boxes: they explain no logit.
+
+    Without boxes, u is along the mean feature of the images: what is active on them, whatever the class. With boxes or
+    masks, u is the ridge regression of the cells' features on the share of each cell that lies on the object, in which
+    the direction of the mean feature is not penalized: with few boxes it is what the answer shrinks to. The penalty is
+    the one of least leave-one-image-out error, in closed form: the residuals of image i are
+    ``(I - H_ii)^-1 r_i`` with H_ii the image's block of the hat matrix (Cook & Weisberg 1982, section 3.3; Allen 1974
+    for single rows). u is then scaled to ``strength`` and the strength chosen by the box accuracy of those held-out
+    maps, of 0 (off), 1, 2, 4 and 8: another than 2 is taken where it is better by more than one standard error, of 10
+    images or more.
+
+    One pass; only sums (C^2 numbers, float64) and the features of at most 128 images with boxes, a sample evenly
+    spread, are kept.
+
+    Args:
+        model: the network, in place; its logits stay as they are. A box rule that cut another object map is dropped.
+        images_or_loader: images (N, 3, H, W), or batches: dicts with ``image`` (and ``boxes`` or ``mask``), pairs or
+            images.
+        boxes: None: no boxes. Of an image tensor: N tensors (n, 4), xyxy pixels of the images, exclusive, n may be 0,
+            or masks (N, H, W), bool. Of a loader: True, the batches' own masks, or boxes where they have no masks.
+        strength: of the shared map; None chooses it.
+        penalty: of the regression, in units of the mean eigenvalue; None chooses it.
+
+    Raises:
+        ConfigError: ``boxes``, ``strength`` or ``penalty`` have values that cannot be.
+        ConversionError: the model is not a CAMNet.
+        DataError: there are no images, no box although boxes were given, or features that are not finite.
+
+    Example:
+        >>> from torch import nn
+        >>> features = nn.Conv2d(1, 2, 1, bias=False)  # a channel of the image, a channel of its negative
+        >>> _ = features.weight.data.copy_(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1))
+        >>> network = CAMNet(features, nn.Linear(2, 2))
+        >>> image = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
+        >>> fit_object_map(network, image).source
+        'mean feature'
+        >>> logits, maps = network.forward_with_maps(image, kind="object")
+        >>> probabilities = (maps.mean((2, 3)) + network.classifier.bias).softmax(1)
+        >>> bool(torch.allclose(probabilities, logits.softmax(1), atol=1e-6))
+        True
+    """
+    start = time.perf_counter()
+    _check(model, images_or_loader, boxes, strength, penalty)
+    sums = _CellSums()
+    source = "mean feature"
+    with eval_mode(model):
+        for batch in _batches(images_or_loader, boxes):
+            masks_NHW = None
+            if boxes is not None and boxes is not False:
+                masks_NHW = batch.masks if batch.masks is not None else _masks_of(batch)
+                source = "masks" if batch.masks is not None else "boxes" if masks_NHW is not None else source
+            features = model.forward_features(batch.images.to(model.classifier.weight))
+            classes = model.classes.predicted(model.classes.two_sided(model.forward_head(features)))
+            weight = map_weight(
+                model.classes.two_sided(model.classifier.weight, 0), "contrast", exclusive=model.task is Task.MULTICLASS
+            )
+            maps = select(class_maps(features, weight), classes)
+            sums.add(features.float().cpu(), maps.float().cpu(), masks_NHW, batch)
+    if sums.images == 0:
+        raise DataError("There are no images: nothing to fit an object map to.")
+    if boxes is not None and boxes is not False and sums.with_objects == 0:
+        raise DataError("boxes: no image has a box or a mask. Give some, or leave boxes out.")
+    direction = sums.mean_feature()
+    chosen_penalty, held_out = None, None
+    if sums.with_objects:
+        direction, chosen_penalty, held_out = _regression(sums, direction, penalty)
+    unit = sums.class_deviation() / sums.deviation(direction) if sums.deviation(direction) > 0 else 0.0
+    contrast = object_ = math.nan
+    if held_out is None:
+        chosen = STRENGTH if strength is None else float(strength)
+    else:
+        chosen, contrast, object_ = _strength(sums, held_out, strength)
+    like = model.classifier.weight
+    model.object_weight = (chosen * unit * direction).to(like)
+    if not bool(model.object_weight.isfinite().all()):
+        raise DataError(f"The object map does not fit into {like.dtype}. Use float32.")
+    report = ObjectMapReport(
+        source, sums.images, sums.with_objects, chosen, chosen_penalty, contrast, object_, time.perf_counter() - start
+    )
+    model.object_map = report.to_dict()
+    if model.box_rule is not None and model.box_rule.kind == "object":
+        model.box_rule = None
+    return report
+
+
+@dataclass
+class _Kept:
+    """An image with objects: its cells' features (P, C), the share of each that is covered (P,), map and boxes."""
+
+    cells: Tensor
+    covered: Tensor
+    map: Tensor
+    boxes: Tensor | None
+    size: tuple[int, int]
+
+
+class _CellSums:
+    """Sums over cells: of all images for the mean and the spread within images, of those with objects for the fit."""
+
+    def __init__(self) -> None:
+        self.images = self.with_objects = self.cells = 0
+        self.kept: list[_Kept] = []
+        self._every = 1
+
+    def add(self, features_NCHW: Tensor, maps_NHW: Tensor, masks_NHW: Tensor | None, batch: Batch) -> None:
+        cells_NPC = features_NCHW.flatten(2).transpose(1, 2)
+        if not bool(cells_NPC.isfinite().all()):
+            raise DataError(f"Features are not finite in images {self.images} to {self.images + len(cells_NPC) - 1}.")
+        if self.images == 0:
+            count = cells_NPC.shape[2]
+            self.mean = torch.zeros(count, dtype=torch.float64)
+            self.within = torch.zeros(count, count, dtype=torch.float64)
+            self.total, self.gram = torch.zeros_like(self.mean), torch.zeros_like(self.within)
+            self.product, self.covered, self.class_variance = torch.zeros_like(self.mean), 0.0, 0.0
+        means_NC = cells_NPC.mean(1)
+        self.mean += means_NC.double().sum(0)
+        centered = (cells_NPC - means_NC[:, None]).flatten(0, 1) / math.sqrt(cells_NPC.shape[1])
+        self.within += (centered.T @ centered).double()
+        self.class_variance += float(maps_NHW.double().flatten(1).var(1, correction=0).sum())
+        self.images += len(cells_NPC)
+        if masks_NHW is None:
+            return
+        for place in masks_NHW.flatten(1).any(1).nonzero().flatten().tolist():
+            mask = masks_NHW[place].float().cpu()
+            covered = F.adaptive_avg_pool2d(mask[None, None], maps_NHW.shape[1:]).flatten()
+            cells = cells_NPC[place]
+            self.total += cells.double().sum(0)
+            self.gram += (cells.T @ cells).double()
+            self.product += (cells.T @ covered).double()
+            self.covered += float(covered.double().sum())
+            self.cells += len(cells)
+            if self.with_objects % self._every == 0:
+                boxes = None if batch.masks is not None or batch.boxes is None else batch.boxes[place].cpu()
+                self.kept.append(_Kept(cells.clone(), covered, maps_NHW[place], boxes, batch.image_size))
+            self.with_objects += 1
+            if len(self.kept) > _KEPT:  # half of them go, and from here on every second one more comes
+                self.kept, self._every = self.kept[::2], 2 * self._every
+
+    def mean_feature(self) -> Tensor:
+        """The mean feature's direction (C,), of unit length."""
+        mean = self.mean / self.images
+        length = float(mean.norm())
+        if not length > 0:
+            raise DataError("The mean feature of the images is 0: there is no shared direction to fit.")
+        return mean / length
+
+    def deviation(self, direction_C: Tensor) -> float:
+        """How much the shared map of a vector varies within an image: standard deviation, root mean square."""
+        return math.sqrt(max(float(direction_C @ self.within @ direction_C), 0.0) / self.images)
+
+    def class_deviation(self) -> float:
+        """The same of the predicted classes' contrast maps."""
+        return math.sqrt(self.class_variance / self.images)
+
+
+def _regression(sums: _CellSums, mean_C: Tensor, penalty: float | None) -> tuple[Tensor, float, list[Tensor] | None]:
+    """The vector (C,), its penalty, and for every kept image its shared map (P,) by a fit to the others."""
+    scaled = torch.eye(len(mean_C), dtype=torch.float64) + (_FREE - 1) * torch.outer(mean_C, mean_C)
+    center, mean_covered = sums.total / sums.cells, sums.covered / sums.cells
+    gram = sums.gram - sums.cells * torch.outer(center, center)
+    product = sums.product - sums.covered * center
+    unit = float(gram.diagonal().mean())
+    values, vectors = torch.linalg.eigh(scaled @ gram @ scaled)
+    basis = scaled @ vectors  # from coordinates to vectors (C,)
+    values, loads = values.clamp_min(0), basis.T @ product
+    if not unit > 0 or mean_covered > 1 - 1e-9:
+        raise DataError("boxes: they cover all of every image, or the features do not vary: nothing to fit.")
+    if sums.with_objects < _LEAST:
+        fitted = float(_FEW if penalty is None else penalty)
+        return basis @ (loads / (values + fitted * unit)), fitted, None
+    rows = [((kept.cells.double() - center) @ basis, kept.covered.double() - mean_covered) for kept in sums.kept]
+    best: tuple[float, float, list[Tensor]] | None = None
+    for candidate in _PENALTIES if penalty is None else (float(penalty),):
+        shrunk = 1 / (values + candidate * unit).clamp_min(torch.finfo(torch.float64).tiny)
+        error, maps = 0.0, []
+        for cells, covered in rows:
+            fitted_P = cells @ (shrunk * loads)
+            hat = (cells * shrunk) @ cells.T + 1 / sums.cells  # the intercept's leverage is 1 / cells
+            residual = torch.linalg.solve(torch.eye(len(hat), dtype=torch.float64) - hat, covered - fitted_P)
+            error += float(residual.square().mean())
+            maps.append(covered - residual)
+        if best is None or error < best[0]:
+            best = error, candidate, maps
+    assert best is not None  # noqa: S101 - there is a candidate
+    return basis @ (loads / (values + best[1] * unit)), best[1], best[2]
+
+
+def _strength(sums: _CellSums, held_out: list[Tensor], given: float | None) -> tuple[float, float, float]:
+    """The strength, and box accuracies of the contrast maps and of the object maps of that strength, held out."""
+    deviation = math.sqrt(sum(float(shared.var(correction=0)) for shared in held_out) / len(held_out))
+    unit = sums.class_deviation() / deviation if deviation > 0 else 0.0
+    candidates = dict.fromkeys((0.0, STRENGTH, *(_STRENGTHS if given is None else (float(given),))))
+    hits = {
+        value: torch.stack([
+            _hits(kept, kept.map + value * unit * shared.reshape(kept.map.shape).float())
+            for kept, shared in zip(sums.kept, held_out, strict=True)
+        ])
+        for value in candidates
+    }  # fmt: skip
+    scores = {value: _at_best_threshold(hits_NJT) for value, hits_NJT in hits.items()}
+    chosen = STRENGTH if given is None else float(given)
+    if given is None and len(held_out) >= _TO_CHOOSE:
+        for value in sorted(_STRENGTHS, key=lambda value: -float(scores[value].mean())):
+            gain = scores[value] - scores[STRENGTH]
+            if float(gain.mean()) > float(gain.std()) / math.sqrt(len(gain)):
+                chosen = value
+                break
+    return chosen, float(scores[0.0].mean()), float(scores[chosen].mean())
+
+
+def _hits(kept: _Kept, map_HW: Tensor) -> Tensor:
+    """Whether the best box of a map hits at every IoU and threshold, (3, T)."""
+    heat = normalize_maps(upsample(map_HW[None], kept.size))[0]
+    truth = kept.boxes
+    if truth is None:  # of a mask: the box around it, in cells
+        rows, columns = (kept.covered.reshape(map_HW.shape) > 0.5).nonzero(as_tuple=True)
+        if not len(rows):
+            rows, columns = (kept.covered.reshape(map_HW.shape) > 0).nonzero(as_tuple=True)
+        scale = torch.tensor([kept.size[1] / map_HW.shape[1], kept.size[0] / map_HW.shape[0]]).repeat(2)
+        corners = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+        truth = (corners * scale)[None]
+    ious = best_iou_by_threshold(heat, truth, _THRESHOLDS)
+    return torch.stack([ious >= bound for bound in _IOUS]).float()
+
+
+def _at_best_threshold(hits_NJT: Tensor) -> Tensor:
+    """Per image (N,) the mean over the IoUs of its hits at the threshold that is best for all images."""
+    best = hits_NJT.mean(0).argmax(1)
+    return torch.stack([hits_NJT[:, index, place] for index, place in enumerate(best.tolist())], 1).mean(1)
+
+
+def _masks_of(batch: Batch) -> Tensor | None:
+    return None if batch.boxes is None else box_masks([boxes.cpu() for boxes in batch.boxes], *batch.image_size)
+
+
+def _batches(source: Tensor | Iterable[Any], boxes: Any) -> Iterator[Batch]:
+    if not isinstance(source, Tensor):
+        for item in source:
+            batch = Batch.of(item)
+            if len(batch):
+                yield batch
+        return
+    for start in range(0, len(source), _CHUNK):
+        cut = slice(start, start + _CHUNK)
+        batch = Batch.of(source[cut])
+        if isinstance(boxes, Tensor):
+            batch.masks = boxes[cut] > 0
+        elif boxes is not None:
+            batch.boxes = [torch.as_tensor(one).reshape(-1, 4).float() for one in boxes[cut]]
+        yield batch
+
+
+def _check(model: Any, source: Any, boxes: Any, strength: float | None, penalty: float | None) -> None:
+    if not isinstance(model, CAMNet):
+        raise ConversionError(f"{type(model).__name__} is not a CAMNet. Convert the network first.")
+    for name, value, positive in (("strength", strength, False), ("penalty", penalty, True)):
+        right = value is None or (isinstance(value, int | float) and math.isfinite(value) and value >= 0)
+        if not right or (positive and value == 0):
+            raise ConfigError(
+                f"{name}={value!r}: must be None, or a number{' above' if positive else ' of at least'} 0."
+            )
+    if boxes is not None and boxes is not False:
+        _check_boxes(source, boxes)
+
+
+def _check_boxes(source: Any, boxes: Any) -> None:
+    if boxes is True:
+        if isinstance(source, Tensor):
+            raise ConfigError("boxes=True is for a loader, which has its own. Give boxes of the images.")
+        return
+    if not isinstance(source, Tensor):
+        raise ConfigError("boxes: a loader has its own in its batches. Give boxes=True, or images as one tensor.")
+    if isinstance(boxes, str) or not isinstance(boxes, Sequence | Tensor) or len(boxes) != len(source):
+        raise ConfigError(
+            f"boxes: expected {len(source)} tensors (n, 4), one per image, or masks ({len(source)}, H, W)."
+        )
+    if isinstance(boxes, Tensor) and boxes.shape != (len(source), *source.shape[2:]):
+        raise ConfigError(
+            f"boxes: masks are {tuple(boxes.shape)}; of these images they are {(len(source), *source.shape[2:])}. Boxes"
+            " are a list with one tensor (n, 4) per image."
+        )
+    for index, image_boxes in enumerate(() if isinstance(boxes, Tensor) else boxes):
+        values = torch.as_tensor(image_boxes, dtype=torch.float32)
+        if values.numel() and (values.dim() != 2 or values.shape[1] != 4 or not bool(values.isfinite().all())):
+            raise ConfigError(f"boxes: those of image {index} are {tuple(values.shape)}; expected finite (n, 4), xyxy.")
+        if values.numel() and bool((values[:, 2:] <= values[:, :2]).any()):
+            raise ConfigError(f"boxes: image {index} has one without area. Boxes are x0, y0, x1, y1, exclusive.")
