@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class CAMNet(nn.Module):
         self.object_weight: Tensor | None
         self.register_buffer("object_weight", None)
         self.object_map: dict[str, Any] | None = None
+        self.known_features: Callable[[CAMNet, Tensor], Tensor] | None = None  # while a run has them frozen
         self.register_load_state_dict_pre_hook(_expect_object_weight)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forget_untrained)  # type: ignore[no-untyped-call]
         self.results: dict[str, Any] = {}
@@ -179,6 +180,8 @@ class CAMNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last spatial map (N, C, h, w)."""
+        if self.known_features is not None and not self.training and not torch.is_grad_enabled():
+            return self.known_features(self, x)
         features: Tensor = self.features(x)
         return features
 
@@ -309,7 +312,8 @@ class CAMNet(nn.Module):
 def _expect_object_weight(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Weights come with their object vector or without one."""
     stored, like = state.get(f"{prefix}object_weight"), next(module.parameters())
-    module.object_weight = None if stored is None else torch.empty(stored.shape, dtype=like.dtype, device=like.device)
+    empty = None if stored is None else torch.empty(stored.shape, dtype=like.dtype, device=like.device)
+    module.register_buffer("object_weight", empty)
 
 
 def _forget_untrained(module: nn.Module, _keys: Any) -> None:

@@ -110,8 +110,10 @@ def fit_head(
     _check(model, images_or_loader, teacher, labels, ridge)
     head, sums, quality_sums = model.classifier, _Sums(), torch.zeros(2, dtype=torch.float64)
     with eval_mode(model), eval_mode(teacher or model):
-        for images, batch_labels in _batches(images_or_loader, labels):
-            pooled = model.forward_head(model.forward_features(images.to(head.weight)), pre_logits=True)
+        for batch in _batches(images_or_loader, labels):
+            images, batch_labels = batch.images, batch.labels
+            features = images if batch.size is not None else model.forward_features(images.to(head.weight))
+            pooled = model.forward_head(features, pre_logits=True)
             device = pooled.device if pooled.device.type in ("cpu", "cuda") else "cpu"  # others lack float64
             logits, pooled = head(pooled).to(device).double(), pooled.to(device).double()
             y = _one_hot(batch_labels, logits) if teacher is None else _teach(teacher, images, logits)
@@ -358,15 +360,15 @@ def _one_hot(labels: Any, logits: Tensor) -> Tensor:
     return nn.functional.one_hot(labels.long().to(logits.device), classes).double() - 1 / classes
 
 
-def _batches(source: Tensor | Iterable[Any], labels: Tensor | bool | None) -> Iterator[tuple[Tensor, Any]]:
-    """Images (n, 3, H, W) and their labels, or None."""
+def _batches(source: Tensor | Iterable[Any], labels: Tensor | bool | None) -> Iterator[Batch]:
+    """Batches that are not empty; those of kept features (``Batch.size``) hold the last spatial map."""
     if isinstance(source, Tensor):
         cuts = [slice(start, start + _CHUNK) for start in range(0, len(source), _CHUNK)]
         source = [(source[cut], labels[cut]) if isinstance(labels, Tensor) else source[cut] for cut in cuts]
     for item in source:
         batch = Batch.of(item)
         if len(batch):
-            yield batch.images, batch.labels
+            yield batch
 
 
 def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | None, ridge: float | str | None) -> None:

@@ -110,7 +110,7 @@ def fit_object_map(
     Args:
         model: the network, in place; its logits stay as they are. A box rule that cut another object map is dropped.
         images_or_loader: images (N, 3, H, W), or batches: dicts with ``image`` (and ``boxes`` or ``mask``), pairs or
-            images.
+            images; those of kept features (``Batch.size``) hold the last spatial map.
         boxes: None: no boxes. Of an image tensor: N tensors (n, 4), xyxy pixels of the images, exclusive, n may be 0,
             or masks (N, H, W), bool. Of a loader: True, the batches' own masks, or boxes where they have no masks.
         strength: of the shared map; None chooses it.
@@ -144,7 +144,8 @@ def fit_object_map(
             if boxes is not None and boxes is not False:
                 masks_NHW = batch.masks if batch.masks is not None else _masks_of(batch)
                 source = "masks" if batch.masks is not None else "boxes" if masks_NHW is not None else source
-            features = model.forward_features(batch.images.to(model.classifier.weight))
+            images = batch.images.to(model.classifier.weight)
+            features = images if batch.size is not None else model.forward_features(images)
             classes = model.classes.predicted(model.classes.two_sided(model.forward_head(features)))
             weight = map_weight(
                 model.classes.two_sided(model.classifier.weight, 0), "contrast", exclusive=model.task is Task.MULTICLASS
@@ -217,7 +218,7 @@ class _CellSums:
             return
         for place in masks_NHW.flatten(1).any(1).nonzero().flatten().tolist():
             mask = masks_NHW[place].float().cpu()
-            covered = F.adaptive_avg_pool2d(mask[None, None], maps_NHW.shape[1:]).flatten()
+            covered = F.adaptive_avg_pool2d(mask[None, None], (maps_NHW.shape[1], maps_NHW.shape[2])).flatten()
             cells = cells_NPC[place]
             self.total += cells.double().sum(0)
             self.gram += (cells.T @ cells).double()

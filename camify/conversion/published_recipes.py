@@ -34,9 +34,9 @@ _INCEPTION_V3 = Family(
 
 _PAPER = "Zhou et al. 2016, section 3.1"
 _SOLVER = FineTuning(
-    lr=1e-3, head_lr_factor=1.0, bias_lr_factor=2.0, decay_biases=False, nesterov=False, weight_decay=5e-4,
-    schedule="step", lr_drops=(0.25, 0.5, 0.75), warmup_epochs=0.0, freeze_epochs=0, gradient_clip=0.0,
-    epochs=8, batch_size=64,
+    optimizer="sgd", lr=1e-3, head_lr_factor=1.0, bias_lr_factor=2.0, decay_biases=False, nesterov=False,
+    weight_decay=5e-4, schedule="step", lr_drops=(0.25, 0.5, 0.75), warmup_epochs=0.0, freeze_epochs=0,
+    gradient_clip=0.0, epochs=8, batch_size=64,
 )  # fmt: skip
 _SOLVER_SOURCE = (
     "zhoubolei/CAM models/solver_imagenet_googlenetCAM.prototxt: 160,000 steps of 64 ILSVRC images, tenfold less every"
@@ -100,7 +100,7 @@ _CODE = "Choe et al. 2020, clovaai/wsolevaluation"
 # The code lowers the rate when it begins epoch 3, 6, ... (step 3) or 15, 30, ... (step 15), counted from 1.
 _TEN_EPOCHS, _FIFTY_EPOCHS = (0.2, 0.5, 0.8), (0.28, 0.58, 0.88)
 _CUB = FineTuning(
-    lr=1.268269e-5, head_lr_factor=10.0, weight_decay=5e-4, schedule="step", lr_drops=_FIFTY_EPOCHS,
+    optimizer="sgd", lr=1.268269e-5, head_lr_factor=10.0, weight_decay=5e-4, schedule="step", lr_drops=_FIFTY_EPOCHS,
     warmup_epochs=0.0, freeze_epochs=0, gradient_clip=0.0, epochs=50, batch_size=32,
 )  # fmt: skip
 _SEARCHED = "the authors' random search as quoted by other repositories (finallyupper/dual-cam): "

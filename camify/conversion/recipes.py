@@ -57,19 +57,19 @@ class FineTuning:
     ``epochs`` and ``batch_size`` are the published ones; trainer and data module have the last word on them.
     """
 
-    optimizer: str = "sgd"
-    lr: float = 1e-3
+    optimizer: str = "adamw"
+    lr: float = 1e-4
     head_lr_factor: float = 10.0
     fast_layers: tuple[str, ...] = ()
     bias_lr_factor: float = 1.0
     momentum: float = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
+    weight_decay: float = 1e-2
     decay_biases: bool = True
     schedule: str = "cosine"
     lr_drops: tuple[float, ...] = ()
     warmup_epochs: float = 0.5
-    freeze_epochs: int = 1
+    freeze_epochs: int | None = None
     gradient_clip: float = 10.0
     epochs: int | None = None
     batch_size: int | None = None
@@ -83,6 +83,8 @@ class FineTuning:
         }
 
 
+SGD = FineTuning(optimizer="sgd", lr=1e-3, weight_decay=5e-4)
+"""camify's own defaults where that optimizer is asked for."""
 FINE_TUNING_OPTIONS = tuple(field.name for field in fields(FineTuning) if field.name not in ("epochs", "batch_size"))
 """Names of the options of ``CAMFineTuner`` that a recipe sets."""
 
@@ -167,5 +169,6 @@ def settle_head(recipe: Recipe | None, given: Mapping[str, Any]) -> dict[str, An
 
 def settle_fine_tuning(recipe: Recipe | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of fine-tuning: as given, else the recipe's, else the defaults."""
-    options = (recipe.fine_tuning if recipe is not None else FineTuning()).options()
+    own = FineTuning() if given.get("optimizer") in (None, "adamw") else SGD
+    options = (recipe.fine_tuning if recipe is not None else own).options()
     return {key: default if given.get(key) is None else given[key] for key, default in options.items()}

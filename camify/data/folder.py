@@ -107,7 +107,8 @@ class ImageFolderDataModule(PreparedDataModule):
         image_size: side of the square input, or (height, width), pixels; None: the network's, else 224.
         batch_size: images per step.
         num_workers: loading processes.
-        augment: ``"crop_flip"``, ``"flip"`` or ``"none"``, for training.
+        augment: ``"crop_flip"``, ``"flip"`` or ``"none"``, for training. None: ``"crop_flip"``; where a run keeps the
+            features of its images (see ``CacheOptions``), each image and its mirror image.
         mean: per channel, of values in [0, 1]; None: the network's, else ImageNet's.
         std: likewise.
         check_images: decode every image before training starts.
@@ -126,7 +127,7 @@ class ImageFolderDataModule(PreparedDataModule):
         image_size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
         num_workers: int = 2,
-        augment: str = "crop_flip",
+        augment: str | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         check_images: bool = True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,7 +27,8 @@ class PreparedDataModule(pl.LightningDataModule):
     Args:
         given: ``size``, ``mean``, ``std``, ``bits``; None where the user gave none.
         default: of what neither user nor network says.
-        augment: see ``Preprocessing.training``.
+        augment: see ``Preprocessing.training``; None: ``default_augment``, or mirror images alone where a run keeps
+            features.
         batch_size: images per step.
         num_workers: loading processes.
         override_preprocessing: what was given goes before what the network expects.
@@ -37,13 +39,14 @@ class PreparedDataModule(pl.LightningDataModule):
     """
 
     class_names: list[str]
+    default_augment = "crop_flip"
 
     def __init__(
         self,
         given: Mapping[str, Any],
         default: Preprocessing,
         *,
-        augment: str,
+        augment: str | None,
         batch_size: int,
         num_workers: int = 0,
         override_preprocessing: bool = False,
@@ -52,10 +55,11 @@ class PreparedDataModule(pl.LightningDataModule):
         require_counts(least=1, batch_size=batch_size)
         require_counts(least=0, num_workers=num_workers)
         self._given, self._default, self.augment = dict(given), default, augment
+        self._augment = augment or self.default_augment
         self.batch_size, self.num_workers = batch_size, num_workers
         self.override_preprocessing = override_preprocessing
         self.preprocessing = agreed_preprocessing(given, None, default)
-        self.preprocessing.training(augment)  # an unknown name is refused now
+        self.preprocessing.training(self._augment)  # an unknown name is refused now
         self.splits: dict[str, Any] = {}
 
     @property
@@ -87,7 +91,17 @@ class PreparedDataModule(pl.LightningDataModule):
 
     def transform_of(self, split: str) -> Any:
         """The transform of a split's samples: with augmentation for ``"train"``."""
-        return self.preprocessing.training(self.augment) if split == "train" else self.preprocessing.evaluation()
+        return self.preprocessing.training(self._augment) if split == "train" else self.preprocessing.evaluation()
+
+    @contextmanager
+    def without_augmentation(self) -> Iterator[None]:
+        """Training samples are read as validation samples are, for a while."""
+        split = self.splits["train"]
+        transform, split.transform = split.transform, self.transform_of("val")
+        try:
+            yield
+        finally:
+            split.transform = transform
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         data: Dataset[dict[str, Any]] = self.splits[split]

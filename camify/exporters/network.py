@@ -57,7 +57,7 @@ class ExportedNetwork(nn.Module):
         prepared = image if self.size is None else self._prepare(image, self.size)
         features, weight = self.model.forward_features(prepared), self.model.classifier.weight
         logits, maps = self.model.forward_head(features), class_maps(features, weight)
-        outputs = (logits, maps)
+        outputs: tuple[Tensor, ...] = (logits, maps)
         if self.model.object_weight is not None:
             outputs = (*outputs, self._object_maps(features, maps, self.model.object_weight))
         if self.rule is None:
@@ -107,5 +107,6 @@ def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork
         )
     with without_hooks(model):
         plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    plain.known_features = None
     network = ExportedNetwork(plain, model.preprocessing if preprocess else None, model.box_rule if boxes else None)
     return network.eval()

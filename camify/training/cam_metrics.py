@@ -25,19 +25,26 @@ from ..model import CAMNet
 from ..normalizers import Normalizer, normalize_maps
 from ..task import Classes
 
-__all__ = ["CAM_METRICS", "CAMMetrics", "ValidationBatch", "logits_and_maps"]
+__all__ = ["CAM_METRICS", "CAMMetrics", "ValidationBatch", "logits_and_maps", "maps_of"]
 
 _CURVE_STEPS = 16
 _GRID = 2
 
 
 def logits_and_maps(network: CAMNet, images: Tensor, *, clamp_weights: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and raw maps (N, K, h, w) of images; see ``maps_of``."""
+    return maps_of(network, network.forward_features(images), clamp_weights=clamp_weights)
+
+
+def maps_of(network: CAMNet, features_NCHW: Tensor, *, clamp_weights: bool = False) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and raw maps (N, K, h, w); of the classifier's positive weights only with ``clamp_weights``.
 
     Bae et al. 2020, "Rethinking Class Activation Mapping for Weakly Supervised Object Localization", section 3.2.
     """
-    features, weight = network.forward_features(images), network.classifier.weight
-    return network.forward_head(features), class_maps(features, weight.clamp(min=0) if clamp_weights else weight)
+    weight = network.classifier.weight
+    return network.forward_head(features_NCHW), class_maps(
+        features_NCHW, weight.clamp(min=0) if clamp_weights else weight
+    )
 
 
 @dataclass
@@ -55,6 +62,7 @@ class ValidationBatch:
         heat_of: from raw maps at image size to heat in [0, 1].
         clamp_weights: whether the maps are those of the positive weights only (see ``logits_and_maps``).
         drift: (N,), see ``MapDrift``; None where the maps of the epoch before are not known.
+        object_maps: of the true classes, (N, h, w); None where the network has none.
     """
 
     network: CAMNet
@@ -67,6 +75,7 @@ class ValidationBatch:
     heat_of: Callable[[Tensor], Tensor] = normalize
     clamp_weights: bool = False
     drift: Tensor | None = None
+    object_maps: Tensor | None = None
 
     @classmethod
     def of(
@@ -113,6 +122,16 @@ class ValidationBatch:
     def largest_hits(self) -> Tensor:
         """Whether the largest component's box hits at IoU 0.5, (N, T) at every threshold; see ``engine.box_hits``."""
         return engine.box_hits(self.heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
+
+    @cached_property
+    def object_hits(self) -> Tensor:
+        """The same as ``largest_hits`` of the object maps."""
+        heat = self.heat_of(upsample(self._object_maps.float(), self.size))
+        return engine.box_hits(heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
+
+    @property
+    def _object_maps(self) -> Tensor:
+        return self.own if self.object_maps is None else self.object_maps
 
     @cached_property
     def center_hits(self) -> Tensor:
@@ -189,7 +208,7 @@ class _CAMMetric(NamedTuple):
     """
 
     figures: Mapping[str, _Figure]
-    needs: str = ""  # "boxes", "masks", "boxes or masks", "earlier maps", or nothing but labels
+    needs: str = ""  # "boxes", "masks", "boxes or masks", "earlier maps", "boxes and object maps", or labels alone
     title: str = ""
 
 
@@ -209,6 +228,9 @@ CAM_METRICS: Mapping[str, _CAMMetric] = {
         "max_box_acc": _LARGEST, "center_box_acc": _CENTER,
         "best_threshold": _LARGEST._replace(statistic=engine.best_threshold),
     }, "boxes", "MaxBoxAccuracy"),
+    "object_box_acc": _CAMMetric({
+        "object_box_acc": _Figure(lambda batch: batch.object_hits, engine.best, (THRESHOLDS,)),
+    }, "boxes and object maps", "MaxBoxAccuracy"),
     "max_box_acc_v2": _CAMMetric({
         "max_box_acc_v2": _Figure(
             lambda batch: engine.box_hits(batch.heat, batch.boxes, largest=False),
@@ -261,7 +283,7 @@ class CAMMetrics(nn.Module):
 
     Args:
         names: of ``CAM_METRICS``, or ``"grid_pointing"``; None takes what costs next to nothing: ``max_box_acc``,
-            ``area`` and ``entropy``, and ``grid_pointing`` where no boxes are known.
+            ``object_box_acc``, ``area`` and ``entropy``, and ``grid_pointing`` where no boxes are known.
         grid_mosaics: how many mosaics of 2 x 2 images ``grid_pointing`` looks at, four forwards each; the same ones in
             every epoch.
         alone: one process measures, and waits for no other.
@@ -278,7 +300,11 @@ class CAMMetrics(nn.Module):
             raise ConfigError(f"cam_metrics: {', '.join(unknown)} unknown. Choose of {', '.join(known)}.")
         if grid_mosaics < 1:
             raise ConfigError(f"grid_mosaics={grid_mosaics} must be at least 1.")
-        chosen = ("max_box_acc", "area", "entropy", "grid_pointing") if names is None else tuple(dict.fromkeys(names))
+        chosen = (
+            ("max_box_acc", "object_box_acc", "area", "entropy", "grid_pointing")
+            if names is None
+            else tuple(dict.fromkeys(names))
+        )
         self.chosen, self.grid_mosaics = names is not None, grid_mosaics
         options = {"sync_on_compute": not alone}
         self.names = tuple(name for name in chosen if name in CAM_METRICS)
@@ -296,6 +322,7 @@ class CAMMetrics(nn.Module):
         boxes, masks = batch.boxes is not None, batch.masks is not None
         available = {"": True, "earlier maps": batch.drift is not None}
         available |= {"boxes": boxes, "masks": masks, "boxes or masks": boxes or masks}
+        available |= {"boxes and object maps": boxes and batch.object_maps is not None}
         rows: engine.Rows = {}
         for name in self.names:
             metric = CAM_METRICS[name]
@@ -303,7 +330,7 @@ class CAMMetrics(nn.Module):
                 if metric.needs in _CHECKS:
                     _CHECKS[metric.needs](metric.title, batch)
                 rows |= {label: figure.row(batch) for label, figure in metric.figures.items()}
-            elif self.chosen and metric.needs != "earlier maps":  # the first epoch has none
+            elif self.chosen and metric.needs not in ("earlier maps", "boxes and object maps"):  # not before training
                 raise ConfigError(
                     f"cam_metrics: {name} needs {metric.needs}, and the validation data have none. Leave it out, or"
                     " take grid_pointing, which needs none."

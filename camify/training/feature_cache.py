@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .run_folder import run_folder
 
 __all__ = ["FeatureCache", "FrozenPart", "run_new_layers"]
 
+_CHUNK = 32  # images of a batch of `batches`
 _PROBED = 16  # training samples that are read twice to see whether chance is in them
 
 
@@ -95,6 +97,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         limit_gb: the most that features may take, 10^9 bytes.
         views: draws of the augmentation that are kept of every image; epoch e has number e modulo ``views``. None: one,
             and a ConfigError where the samples are not the same each time.
+        mirrored: instead, every image and its mirror image are kept, and each epoch draws one of the two.
         teacher: gives logits of the same images.
         folder: of the run.
 
@@ -110,13 +113,15 @@ class FeatureCache(Dataset[dict[str, Any]]):
         where: str,
         limit_gb: float,
         views: int | None,
+        mirrored: bool = False,
         teacher: nn.Module | None,
         folder: Path,
         device: torch.device,
     ) -> None:
         _check_chain(network)
         self.loader, self.view = loader, 0
-        self.views = views or 1
+        self.views, self.mirrored = 2 if mirrored else views or 1, mirrored
+        self._turned: Tensor | None = None
         with isolate_rng():
             if views is None:
                 _refuse_chance(loader)
@@ -129,10 +134,12 @@ class FeatureCache(Dataset[dict[str, Any]]):
             part = FrozenPart(network)
             for view in range(self.views):
                 torch.manual_seed(view)
-                self._add_view(part, teacher, limit_gb, device)
+                self._add_view(part, teacher, limit_gb, device, mirror=mirrored and view == 1)
 
     @torch.no_grad()
-    def _add_view(self, part: FrozenPart, teacher: nn.Module | None, limit_gb: float, device: torch.device) -> None:
+    def _add_view(
+        self, part: FrozenPart, teacher: nn.Module | None, limit_gb: float, device: torch.device, *, mirror: bool
+    ) -> None:
         reader: DataLoader[Any] = DataLoader(
             self.loader.dataset,
             batch_size=self.loader.batch_size or 32,
@@ -145,7 +152,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         start = 0
         with eval_mode(part), eval_mode(teacher or part):
             for batch in reader:
-                known = Batch.of(batch)
+                known = _mirrored(Batch.of(batch)) if mirror else Batch.of(batch)
                 images, sample = known.images.to(device), _beside(known)
                 features_NCHW = part(images.to(next(part.parameters()))).float().cpu()
                 if store is None:
@@ -186,16 +193,43 @@ class FeatureCache(Dataset[dict[str, Any]]):
         """A whole batch: ``features`` (N, C, h, w) instead of ``image``, ``size`` (N, 2) of the images."""
         chosen, rest = torch.as_tensor(indices), self._rest[self.view]
         batch = {key: v[chosen] if isinstance(v, Tensor) else [v[i] for i in indices] for key, v in rest.items()}
-        return {"features": self._features[self.view][chosen], **batch}
+        batch["features"] = self._features[self.view][chosen]
+        if self._turned is None:
+            return batch
+        for place in self._turned[chosen].nonzero().flatten().tolist():  # of these the mirror image's
+            for key, values in self._rest[1].items():
+                batch[key][place] = values[indices[place]]
+            batch["features"][place] = self._features[1][indices[place]]
+        return batch
+
+    def batches(self, network: CAMNet) -> Iterator[dict[str, Any]]:
+        """All images once, as they are, in order: ``features`` are the last spatial map (N, C, h, w)."""
+        self._turned, before, view = None, self._turned, self.view
+        self.view = 0
+        try:
+            for start in range(0, len(self), _CHUNK):
+                batch = self.__getitems__(range(start, min(start + _CHUNK, len(self))))
+                like = next(network.parameters())
+                with torch.no_grad(), eval_mode(network):
+                    batch["features"] = run_new_layers(network, batch["features"].to(like))
+                yield batch
+        finally:
+            self._turned, self.view = before, view
 
     def serve(self, trainer: pl.Trainer, epoch: int) -> None:
         """Let the trainer read the cache instead of the images."""
-        self.view = epoch % self.views
+        if self.mirrored:
+            self._turned = torch.rand(len(self), generator=torch.Generator().manual_seed(epoch)) < 0.5
+        else:
+            self.view = epoch % self.views
         _put_loader(trainer, DataLoader(self, batch_sampler=self.loader.batch_sampler, collate_fn=_as_it_is))
 
-    def close(self, trainer: pl.Trainer) -> None:
-        """Let the trainer read images again; what lay on disk is removed."""
+    def give_back(self, trainer: pl.Trainer) -> None:
+        """Let the trainer read images again."""
         _put_loader(trainer, self.loader)
+
+    def close(self) -> None:
+        """Forget the features; what lay on disk is removed."""
         self._features.clear()
         self._on_disk.close()
 
@@ -211,16 +245,20 @@ class FeatureCache(Dataset[dict[str, Any]]):
             )
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(
-            module.model,
-            loader,
-            where=options.feature_cache,
-            limit_gb=options.feature_cache_gb,
-            views=options.cached_views,
-            teacher=module.teacher,
-            folder=folder,
-            device=module.device,
-        )
+        data: Any = getattr(trainer, "datamodule", None)
+        mirrored = module.plan is not None and module.plan.mirrored
+        with data.without_augmentation() if mirrored and hasattr(data, "without_augmentation") else nullcontext():
+            return cls(
+                module.model,
+                loader,
+                where=options.feature_cache,
+                limit_gb=options.feature_cache_gb,
+                views=options.cached_views,
+                mirrored=mirrored,
+                teacher=module.teacher,
+                folder=folder,
+                device=module.device,
+            )
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -250,6 +288,16 @@ def _as_it_is(batch: Any) -> Any:
 
 def _join(parts: list[Any]) -> Any:
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
+
+
+def _mirrored(batch: Batch) -> Batch:
+    """A batch of the mirror images, with their boxes and masks."""
+    width = batch.images.shape[-1]
+    boxes = None
+    if batch.boxes is not None:
+        boxes = [torch.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], 1) for b in batch.boxes]
+    masks = None if batch.masks is None else batch.masks.flip(-1)
+    return replace(batch, images=batch.images.flip(-1), boxes=boxes, masks=masks)
 
 
 def _beside(batch: Batch) -> dict[str, Any]:

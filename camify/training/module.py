@@ -31,7 +31,7 @@ from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
 from ..task import Classes, Task
 from .augmentation import hide_patches
-from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
+from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps, maps_of
 from .checkpoint_files import refuse_other_shapes
 from .early_checks import refuse_nan_images
 from .feature_cache import run_new_layers
@@ -41,6 +41,7 @@ from .loaders import has_boxes, read_images, single_loader
 from .loggers import guard_loggers
 from .losses import Objective, classification_loss, object_masks
 from .map_drift import MapDrift
+from .mean_feature import MeanFeature, predicted_contrast
 from .optimizer import build_optimizer
 from .options import (
     FLAT,
@@ -53,6 +54,7 @@ from .options import (
     MetricsOptions,
     OptimizationOptions,
 )
+from .plan import Plan, plan_run
 from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
 from .resume import refuse_changes
@@ -63,7 +65,7 @@ from .stopping import StopSafely
 
 __all__ = ["CAMFineTuner"]
 
-_MAP_DRIFT = "camify_earlier_maps"  # in a checkpoint
+_MAP_DRIFT, _PLAN, _MEAN_FEATURE = "camify_earlier_maps", "camify_plan", "camify_mean_feature"  # in a checkpoint
 _LABELS_READ = 512  # samples whose labels are read where the data set does not list them
 
 
@@ -94,11 +96,11 @@ class CAMFineTuner(pl.LightningModule):
         head: ``"gap"`` (default), ``"direct"``, ``"recast"`` or ``"none"``; see ``ConversionOptions``.
         init: how the classifier starts: ``"random"`` (default), ``"ridge"`` or ``"recast"``; see ``ConversionOptions``.
         input_size: side of the input, pixels, or (height, width); see ``ConversionOptions``.
-        optimizer: ``"sgd"`` (default) or ``"adamw"``.
-        lr: peak learning rate of the legacy's features; default 1e-3.
-        head_lr_factor: the new head learns this much faster; default 10.
-        weight_decay: of all weights; default 5e-4.
-        freeze_epochs: epochs in which the features stay as they are; default 1.
+        optimizer: ``"adamw"`` (default) or ``"sgd"``.
+        lr: peak learning rate of the legacy's features; default 1e-4, with SGD 1e-3.
+        head_lr_factor: the new head learns this much faster; see ``OptimizationOptions``.
+        weight_decay: of all weights; default 0.01, with SGD 5e-4.
+        freeze_epochs: epochs in which the features stay as they are; None decides when the run starts.
         task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``; see ``LossOptions``.
         cam_metrics: CAM metrics of validation by name (``camify.training.CAM_METRICS``); None: those above.
         conversion: how a legacy network becomes CAM-ready.
@@ -112,6 +114,7 @@ class CAMFineTuner(pl.LightningModule):
     Attributes:
         options: what was decided, in its groups.
         fit_report: what a start in closed form gave (``init="ridge"``), once training has begun.
+        plan: what a run has decided for itself, and why, once it has begun; ``options`` then say so too.
         training_batch: of the step that is being made, else None.
 
     Raises:
@@ -157,6 +160,7 @@ class CAMFineTuner(pl.LightningModule):
         prepared = prepare(model, class_names, options)
         self.legacy_network = LegacyNetwork(prepared.legacy, unproven=prepared.unproven_classes)
         self.fit_report: FitReport | None = None
+        self.plan: Plan | None = None
         self.model, self.source, self._layers = prepared.network, prepared.source, prepared.layers
         self.frozen_by_user = [p for p in self.model.parameters() if not p.requires_grad]
         self.num_classes, self.task = prepared.num_classes, Task.of(prepared.task, prepared.num_classes)
@@ -171,7 +175,7 @@ class CAMFineTuner(pl.LightningModule):
         self.score_name, self.val_accuracy = class_score(self.task, self.num_classes)
         self.val_loss = MeanMetric()
         self.quality = CAMMetrics(options.metrics.cam_metrics, options.metrics.grid_mosaics)
-        self.map_drift = MapDrift()
+        self.map_drift, self.mean_feature = MapDrift(), MeanFeature()
         self._grid_pointing: dict[str, float] = {}
         self.training_batch: Batch | None = None
 
@@ -329,6 +333,7 @@ class CAMFineTuner(pl.LightningModule):
             return self(inputs), None
         with running(network, inputs):
             features_NCHW = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
+        self.mean_feature.add(features_NCHW)
         maps_NKHW = class_maps(features_NCHW, network.classifier.weight) if maps else None
         return network.forward_head(features_NCHW), maps_NKHW
 
@@ -371,10 +376,25 @@ class CAMFineTuner(pl.LightningModule):
         with running(self.cam_net, images):
             return logits_and_maps(self.cam_net, images, clamp_weights=self.options.metrics.clamp_weights)
 
+    def _validated(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits, maps and, of a network that has them, object maps (N, K, h, w) from one forward."""
+        network = self.cam_net
+        if network is None:
+            return self(images), None, None
+        with running(network, images):
+            features = network.forward_features(images)
+            logits, maps = maps_of(network, features, clamp_weights=self.options.metrics.clamp_weights)
+        if batch_idx == 0 and self.trainer.state.fn == "fit" and self.task.exclusive:
+            two_sided = self.classes.two_sided
+            self.mean_feature.give(network, features, predicted_contrast(two_sided(logits), two_sided(maps)))
+        if network.object_weight is None or not self.task.exclusive:
+            return logits, maps, None
+        return logits, maps, class_maps(features, network.map_weight("object", two_sided=True))
+
     def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
         batch = self._batch(batch)
         targets = self.targets(batch)
-        logits, maps = self._logits_and_maps(batch.images)
+        logits, maps, object_maps = self._validated(batch.images, batch_idx)
         if not bool(logits.isfinite().all()):
             refuse_nan_images(batch)  # else it is the network's doing, and the metrics say so
         self.val_accuracy.update(*score_inputs(self.task, logits, targets))
@@ -389,6 +409,8 @@ class CAMFineTuner(pl.LightningModule):
             batch.boxes = None
         clamp = self.options.metrics.clamp_weights
         validation_batch = ValidationBatch.of(network, batch, targets, logits, maps, self.normalizer, clamp)
+        if object_maps is not None:
+            validation_batch.object_maps = select(object_maps, validation_batch.labels)
         if stage == "val" and not self.trainer.sanity_checking:
             validation_batch.drift = self.map_drift.drift(validation_batch.own)
         self.quality.update(validation_batch)
@@ -509,6 +531,9 @@ class CAMFineTuner(pl.LightningModule):
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
         if self.cam_net is not None:
             checkpoint.update(checkpoint_manifest(self.cam_net))
+        checkpoint[_MEAN_FEATURE] = self.mean_feature.state()
+        if self.plan is not None:
+            checkpoint[_PLAN] = self.plan.to_dict()
         if self.map_drift.before is not None and self.trainer.world_size == 1:
             checkpoint[_MAP_DRIFT] = self.map_drift.before
 
@@ -524,6 +549,9 @@ class CAMFineTuner(pl.LightningModule):
         refuse_other_shapes(checkpoint, state)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             refuse_changes(self._trainer, self, checkpoint)
+            if _MEAN_FEATURE in checkpoint:
+                self.mean_feature.restore(checkpoint[_MEAN_FEATURE])
+            self.plan = Plan.from_dict(checkpoint[_PLAN]) if _PLAN in checkpoint else None
         self.map_drift.before = checkpoint.get(_MAP_DRIFT)
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -532,7 +560,13 @@ class CAMFineTuner(pl.LightningModule):
         return [TrainingStages(), StopSafely()]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """All parameters in named groups from the first step on; learning rates by ``RateFactor``."""
+        """All parameters in named groups from the first step on; learning rates by ``RateFactor``.
+
+        This is the first that Lightning asks for when data and weights are there: what the options leave open is
+        decided now, or taken from the checkpoint of the run that goes on.
+        """
+        self.plan = self.plan or plan_run(self.trainer, self)
+        self.options = self.plan.applied(self.options)
         head = [] if self.cam_net is None else self.cam_net.parameter_groups()["head"]
         features = self.model if self.cam_net is None else self.cam_net.features
         optimizer = build_optimizer(self.model, features, head, self.options.optimization, self._layers)

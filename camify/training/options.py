@@ -32,6 +32,11 @@ __all__ = [
     "put_into_groups",
 ]
 
+_DROPOUT, _SMOOTHING = 0.5, 0.05
+"""Of a new head, where no recipe says otherwise."""
+_LINEAR_FACTOR = 100.0
+"""``head_lr_factor`` of AdamW where the classifier alone is new."""
+
 DECIDED_LATER: Any = None
 """Of an option that was not given: by the recipe, else by camify's defaults (``FineTuning``)."""
 
@@ -93,7 +98,7 @@ class ConversionOptions:
             without maps.
         pool: ``"gap"`` (default), ``"gmp"``, ``"lse"`` or ``"tap"`` (thresholded average, Bae et al. 2020).
         head_channels: widths of the new convolutions (``head="gap"``); None takes the published ones.
-        dropout: between pooling and classifier; default 0.
+        dropout: between pooling and classifier; default 0.5, and 0 with ``head="recast"``.
         init: how the classifier starts: ``"random"`` (default), as the conversion draws it; ``"ridge"``: fitted in
             closed form, before the first step, to the legacy's logits where its classes are the data's, else to the
             labels (see ``camify.fit_head``); ``"recast"``: the old head at every position (``head="recast"``).
@@ -138,6 +143,8 @@ class ConversionOptions:
         conversion_options = {name: getattr(self, name) for name in ("pool", "dropout", "head_channels", "map_stride")}
         settled = settle_head(recipe, {"head": "recast" if self.init == "recast" else self.head, **conversion_options})
         recast = settled["head"] == "recast"
+        if conversion_options["dropout"] is None and recipe is None and settled["head"] in ("gap", "direct"):
+            settled["dropout"] = _DROPOUT
         return replace(self, **settled, **({} if self.init else {"init": "recast" if recast else "random"}))
 
 
@@ -146,20 +153,23 @@ class OptimizationOptions:
     """How the weights learn. Where an option is None the recipe decides, else the default named here.
 
     Args:
-        optimizer: ``"sgd"`` (default) or ``"adamw"``.
-        lr: peak learning rate of the legacy's features; default 1e-3.
-        head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation.
+        optimizer: ``"adamw"`` (default) or ``"sgd"``.
+        lr: peak learning rate of the legacy's features; default 1e-4, with ``"sgd"`` 1e-3.
+        head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation; 100 where a classifier
+            alone is new (``head="direct"``) and the optimizer is AdamW.
         fast_layers: layers of the features, by name, that learn at the head's rate; default none.
         bias_lr_factor: biases learn this much faster; default 1.
         layer_decay: the rate of each layer of the features is this factor of the next one's; 1 is off.
         momentum: of SGD; default 0.9.
         nesterov: Nesterov's momentum; default true.
-        weight_decay: of all weights; default 5e-4.
+        weight_decay: of all weights; default 0.01, with ``"sgd"`` 5e-4.
         decay_biases: whether biases decay as the weights do; default true.
         schedule: ``"cosine"`` (default), ``"step"`` or ``"one_cycle"`` (which has its own warm-up).
         lr_drops: with ``"step"``, the fractions of the training after which rates are tenfold less.
         warmup_epochs: linear rise of each group's learning rate after its start, before the schedule; default 0.5.
-        freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed; default 1.
+        freeze_epochs: epochs in which the features stay as they are and no gradient of them is computed. None decides
+            when the run starts and says why: all epochs for pretrained features and at most 5,000 training images, on
+            which a new head was as right as fine-tuning everything; else 1. See ``camify.training.plan``.
         gradient_clip: largest norm of a step's gradient, longer ones are scaled down to it; default 10, which few
             steps of networks with batch norm reach, while others diverge without it; 0 is off, as it is in published
             recipes. ``Trainer(gradient_clip_val=...)`` goes before. Lightning cannot clip by norm under FSDP: off.
@@ -201,13 +211,18 @@ class OptimizationOptions:
             "nesterov=True needs a momentum. Give momentum, or nesterov=False.",
         )
 
-    def settled(self, recipe: Recipe | None) -> OptimizationOptions:
+    def settled(self, recipe: Recipe | None, head: str = "gap") -> OptimizationOptions:
         """These options; where the recipe or camify's defaults decide, with what they say.
+
+        ``freeze_epochs`` may stay None: then the run decides. ``head`` is the settled one.
 
         Raises:
             ConfigError: what was given and what was decided contradict each other.
         """
-        options = replace(self, **settle_fine_tuning(recipe, vars(self)))
+        given = vars(self)
+        options = replace(self, **settle_fine_tuning(recipe, given))
+        if given["head_lr_factor"] is None and recipe is None and head == "direct" and options.optimizer == "adamw":
+            options = replace(options, head_lr_factor=_LINEAR_FACTOR)
         drops = options.lr_drops or []
         _require(
             all(0 < drop < 1 for drop in drops) and bool(drops) == (options.schedule == "step"),
@@ -228,7 +243,7 @@ class LossOptions:
             by the number of its logits. The checkpoint keeps it.
         allow_unknown_labels: -1 and NaN stand for labels that are not known (multilabel and binary); they count neither
             in the loss nor in the figures. Else they are refused.
-        label_smoothing: of the cross-entropy, in [0, 1).
+        label_smoothing: of the cross-entropy, in [0, 1); default 0.05, with a recipe 0.
         class_weights: of the classes in the loss, or ``"balanced"``: each class counts the same.
         teacher: ``"legacy"``: the legacy network's logits are a second target (Hinton et al. 2015).
         teacher_weight: of that target in the loss, in [0, 1]; the labels have the rest.
@@ -243,7 +258,7 @@ class LossOptions:
 
     task: Literal["multiclass", "multilabel", "binary"] | None = None
     allow_unknown_labels: bool = False
-    label_smoothing: float = 0.0
+    label_smoothing: float = DECIDED_LATER
     class_weights: list[float] | Literal["balanced"] | None = None
     teacher: Literal["legacy"] | None = None
     teacher_weight: float = 0.5
@@ -262,6 +277,13 @@ class LossOptions:
         _require(
             not isinstance(weights, str) or weights == "balanced",
             f"class_weights={weights!r}: give a list of numbers, or 'balanced'.",
+        )
+
+    def settled(self, recipe: Recipe | None) -> LossOptions:
+        """These options; where the recipe or camify's defaults decide, with what they say."""
+        smoothing = self.label_smoothing
+        return replace(
+            self, label_smoothing=(_SMOOTHING if recipe is None else 0.0) if smoothing is None else smoothing
         )
 
 
@@ -298,7 +320,9 @@ class CacheOptions:
     """The features of frozen epochs, computed once and kept.
 
     Args:
-        feature_cache: where they are kept: ``"memory"``, ``"disk"`` or ``"off"``.
+        feature_cache: where they are kept: ``"memory"``, ``"disk"`` or ``"off"``. ``"auto"``: in memory, where the
+            features stay frozen in all epochs, fit, and images change by nothing but being mirrored; each image is then
+            kept with its mirror image, and every epoch draws one of the two.
         feature_cache_gb: the most that they may take.
         cached_views: draws of the augmentation that are kept of every image; None: the augmentation has no chance.
 
@@ -306,13 +330,13 @@ class CacheOptions:
         ConfigError: names the option.
     """
 
-    feature_cache: Literal["off", "memory", "disk"] = "off"
+    feature_cache: Literal["auto", "off", "memory", "disk"] = "auto"
     feature_cache_gb: float = 4.0
     cached_views: int | None = None
 
     def __post_init__(self) -> None:
         cached = {"feature_cache_gb": "be positive", "cached_views": "be a whole number of at least 1"}
-        _refuse([*_choices(self, feature_cache=("off", "memory", "disk")), *_numbers(self, **cached)])
+        _refuse([*_choices(self, feature_cache=("auto", "off", "memory", "disk")), *_numbers(self, **cached)])
         views = self.cached_views
         _require(
             views is None or self.feature_cache != "off",
@@ -362,7 +386,7 @@ class FineTuningOptions:
 
     def __post_init__(self) -> None:
         changed = [name for name in ("cutmix", "hide_and_seek") if getattr(self.augmentation, name)]
-        cached, box_weight = self.cache.feature_cache != "off", self.loss.box_weight
+        cached, box_weight = self.cache.feature_cache in ("memory", "disk"), self.loss.box_weight
         _require(
             not (box_weight and self.augmentation.cutmix),
             "box_weight with cutmix: pasted patches hide objects whose boxes then are wrong. Drop one.",
@@ -399,7 +423,8 @@ class FineTuningOptions:
         made_groups = _all_made(
             {name: partial(GROUPS[name], **g) for name, g in put_into_groups(by_name, nested).items()}
         )
-        made_groups |= {name: made_groups[name].settled(published) for name in ("conversion", "optimization")}
+        made_groups |= {name: made_groups[name].settled(published) for name in ("conversion", "loss")}
+        made_groups["optimization"] = made_groups["optimization"].settled(published, made_groups["conversion"].head)
         return cls(recipe, **made_groups)
 
     def by_name(self) -> dict[str, Any]:

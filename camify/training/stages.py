@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..conversion import balance_head, fit_head
 from ..errors import ConfigError
+from ..model import CAMNet
 from .augmentation import drop_attention
 from .checkpoint_files import follow_moved_run
 from .early_checks import refuse_nothing_trained, refuse_unknown_monitors
 from .feature_cache import FeatureCache
+from .known_features import KnownFeatures
 from .labels import read_labels
 from .loaders import single_loader, whole_split
 from .losses import balanced_weights
@@ -40,6 +42,7 @@ class TrainingStages(pl.Callback):
         self._seed = 0
         self._resumed: Mapping[str, Any] | None = None
         self._standstill = Standstill()
+        self._known: KnownFeatures | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """A run's chance begins with the seed that torch was given last."""
@@ -51,6 +54,9 @@ class TrainingStages(pl.Callback):
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
         refuse_unknown_monitors(trainer, pl_module)
         options, network = pl_module.options, pl_module.model
+        if pl_module.plan is not None and pl_module.plan.frozen_throughout and pl_module.device.type == "cpu":
+            set_frozen(network, True, pl_module.frozen_by_user)
+            network.known_features = KnownFeatures(network, options.cache.feature_cache_gb)
         ddp = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
         if options.optimization.freeze_epochs and ddp is not None and not ddp.get("find_unused_parameters", False):
             raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")
@@ -70,11 +76,19 @@ class TrainingStages(pl.Callback):
             beside.trusted(pl_module)
         if options.loss.class_weights is not None:
             pl_module.objective.class_weights = _class_weights(options.loss.class_weights, trainer, pl_module)
-        if options.conversion.init == "ridge" and trainer.global_step == 0 and pl_module.cam_net is not None:
-            _fit_classifier(trainer, pl_module)
+        ridge = options.conversion.init == "ridge" and trainer.global_step == 0 and pl_module.cam_net is not None
+        believed = beside.trusted(pl_module)
+        if ridge and believed is not None:
+            _fit_classifier(pl_module, whole_split(trainer.train_dataloader), believed)
         # Where it does not teach, the legacy's memory is needed no more.
-        legacy = beside.trusted(pl_module) if options.loss.teacher == "legacy" else None
+        legacy = believed if options.loss.teacher == "legacy" else None
         beside.let_go(teacher=None if legacy is None else legacy.to(pl_module.device))
+        if ridge and believed is None:
+            images = whole_split(trainer.train_dataloader)
+            if pl_module.plan is not None and pl_module.plan.feature_cache != "off":
+                self._cache = self._cache or FeatureCache.of(pl_module, trainer)
+                images = self._cache.batches(pl_module.model)
+            _fit_classifier(pl_module, images, None)
         if self._resumed is not None:
             renew_rates(trainer)
         if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
@@ -85,6 +99,7 @@ class TrainingStages(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Freeze or free the features, seed and serve, by the number of the epoch alone."""
+        pl_module.mean_feature.begin()
         self._begin_epoch(trainer, pl_module)
         enter_epoch(trainer, self._seed)
 
@@ -101,7 +116,8 @@ class TrainingStages(pl.Callback):
             self._cache = self._cache or FeatureCache.of(module, trainer)
             self._cache.serve(trainer, trainer.current_epoch)
         elif self._cache is not None:
-            self._drop_cache(trainer)
+            self._cache.give_back(trainer)
+            self._drop_cache()
 
     def on_before_optimizer_step(
         self,
@@ -118,21 +134,40 @@ class TrainingStages(pl.Callback):
         self._standstill.end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Leave nothing frozen, cached or hooked behind."""
-        self._drop_cache(trainer)
+        """Leave nothing frozen or hooked behind; the cache stays until the fit has ended, see ``training_batches``."""
+        if self._cache is not None:
+            self._cache.give_back(trainer)
         for handle in self._hooks:
             handle.remove()
         pl_module.legacy_network.let_go()
         if pl_module.cam_net is not None:
             set_frozen(pl_module.model, False, pl_module.frozen_by_user)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """A run in which nothing was trained does not look like one that is finished."""
         refuse_nothing_trained(trainer)
+        self._drop_cache()
+        if pl_module.cam_net is not None:
+            pl_module.cam_net.known_features = None
 
-    def _drop_cache(self, trainer: pl.Trainer) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+        """Leave nothing cached behind."""
+        self._drop_cache()
+        if pl_module.cam_net is not None:
+            pl_module.cam_net.known_features = None
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features of the training images are kept."""
+        return self._cache is not None
+
+    def training_batches(self, trainer: pl.Trainer, network: CAMNet) -> Iterable[Any]:
+        """The training images, from kept features where there are: see ``FeatureCache.batches``."""
+        return whole_split(trainer.train_dataloader) if self._cache is None else self._cache.batches(network)
+
+    def _drop_cache(self) -> None:
         if self._cache is not None:
-            self._cache.close(trainer)
+            self._cache.close()
             self._cache = None
 
     # ------------------------------------------------------------ checkpoints
@@ -163,9 +198,8 @@ def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -
     return balanced_weights(module.targets_of(known[1]), module.num_classes, task=module.task)
 
 
-def _fit_classifier(trainer: pl.Trainer, module: Any) -> None:
+def _fit_classifier(module: Any, images: Any, legacy: nn.Module | None) -> None:
     """In every process the same: each reads the whole split."""
-    images, legacy = whole_split(trainer.train_dataloader), module.legacy_network.trusted(module)
     if legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ...batch import Batch
-from ...boxes import BoxRule
 from ...console import shown
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, overlay_picture, sheet_picture
@@ -24,6 +24,7 @@ from ...files import to_json, write_whole
 from ...model import CAMNet
 from ..box_calibration import calibrate_boxes
 from ..loaders import is_dry_run, single_loader
+from ..object_maps import fit_objects
 from ..run_folder import run_folder
 
 __all__ = ["ExportBest", "best_weights", "export_cam_net", "export_legacy"]
@@ -66,9 +67,16 @@ class ExportBest(pl.Callback):
             folder / "export",
             results,
             images,
-            rule_of=lambda network: calibrate_boxes(network, trainer, module),
+            finish=partial(finish_maps, trainer=trainer, module=module),
         )
         return {"folder": str(folder / "export"), "reload_error": error}
+
+
+def finish_maps(network: CAMNet, trainer: pl.Trainer, module: Any) -> None:
+    """Fit the object map of a trained network, and choose how its maps become boxes."""
+    if network.pool_name == "gap":
+        fit_objects(network, trainer, module)
+    network.box_rule = calibrate_boxes(network, trainer, module)
 
 
 def best_weights(trainer: pl.Trainer) -> tuple[dict[str, Tensor], str] | None:
@@ -88,12 +96,12 @@ def export_cam_net(
     results: Mapping[str, Any],
     images: Tensor,
     *,
-    rule_of: Callable[[CAMNet], BoxRule | None] = lambda _: None,
+    finish: Callable[[CAMNet], object] = lambda _: None,
 ) -> float:
     """Save a network with the given weights, load it again and compare the two on ``images``.
 
-    ``rule_of`` chooses its box rule. Returns the largest difference of logits and maps, relative to the largest logit
-    or map value.
+    ``finish`` gives it its object map and its box rule. Returns the largest difference of logits and maps, relative to
+    the largest logit or map value.
 
     Raises:
         CheckpointError: the loaded network is not the saved one.
@@ -101,7 +109,9 @@ def export_cam_net(
     live = copy.deepcopy(network).cpu().float()
     if weights is not None:
         live.load_state_dict(weights, strict=True)
-    live.results, live.box_rule = dict(results), rule_of(live)
+    live.results, live.box_rule = dict(results), None
+    finish(live)
+    live.known_features = None
     live.save_pretrained(folder, overlays=_overlays(live, images[:4]))
     loaded = CAMNet.from_pretrained(folder)
     with eval_mode(live):

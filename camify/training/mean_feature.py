@@ -1,0 +1,71 @@
+"""The object map while a run goes on: along the mean feature of the training images, which costs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conversion.object_map import STRENGTH
+from ..maps import select
+from ..model import CAMNet
+
+__all__ = ["MeanFeature", "predicted_contrast"]
+
+
+class MeanFeature:
+    """The mean feature of an epoch's training images, and the object map that it gives while the run goes on."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.images = 0
+
+    def add(self, features_NCHW: Tensor) -> None:
+        """Add a batch's last spatial map."""
+        total = features_NCHW.detach().float().mean((2, 3)).sum(0).cpu()
+        self.total = total if self.total is None else self.total + total
+        self.images += len(features_NCHW)
+
+    def begin(self) -> None:
+        """Forget what was added: an epoch starts."""
+        self.total, self.images = None, 0
+
+    @torch.no_grad()
+    def give(self, network: CAMNet, features_NCHW: Tensor, maps_NHW: Tensor) -> None:
+        """Set the network's object vector along the mean feature, at the strength that it has without boxes.
+
+        Args:
+            network: its ``object_weight`` is set; left as it is where nothing was added.
+            features_NCHW: of some images, to see how much the shared map varies.
+            maps_NHW: of their predicted classes, contrast maps.
+        """
+        if self.total is None or not float(self.total.norm()) > 0:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.total = self.total.to(features_NCHW.device)  # as NCCL needs it
+            torch.distributed.all_reduce(self.total)
+        direction_C = (self.total / self.total.norm()).to(features_NCHW)
+        shared_NHW = torch.einsum("nchw,c->nhw", features_NCHW, direction_C)
+        unit = _deviation(maps_NHW) / _deviation(shared_NHW).clamp_min(torch.finfo(torch.float32).tiny)
+        network.object_weight = (STRENGTH * unit * direction_C).to(network.classifier.weight)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(network.object_weight, 0)
+        network.object_map = {"source": "mean feature", "images": self.images, "strength": STRENGTH}
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint within an epoch."""
+        return {"total": self.total, "images": self.images}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from such values."""
+        self.total, self.images = state["total"], state["images"]
+
+
+def _deviation(maps_NHW: Tensor) -> Tensor:
+    return maps_NHW.float().flatten(1).var(1, correction=0).mean().sqrt()
+
+
+def predicted_contrast(logits_NK: Tensor, maps_NKHW: Tensor) -> Tensor:
+    """The contrast maps (N, h, w) of the predicted classes of K >= 2, from the plain ones."""
+    return select(maps_NKHW - maps_NKHW.mean(1, keepdim=True), logits_NK.argmax(1))

@@ -1,0 +1,54 @@
+"""The object map of a run's end: fitted to the training images, with the boxes that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, Subset
+
+from ..conversion import ObjectMapReport, fit_object_map
+from ..model import CAMNet
+from .loaders import count_samples, single_loader
+from .stages import TrainingStages
+
+__all__ = ["fit_objects"]
+
+_MOST = 2048  # training images of the last fit, evenly spread
+
+
+def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapReport:
+    """Fit the object map of a trained network to the training images, with their boxes or masks where they have some.
+
+    Kept features are taken where the run has them, else at most 2,048 images, evenly over the split, are run.
+    """
+    loader = single_loader(trainer.train_dataloader)
+    has_boxes = bool(getattr(getattr(loader, "dataset", None), "has_boxes", False)) or None
+    home = network.classifier.weight.device
+    data: Any = getattr(trainer, "datamodule", None)
+    plainly = data.without_augmentation() if hasattr(data, "without_augmentation") else nullcontext()
+    with plainly, isolate_rng():
+        report = fit_object_map(network.to(module.device), _images(trainer, network, loader), boxes=has_boxes)
+    network.to(home)
+    return report
+
+
+def _images(trainer: pl.Trainer, network: CAMNet, loader: Any) -> Iterable[Any]:
+    stages = next(one for one in trainer.callbacks if isinstance(one, TrainingStages))  # type: ignore[attr-defined]
+    if stages.keeps_features:
+        batches: Iterable[Any] = stages.training_batches(trainer, network)
+        return batches
+    count = count_samples(loader)
+    if not isinstance(loader, DataLoader) or count is None:
+        unbounded: Iterable[Any] = loader
+        return unbounded
+    every = max(1, -(-count // _MOST))
+    return DataLoader(
+        Subset(loader.dataset, range(0, count, every)),
+        batch_size=loader.batch_size or 32,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
