@@ -20,6 +20,7 @@ __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
 RESULTS, INDEX = "results.json", "overlays/index.json"
 MAP_FIGURES = {
     "val/max_box_acc": ("box accuracy", "val/center_box_acc", "center box"),
+    "val/object_box_acc": ("object maps", "val/center_box_acc", "center box"),
     "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
 }
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""

@@ -21,12 +21,11 @@ class KnownFeatures:
     the new layers, on the CPU; when ``limit_gb`` is full, nothing more is.
 
     Args:
-        network: its features are frozen as long as this object is used.
         limit_gb: the most that is kept, 10^9 bytes.
     """
 
-    def __init__(self, network: CAMNet, limit_gb: float) -> None:
-        self._part, self._left = FrozenPart(network), limit_gb * 1e9
+    def __init__(self, limit_gb: float) -> None:
+        self._left = limit_gb * 1e9
         self._kept: dict[bytes, Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> KnownFeatures:
@@ -39,7 +38,7 @@ class KnownFeatures:
         new = [place for place, key in enumerate(keys) if key not in self._kept]
         computed: dict[bytes, Tensor] = {}
         if new:
-            kept = self._part(images_NCHW[new])
+            kept = FrozenPart(network)(images_NCHW[new])
             computed = {keys[place]: features for place, features in zip(new, kept, strict=True)}
             for key, features in computed.items():
                 size = features.numel() * features.element_size()
@@ -47,7 +46,7 @@ class KnownFeatures:
                     self._left -= size
                     self._kept[key] = features.clone()
         features_NCHW = torch.stack([self._kept[key] if key in self._kept else computed[key] for key in keys])
-        return run_new_layers(network, features_NCHW)
+        return run_new_layers(network, features_NCHW.to(images_NCHW))
 
 
 def _key(image_CHW: Tensor) -> bytes:

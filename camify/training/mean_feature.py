@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..conversion.object_map import STRENGTH
 from ..maps import select
-from ..model import CAMNet
 
 __all__ = ["MeanFeature", "predicted_contrast"]
 
 
 class MeanFeature:
-    """The mean feature of an epoch's training images, and the object map that it gives while the run goes on."""
+    """The mean feature of an epoch's training images, and the object map that it gives while the run goes on.
+
+    Attributes:
+        total: sum of the images' mean features (C,) so far; None before the first.
+        object_weight: the vector (C,) of the object maps, see ``CAMNet.object_weight``; None before it is known.
+    """
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
-        self.images = 0
+        self.object_weight: Tensor | None = None
 
     def add(self, features_NCHW: Tensor) -> None:
         """Add a batch's last spatial map."""
         total = features_NCHW.detach().float().mean((2, 3)).sum(0).cpu()
         self.total = total if self.total is None else self.total + total
-        self.images += len(features_NCHW)
 
     def begin(self) -> None:
         """Forget what was added: an epoch starts."""
-        self.total, self.images = None, 0
+        self.total = None
 
     @torch.no_grad()
-    def give(self, network: CAMNet, features_NCHW: Tensor, maps_NHW: Tensor) -> None:
-        """Set the network's object vector along the mean feature, at the strength that it has without boxes.
+    def settle(self, features_NCHW: Tensor, maps_NHW: Tensor) -> None:
+        """Set the object vector along the mean feature, at the strength that it has without boxes.
 
         Args:
-            network: its ``object_weight`` is set; left as it is where nothing was added.
             features_NCHW: of some images, to see how much the shared map varies.
             maps_NHW: of their predicted classes, contrast maps.
         """
@@ -48,18 +48,9 @@ class MeanFeature:
         direction_C = (self.total / self.total.norm()).to(features_NCHW)
         shared_NHW = torch.einsum("nchw,c->nhw", features_NCHW, direction_C)
         unit = _deviation(maps_NHW) / _deviation(shared_NHW).clamp_min(torch.finfo(torch.float32).tiny)
-        network.object_weight = (STRENGTH * unit * direction_C).to(network.classifier.weight)
+        self.object_weight = STRENGTH * unit * direction_C
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(network.object_weight, 0)
-        network.object_map = {"source": "mean feature", "images": self.images, "strength": STRENGTH}
-
-    def state(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint within an epoch."""
-        return {"total": self.total, "images": self.images}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from such values."""
-        self.total, self.images = state["total"], state["images"]
+            torch.distributed.broadcast(self.object_weight, 0)
 
 
 def _deviation(maps_NHW: Tensor) -> Tensor:

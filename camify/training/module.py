@@ -25,7 +25,7 @@ from ..conversion import FitReport
 from ..errors import ConfigError, DataError
 from ..eval_mode import eval_mode
 from ..logits import logits_of, running
-from ..maps import class_maps, select
+from ..maps import class_maps, map_weight, select
 from ..model import CAMNet
 from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
@@ -386,10 +386,13 @@ class CAMFineTuner(pl.LightningModule):
             logits, maps = maps_of(network, features, clamp_weights=self.options.metrics.clamp_weights)
         if batch_idx == 0 and self.trainer.state.fn == "fit" and self.task.exclusive:
             two_sided = self.classes.two_sided
-            self.mean_feature.give(network, features, predicted_contrast(two_sided(logits), two_sided(maps)))
-        if network.object_weight is None or not self.task.exclusive:
+            self.mean_feature.settle(features, predicted_contrast(two_sided(logits), two_sided(maps)))
+        object_weight = self.mean_feature.object_weight if network.object_weight is None else network.object_weight
+        if object_weight is None or not self.task.exclusive:
             return logits, maps, None
-        return logits, maps, class_maps(features, network.map_weight("object", two_sided=True))
+        weight = self.classes.two_sided(network.classifier.weight, 0)
+        weight = map_weight(weight, "object", object_weight, exclusive=self.task is Task.MULTICLASS)
+        return logits, maps, class_maps(features, weight)
 
     def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
         batch = self._batch(batch)
@@ -486,6 +489,8 @@ class CAMFineTuner(pl.LightningModule):
         if network is None:
             return
         self._agree_on_preprocessing(network, data, stage)
+        if stage == "fit":  # they were of the weights that now change
+            network.object_weight = network.object_map = None
         if network.class_names is None and names is not None and len(names) in self._name_counts:
             self.class_names = network.class_names = list(names)
 
@@ -531,7 +536,7 @@ class CAMFineTuner(pl.LightningModule):
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
         if self.cam_net is not None:
             checkpoint.update(checkpoint_manifest(self.cam_net))
-        checkpoint[_MEAN_FEATURE] = self.mean_feature.state()
+        checkpoint[_MEAN_FEATURE] = self.mean_feature.total
         if self.plan is not None:
             checkpoint[_PLAN] = self.plan.to_dict()
         if self.map_drift.before is not None and self.trainer.world_size == 1:
@@ -549,8 +554,7 @@ class CAMFineTuner(pl.LightningModule):
         refuse_other_shapes(checkpoint, state)
         if self._trainer is not None and self._trainer.state.fn == "fit":
             refuse_changes(self._trainer, self, checkpoint)
-            if _MEAN_FEATURE in checkpoint:
-                self.mean_feature.restore(checkpoint[_MEAN_FEATURE])
+            self.mean_feature.total = checkpoint.get(_MEAN_FEATURE)
             self.plan = Plan.from_dict(checkpoint[_PLAN]) if _PLAN in checkpoint else None
         self.map_drift.before = checkpoint.get(_MAP_DRIFT)
 

@@ -7,10 +7,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Subset
 
+from ..console import shown
 from ..conversion import ObjectMapReport, fit_object_map
+from ..errors import DataError
 from ..model import CAMNet
 from .loaders import count_samples, single_loader
 from .stages import TrainingStages
@@ -20,8 +23,10 @@ __all__ = ["fit_objects"]
 _MOST = 2048  # training images of the last fit, evenly spread
 
 
-def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapReport:
+def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapReport | None:
     """Fit the object map of a trained network to the training images, with their boxes or masks where they have some.
+
+    None, and a warning, where it cannot be fitted: it never stops what a run leaves.
 
     Kept features are taken where the run has them, else at most 2,048 images, evenly over the split, are run.
     """
@@ -31,9 +36,13 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
     data: Any = getattr(trainer, "datamodule", None)
     plainly = data.without_augmentation() if hasattr(data, "without_augmentation") else nullcontext()
     with plainly, isolate_rng():
-        report = fit_object_map(network.to(module.device), _images(trainer, network, loader), boxes=has_boxes)
-    network.to(home)
-    return report
+        try:
+            return fit_object_map(network.to(module.device), _images(trainer, network, loader), boxes=has_boxes)
+        except DataError as error:
+            rank_zero_warn(shown(f"The export has no object map: {error}"))
+            return None
+        finally:
+            network.to(home)
 
 
 def _images(trainer: pl.Trainer, network: CAMNet, loader: Any) -> Iterable[Any]:

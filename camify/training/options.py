@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
-from ..conversion import Recipe, find_recipe, settle_fine_tuning, settle_head
+from ..conversion import FineTuning, Recipe, find_recipe, settle_fine_tuning, settle_head
 from ..errors import ConfigError
 from ..preprocessing import LARGEST_SIDE
 
@@ -223,6 +223,12 @@ class OptimizationOptions:
         options = replace(self, **settle_fine_tuning(recipe, given))
         if given["head_lr_factor"] is None and recipe is None and head == "direct" and options.optimizer == "adamw":
             options = replace(options, head_lr_factor=_LINEAR_FACTOR)
+        own = FineTuning()
+        _require(
+            options.optimizer == "sgd" or (options.momentum, options.nesterov) == (own.momentum, own.nesterov),
+            f"momentum={options.momentum}, nesterov={options.nesterov}: they are of SGD, AdamW has none. Give"
+            " optimizer='sgd' too, or leave them out.",
+        )
         drops = options.lr_drops or []
         _require(
             all(0 < drop < 1 for drop in drops) and bool(drops) == (options.schedule == "step"),

@@ -55,8 +55,7 @@ class TrainingStages(pl.Callback):
         refuse_unknown_monitors(trainer, pl_module)
         options, network = pl_module.options, pl_module.model
         if pl_module.plan is not None and pl_module.plan.frozen_throughout and pl_module.device.type == "cpu":
-            set_frozen(network, True, pl_module.frozen_by_user)
-            network.known_features = KnownFeatures(network, options.cache.feature_cache_gb)
+            network.known_features = KnownFeatures(options.cache.feature_cache_gb)
         ddp = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
         if options.optimization.freeze_epochs and ddp is not None and not ddp.get("find_unused_parameters", False):
             raise ConfigError("freeze_epochs needs --trainer.strategy ddp_find_unused_parameters_true, or must be 0.")

@@ -76,7 +76,7 @@ class SmallLegacy(nn.Module):
 def tuner(legacy, **options):
     names = ["red", "green"]
     options = {"class_names": names, "legacy_class_names": names, "input_size": SIZE, "head_channels": 8} | options
-    options = {"lr": 0.02} | options
+    options = {"optimizer": "sgd", "lr": 0.02, "dropout": 0.0} | options
     return camify.CAMFineTuner(legacy, **options)
 
 

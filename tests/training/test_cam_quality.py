@@ -113,7 +113,7 @@ def test_drift_by_hand_and_after_resuming(legacy, data, make_trainer, tmp_path):
 
     def tuner():
         net = camify.convert(legacy, head="direct", input_size=32, seed=0)
-        return camify.CAMFineTuner(net, cam_metrics=["drift"], lr=0.01)
+        return camify.CAMFineTuner(net, cam_metrics=["drift"], optimizer="sgd", lr=0.01)
 
     maps, module = Maps(), tuner()
     trainer = make_trainer(maps, max_epochs=2)
@@ -231,7 +231,7 @@ def measured(part=slice(None), normalizer="minmax"):
     with torch.no_grad():
         logits, maps = logits_and_maps(network, batch.images)
     found = ValidationBatch.of(network, batch, labels[part], logits, maps, Normalizer.published(normalizer), False)
-    found.drift = drift[part]
+    found.drift, found.object_maps = drift[part], torch.rand(COUNT, 4, 4, generator=generator)[part]
     return found
 
 
@@ -264,12 +264,15 @@ def by_class(batch):
     masked = batch.heat_of(F.interpolate(masked_own[:, None], (32, 32), mode="bilinear")[:, 0])
     moved = F.interpolate(again(functional.shifted(batch.images))[1][:, None], (32, 32), mode="bilinear")[:, 0]
     first, second = (of(metrics.MaxBoxAccuracy(version), heat, batch.boxes) for version in (1, 2))
+    object_heat = batch.heat_of(F.interpolate(batch.object_maps[:, None], (32, 32), mode="bilinear")[:, 0])
+    objects = of(metrics.MaxBoxAccuracy(1), object_heat, batch.boxes)
     top = of(metrics.LocalizationAccuracy(), heat, batch.boxes, batch.logits, batch.labels)
     pixels = of(metrics.PixelAveragePrecision(), heat, batch.masks)
     pointing, energy = (of(kind(), raw, batch.masks) for kind in (metrics.PointingGame, metrics.EnergyPointingGame))
     return {
         **{name: first[name] for name in ("max_box_acc", "center_box_acc", "best_threshold")},
         **{f"{name}_v2": second[name] for name in ("max_box_acc", "center_box_acc")},
+        "object_box_acc": objects["max_box_acc"],
         **{f"{name}_loc": top[name] for name in ("gt_known", "top1", "top5", "center_gt_known")},
         "px_ap": pixels["px_ap"], "center_px_ap": pixels["center_gaussian_ap"],
         "pointing": pointing["accuracy"], "center_pointing": pointing["center_accuracy"],
@@ -367,7 +370,8 @@ def test_nothing_is_computed_that_was_not_asked_for(monkeypatch):
     batch.network.forward_features = None  # no further forward
     figures_of(None, batch)
     boxed = sum(len(own) > 0 for own in batch.boxes)
-    assert calls.count(("best_iou_by_threshold", True)) == calls.count(("iou_with_best_box", None)) == boxed
+    assert calls.count(("best_iou_by_threshold", True)) == 2 * boxed  # of plain and of object maps
+    assert calls.count(("iou_with_best_box", None)) == boxed
     assert {name for name, _ in calls} <= {
         "best_iou_by_threshold", "iou_with_best_box", "center_boxes", "thresholds", "area", "entropy"
     }  # fmt: skip

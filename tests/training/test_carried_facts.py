@@ -196,7 +196,9 @@ def test_a_network_of_one_logit_is_fine_tuned_measured_and_predicted(trainer, tm
     labels = torch.arange(32) % 2
     images = torch.randn(32, 3, 16, 16) * 0.1 + labels[:, None, None, None]
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
-    module = camify.CAMFineTuner(net, class_names=["healthy", "tumor"], head="direct", input_size=16, lr=0.05)
+    module = camify.CAMFineTuner(
+        net, class_names=["healthy", "tumor"], head="direct", input_size=16, optimizer="sgd", lr=0.05
+    )
     assert (str(module.task), module.model.num_classes) == ("binary", 1)
     data = DataLoader(TensorDataset(images, labels), batch_size=8)
     runner = trainer(RunRecord(quiet=True), camify.CAMOverlayLogger(num_images=2), PredictionTable(), max_epochs=8)

@@ -53,7 +53,7 @@ def test_frozen_features_get_no_gradient_and_stay_bit_identical(legacy, data, ma
 
 
 def test_parameter_groups_are_named_and_the_head_is_ten_times_faster(legacy, data, make_trainer):
-    module = tuner(legacy, lr=0.01, warmup_epochs=0, freeze_epochs=0)
+    module = tuner(legacy, optimizer="sgd", lr=0.01, warmup_epochs=0, freeze_epochs=0)
     make_trainer(max_epochs=1, limit_train_batches=1).fit(module, data)
     groups = {group["name"]: group for group in module.optimizers().optimizer.param_groups}
     assert set(groups) == {"features", "head"}

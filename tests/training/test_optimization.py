@@ -59,12 +59,16 @@ def groups_of(module, make_trainer, data, **options):
 def test_without_a_recipe_the_documented_defaults_are_what_is_saved():
     options = tuner(SmallLegacy(), head_channels=8).hparams
     expected = {
-        "recipe": None, "head": "gap", "pool": "gap", "dropout": 0.0, "optimizer": "sgd", "lr": 1e-3,
+        "recipe": None, "head": "gap", "pool": "gap", "dropout": 0.5, "optimizer": "adamw", "lr": 1e-4,
         "head_lr_factor": 10.0, "fast_layers": [], "bias_lr_factor": 1.0, "momentum": 0.9, "nesterov": True,
-        "weight_decay": 5e-4, "decay_biases": True, "schedule": "cosine", "lr_drops": [], "warmup_epochs": 0.5,
-        "freeze_epochs": 1, "gradient_clip": 10.0,
+        "weight_decay": 0.01, "decay_biases": True, "schedule": "cosine", "lr_drops": [], "warmup_epochs": 0.5,
+        "freeze_epochs": None, "gradient_clip": 10.0, "label_smoothing": 0.05, "feature_cache": "auto",
     }  # fmt: skip
     assert {name: options[name] for name in expected} == expected
+    sgd = tuner(SmallLegacy(), head_channels=8, optimizer="sgd").hparams
+    assert (sgd["lr"], sgd["weight_decay"], sgd["head_lr_factor"]) == (1e-3, 5e-4, 10.0)
+    assert tuner(SmallLegacy(), head="direct").hparams["head_lr_factor"] == 100.0
+    assert tuner(SmallLegacy(), head="direct", head_lr_factor=7).hparams["head_lr_factor"] == 7
 
 
 def test_a_recipe_brings_its_layers_and_zhous_solver(alexnet, data, make_trainer):
@@ -73,7 +77,7 @@ def test_a_recipe_brings_its_layers_and_zhous_solver(alexnet, data, make_trainer
     expected = {
         "head": "gap", "dropout": 0.5, "optimizer": "sgd", "lr": 1e-3, "head_lr_factor": 1.0, "bias_lr_factor": 2.0,
         "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "decay_biases": False, "schedule": "step",
-        "lr_drops": [0.25, 0.5, 0.75], "warmup_epochs": 0.0, "freeze_epochs": 0,
+        "lr_drops": [0.25, 0.5, 0.75], "warmup_epochs": 0.0, "freeze_epochs": 0, "label_smoothing": 0.0,
     }  # fmt: skip
     assert {name: options[name] for name in expected} == expected
     assert module.model.features.cam_conv2.groups == 2
@@ -105,7 +109,7 @@ def test_what_was_decided_is_in_the_checkpoint(alexnet, data, make_trainer, tmp_
 
 
 def test_fast_layers_learn_at_the_heads_rate_as_layer4_in_wsolevaluation(legacy, data, make_trainer):
-    module = tuner(legacy, head_channels=8, fast_layers=["4"], freeze_epochs=0, warmup_epochs=0.0)
+    module = tuner(legacy, head_channels=8, fast_layers=["4"], optimizer="sgd", freeze_epochs=0, warmup_epochs=0.0)
     groups = groups_of(module, make_trainer, data)
     second = module.model.features[4]
     assert {id(second.weight), id(second.bias)} <= {id(p) for p in groups["head"]["params"]}
@@ -167,7 +171,9 @@ def test_layer_decay_takes_timms_own_layers(data, make_trainer):
         ({"lr_drops": [0.5]}, "schedule='cosine'"),
         ({"schedule": "step", "lr_drops": [0.5, 1.5]}, "fractions"),
         ({"schedule": "linear"}, "schedule='linear'"),
-        ({"momentum": 0.0}, "nesterov"),
+        ({"momentum": 0.0, "optimizer": "sgd"}, "nesterov"),
+        ({"momentum": 0.5}, "AdamW has none"),
+        ({"nesterov": False}, "AdamW has none"),
         ({"bias_lr_factor": 0.0}, "bias_lr_factor=0"),
         ({"recipe": "zhou2016/alexnet"}, "is unknown"),
         ({"recipe": "zhou2016/alexnet-gap", "head": "none"}, "says 'gap', but head='none'"),
@@ -212,7 +218,9 @@ class Norms(pl.Callback):
 )  # fmt: skip
 def test_no_step_is_longer_than_the_clipped_gradient(legacy, data, make_trainer, given, of_trainer, limit):
     plain = {"momentum": 0, "nesterov": False, "weight_decay": 0, "head_lr_factor": 1, "warmup_epochs": 0}
-    module = tuner(legacy, lr=0.01, freeze_epochs=0, schedule="step", lr_drops=[0.99], **plain, **given)
+    module = tuner(
+        legacy, optimizer="sgd", lr=0.01, freeze_epochs=0, schedule="step", lr_drops=[0.99], **plain, **given
+    )
     with torch.no_grad():
         module.model.classifier.weight *= 1000  # as of a network whose features are large
     norms = Norms()

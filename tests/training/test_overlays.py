@@ -22,7 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*",
 
 @pytest.fixture
 def module(legacy):
-    return camify.CAMFineTuner(legacy, class_names=["red", "green"], input_size=SIZE, head_channels=8, lr=0.02)
+    return camify.CAMFineTuner(
+        legacy, class_names=["red", "green"], input_size=SIZE, head_channels=8, optimizer="sgd", lr=0.02
+    )
 
 
 def size_of(path):
@@ -132,7 +134,10 @@ def test_it_leaves_modes_and_weights_as_they_were(module, data, make_trainer):
     for callbacks in ([], [camify.CAMOverlayLogger(num_images=4)]):
         torch.manual_seed(1)
         twin = camify.CAMFineTuner(
-            camify.convert(module.model, head="direct", input_size=SIZE), class_names=["red", "green"], lr=0.02
+            camify.convert(module.model, head="direct", input_size=SIZE),
+            class_names=["red", "green"],
+            optimizer="sgd",
+            lr=0.02,
         )
         torch.manual_seed(2)
         make_trainer(*callbacks, max_epochs=2).fit(twin, data)

@@ -28,7 +28,9 @@ def new_legacy():
 def run(tmp_path_factory):
     """A finished run of three epochs, for tests that only read it: its folder, its results and what it printed."""
     folder, printed = tmp_path_factory.mktemp("run"), io.StringIO()
-    module = camify.CAMFineTuner(new_legacy(), class_names=["red", "green"], input_size=SIZE, head_channels=8, lr=0.02)
+    module = camify.CAMFineTuner(
+        new_legacy(), class_names=["red", "green"], input_size=SIZE, head_channels=8, optimizer="sgd", lr=0.02
+    )
     best = ModelCheckpoint(folder, "best", "val/acc", mode="max", save_on_train_epoch_end=True)
     trainer = pl.Trainer(
         callbacks=[camify.CAMOverlayLogger(num_images=2), RunRecord(), best], max_epochs=3, accelerator="cpu",

@@ -46,7 +46,14 @@ def network():
 
 def tuner(**options):
     names = [f"class {number}" for number in range(CLASSES)]
-    options = {"head": "direct", "input_size": 8, "lr": 0.1, "class_weights": None, "nesterov": False} | options
+    options = {
+        "head": "direct",
+        "input_size": 8,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "nesterov": False,
+        "freeze_epochs": 1,
+    } | options
     return CAMFineTuner(network(), class_names=names, **options)
 
 

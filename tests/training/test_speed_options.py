@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def tuner(**options):
     torch.manual_seed(3)
-    defaults = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "lr": 0.02}
+    defaults = {"class_names": ["red", "green"], "input_size": SIZE, "head_channels": 8, "optimizer": "sgd", "lr": 0.02}
     return camify.CAMFineTuner(SmallLegacy(), **defaults | options)
 
 

@@ -40,6 +40,10 @@ def opening_screen(trainer: pl.Trainer, module: CAMFineTuner, folder: Path) -> N
         table.add_row("input", network_preprocessing.describe())
     table.add_row("task", str(module.task))
     table.add_row("schedule", _schedule(trainer, module))
+    for reason in module.plan.reasons if module.plan is not None else ():
+        table.add_row("", reason)
+    if module.plan is not None and module.plan.seconds is not None:
+        table.add_row("", f"It takes about {_duration(module.plan.seconds)} and the validations.")
     table.add_row("optimizer", f"{options.optimizer}, lr {options.lr:g}, head x{options.head_lr_factor:g}")
     recipe = find_recipe(module.options.recipe)
     if recipe is not None:
@@ -68,6 +72,10 @@ def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
     return f"{length}: {start_words if frozen else 'everything at once'}"
 
 
+def _duration(seconds: float) -> str:
+    return f"{max(1, round(seconds))} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
+
+
 def _epochs(count: int) -> str:
     return f"{count} epoch{'s' * (count != 1)}"
 
@@ -85,11 +93,14 @@ def epoch_line(
         parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
     if "val/map" in now:
         parts.append(f"mean average precision {now['val/map']:.3f}{_change('val/map', now, before)}")
+    told: set[str] = set()
     for key, (name, baseline, beside) in MAP_FIGURES.items():
         if key in now:
             begun = baselines.get("start", {}).get(key)
             first = f", start {begun:.3f}" if begun is not None else ""
-            parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}, {beside} {now[baseline]:.3f}{first}")
+            second = f", {beside} {now[baseline]:.3f}" if baseline not in told else ""
+            told.add(baseline)
+            parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}{second}{first}")
     if "train/loss" in now:
         parts.append(f"loss {now['train/loss']:.3f}")
     screen = console(soft_wrap=True)
@@ -110,11 +121,11 @@ def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping
     if start:
         table.add_row("converted, before training", *(_figure(start.get(key)) for key in ("val/acc", *figures)))
     table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in figures), style="bold")
-    for key, (_, baseline, beside) in figures.items():
+    for baseline, beside in dict.fromkeys((baseline, beside) for _, baseline, beside in figures.values()):
         table.add_row(
             f"best fixed {beside}" if beside == "center box" else beside,
             "",
-            *(_figure(exported[baseline]) if other == key else "" for other in figures),
+            *(_figure(exported[baseline]) if own == baseline else "" for _, own, _ in figures.values()),
         )
     screen.print(table)
     if "file" in exported:
