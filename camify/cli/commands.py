@@ -248,11 +248,8 @@ def _explain(options: Namespace) -> None:
         torch.manual_seed(0)  # weights that are drawn are the same again when the run goes on
         source = resolve(options.model).explained_by(options.method)
     source.model.to(options.device)
-    layer = (
-        options.layer
-        if options.layer is None or "," not in options.layer
-        else [name.strip() for name in options.layer.split(",")]
-    )
+    layers = [name.strip() for name in (options.layer or "").split(",")]
+    layer = layers if len(layers) > 1 else options.layer
     network = explained_network(
         source, options.model, options.method, layer=layer, options=options.options, task=options.task,
         bits=options.bits,
