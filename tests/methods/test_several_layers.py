@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 import camify
 from camify import explain, methods
@@ -85,6 +86,28 @@ def test_torch_cam_fuses_the_same(residual):
             maps = extractor(target, model(image[None].requires_grad_()), normalized=False)
         theirs = kind.fuse_cams([m.detach() / m.detach().max() for m in maps])[0]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_tokens_of_a_transformers_blocks():
+    """The patches of each block's tokens as a 4 x 4 map; the class token is no cell."""
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4).eval()
+    nn.init.normal_(model.heads.head.weight)
+    layers = [f"encoder.layers.encoder_layer_{index}" for index in (0, 1)]
+    images, seen = images_of(32), []
+    found = explain(model, images, method="layercam", layer=layers, targets=TARGETS, normalize=None, size=None)
+    handles = [
+        model.get_submodule(layer).register_forward_hook(lambda *given: seen.append(given[2])) for layer in layers
+    ]
+    score = model(images)[torch.arange(2), torch.tensor(TARGETS)].sum()
+    stages = [
+        (gradient.relu() * tokens)[:, 1:].sum(2).reshape(2, 4, 4).detach()
+        for tokens, gradient in zip(seen, torch.autograd.grad(score, seen), strict=True)
+    ]
+    assert len(handles) == len(stages) == 2
+    for index in range(2):
+        expected = fused_by_hand([stage[index] for stage in stages])
+        torch.testing.assert_close(found[index], expected, rtol=0, atol=1e-4)
 
 
 def test_one_forward_and_one_backward_serve_all_layers(residual, monkeypatch):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 import camify
 from camify.batch import Batch
 from camify.task import Task
+from camify.training.early_checks import logged_names
 from camify.training.losses import (
     Objective,
     alignment_loss,
@@ -400,6 +401,12 @@ def test_a_multilabel_run_learns_and_logs_mean_average_precision(legacy, make_tr
 def test_bad_options_are_refused(legacy, options, words):
     with pytest.raises(camify.CamifyError, match=words):
         tuner(legacy, **options)
+
+
+def test_terms_of_maps_are_known_figures(legacy):
+    plain = set(logged_names(tuner(legacy)))
+    both = set(logged_names(tuner(legacy, align_weight=0.5, equivariance_weight=1.0)))
+    assert both - plain == {"train/classification", "train/alignment", "train/equivariance"}
 
 
 def test_a_teacher_needs_a_legacy_of_the_same_classes(legacy):
