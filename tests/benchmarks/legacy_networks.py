@@ -137,22 +137,21 @@ def run(network: nn.Module, images: Tensor, batch: int = 32) -> Tensor:
 
 
 def figures(
-    data: Photographs, val: tuple[Tensor, Tensor], mosaics_MKHW: Tensor, predicted: Tensor, seconds: float
+    data: Photographs, maps_NHW: Tensor, mosaics_MKHW: Tensor, predicted: Tensor, seconds: float
 ) -> dict[str, float]:
     """A row of the table.
 
     Args:
         data: the photographs.
-        val: maps (N, h, w) of the true class of each, and the classes (N,) that they belong to.
+        maps_NHW: of the true class of each validation image.
         mosaics_MKHW: all classes' maps of the mosaics.
         predicted: classes (N,).
         seconds: what the maps took beyond the features.
     """
-    maps_NHW, labels = val
     heats = normalize_maps(upsample(maps_NHW.float(), (SIDE, SIDE)))
     rows = [best_ious_by_threshold(heat, boxes) for heat, boxes in zip(heats, data.boxes, strict=True)]
     of_all, of_largest = (torch.stack(column) for column in zip(*rows, strict=True))
-    found = {"top-1": share(predicted == labels), **box_figures(of_largest, of_all)}
+    found = {"top-1": share(predicted == data.val_labels), **box_figures(of_largest, of_all)}
     if bool(data.hard.any()):
         on_hard = box_figures(of_largest[data.hard], of_all[data.hard])
         found |= {f"hard {key}": value for key, value in on_hard.items()}
@@ -258,7 +257,7 @@ def map_rows(data: Photographs) -> Iterator[tuple[str, dict[str, float]]]:
         maps = torch.einsum("nchw,nc->nhw", val, own)
         seconds += time.perf_counter() - start
         predicted = head.classifier(val.mean((2, 3))).argmax(1)
-        return figures(data, (maps, data.val_labels), class_maps(mosaics, weight_KC), predicted, seconds)
+        return figures(data, maps, class_maps(mosaics, weight_KC), predicted, seconds)
 
     def timed(make: Callable[..., camify.CAMNet], *given: Any) -> tuple[camify.CAMNet, Tensor, float]:
         start = time.perf_counter()
@@ -323,22 +322,33 @@ def aligned_head(name: str, data: Photographs, weight: float, options: argparse.
 
 
 def alignment_table(name: str, data: Photographs, options: argparse.Namespace) -> None:
-    """``align_weight`` off and on: means over the seeds."""
-    rows = {}
+    """``align_weight`` off and on, its plain maps and those with the mean feature: means over the seeds."""
+    runs: dict[str, list[dict[str, float]]] = {}
     for weight in options.align_weights:
-        runs = []
         for seed in range(options.seeds):
             torch.manual_seed(seed)
             start = time.perf_counter()
             model = aligned_head(name, data, weight, options)
             seconds = time.perf_counter() - start
             with torch.no_grad():
-                logits, maps = model.forward_with_maps(data.val_NCHW.float())
-                mosaics = model.forward_with_maps(data.mosaics_MCHW.float())[1]
-                val = select(maps, data.val_labels), data.val_labels
-                runs.append(figures(data, val, mosaics, logits.argmax(1), seconds))
-            print(name, weight, seed, {key: round(value, 3) for key, value in runs[-1].items()}, flush=True)
-        rows[f"align_weight={weight:g}"] = {key: sum(r[key] for r in runs) / len(runs) for key in runs[0]}
+                train, val, mosaics = (
+                    torch.cat([model.forward_features(chunk.float()) for chunk in maps.split(32)])
+                    for maps in (data.train_VNCHW[0], data.val_NCHW, data.mosaics_MCHW)
+                )
+                predicted, mean = model.forward_head(val).argmax(1), train.mean((0, 2, 3))
+                plain = model.classifier.weight
+                unit = mean / mean.norm() * map_weight(plain, "contrast").norm(dim=1).mean()
+                for kind, weight_KC in (
+                    ("plain", plain),
+                    ("contrast + 1 mean feature", map_weight(plain, "object", unit)),
+                ):
+                    maps = select(class_maps(val, weight_KC), data.val_labels)
+                    found = figures(data, maps, class_maps(mosaics, weight_KC), predicted, seconds)
+                    runs.setdefault(f"align_weight={weight:g}: {kind}", []).append(found)
+                    print(name, weight, seed, kind, {key: round(value, 3) for key, value in found.items()}, flush=True)
+    rows = {
+        label: {key: sum(run[key] for run in found) / len(found) for key in found[0]} for label, found in runs.items()
+    }
     title = f"{name}: new convolutions, {options.epochs} epochs on frozen features, means of {options.seeds} seeds"
     print_table(title, {"best center box": center_row(data), **rows})
 
