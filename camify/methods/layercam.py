@@ -22,7 +22,7 @@ class LayerCAM(Method):
 
     Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", eq. 5 to 7. Weighs
     every position by itself, so it also serves layers far from the head. Of several layers, such as the ends of a
-    network's stages, the maps are fused into one of the finest layer's size (section III-C): the largest value of
+    network's stages, the maps are fused into one of the finest layer's size (section III, eq. 9): the largest value of
     ``tanh(gamma M / max M)`` of each, upsampled; one forward and one backward pass serve all.
 
     Args:

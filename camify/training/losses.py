@@ -84,7 +84,7 @@ def alignment_loss(features_NCHW: Tensor, weight_NC: Tensor) -> Tensor:
     """How far the direction of the features of a class's cells is from that of its weights, mean over images.
 
     Kim et al. 2022, "Bridging the Gap between Classification and Localization for Weakly Supervised Object
-    Localization", section 4.1. A class map is ``|w| |f| cos(w, f)``: cells of an object whose features are long but
+    Localization". A class map is ``|w| |f| cos(w, f)``: cells of an object whose features are long but
     point elsewhere are dark. With s the cosine and n the length of a cell's features, min-max over the image:
 
         ``mean(s | n < 0.2) - mean(s | n > 0.4) + (mean(n | s < 0) - mean(n | s > 0)) / 10``
@@ -121,7 +121,7 @@ def equivariance_loss(maps_NHW: Tensor, transformed_NHW: Tensor) -> Tensor:
     """How far the maps of ``smaller_mirrored`` images are from the mirrored maps, mean over images and cells.
 
     Wang et al. 2020, "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation",
-    section 3.2 (equivariant regularization, L1). Of each map its positive evidence counts, as a share of its largest
+    equivariant regularization (L1). Of each map its positive evidence counts, as a share of its largest
     value; the maps are brought to the grid of the transformed ones. 0 where there is no image.
 
     Args:

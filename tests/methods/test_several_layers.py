@@ -21,7 +21,7 @@ def images_of(side, seed=4):
 
 
 def fused_by_hand(maps, gamma=2.0):
-    """Jiang et al. 2021, section III-C, of the maps (h_i, w_i) of one image: the finest grid's size."""
+    """Jiang et al. 2021, section III, of the maps (h_i, w_i) of one image: the finest grid's size."""
     side = max(len(m) for m in maps)
     stages = []
     for m in maps:

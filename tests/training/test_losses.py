@@ -152,7 +152,7 @@ def mean(values):
 
 
 def test_alignment_by_hand():
-    """Kim et al. 2022, section 4.1, cell by cell."""
+    """Kim et al. 2022, cell by cell."""
     features, weights = torch.randn(3, 4, 5, 6).relu(), torch.randn(3, 4)
     features[1, :, 2, 2] = 0  # a cell without features has no direction
     total = 0.0
