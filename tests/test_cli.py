@@ -87,6 +87,15 @@ def test_explain_draws_the_map_of_the_predicted_class(folder, photo, tmp_path, c
     assert net.class_names[predicted] in capsys.readouterr().out
 
 
+def test_explain_fuses_the_layers_that_are_listed(folder, photo, tmp_path):
+    out, layers = tmp_path / "out", ["features.9", "features.20"]
+    arguments = ["--method", "layercam", "--layer", ", ".join(layers), "--out", str(out)]
+    main(["explain", str(photo), "--model", str(folder), *arguments])
+    net = camify.load(folder)
+    expected = camify.explain(net, photo, method="layercam", layer=layers, normalize=None, size=None)
+    np.testing.assert_allclose(np.load(out / "my_photo.npy")[0, 0], expected[0].numpy(), atol=1e-4)
+
+
 def test_class_names_come_from_a_file(photo, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"thing {index}" for index in range(6)))

@@ -125,7 +125,9 @@ def _parser() -> ArgumentParser:
     _add_network_options(command)
     command.add_argument("--targets", type=str, nargs="+", default=[], help="classes by name or number")
     command.add_argument("--topk", type=Count, default=1, help="without --targets: how many of the most probable")
-    command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
+    command.add_argument(
+        "--layer", type=str | None, default=None, help="module by name, or several: a,b; default: the last map's"
+    )
     command.add_argument("--threshold", type=Share | None, default=None, help="of boxes; default: the network's rule")
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
@@ -246,8 +248,10 @@ def _explain(options: Namespace) -> None:
         torch.manual_seed(0)  # weights that are drawn are the same again when the run goes on
         source = resolve(options.model).explained_by(options.method)
     source.model.to(options.device)
+    layers = [name.strip() for name in (options.layer or "").split(",")]
+    layer = layers if len(layers) > 1 else options.layer
     network = explained_network(
-        source, options.model, options.method, layer=options.layer, options=options.options, task=options.task,
+        source, options.model, options.method, layer=layer, options=options.options, task=options.task,
         bits=options.bits,
     )  # fmt: skip
     if options.class_names is not None:

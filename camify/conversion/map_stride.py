@@ -12,13 +12,19 @@ from ..graphs.fx_modules import LayerTracer
 
 __all__ = ["set_map_stride"]
 
+_WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+
 
 @torch.no_grad()
 def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
     """Give the last spatial map a smaller stride, in place; every weight stays. Returns what it costs.
 
     Strides beyond ``stride`` are dropped and all later windows dilated by as much (Chen et al. 2017, "DeepLab",
-    section 3.1; the "a trous" algorithm), so that the new map, subsampled, is the old one. That is checked.
+    section 3.1; the "a trous" algorithm), so that the new map, subsampled, is the old one. That is checked. Windows
+    that see no border add no cells at the edges: 14 x 14 cells of stride 16 become 27 x 27 of stride 8, not 28 x 28.
+
+    New convolutions that a head adds behind the map (``head="gap"``) are not dilated: they have no weights that were
+    made for the old distances, and learn at the new ones.
 
     Args:
         features: the network up to the last spatial map, in eval mode; chain or graph of layers.
@@ -31,13 +37,16 @@ def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
     if isinstance(features, UntracedFeatures):
         raise ConversionError("map_stride: torch.fx cannot trace the network, so its strides stay. Leave it None.")
     old, old_cost = _run(features, images)
-    current = round(images.shape[-1] / old.shape[-1])
-    if stride < 1 or stride > current or current % stride:
-        fitting = [s for s in range(1, current + 1) if current % s == 0]
+    graph = features.graph if isinstance(features, fx.GraphModule) else LayerTracer().trace(features)
+    strides = _Strides(features, graph)
+    strides.run(images)
+    current = strides.of_map
+    fitting = sorted({1, *(s for s in strides.of.values() if current % s == 0)})
+    if stride not in fitting:
         raise ConversionError(f"map_stride={stride}: the map's stride is {current}. Choose one of {fitting}.")
     if stride == current:
         return f"The map's stride is {current} already."
-    _dilate(features, stride, images)
+    _dilate(features, graph, strides, stride)
     try:
         new, new_cost = _run(features, images)
     except RuntimeError as error:
@@ -65,11 +74,8 @@ def _run(features: nn.Module, images: Tensor) -> tuple[Tensor, int]:
     return maps, counter.get_total_flops()
 
 
-def _dilate(features: nn.Module, stride: int, images: Tensor) -> None:
+def _dilate(features: nn.Module, graph: fx.Graph, strides: _Strides, stride: int) -> None:
     """Drop strides once the map's stride is reached, and dilate what follows."""
-    graph = features.graph if isinstance(features, fx.GraphModule) else LayerTracer().trace(features)
-    widths = _Widths(features, graph)
-    widths.run(images)
     dilation: dict[fx.Node, int] = {}
     seen: set[str] = set()
     for node in graph.nodes:
@@ -80,16 +86,16 @@ def _dilate(features: nn.Module, stride: int, images: Tensor) -> None:
                 f"map_stride={stride}: {node.target} works across positions (squeeze-and-excitation): on a finer map it"
                 " gives other values. Give a larger input_size instead."
             )
-        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        if not isinstance(layer, _WINDOWED):
             continue
         if node.target in seen:
             raise ConversionError(f"map_stride: layer {node.target} is used twice; its windows cannot differ.")
         seen.add(str(node.target))
-        stride_before = images.shape[-1] / widths.widths[node.all_input_nodes[0]]
+        stride_before = strides.of.get(node.all_input_nodes[0], 1)
         dilation[node] *= _widen(str(node.target), layer, dilation[node], stride_before, stride)
 
 
-def _widen(name: str, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, dilation: int, before: float, target: int) -> int:
+def _widen(name: str, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, dilation: int, before: int, target: int) -> int:
     """Dilate one layer's windows and drop its stride where it passes the target; returns the stride dropped."""
     step = max(_pair(layer.stride))
     if dilation > 1 and max(_pair(layer.kernel_size)) > 1:
@@ -104,7 +110,7 @@ def _widen(name: str, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, dilation: 
         if isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
             first, second = _pair(layer.padding)
             layer.padding = (dilation * first, dilation * second)
-    if step > 1 and (dilation > 1 or round(before * step) > target):
+    if step > 1 and (dilation > 1 or before * step > target):
         layer.stride = (1, 1)
         return step
     return 1
@@ -114,15 +120,39 @@ def _pair(value: object) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type,return-value]
 
 
-class _Widths(fx.Interpreter):
-    """Notes the width of every step's map."""
+class _Strides(fx.Interpreter):
+    """Notes how many pixels of the image lie between two cells of every step's map.
+
+    Sizes do not tell it: AlexNet's map of 224 pixels has 13 cells, 16 pixels apart. They are asked where a step is no
+    layer with a stride.
+
+    Attributes:
+        of: by the step that gives the map.
+        of_map: of the last one.
+    """
 
     def __init__(self, features: nn.Module, graph: fx.Graph) -> None:
         super().__init__(features, graph=graph)
-        self.widths: dict[fx.Node, int] = {}
+        self.of: dict[fx.Node, int] = {}
+        self.of_map = 1
+        self._widths: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.widths[n] = result.shape[-1]
+        if not isinstance(result, Tensor) or result.dim() != 4:
+            return result
+        layer = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        source = max((s for s in n.all_input_nodes if s in self._widths), key=self._widths.__getitem__, default=None)
+        if source is None:
+            step = round(self._image_width / result.shape[-1]) if self.of else 1
+        elif isinstance(layer, _WINDOWED):
+            step = max(_pair(layer.stride))
+        else:
+            step = max(round(self._widths[source] / max(result.shape[-1], 1)), 1)
+        self._widths[n] = result.shape[-1]
+        self.of[n] = self.of_map = step * (1 if source is None else self.of[source])
         return result
+
+    @property
+    def _image_width(self) -> int:
+        return next(iter(self._widths.values()))

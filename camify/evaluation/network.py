@@ -41,7 +41,7 @@ class ExplainedNetwork:
         methods: by name, those asked of it.
         classes: what its logits mean, and the names as far as they are known.
         class_count: K, number of classes; 2 of a network of one logit.
-        layer: name of the module whose map is explained; None is the last spatial map.
+        layer: name of the module whose map is explained, or of several; None is the last spatial map.
         options: of the methods.
         notes: what has to be said about it.
         unserved: methods that it cannot serve, and why; filled when they are tried.
@@ -54,7 +54,7 @@ class ExplainedNetwork:
     methods: dict[str, Method]
     classes: Classes
     class_count: int
-    layer: str | None = None
+    layer: str | Sequence[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unserved: dict[str, str] = field(default_factory=dict)
@@ -129,7 +129,7 @@ def explained_network(
     name: str,
     methods: Sequence[str],
     *,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     task: str | Task | None = None,
     class_names: Sequence[str] | None = None,
@@ -141,7 +141,7 @@ def explained_network(
         source: the network and what is known about it.
         name: short.
         methods: names, each one once.
-        layer: name of the module whose map is explained; None is the last spatial map.
+        layer: name of the module whose map is explained, or of several; None is the last spatial map.
         options: of the methods.
         task: what the logits mean; None takes what the network says.
         class_names: in order; None takes the source's.

@@ -31,7 +31,11 @@ class Method(ABC):
 
     Args:
         model: any network that classifies images.
-        layer: exact name of the module whose map is looked at; None is the last spatial map.
+        layer: exact name of the module whose map is looked at; None is the last spatial map. Names of several, each
+            computed from the one before, where the method fuses their maps.
+
+    Raises:
+        ConfigError: several layers are given to a method that looks at one.
     """
 
     uses_gradients: ClassVar[bool] = False
@@ -39,8 +43,16 @@ class Method(ABC):
     relu: ClassVar[bool] = True
     """Whether the method's own definition ends in a ReLU. It is applied on the way to heat, not to raw maps."""
 
-    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+    fuses_layers: ClassVar[bool] = False
+    """Whether the method makes one map of several layers'."""
+
+    def __init__(self, model: nn.Module, layer: str | Sequence[str] | None = None) -> None:
         require_network(model)
+        if not (layer is None or isinstance(layer, str) or self.fuses_layers):
+            raise ConfigError(
+                f"layer={', '.join(layer)}: {type(self).__name__} looks at one layer. Several are fused by LayerCAM"
+                " (method='layercam')."
+            )
         self.model, self.layer = unwrapped(model), layer
 
     @abstractmethod

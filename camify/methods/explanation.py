@@ -23,15 +23,15 @@ __all__ = ["explain", "make_methods"]
 
 @overload
 def explain(
-    model: nn.Module | str | Source, images: Any, *, method: str = ..., targets: Targets = ..., layer: str | None = ...,
-    normalize: str | None = ..., size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ...,
-    **method_options: Any,
+    model: nn.Module | str | Source, images: Any, *, method: str = ..., targets: Targets = ...,
+    layer: str | Sequence[str] | None = ..., normalize: str | None = ...,
+    size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ..., **method_options: Any,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module | str | Source, images: Any, *, method: Sequence[str], targets: Targets = ...,
-    layer: str | None = ..., normalize: str | None = ..., size: str | int | tuple[int, int] | None = ...,
-    task: str | Task | None = ..., **method_options: Any,
+    layer: str | Sequence[str] | None = ..., normalize: str | None = ...,
+    size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ..., **method_options: Any,
 ) -> dict[str, Tensor]: ...  # fmt: skip
 def explain(
     model: nn.Module | str | Source,
@@ -39,7 +39,7 @@ def explain(
     *,
     method: str | Sequence[str] = "cam",
     targets: Targets = None,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     normalize: str | None = "minmax",
     size: str | int | tuple[int, int] | None = "input",
     task: str | Task | None = None,
@@ -64,7 +64,8 @@ def explain(
             of one logit has two classes: with names (negative, positive) 0 is evidence against and 1 evidence for;
             without two names 0 is evidence for, also for None, and 1 evidence against. Classes of a network that
             knows their names can be given by name, alone or in lists.
-        layer: exact name of the module whose map is looked at; None is the last spatial map.
+        layer: exact name of the module whose map is looked at; None is the last spatial map. A list of names, each
+            computed from the one before, where the method fuses them (``"layercam"``).
         normalize: ``"minmax"`` (each map by its own extremes), or None for raw values, signed, without ReLU.
         size: ``"input"`` (of pictures, the size to which they are prepared), (height, width), one number for both, or
             None for map resolution.
@@ -100,7 +101,8 @@ def explain(
     if normalize not in ("minmax", None):
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")
     network = source.explained_by(names).model
-    methods = make_methods(network, names, _layer_name(network, layer), method_options)
+    layer = _layer_names(network, layer)
+    methods = make_methods(network, names, layer, method_options)
     gradients = any(item.uses_gradients for item in methods.values())
     batch = network_input(network, images, source.preprocessing)
     heat_size = _heat_size(size, batch)
@@ -119,7 +121,10 @@ def explain(
 
 
 def make_methods(
-    model: nn.Module, names: Sequence[str], layer: str | None = None, options: Mapping[str, Any] | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    layer: str | Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Method]:
     """Methods by name for one network; every one gets those of the options that it has.
 
@@ -152,13 +157,16 @@ def _method_names(method: Any) -> list[str]:
     return list(names)
 
 
-def _layer_name(network: nn.Module, layer: Any) -> str | None:
+def _layer_names(network: nn.Module, layer: Any) -> str | list[str] | None:
     if layer is None or isinstance(layer, str):
         return layer
+    if isinstance(layer, list | tuple) and layer and all(isinstance(name, str) for name in layer):
+        return list(layer)
     name = next((name for name, module in network.named_modules() if module is layer), "")
     hint = f" This one is called {name!r}." if name else ""
     raise ConfigError(
-        f"layer: expected the name of one module, as in network.named_modules(), not {type(layer).__name__}.{hint}"
+        "layer: expected the name of one module, as in network.named_modules(), or a list of names, not"
+        f" {type(layer).__name__}.{hint}"
     )
 
 

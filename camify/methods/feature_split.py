@@ -28,7 +28,7 @@ from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activa
 from ..logits import chance_note, logits_of, require_logits, spread
 from ..model import CAMNet
 
-__all__ = ["LogitsOf", "Split", "TracedSplit", "split"]
+__all__ = ["LogitsOf", "Rest", "Split", "TracedSplit", "part_of_graph", "split"]
 
 Rest = tuple[Any, ...]
 """What flows past the map: shortcuts, class tokens, sizes."""
@@ -85,8 +85,10 @@ class TracedSplit(Split):
     ) -> None:
         super().__init__(layer, classifier, activation)
         self.root, self.graph, self.node, self.layout, self.passing = root, graph, node, layout, _passing(graph, node)
-        self._features = as_module(root, _part(graph, [], [node, *self.passing])).eval()
-        self._head = as_module(root, _part(graph, [node, *self.passing], graph.output_node().all_input_nodes)).eval()
+        self._features = as_module(root, part_of_graph(graph, [], [node, *self.passing])).eval()
+        self._head = as_module(
+            root, part_of_graph(graph, [node, *self.passing], graph.output_node().all_input_nodes)
+        ).eval()
 
     def features(self, images: Tensor) -> tuple[Tensor, Rest]:
         """The map (N, C, h, w) of images (N, 3, H, W), and what flows past it."""
@@ -106,8 +108,8 @@ class TracedSplit(Split):
         past = [n for n in after - {linear} for s in n.all_input_nodes if s not in after and s.op != "get_attr"]
         if past or not set(ends) <= after:
             return None
-        before = as_module(self.root, _part(self.graph, [self.node], linear.all_input_nodes))
-        return before.eval(), layer, as_module(self.root, _part(self.graph, [linear], ends)).eval()
+        before = as_module(self.root, part_of_graph(self.graph, [self.node], linear.all_input_nodes))
+        return before.eval(), layer, as_module(self.root, part_of_graph(self.graph, [linear], ends)).eval()
 
     def _parameter_free(self, node: fx.Node) -> bool:
         layer = _attribute(self.root, str(node.target)) if node.op == "call_module" else None
@@ -115,13 +117,18 @@ class TracedSplit(Split):
             return next(layer.parameters(), None) is None
         return all(source.op != "get_attr" for source in node.all_input_nodes)
 
-    def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
-        """The logits (N, K) that follow from a map in the layer's place."""
+    def inputs(self, maps_NCHW: Tensor, rest: Rest) -> list[Any]:
+        """What the steps behind the layer read: a map in its place, and what flows past it.
+
+        A step may work in place: what is given stays as it is.
+        """
         like, passing = (rest[0], rest[1:]) if self.layout.prefix or self.layout.suffix else (None, rest)
         value = self.layout.from_map(maps_NCHW, like)
-        # A step may work in place: what is given stays as it is.
-        copies = [item.clone() if isinstance(item, Tensor) else item for item in (value, *passing)]
-        return require_logits(self._head(*copies)[0], len(maps_NCHW), finite=False)
+        return [item.clone() if isinstance(item, Tensor) else item for item in (value, *passing)]
+
+    def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
+        """The logits (N, K) that follow from a map in the layer's place."""
+        return require_logits(self._head(*self.inputs(maps_NCHW, rest))[0], len(maps_NCHW), finite=False)
 
 
 class _HookedSplit(Split):
@@ -194,7 +201,7 @@ def _passing(graph: fx.Graph, node: fx.Node) -> list[fx.Node]:
     return [n for n in dict.fromkeys(read) if n not in behind and n is not node and n.op != "get_attr"]
 
 
-def _part(graph: fx.Graph, starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> fx.Graph:
+def part_of_graph(graph: fx.Graph, starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> fx.Graph:
     """The steps from ``starts`` (none: the image) to ``ends``, which come out as a tuple."""
     needed, pending = {*starts}, [end for end in ends if end not in starts]
     while pending:
@@ -218,7 +225,7 @@ _TOLD: WeakSet[nn.Module] = WeakSet()
 """Networks of which it was said that chance takes part in them."""
 
 
-def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
+def split(model: nn.Module, images: Tensor, layer: str | None = None, *, by_name: bool = False) -> Split:
     """A network in eval mode, cut at a layer, or at its last spatial map (None), which is found by running it.
 
     What was found is remembered as long as the network lives and keeps its modules.
@@ -227,12 +234,13 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None) -> Split:
         model: in eval mode.
         images: (N, 3, H, W); the first two are used.
         layer: exact name of a module.
+        by_name: a CAMNet's last map, where ``layer`` names it, is found among the steps too, as other layers are.
 
     Raises:
         ConfigError: no module has that name, or it gives no map.
         ConversionError: the network cannot be run, or has no map.
     """
-    if isinstance(model, CAMNet) and layer in (None, "features"):
+    if isinstance(model, CAMNet) and (layer is None or (layer == "features" and not by_name)):
         return _CAMNetSplit(model)
     modules = [id(module) for module in model.modules()]
     if model not in _KNOWN or _KNOWN[model][0] != modules:

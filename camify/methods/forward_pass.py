@@ -13,7 +13,8 @@ from ..eval_mode import eval_mode
 from ..graphs import task_of
 from ..model import CAMNet
 from ..task import Classes, Task
-from .feature_split import Split, split
+from .feature_split import Split
+from .several_layers import SplitAtLayers, split_at
 
 __all__ = ["PRECISIONS", "ForwardPass", "not_finite", "observe", "unwrapped"]
 
@@ -30,8 +31,8 @@ class ForwardPass:
         images: (N, 3, H, W).
         classes: what the logits mean, for their probabilities.
         logits: (N, K), before a softmax or sigmoid that the network may end in.
-        activations: A, the map (N, C, h, w) of the layer.
-        layer: its name.
+        activations: A, the map (N, C, h, w) of the layer; of several layers the first one's.
+        layer: its name; of several layers their names.
         split: the network cut at it.
     """
 
@@ -43,8 +44,8 @@ class ForwardPass:
         self._autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         value, self._rest = parts.features(images)
         self._value = value.detach()
-        self._graph: tuple[Tensor, Tensor] | None = None  # the map as a leaf, and the logits that follow from it
-        self._gradients: tuple[Tensor, Tensor] | None = None  # the last targets, and their gradients
+        self._graph: tuple[list[Tensor], Tensor] | None = None  # the layers' values, and the logits that follow
+        self._gradients: tuple[Tensor, list[Tensor]] | None = None  # the last targets, and the gradients of each layer
         if gradients and parts.classifier is None:
             logits = self._build_graph()[1]
         else:
@@ -91,14 +92,30 @@ class ForwardPass:
         if weight is not None:
             positions = self.activations.shape[-2:].numel()
             return (weight[targets_N] / positions)[:, :, None, None].expand_as(self.activations)
+        return _wide(self._gradients_of_layers(targets_N)[0])
+
+    def maps_and_gradients(self, targets_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A and dy_c / dA, both (N, C, h, w), of each layer in the order of the network, from one backward pass."""
+        parts = self.split
+        if not isinstance(parts, SplitAtLayers):
+            return [(self.activations, self.gradients(targets_N))]
+        first, *gradients = self._gradients_of_layers(targets_N)
+        values = (self._graph or self._build_graph())[0][1:]
+        later = [
+            (_wide(parts.map_of(index, value.detach())), _wide(parts.map_of(index, gradient)))
+            for index, (value, gradient) in enumerate(zip(values, gradients, strict=True))
+        ]
+        return [(self.activations, _wide(first)), *later]
+
+    def _gradients_of_layers(self, targets_N: Tensor) -> list[Tensor]:
         if self._gradients is None or not torch.equal(self._gradients[0], targets_N):
-            leaf, logits = self._graph or self._build_graph()
+            values, logits = self._graph or self._build_graph()
             with torch.enable_grad():
                 score = self.classes.two_sided(logits).gather(1, targets_N[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, leaf, retain_graph=True, allow_unused=True)
-            if gradient is None:
+            gradients = torch.autograd.grad(score, values, retain_graph=True, allow_unused=True)
+            if any(gradient is None for gradient in gradients):
                 raise ConversionError(f"layer {self.layer}: the logits do not depend on it. Give another layer.")
-            self._gradients = (targets_N, _wide(gradient))
+            self._gradients = (targets_N, list(gradients))
         return self._gradients[1]
 
     @torch.no_grad()
@@ -121,13 +138,16 @@ class ForwardPass:
         enabled, dtype = self._autocast
         return torch.autocast(self.images.device.type, dtype=dtype, enabled=enabled)
 
-    def _build_graph(self) -> tuple[Tensor, Tensor]:
-        leaf = self._value.clone().requires_grad_()
-        with torch.enable_grad(), self._as_called():
-            logits = self.split.head(leaf * 1, self._rest)  # the head may begin with a step in place
+    def _build_graph(self) -> tuple[list[Tensor], Tensor]:
+        leaf, parts, later = self._value.clone().requires_grad_(), self.split, list[Tensor]()
+        with torch.enable_grad(), self._as_called():  # of a copy: the head may begin with a step in place
+            if isinstance(parts, SplitAtLayers):
+                logits, later = parts.head_and_values(leaf * 1, self._rest)
+            else:
+                logits = parts.head(leaf * 1, self._rest)
         if not logits.requires_grad:
             raise ConversionError(f"layer {self.layer}: no gradient reaches it from the logits. Give another layer.")
-        self._graph = (leaf, logits)
+        self._graph = ([leaf, *later], logits)
         return self._graph
 
 
@@ -135,7 +155,7 @@ class ForwardPass:
 def observe(
     model: nn.Module,
     images: Tensor,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     *,
     gradients: bool = False,
     task: str | Task | None = None,
@@ -146,7 +166,8 @@ def observe(
     Args:
         model: any network that classifies images; also wrapped in DDP, DataParallel or torch.compile.
         images: (N, 3, H, W), prepared as the network expects.
-        layer: exact name of a module; None is the last spatial map, found by running the network.
+        layer: exact name of a module, or of several, each computed from the one before; None is the last spatial map,
+            found by running the network.
         gradients: whether a method is going to ask for them.
         task: what the logits mean; None takes the network's own, else what its last activation says, else of one logit
             ``binary`` and of several ``multiclass``.
@@ -174,7 +195,7 @@ def observe(
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names
-        parts = split(model, images, layer)
+        parts = split_at(model, images, layer)
         yield ForwardPass(images, parts, gradients=gradients, task=task, names=class_names)
 
 

@@ -9,10 +9,14 @@ import pytorch_lightning as pl
 import torch
 
 from ..batch import Batch
-from ..errors import ConfigError, DataError, TrainingError
+from ..errors import CamifyError, ConfigError, DataError, TrainingError
+from ..eval_mode import eval_mode
+from ..logits import running
+from ..model import CAMNet
 from .cam_metrics import CAM_METRICS
+from .losses import smaller_mirrored
 
-__all__ = ["refuse_nan_images", "refuse_nothing_trained", "refuse_unknown_monitors"]
+__all__ = ["refuse_nan_images", "refuse_nothing_trained", "refuse_smaller_images", "refuse_unknown_monitors"]
 
 _BY_LIGHTNING = ("epoch", "step")  # what its checkpoints can follow besides
 _FOLLOWS = {"monitor": "monitor", "wanted_quality": "quality"}  # attributes of callbacks that name a figure
@@ -48,8 +52,8 @@ def refuse_unknown_monitors(trainer: pl.Trainer, module: Any) -> None:
 def logged_names(module: Any) -> list[str]:
     """The figures that a CAMFineTuner can log, whatever the data have."""
     objective, quality = module.objective, module.quality
-    terms = {"loss": True, "classification": False, "distillation": objective.distillation, "energy": objective.energy}
-    terms["classification"] = bool(terms["distillation"] or terms["energy"])
+    beside = {name: getattr(objective, name) for name in ("distillation", "energy", "alignment", "equivariance")}
+    terms = {"loss": True, "classification": any(beside.values()), **beside}
     maps = module.cam_net is not None and module.task.exclusive
     figures = [label for name in quality.names for label in CAM_METRICS[name].figures] if maps else []
     figures += ["grid_pointing", "grid_chance"] if maps and quality.grid is not None else []
@@ -87,3 +91,30 @@ def refuse_nan_images(batch: Batch) -> None:
     names = [batch.paths[place] if batch.paths is not None else f"number {place} of its batch" for place in places]
     listed = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
     raise DataError(f"{listed}: the image holds NaN or infinity as the network gets it. Mend or remove it.")
+
+
+@torch.no_grad()
+def refuse_smaller_images(network: CAMNet, scale: float) -> None:
+    """Refuse to look at images of a share of their sides with a network that cannot.
+
+    Raises:
+        ConfigError: says at which size.
+    """
+    if network.certificate is None:
+        return
+    noise = torch.randn(1, *network.certificate.input_shape, generator=torch.Generator().manual_seed(0))
+    smaller = smaller_mirrored(noise.to(next(network.parameters())), scale)
+    size = "x".join(map(str, smaller.shape[2:]))
+    try:
+        with eval_mode(network), running(network, smaller):
+            cells = network.forward_features(smaller).shape[2:].numel()
+    except CamifyError as error:
+        raise ConfigError(
+            f"equivariance_weight: the network does not take images of {size}, equivariance_scale={scale:g} of its own"
+            " size. Give a larger one; 1 mirrors only."
+        ) from error
+    if cells < 2:
+        raise ConfigError(
+            f"equivariance_scale={scale:g}: the map of an image of {size} is one cell, which says nothing. Give a"
+            " larger one."
+        )

@@ -1,4 +1,4 @@
-"""What a step minimizes: classification, distillation from the legacy network, guidance by boxes. Pure functions."""
+"""What a step minimizes: classification, distillation from the legacy network, demands on maps. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from torch.nn import functional as F
 
 from ..batch import Batch
 from ..errors import ConfigError, DataError
-from ..maps import select, upsample
+from ..maps import normalize, upsample
 from ..metrics.functional import box_masks
 from ..task import Task
 from .options import LossOptions
 
-__all__ = ["Objective", "balanced_weights", "classification_loss", "distillation_loss", "energy_loss", "object_masks"]
+__all__ = [
+    "Objective", "alignment_loss", "balanced_weights", "classification_loss", "distillation_loss", "energy_loss",
+    "equivariance_loss", "object_masks", "smaller_mirrored",
+]  # fmt: skip
+
+_STRONG, _WEAK = 0.4, 0.2  # of the features' norm: Kim et al. 2022's thresholds of foreground and background
+_NORM_SHARE = 0.1  # of the norm's part, beside that of the direction: their 0.05 to 0.5
 
 
 def classification_loss(
@@ -74,6 +80,64 @@ def energy_loss(maps_NHW: Tensor, masks_NHW: Tensor) -> Tensor:
     return (missed * known).sum() / known.sum().clamp(min=1)
 
 
+def alignment_loss(features_NCHW: Tensor, weight_NC: Tensor) -> Tensor:
+    """How far the direction of the features of a class's cells is from that of its weights, mean over images.
+
+    Kim et al. 2022, "Bridging the Gap between Classification and Localization for Weakly Supervised Object
+    Localization". A class map is ``|w| |f| cos(w, f)``: cells of an object whose features are long but
+    point elsewhere are dark. With s the cosine and n the length of a cell's features, min-max over the image:
+
+        ``mean(s | n < 0.2) - mean(s | n > 0.4) + (mean(n | s < 0) - mean(n | s > 0)) / 10``
+
+    The mean over no cell is 0. Which cells count is taken as given, without gradient.
+
+    Args:
+        features_NCHW: last spatial map.
+        weight_NC: the weights of one class of each image.
+    """
+    features = features_NCHW.float()
+    cosine_NHW = F.cosine_similarity(features, weight_NC.float()[:, :, None, None], dim=1)
+    length_NHW = normalize(torch.linalg.vector_norm(features, dim=1))
+    direction = _mean_where(cosine_NHW, length_NHW < _WEAK) - _mean_where(cosine_NHW, length_NHW > _STRONG)
+    length = _mean_where(length_NHW, cosine_NHW < 0) - _mean_where(length_NHW, cosine_NHW > 0)
+    return (direction + _NORM_SHARE * length).sum() / max(len(features), 1)
+
+
+def _mean_where(values_NHW: Tensor, chosen_NHW: Tensor) -> Tensor:
+    """The mean (N,) of the chosen cells; 0 where there are none."""
+    return (values_NHW * chosen_NHW).sum((1, 2)) / chosen_NHW.sum((1, 2)).clamp(min=1)
+
+
+def smaller_mirrored(images: Tensor, scale: float) -> Tensor:
+    """Images (..., H, W) mirrored, and resized to a share of their sides (bilinear, antialiased)."""
+    height, width = (max(round(side * scale), 1) for side in images.shape[-2:])
+    if (height, width) == tuple(images.shape[-2:]):
+        return images.flip(-1)
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))  # torch antialiases no half precision on the CPU
+    return F.interpolate(wide, size=(height, width), mode="bilinear", antialias=True).flip(-1).to(images.dtype)
+
+
+def equivariance_loss(maps_NHW: Tensor, transformed_NHW: Tensor) -> Tensor:
+    """How far the maps of ``smaller_mirrored`` images are from the mirrored maps, mean over images and cells.
+
+    Wang et al. 2020, "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation",
+    equivariant regularization (L1). Of each map its positive evidence counts, as a share of its largest
+    value; the maps are brought to the grid of the transformed ones. 0 where there is no image.
+
+    Args:
+        maps_NHW: raw maps (N, h, w) of the images.
+        transformed_NHW: raw maps of the same classes of the transformed images, of a smaller grid or the same.
+    """
+    expected = upsample(_share_of_peak(maps_NHW), transformed_NHW.shape[-2:]).flip(-1)  # type: ignore[arg-type]
+    return (expected - _share_of_peak(transformed_NHW)).abs().mean((1, 2)).sum() / max(len(maps_NHW), 1)
+
+
+def _share_of_peak(maps_NHW: Tensor) -> Tensor:
+    positive = maps_NHW.float().clamp(min=0)
+    peak = positive.amax((1, 2), keepdim=True)
+    return positive / torch.where(peak > 0, peak, 1)
+
+
 def object_masks(batch: Batch) -> Tensor | None:
     """Pixels (N, H, W), bool, of each image's object: its mask where the batch has masks, else its boxes, else None."""
     if batch.masks is not None:
@@ -106,11 +170,12 @@ def balanced_weights(targets: Tensor, count: int, *, task: Task = Task.MULTICLAS
 
 @dataclass
 class Objective:
-    """The loss of a step as a weighted sum: ``(1 - d) classification + d distillation + b energy``.
+    """The loss of a step: ``(1 - d) classification + d distillation + b energy + a alignment + e equivariance``.
 
-    The energy is that of a class's map relative to the mean map of all classes. Softmax does not see what all classes
-    share, so a network could else push every map below zero, where no evidence is left to guide, at no cost in
-    cross-entropy; relative evidence cannot vanish where a class wins. Of multi-label maps, each has its own zero.
+    The energy, and what is to be equivariant, is that of a class's map relative to the mean map of all classes. Softmax
+    does not see what all classes share, so a network could else push every map below zero, where no evidence is left to
+    guide, at no cost in cross-entropy; relative evidence cannot vanish where a class wins. Of multi-label maps, each
+    has its own zero.
     """
 
     task: Task = Task.MULTICLASS
@@ -119,19 +184,30 @@ class Objective:
     distillation: float = 0.0
     temperature: float = 1.0
     energy: float = 0.0
+    alignment: float = 0.0
+    equivariance: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.distillation <= 1 or self.temperature <= 0 or self.energy < 0:
+        weights = {"box_weight": self.energy, "align_weight": self.alignment, "equivariance_weight": self.equivariance}
+        if not 0 <= self.distillation <= 1 or self.temperature <= 0 or min(weights.values()) < 0:
             raise ConfigError(
                 f"distillation={self.distillation} must be in [0, 1], temperature={self.temperature} positive,"
-                f" box_weight={self.energy} not negative."
+                f" {', '.join(f'{name}={value}' for name, value in weights.items())} not negative."
             )
 
     @classmethod
     def of(cls, options: LossOptions, task: Task) -> Objective:
         """The loss that the options ask for; ``class_weights`` are set when the labels are known."""
-        distillation = options.teacher_weight if options.teacher else 0.0
-        return cls(task, options.label_smoothing, None, distillation, options.teacher_temperature, options.box_weight)
+        return cls(
+            task,
+            options.label_smoothing,
+            None,
+            options.teacher_weight if options.teacher else 0.0,
+            options.teacher_temperature,
+            options.box_weight,
+            options.align_weight,
+            options.equivariance_weight,
+        )
 
     def __call__(
         self,
@@ -141,8 +217,22 @@ class Objective:
         teacher_NK: Tensor | None = None,
         maps_NKHW: Tensor | None = None,
         masks_NHW: Tensor | None = None,
+        features_NCHW: Tensor | None = None,
+        weight_KC: Tensor | None = None,
+        transformed_NKHW: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``loss`` and, where there are several, its terms by name."""
+        """``loss`` and, where there are several, its terms by name: those whose weight and tensors are given.
+
+        Args:
+            logits_NK: of the images.
+            targets: as ``Task.targets`` gives them.
+            teacher_NK: logits of the teacher.
+            maps_NKHW: raw class maps, for the energy and what is to be equivariant.
+            masks_NHW: pixels of the objects, for the energy.
+            features_NCHW: the last spatial map, for the alignment.
+            weight_KC: of the classifier, likewise.
+            transformed_NKHW: raw class maps of ``smaller_mirrored`` images.
+        """
         weights = None if self.class_weights is None else self.class_weights.to(logits_NK)
         label = classification_loss(
             logits_NK, targets, task=self.task, class_weights=weights, label_smoothing=self.label_smoothing
@@ -151,16 +241,30 @@ class Objective:
         if teacher_NK is not None:
             taught = distillation_loss(logits_NK, teacher_NK, self.temperature, task=self.task)
             loss, terms["distillation"] = (1 - self.distillation) * loss + self.distillation * taught, taught
+        images, classes = _present_classes(targets, self.task)
         if maps_NKHW is not None and masks_NHW is not None:
-            maps, masks = _maps_of_targets(maps_NKHW, targets, masks_NHW.to(maps_NKHW.device), self.task)
+            maps, masks = self._relative(maps_NKHW, images, classes), masks_NHW.to(maps_NKHW.device)[images]
             terms["energy"] = energy_loss(upsample(maps.float().clamp(min=0), masks.shape[-2:]), masks)  # type: ignore[arg-type]
             loss = loss + self.energy * terms["energy"]
+        if self.alignment and features_NCHW is not None and weight_KC is not None:
+            terms["alignment"] = alignment_loss(features_NCHW[images], weight_KC[classes])
+            loss = loss + self.alignment * terms["alignment"]
+        if self.equivariance and maps_NKHW is not None and transformed_NKHW is not None:
+            both = (self._relative(maps, images, classes) for maps in (maps_NKHW, transformed_NKHW))
+            terms["equivariance"] = equivariance_loss(*both)
+            loss = loss + self.equivariance * terms["equivariance"]
         return {"loss": loss} | (terms if len(terms) > 1 else {})
 
+    def _relative(self, maps_NKHW: Tensor, images_M: Tensor, classes_M: Tensor) -> Tensor:
+        """The maps (M, h, w) of classes of images; minus what all classes share, where these exclude each other."""
+        maps = maps_NKHW[images_M, classes_M]
+        return maps - maps_NKHW.mean(1)[images_M] if self.task is Task.MULTICLASS else maps
 
-def _maps_of_targets(maps_NKHW: Tensor, targets: Tensor, masks_NHW: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """The maps (M, h, w) of the classes that an image has (see ``Objective``), and the masks that belong to them."""
-    if task is Task.MULTICLASS:
-        return select(maps_NKHW, targets) - maps_NKHW.mean(1), masks_NHW
-    images, classes = torch.nonzero(targets >= 0.5, as_tuple=True)
-    return maps_NKHW[images, classes], masks_NHW[images]
+
+def _present_classes(targets: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """The images (M,) and the classes (M,) that they have; of mixed labels (cutmix) none."""
+    if task is not Task.MULTICLASS:
+        images, classes = torch.nonzero(targets >= 0.5, as_tuple=True)
+        return images, classes
+    count = 0 if targets.is_floating_point() else len(targets)
+    return torch.arange(count, device=targets.device), targets[:count].long() if count else targets.new_zeros(0).long()

@@ -33,13 +33,13 @@ from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps, maps_of
 from .checkpoint_files import refuse_other_shapes
-from .early_checks import refuse_nan_images
+from .early_checks import refuse_nan_images, refuse_smaller_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
 from .loaders import has_boxes, read_images, single_loader
 from .loggers import guard_loggers
-from .losses import Objective, classification_loss, object_masks
+from .losses import Objective, classification_loss, object_masks, smaller_mirrored
 from .map_drift import MapDrift
 from .mean_feature import MeanFeature, predicted_contrast
 from .optimizer import build_optimizer
@@ -196,6 +196,8 @@ class CAMFineTuner(pl.LightningModule):
             raise ConfigError(
                 "teacher='legacy': there is no legacy network with the data's classes. Leave teacher out."
             )
+        if options.loss.equivariance_weight and self.cam_net is not None:
+            refuse_smaller_images(self.cam_net, options.loss.equivariance_scale)
         weights = options.loss.class_weights
         if isinstance(weights, list) and (len(weights) != count or min(weights) < 0):
             raise ConfigError(f"class_weights={weights}: {count} numbers of at least 0 are needed, one per class.")
@@ -317,25 +319,40 @@ class CAMFineTuner(pl.LightningModule):
         if self.cutmix is not None:
             inputs, labels = self.cutmix(inputs, labels)
         masks = object_masks(batch) if self.objective.energy else None
-        logits, maps = self._learn(inputs, cached=cached, maps=masks is not None)
+        logits, features = self._learn(inputs, cached=cached)
         taught = batch.teacher if cached and self.teacher else self._teach(inputs)
-        terms = self.objective(logits, labels, teacher_NK=taught, maps_NKHW=maps, masks_NHW=masks)
+        of_maps = {} if features is None else self._maps_for_loss(inputs, features, masks is not None)
+        terms = self.objective(logits, labels, teacher_NK=taught, masks_NHW=masks, **of_maps)
         for name, value in terms.items():
             self.log(
                 f"train/{name}", value, on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=len(labels)
             )
         return terms["loss"]
 
-    def _learn(self, inputs: Tensor, *, cached: bool, maps: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits and, where they are needed, maps of images or of cached features."""
+    def _learn(self, inputs: Tensor, *, cached: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits and, of a network that has maps, the last spatial map of images or of cached features."""
         network = self.cam_net
         if network is None:
             return self(inputs), None
         with running(network, inputs):
             features_NCHW = run_new_layers(network, inputs) if cached else network.forward_features(inputs)
         self.mean_feature.add(features_NCHW)
-        maps_NKHW = class_maps(features_NCHW, network.classifier.weight) if maps else None
-        return network.forward_head(features_NCHW), maps_NKHW
+        return network.forward_head(features_NCHW), features_NCHW
+
+    def _maps_for_loss(self, inputs: Tensor, features_NCHW: Tensor, guided: bool) -> dict[str, Tensor]:
+        """What the objective's terms of maps look at."""
+        network, objective = self.cam_net, self.objective
+        if network is None or not (guided or objective.alignment or objective.equivariance):
+            return {}
+        weight = network.classifier.weight
+        tensors = {"features_NCHW": features_NCHW, "weight_KC": weight}
+        if guided or objective.equivariance:
+            tensors["maps_NKHW"] = class_maps(features_NCHW, weight)
+        if objective.equivariance:
+            smaller = smaller_mirrored(inputs, self.options.loss.equivariance_scale)
+            with eval_mode(network), running(network, smaller):  # running statistics stay those of whole images
+                tensors["transformed_NKHW"] = class_maps(network.forward_features(smaller), weight)
+        return tensors
 
     def _teach(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:

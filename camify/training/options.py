@@ -238,6 +238,10 @@ class OptimizationOptions:
         return options
 
 
+MAP_TERMS = ("box_weight", "align_weight", "equivariance_weight")
+"""The weights of the terms of the loss that look at maps."""
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """What is learned: the meaning of labels and logits, and the terms of the loss.
@@ -257,6 +261,11 @@ class LossOptions:
         box_weight: of the guidance by boxes or masks, for the training images that have them: one minus the share of
             the true class's positive evidence that lies on the object (Rao et al. 2023), evidence relative to the
             mean of all classes; 0 is off.
+        align_weight: of the alignment of directions: the features of strong cells are to point where the true class's
+            weights point, those of weak cells elsewhere (Kim et al. 2022, there 0.5); 0 is off.
+        equivariance_weight: of the difference between the true class's map of the mirrored, smaller image and the
+            mirrored map (Wang et al. 2020, there 1); one more forward of that size; 0 is off.
+        equivariance_scale: sides of that image as a share of the image's, in (0, 1]; 1 mirrors only.
 
     Raises:
         ConfigError: names the option.
@@ -270,14 +279,17 @@ class LossOptions:
     teacher_weight: float = 0.5
     teacher_temperature: float = 2.0
     box_weight: float = 0.0
+    align_weight: float = 0.0
+    equivariance_weight: float = 0.0
+    equivariance_scale: float = 0.5
 
     def __post_init__(self) -> None:
         tasks, shares = (None, "multiclass", "multilabel", "binary"), {"teacher_weight": "be in [0, 1]"}
         ranges = {
             "label_smoothing": "be in [0, 1)",
             "teacher_temperature": "be positive",
-            "box_weight": "be positive, or 0: not negative",
-        }
+            "equivariance_scale": "be in (0, 1]",
+        } | dict.fromkeys(MAP_TERMS, "be positive, or 0: not negative")
         _refuse([*_choices(self, task=tasks, teacher=(None, "legacy")), *_numbers(self, **ranges, **shares)])
         weights = self.class_weights
         _require(
@@ -392,20 +404,27 @@ class FineTuningOptions:
 
     def __post_init__(self) -> None:
         changed = [name for name in ("cutmix", "hide_and_seek") if getattr(self.augmentation, name)]
-        cached, box_weight = self.cache.feature_cache in ("memory", "disk"), self.loss.box_weight
+        cached = self.cache.feature_cache in ("memory", "disk")
+        map_terms = [name for name in MAP_TERMS if getattr(self.loss, name)]
         _require(
-            not (box_weight and self.augmentation.cutmix),
-            "box_weight with cutmix: pasted patches hide objects whose boxes then are wrong. Drop one.",
+            not (map_terms and self.augmentation.cutmix),
+            f"{' and '.join(map_terms)} with cutmix: an image that holds a patch of another has not one object and one"
+            " class, whose map could be judged. Leave one of them out.",
         )
         _require(
             not (cached and changed),
             f"feature_cache with {' and '.join(changed)}: images change in every step. Leave one of them out.",
         )
         _require(
+            not (cached and self.loss.equivariance_weight),
+            "equivariance_weight with feature_cache: it looks at the images once more, smaller and mirrored, and cached"
+            " features have none. Leave one of them out.",
+        )
+        _require(
             not cached or self.optimization.freeze_epochs != 0,
             "feature_cache needs freeze_epochs: features that learn cannot be kept.",
         )
-        of_maps = (box_weight, self.augmentation.adl_layers, self.metrics.clamp_weights, cached, self.loss.teacher)
+        of_maps = (map_terms, self.augmentation.adl_layers, self.metrics.clamp_weights, cached, self.loss.teacher)
         _require(
             self.conversion.head != "none" or not any(of_maps),
             "head='none' trains a network without maps: options of maps, cache and teacher do not apply.",

@@ -142,6 +142,8 @@ def _feature_cache(
         why = "the training data have no known length"
     elif change.cutmix or change.hide_and_seek or change.adl_layers:
         why = "images or features change in every step (cutmix, hide_and_seek, adl_layers)"
+    elif options.loss.equivariance_weight:
+        why = "equivariance_weight needs the images"
     elif augment == "crop_flip" and options.cache.cached_views is None:
         why = "augment is crop_flip, which draws other crops in every epoch"
     if why is None:

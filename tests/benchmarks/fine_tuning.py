@@ -53,6 +53,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pool=lse": {"pool": "lse"},
     "pool=tap": {"pool": "tap"},
     "box_weight=1": {"box_weight": 1.0},
+    "align_weight=0.5": {"align_weight": 0.5},
+    "equivariance_weight=1": {"equivariance_weight": 1.0},
 }
 ON_PHOTOS = {"init=recast", "teacher=legacy"}  # need the legacy's classes: not there
 AFTERWARDS = {  # change how maps are read, not the training

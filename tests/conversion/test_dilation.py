@@ -19,6 +19,35 @@ def images(size=96, channels=3):
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
+class NarrowAlexNet(nn.Module):
+    """AlexNet's geometry: 13 cells of 224 pixels, 7 of 127, 16 pixels apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 11, stride=4, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+            nn.Conv2d(6, 8, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+        )  # fmt: skip
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(8 * 36, 3))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+class FunctionalPool(nn.Module):
+    """A stride that no layer has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.first(x).relu(), 2)
+        return self.head(self.second(x).relu().mean((2, 3)))
+
+
 def pair(legacy, stride, size=96, **options):
     options = {"head": "direct", "input_size": size, "seed": 0} | options
     return convert(legacy, **options).eval(), convert(legacy, map_stride=stride, **options).eval()
@@ -27,6 +56,7 @@ def pair(legacy, stride, size=96, **options):
 NARROW = {  # the published geometry with few channels
     "vgg11_bn": partial(narrow_vgg, "vgg11_bn"),
     "resnet50": partial(ResNet, Bottleneck, [1, 2, 2, 2], width_per_group=8),
+    "alexnet": lambda: NarrowAlexNet(),
     "densenet121": partial(DenseNet, 8, (2, 3, 3, 2), 16),
 }
 
@@ -66,6 +96,30 @@ def test_by_hand_on_two_layers():
     torch.testing.assert_close(fine.forward_features(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "cells"),
+    [(224, 8, (13, 25)), (127, 8, (7, 13)), (127, 4, (7, 25)), (130, 8, (7, 13))],
+)
+def test_alexnets_sizes_do_not_divide_evenly(size, stride, cells):
+    """By hand: 224 -> 55 -> 27 -> 13; without the second pool's stride 27 -> 25, every second cell an old one."""
+    torch.manual_seed(0)
+    coarse, fine = pair(NarrowAlexNet().eval(), stride, size)
+    x, factor = images(size), 16 // stride
+    with torch.no_grad():
+        old, new = coarse.forward_features(x), fine.forward_features(x)
+    assert (old.shape[-1], new.shape[-1]) == cells
+    torch.testing.assert_close(new[:, :, ::factor, ::factor], old, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stride_that_is_no_layers_counts_too():
+    """The functional pool keeps its stride of 2, the convolution behind it loses its own."""
+    torch.manual_seed(0)
+    coarse, fine = pair(FunctionalPool().eval(), 2, 32)
+    old, new = coarse.forward_features(images(32)), fine.forward_features(images(32))
+    assert (old.shape[-1], new.shape[-1]) == (8, 16)
+    torch.testing.assert_close(new[:, :, ::2, ::2], old)
+
+
 def test_the_certificate_says_what_it_costs():
     _, fine = pair(torchvision.models.resnet18(weights=None).eval(), 8)
     assert any("times the multiplications" in note for note in fine.certificate.notes)
@@ -101,6 +155,7 @@ def test_the_users_network_keeps_its_strides():
         ("resnet18", 5, "the map's stride is 32"),
         ("resnet18", 64, "the map's stride is 32"),
         ("resnet18", 0, "the map's stride is 32"),
+        ("alexnet", 2, r"stride is 16. Choose one of \[1, 4, 8, 16\]"),
         ("densenet121", 8, "average pool"),
         ("googlenet", 16, "max-pool with padding"),
     ],

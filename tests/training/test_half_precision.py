@@ -21,7 +21,8 @@ VARIANTS = {
         "init": "ridge", "freeze_epochs": 1, "feature_cache": "memory", "cached_views": 1, "teacher": "legacy",
     },
     "boxes and dropped cells": {
-        "box_weight": 1.0, "adl_layers": ["4"], "adl_drop_rate": 0.75, "class_weights": "balanced",
+        "box_weight": 1.0, "align_weight": 0.5, "equivariance_weight": 1.0, "adl_layers": ["4"], "adl_drop_rate": 0.75,
+        "class_weights": "balanced",
     },
     "pasted images": {"cutmix": 1.0, "label_smoothing": 0.1},
 }  # fmt: skip

@@ -13,13 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 import camify
 from camify.batch import Batch
 from camify.task import Task
+from camify.training.early_checks import logged_names
 from camify.training.losses import (
     Objective,
+    alignment_loss,
     balanced_weights,
     classification_loss,
     distillation_loss,
     energy_loss,
+    equivariance_loss,
     object_masks,
+    smaller_mirrored,
 )
 from tests.training.conftest import SIZE, BlobData, SmallLegacy, tuner
 
@@ -143,7 +147,136 @@ def test_guidance_sees_evidence_relative_to_the_other_classes_as_softmax_does():
     assert lower.grad.abs().amax((1, 2, 3)).min() > 0
 
 
+def mean(values):
+    return sum(values) / len(values) if values else 0.0
+
+
+def test_alignment_by_hand():
+    """Kim et al. 2022, cell by cell."""
+    features, weights = torch.randn(3, 4, 5, 6).relu(), torch.randn(3, 4)
+    features[1, :, 2, 2] = 0  # a cell without features has no direction
+    total = 0.0
+    for n in range(3):
+        cells = [features[n, :, y, x].tolist() for y in range(5) for x in range(6)]
+        w, lengths = weights[n].tolist(), [math.hypot(*cell) for cell in cells]
+        low, high = min(lengths), max(lengths)
+        norms = [(length - low) / (high - low) for length in lengths]
+        dots = [sum(a * b for a, b in zip(cell, w, strict=True)) for cell in cells]
+        cosines = [d / (v * math.hypot(*w)) if v else 0.0 for d, v in zip(dots, lengths, strict=True)]
+        pairs = list(zip(cosines, norms, strict=True))
+        direction = mean([s for s, v in pairs if v < 0.2]) - mean([s for s, v in pairs if v > 0.4])
+        total += direction + (mean([v for s, v in pairs if s < 0]) - mean([v for s, v in pairs if s > 0])) / 10
+    assert float(alignment_loss(features, weights)) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_alignment_turns_strong_cells_to_the_weights_and_has_finite_gradients():
+    features = torch.zeros(2, 3, 4, 4)
+    features[0, 1, :2] = 2.0  # strong, at right angles to the weights
+    features[0, 2, 2:] = 0.1
+    features[1] = 1.0  # of one length: neither strong nor weak
+    features.requires_grad_()
+    weights = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    alignment_loss(features, weights).backward()
+    assert bool(features.grad.isfinite().all())
+    assert bool(weights.grad.isfinite().all())
+    assert float(features.grad[0, 0, :2].max()) < 0, "a step against the gradient adds the weights' direction"
+    assert float(features.grad[0, 0, 2:].min()) > 0
+    assert float(alignment_loss(torch.zeros(0, 3, 4, 4), torch.zeros(0, 3))) == 0.0
+
+
+def test_equivariance_by_hand():
+    maps, other = torch.randn(3, 4, 6), torch.randn(3, 2, 3)
+    maps[1] = -1.0  # no evidence
+    total = 0.0
+    for n in range(3):
+        peak, small_peak = max(float(maps[n].max()), 0), max(float(other[n].max()), 0)
+        for y in range(2):
+            for x in range(3):
+                left = 2 * (2 - x)  # mirrored; half the grid, half-pixel centers: the mean of two by two
+                block = maps[n, 2 * y : 2 * y + 2, left : left + 2].clamp(min=0) / (peak or 1)
+                total += abs(float(block.mean()) - max(float(other[n, y, x]), 0) / (small_peak or 1))
+    assert float(equivariance_loss(maps, other)) == pytest.approx(total / (3 * 6), rel=1e-5)
+    assert float(equivariance_loss(maps, maps.flip(-1))) == 0.0
+    assert float(equivariance_loss(maps, 3 * maps.flip(-1))) == pytest.approx(0, abs=1e-6)  # a share of the peak
+    assert float(equivariance_loss(maps[:0], other[:0])) == 0.0
+
+
+def test_smaller_mirrored_images():
+    images = torch.rand(2, 3, 8, 6)
+    assert torch.equal(smaller_mirrored(images, 1.0), images.flip(-1))
+    assert smaller_mirrored(images, 0.5).shape == (2, 3, 4, 3)
+    flat = torch.arange(6.0).expand(1, 1, 8, 6)  # a slope stays one, mirrored
+    assert bool((smaller_mirrored(flat, 0.5).diff(dim=-1) < 0).all())
+
+
+def test_the_objective_aligns_and_compares_the_classes_that_an_image_has():
+    features, weight = torch.randn(3, 5, 4, 4), torch.randn(2, 5)
+    maps = camify.maps.class_maps(features, weight)
+    other, several = torch.randn(3, 2, 2, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    given = {"maps_NKHW": maps, "features_NCHW": features, "weight_KC": weight, "transformed_NKHW": other}
+    labels, rows = torch.tensor([1, 0, 1]), torch.arange(3)
+    for task, targets, images, classes in (
+        (Task.MULTICLASS, labels, rows, labels),
+        (Task.MULTILABEL, several, torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1])),
+    ):
+        terms = Objective(task, alignment=0.3, equivariance=0.7)(maps.mean((2, 3)), targets, **given)
+        shared = [m.mean(1) if task is Task.MULTICLASS else torch.zeros(3, 1, 1) for m in (maps, other)]
+        own = [m[images, classes] - s[images] for m, s in zip((maps, other), shared, strict=True)]
+        torch.testing.assert_close(terms["alignment"], alignment_loss(features[images], weight[classes]))
+        torch.testing.assert_close(terms["equivariance"], equivariance_loss(*own))
+        total = terms["classification"] + 0.3 * terms["alignment"] + 0.7 * terms["equivariance"]
+        torch.testing.assert_close(terms["loss"], total)
+
+
 # ------------------------------------------------------------ in training
+
+
+def test_alignment_and_equivariance_lower_what_they_measure_and_keep_the_identity(data, make_trainer):
+    """The terms of two runs that differ in their weights alone, on the same images afterwards."""
+    batch = next(iter(data.val_dataloader()))
+    images, labels = batch["image"], batch["label"]
+    found = []
+    for weight in (0.0, 3.0):
+        pl.seed_everything(0, verbose=False)
+        options = {"align_weight": weight, "equivariance_weight": weight, "freeze_epochs": 0}
+        module = tuner(SmallLegacy(), optimizer="adamw", lr=0.005, **options)
+        trainer = make_trainer(max_epochs=3)
+        trainer.fit(module, data)
+        assert ("train/alignment" in trainer.callback_metrics) == ("train/equivariance" in trainer.callback_metrics)
+        assert ("train/alignment" in trainer.callback_metrics) == (weight > 0)
+        network = module.model.eval()
+        with torch.no_grad():
+            weight_KC = network.classifier.weight
+            features = network.forward_features(images)
+            maps = [network.forward_with_maps(some)[1] for some in (images, smaller_mirrored(images, 0.5))]
+            own = [camify.maps.select(m, labels) - m.mean(1) for m in maps]
+            found.append([float(alignment_loss(features, weight_KC[labels])), float(equivariance_loss(*own))])
+        assert network.identity_error(images) < 1e-4
+    assert found[1][0] < found[0][0] - 0.1
+    assert found[1][1] < 0.8 * found[0][1]
+
+
+def test_alignment_works_on_cached_features(data, make_trainer):
+    found = []
+    for cache in ("off", "memory"):
+        pl.seed_everything(0, verbose=False)
+        module = tuner(SmallLegacy(), align_weight=0.5, freeze_epochs=1, feature_cache=cache)
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(module, data)
+        found.append([float(trainer.callback_metrics[f"train/{name}"]) for name in ("loss", "alignment")])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_second_look_leaves_running_statistics_alone(data, make_trainer):
+    states = []
+    for weight in (0.0, 1e-12):
+        pl.seed_everything(0, verbose=False)
+        module = tuner(SmallLegacy(), equivariance_weight=weight, freeze_epochs=0)
+        make_trainer(max_epochs=1, limit_train_batches=1).fit(module, data)
+        states.append({k: v for k, v in module.model.state_dict().items() if "running" in k})
+    assert states[0]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value)
 
 
 def test_the_legacy_teaches_and_stays_as_it_was(legacy, data, make_trainer):
@@ -253,6 +386,13 @@ def test_a_multilabel_run_learns_and_logs_mean_average_precision(legacy, make_tr
         ({"box_weight": -1.0}, "not negative"),
         ({"box_weight": 1.0, "cutmix": 1.0}, "box_weight with cutmix"),
         ({"box_weight": 1.0, "head": "none"}, "without maps"),
+        ({"align_weight": 1.0, "equivariance_weight": 1.0, "cutmix": 1.0}, "align_weight and equivariance_weight with"),
+        ({"align_weight": 1.0, "head": "none"}, "without maps"),
+        ({"align_weight": -0.5}, "align_weight=-0.5"),
+        ({"equivariance_scale": 1.5}, "equivariance_scale=1.5"),
+        ({"equivariance_weight": 1.0, "feature_cache": "memory"}, "equivariance_weight with feature_cache"),
+        ({"equivariance_weight": 1.0, "equivariance_scale": 0.02}, "does not take images of 1x1.*1 mirrors"),
+        ({"equivariance_weight": 1.0, "equivariance_scale": 0.05}, "one cell"),
         ({"normalizer": "pas", "percentile": 200.0}, "percentile=200"),
         ({"init": "recast", "head": "gap"}, "keeps the old head"),
         ({"init": "random", "head": "recast"}, "keeps the old head"),
@@ -261,6 +401,12 @@ def test_a_multilabel_run_learns_and_logs_mean_average_precision(legacy, make_tr
 def test_bad_options_are_refused(legacy, options, words):
     with pytest.raises(camify.CamifyError, match=words):
         tuner(legacy, **options)
+
+
+def test_terms_of_maps_are_known_figures(legacy):
+    plain = set(logged_names(tuner(legacy)))
+    both = set(logged_names(tuner(legacy, align_weight=0.5, equivariance_weight=1.0)))
+    assert both - plain == {"train/classification", "train/alignment", "train/equivariance"}
 
 
 def test_a_teacher_needs_a_legacy_of_the_same_classes(legacy):
