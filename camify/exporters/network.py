@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..boxes import BoxRule, largest_boxes, percentile
+from ..boxes import DEFAULT_RULE, BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
 from ..eval_mode import without_hooks
 from ..maps import class_maps, upsample
@@ -22,9 +22,9 @@ __all__ = ["ExportedNetwork", "prepared"]
 class ExportedNetwork(nn.Module):
     """Logits (N, K), raw maps (N, K, h, w) and, where wanted, boxes (N, 4) of an image batch.
 
-    Boxes are the calibrated ones of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is
-    upsampled, scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes``
-    does. Zeros where there is none.
+    Boxes are the rule's of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is upsampled,
+    scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes`` does. Zeros
+    where there is none.
 
     Args:
         model: the network, in eval mode.
@@ -48,6 +48,12 @@ class ExportedNetwork(nn.Module):
         """Names of what comes out, in order."""
         return ("logits", "maps") if self.rule is None else ("logits", "maps", "boxes")
 
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said of the boxes."""
+        several = self.rule is not None and self.rule.regions == "all"
+        return ["boxes: one an image, of the largest region; the box rule gives every region's"] if several else []
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a batch."""
         prepared = image if self.size is None else self._prepare(image, self.size)
@@ -56,11 +62,15 @@ class ExportedNetwork(nn.Module):
         if self.rule is None:
             return logits, maps
         height, width = prepared.shape[-2:]
-        box_maps = class_maps(features, weight.clamp(min=0)) if self.rule.clamp_weights else maps
-        top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])  # camify.maps.select fixes the batch
+        given = features if self.rule.map_stride is None else None
+        box_features = self.model.box_features(prepared, self.rule, given)
+        box_maps = class_maps(box_features, self.rule.weight(self.model.map_weight(self.rule.kind)))
+        top = logits.argmax(1)[:, None, None, None].expand(
+            -1, 1, *box_maps.shape[2:]
+        )  # camify.maps.select fixes the batch
         heat = upsample(box_maps.gather(1, top)[:, 0], (height, width))
         heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
-        boxes = largest_boxes((heat >= self.rule.threshold) & (heat.amax((1, 2), keepdim=True) > 0))
+        boxes = largest_boxes(self.rule.cut(heat))
         if self.size is not None:
             sides = torch.ones_like(image[:1, :, :, 0], dtype=torch.float32)
             across, down = sides[:, 0].sum() / width, sides[:, :, 0].sum() / height
@@ -82,11 +92,9 @@ def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork
     """
     if preprocess and model.preprocessing is None:
         raise ConfigError("preprocess=True: the model does not say how. Set model.preprocessing (see Preprocessing).")
-    if boxes and model.box_rule is None:
-        raise ConfigError(
-            "boxes=True: the model has no calibrated threshold. Set model.box_rule = camify.BoxRule(threshold=...)."
-        )
     with without_hooks(model):
         plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    network = ExportedNetwork(plain, model.preprocessing if preprocess else None, model.box_rule if boxes else None)
+    network = ExportedNetwork(
+        plain, model.preprocessing if preprocess else None, (model.box_rule or DEFAULT_RULE) if boxes else None
+    )
     return network.eval()

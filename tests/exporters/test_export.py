@@ -178,12 +178,11 @@ def test_what_cannot_vary_stays_fixed_and_is_said(tmp_path):
         ("model.pt2", {"opset": 18}, "only .onnx has one"),
         ("model.pt2", {"input_size": 0}, "must be positive"),
         ("model.pt2", {"preprocess": True}, "does not say how"),
-        ("model.pt2", {"boxes": True}, "calibrated threshold"),
     ],
 )
 def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path, name, options, words):
     net = network()
-    net.preprocessing = net.box_rule = None
+    net.preprocessing = None
     with pytest.raises(ConfigError, match=words):
         camify.export(net, tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []
