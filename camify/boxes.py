@@ -217,13 +217,14 @@ def otsu_thresholds(heat_NHW: Tensor) -> Tensor:
         tensor([[[51.5000]]])
     """
     levels = (heat_NHW.flatten(1) * 255 + 0.5).floor()
-    counts = levels.new_zeros(len(levels), 256).scatter_add(1, levels.long(), torch.ones_like(levels))
+    none = torch.zeros_like(levels[:, :1]).expand(-1, 256)  # a size as a number would fix the batch of a graph
+    counts = none.scatter_add(1, levels.long(), torch.ones_like(levels))
     below = counts.cumsum(1)
     sums = (counts * torch.arange(256, device=counts.device, dtype=counts.dtype)).cumsum(1)
     above, rest = below[:, -1:] - below, sums[:, -1:] - sums
     parted = (below > 0) & (above > 0)
     distance = sums / torch.where(parted, below, 1) - rest / torch.where(parted, above, 1)
-    between = torch.where(parted, below / below[:, -1:] * above * distance.square(), 0)
+    between = torch.where(parted, below / below[:, -1:] * above * distance * distance, 0)
     return (between.argmax(1)[:, None, None] + 0.5) / 255
 
 
