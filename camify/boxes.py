@@ -85,7 +85,7 @@ class BoxRule:
                 raise ConfigError(f"BoxRule: {name}={str(getattr(self, name))[:80]!r} cannot work.")
 
     def maps(self, features_NCHW: Tensor, weight_KC: Tensor, classes_N: Tensor) -> Tensor:
-        """Raw maps (N, h, w) of one class per image; features (``CAMNet.box_features``) and weights are the rule's."""
+        """Raw maps (N, h, w) of one class per image; features (``camify.box_features``) and weights are the rule's."""
         return select(class_maps(features_NCHW, self.weight(weight_KC)), classes_N)
 
     def weight(self, weight_KC: Tensor) -> Tensor:

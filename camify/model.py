@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .box_features import box_features
 from .boxes import DEFAULT_RULE, BoxRule
 from .checkpoint.certificate import Certificate
 from .checkpoint.folder import MANIFEST, open_folder, write_folder
@@ -18,7 +19,6 @@ from .checkpoint.manifest import finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
 from .errors import CheckpointError, ConversionError
 from .eval_mode import eval_mode, without_hooks
-from .graphs.map_stride import finer_map
 from .maps import class_maps, identity_error, map_weight
 from .pooling import POOLS
 from .preprocessing import Preprocessing
@@ -143,9 +143,9 @@ class CAMNet(nn.Module):
     def predict_boxes(
         self, images: Tensor, classes: Tensor | None = None, *, rule: BoxRule | None = None
     ) -> list[Tensor]:
-        """The boxes (n, 4) of each image (N, 3, H, W), xyxy pixels, exclusive; (0, 4) where its map shows nothing.
+        """A box (1, 4) per image (N, 3, H, W), xyxy pixels, exclusive; (0, 4) where its map shows nothing.
 
-        One box, where the rule does not say otherwise.
+        Several (n, 4), the largest region's first, where the rule says so.
 
         Args:
             images: the network's input.
@@ -162,27 +162,9 @@ class CAMNet(nn.Module):
             features = self.forward_features(images)
             logits = logit_classes.two_sided(self.forward_head(features))
             chosen = logit_classes.predicted(logits) if classes is None else classes.to(features.device)
-            features = self.box_features(images, rule, features if rule.map_stride is None else None)
+            features = box_features(self, images, rule, {None: features})
         maps = rule.maps(features, self.map_weight(rule.kind, two_sided=True), chosen)
         return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
-
-    def box_features(self, images: Tensor, rule: BoxRule, features: Tensor | None = None) -> Tensor:
-        """The last spatial map (N, C, h, w) that a rule's maps are made of, in eval mode.
-
-        Args:
-            images: (N, 3, H, W).
-            rule: says whether it is finer, and whether it is the mean with the mirrored image's, mirrored back.
-            features: of the images at the rule's stride, or where that is None, at the network's own; None runs it.
-
-        Raises:
-            ConversionError: the network has no map of the rule's stride.
-        """
-
-        def run(x: Tensor) -> Tensor:
-            return self.forward_features(x) if rule.map_stride is None else finer_map(self.features, rule.map_stride, x)
-
-        features = run(images) if features is None else features
-        return (features + run(images.flip(-1)).flip(-1)) / 2 if rule.flip else features
 
     # timm's protocol ------------------------------------------------------
 

@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import nn
 
 import camify
+from camify.box_features import box_features
 from camify.boxes import DEFAULT_RULE, OTSU, BoxRule, otsu_thresholds
 from camify.graphs.map_stride import set_map_stride
 from camify.maps import upsample
@@ -97,7 +98,7 @@ def test_a_mirrored_map_is_the_mean_with_the_image_mirrored(net):
     with torch.no_grad():
         straight, mirrored = (net.forward_with_maps(x)[1][[0, 1], classes] for x in (images, images.flip(3)))
         rule = BoxRule(threshold=0.7, flip=True)
-        maps = rule.maps(net.box_features(images, rule), net.classifier.weight, classes)
+        maps = rule.maps(box_features(net, images, rule), net.classifier.weight, classes)
     torch.testing.assert_close(maps, (straight + mirrored.flip(2)) / 2)
     wanted = rule.boxes((straight + mirrored.flip(2)) / 2, (32, 32))
     assert all(map(torch.equal, net.predict_boxes(images, classes, rule=rule), wanted))
@@ -110,11 +111,11 @@ def test_a_finer_map_has_the_networks_weights_also_later_and_is_not_stored(net):
         finer = copy.deepcopy(net.features)
         set_map_stride(finer, 2, images)
         with torch.no_grad():
-            torch.testing.assert_close(net.box_features(images, rule), finer(images))
+            torch.testing.assert_close(box_features(net, images, rule), finer(images))
             net.features[0].weight.mul_(1.5)
             net.features[1].running_mean.add_(0.2)
     assert list(net.state_dict()) == names
-    assert net.box_features(images, BoxRule()).shape[-1] == 8, "the network itself stays as it is"
+    assert box_features(net, images, BoxRule()).shape[-1] == 8, "the network itself stays as it is"
     with pytest.raises(camify.ConversionError, match="map_stride=3"):
         net.predict_boxes(images, rule=BoxRule(map_stride=3))
 

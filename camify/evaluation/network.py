@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule
 from ..errors import ConfigError, ConversionError
 from ..maps import upsample
@@ -264,8 +265,7 @@ def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw: Tensor, t
     own = rule.clamp_weights or rule.flip or rule.map_stride is not None or rule.kind != "plain"
     if not (own and isinstance(method, CAM) and isinstance(model, CAMNet)):
         return raw.relu() if method.relu else raw
-    given = forward.activations if rule.map_stride is None else None
-    features = model.box_features(forward.images, rule, given).to(forward.activations)
+    features = box_features(model, forward.images, rule, {None: forward.activations}).to(forward.activations)
     weight = forward.classes.two_sided(model.map_weight(rule.kind).detach(), 0).to(features)
     maps = [rule.maps(features, weight, one) for one in targets.reshape(len(targets), -1).unbind(1)]
     return maps[0] if targets.dim() == 1 else torch.stack(maps, dim=1)

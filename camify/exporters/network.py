@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
 from ..eval_mode import without_hooks
@@ -62,9 +63,8 @@ class ExportedNetwork(nn.Module):
         if self.rule is None:
             return logits, maps
         height, width = prepared.shape[-2:]
-        given = features if self.rule.map_stride is None else None
-        box_features = self.model.box_features(prepared, self.rule, given)
-        box_maps = class_maps(box_features, self.rule.weight(self.model.map_weight(self.rule.kind)))
+        weight = self.rule.weight(self.model.map_weight(self.rule.kind))
+        box_maps = class_maps(box_features(self.model, prepared, self.rule, {None: features}), weight)
         top = logits.argmax(1)[:, None, None, None].expand(
             -1, 1, *box_maps.shape[2:]
         )  # camify.maps.select fixes the batch

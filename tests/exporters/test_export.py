@@ -123,7 +123,7 @@ def test_without_a_rule_the_default_one_cuts_and_is_recorded():
     assert file_metadata(net, outputs=boxes.outputs, **about)["box_rule"] == DEFAULT_RULE.to_dict()
     assert file_metadata(net, outputs=("logits", "maps"), **about)["box_rule"] is None
     images = torch.randn(4, 3, SIZE, SIZE)
-    wanted = torch.cat([box for box in net.predict_boxes(images)])
+    wanted = torch.cat(net.predict_boxes(images))
     with torch.no_grad():
         torch.testing.assert_close(boxes(images)[2], wanted)
 
