@@ -52,9 +52,9 @@ def choose_box_rule(
 
     The rule that needs no boxes (PaS 90, Otsu; of the object maps where there are some) stays unless another's boxes
     are better by two standard errors of the difference, image by image; so does, in this order, what costs less: one
-    forward, the mirrored image, a finer map, both. On fewer than 20 images with boxes nothing is chosen: Otsu was better
-    then. Over AlexNet, VGG16, SqueezeNet and MobileNetV2 on photographs no other way to choose gave better boxes on
-    other images: not the best candidate as it is, nor one standard error.
+    forward, the mirrored image, a finer map, both. On fewer than 20 images with boxes nothing is chosen, as Otsu was
+    better then. Over AlexNet, VGG16, SqueezeNet and MobileNetV2 on photographs no other way to choose gave better boxes
+    on other images: neither the best candidate as it is, nor one standard error.
 
     There the finer map was worth 3 to 5 points with MobileNetV2 (7 x 7 cells) and nothing with the others (13 x 13 and
     more); the mirrored image 0 to 2, too little to be taken mostly; the object map 12 with VGG16, 0 to 4 elsewhere.

@@ -41,8 +41,8 @@ class RunRecord(pl.Callback):
     Before training one screen says what will happen; the legacy network is measured where its classes are the data's,
     and the converted one before its first step. After every epoch ``results.json`` and ``report.html`` are written
     anew, with the epochs that no other beats in accuracy and map quality both (the Pareto set), and it is said when
-    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the normalizer and the
-    threshold that give the best boxes on the validation split, are exported to ``export/``, loaded again and
+    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the box rule that
+    the validation split chooses (``camify.choose_box_rule``), are exported to ``export/``, loaded again and
     compared, and one screen says what came out.
 
     Args:
