@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, methods, metrics
     from .boxes import BoxRule
-    from .conversion import convert, fit_head, fit_object_map, inspect
+    from .conversion import choose_box_rule, convert, fit_head, fit_object_map, inspect
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .evaluation import evaluate
     from .exporters import export
@@ -31,6 +31,7 @@ __all__ = [
     "DataError",
     "Preprocessing",
     "Task",
+    "choose_box_rule",
     "convert",
     "data",
     "evaluate",
@@ -49,7 +50,7 @@ _HOMES = {
         ("CamifyError", "CheckpointError", "ConfigError", "ConstantMapWarning", "ConversionError", "DataError"),
         "errors",
     ),
-    **dict.fromkeys(("convert", "fit_head", "fit_object_map", "inspect"), "conversion"),
+    **dict.fromkeys(("choose_box_rule", "convert", "fit_head", "fit_object_map", "inspect"), "conversion"),
     **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
     "BoxRule": "boxes",
     "CAMNet": "model",

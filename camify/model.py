@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .boxes import BoxRule
+from .box_features import box_features
+from .boxes import DEFAULT_RULE, BoxRule
 from .checkpoint.certificate import Certificate
 from .checkpoint.folder import MANIFEST, open_folder, write_folder
 from .checkpoint.hub import fetch_folder, is_repository
 from .checkpoint.manifest import finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
-from .errors import CheckpointError, ConfigError, ConversionError
+from .errors import CheckpointError, ConversionError
 from .eval_mode import eval_mode, without_hooks
 from .maps import class_maps, identity_error, map_weight
 from .pooling import POOLS
@@ -47,7 +48,7 @@ class CAMNet(nn.Module):
         results: figures measured with these weights, JSON values; ``legacy/...`` are the legacy network's.
         object_weight: the vector (C,) that makes object maps of class maps (see ``camify.fit_object_map``), or None.
         object_map: how it was fitted, JSON values, or None.
-        box_rule: how its maps become boxes, or None where that was never calibrated.
+        box_rule: how its maps become boxes (see ``camify.choose_box_rule``), or None: ``camify.boxes.DEFAULT_RULE``.
         license: of the legacy weights, as far as their source says, or None.
         recipe: the published network by name, or None.
     """
@@ -142,26 +143,26 @@ class CAMNet(nn.Module):
     def predict_boxes(
         self, images: Tensor, classes: Tensor | None = None, *, rule: BoxRule | None = None
     ) -> list[Tensor]:
-        """One box (1, 4) per image (N, 3, H, W), xyxy pixels, exclusive; (0, 4) where its map shows nothing.
+        """A box (1, 4) per image (N, 3, H, W), xyxy pixels, exclusive; (0, 4) where its map shows nothing.
+
+        Several (n, 4), the largest region's first, where the rule says so.
 
         Args:
             images: the network's input.
             classes: (N,) whose map it is; None: the predicted ones.
-            rule: instead of the calibrated one.
+            rule: instead of ``box_rule``; where both are None, ``camify.boxes.DEFAULT_RULE``, by Otsu.
 
         Raises:
-            ConfigError: there is no rule.
+            ConfigError: the rule cuts object maps, and the network has none.
+            ConversionError: the network has no map of the rule's stride.
         """
-        rule = rule or self.box_rule
-        if rule is None:
-            raise ConfigError(
-                "The network has no box rule, as it was not fine-tuned with camify. Give rule=camify.BoxRule(...)."
-            )
+        rule = rule or self.box_rule or DEFAULT_RULE
         logit_classes = self.classes
         with eval_mode(self):
             features = self.forward_features(images)
             logits = logit_classes.two_sided(self.forward_head(features))
             chosen = logit_classes.predicted(logits) if classes is None else classes.to(features.device)
+            features = box_features(self, images, rule, {None: features})
         maps = rule.maps(features, self.map_weight(rule.kind, two_sided=True), chosen)
         return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
 

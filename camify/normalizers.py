@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import ConfigError, DataError
 from .maps import normalize
 
-__all__ = ["NORMALIZERS", "Normalizer", "normalize_maps", "scale_maps"]
+__all__ = ["NORMALIZERS", "Normalizer", "check_normalizer", "limits", "normalize_maps", "scale_maps"]
 
 
 class Normalizer(NamedTuple):
@@ -28,7 +28,7 @@ class Normalizer(NamedTuple):
             ConfigError: the name is unknown, or the percentile does not fit.
         """
         chosen = cls(name, {"pas": 90.0, "ivr": 45.0}.get(name) if percentile is None else percentile)
-        normalize_maps(torch.zeros(1, 2, 2, dtype=torch.float32), *chosen)
+        check_normalizer(*chosen)
         return chosen
 
 
@@ -40,12 +40,28 @@ NORMALIZERS = (
 )
 
 
+def check_normalizer(name: str, percentile: float | None = None) -> None:
+    """Refuse what ``normalize_maps`` does not know.
+
+    Raises:
+        ConfigError: the name is unknown, or the percentile is missing, given where there is none, or not in 0..100.
+    """
+    if not isinstance(name, str) or name not in {known.name for known in NORMALIZERS}:
+        raise ConfigError(f'normalizer {str(name)[:80]!r} is unknown. Choose "minmax", "max", "pas" or "ivr".')
+    needed, number = name in ("pas", "ivr"), isinstance(percentile, int | float)
+    if needed != (percentile is not None) or (needed and not (number and 0 <= (percentile or 0) <= 100)):
+        raise ConfigError(
+            f'percentile={str(percentile)[:80]} does not fit {name!r}: "pas" and "ivr" take one in 0..100.'
+        )
+
+
 def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None = None) -> Tensor:
     """Raw maps (N, H, W) of image size in [0, 1]; a map without contrast, or without positive evidence, gives zeros.
 
     - ``"minmax"``: (m - min) / (max - min).
     - ``"max"``: ReLU(m) / max. Zhou et al. 2016.
-    - ``"pas"``: (m - min) / percentile of (m - min), cut at 1. Bae et al. 2020, there 90.
+    - ``"pas"``: (m - min) / percentile of (m - min), cut at 1. Bae et al. 2020, there 90. Where the percentile is the
+      minimum, as heat covers less of the image, the maximum takes its place.
     - ``"ivr"``: ReLU(m - percentile) / max of that. Kim et al. 2021, "Normalization Matters in WSOL".
 
     Raises:
@@ -58,10 +74,7 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
         >>> normalize_maps(torch.tensor([[[-1.0, 0.0, 1.0, 4.0]]]), "max")
         tensor([[[0.0000, 0.0000, 0.2500, 1.0000]]])
     """
-    if name not in {known.name for known in NORMALIZERS}:
-        raise ConfigError(f'normalizer {name!r} is unknown. Choose "minmax", "max", "pas" or "ivr".')
-    if (percentile is None) == (name in ("pas", "ivr")) or not 0 <= (percentile or 0) <= 100:
-        raise ConfigError(f'percentile={percentile} does not fit {name!r}: "pas" and "ivr" take one in 0..100.')
+    check_normalizer(name, percentile)
     if maps.numel() and not bool(torch.isfinite(maps.amin() + maps.amax())):  # both carry NaN over
         raise DataError("maps hold NaN or infinity. Find the image that causes it.")
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
@@ -72,17 +85,25 @@ def scale_maps(maps: Tensor, name: str, percentile: float | None, find: Callable
     """``normalize_maps`` without its checks: tensor steps alone, where ``find(maps, percentile)`` is so (N, 1, 1)."""
     if name == "minmax":
         return normalize(maps)
-    find = find or _percentile
-    varies = normalize(maps).amax((-2, -1), keepdim=True) > 0
-    if name == "max":
-        low, high = torch.zeros_like(maps), maps.amax((-2, -1), keepdim=True)
-    elif name == "pas":
-        low = maps.amin((-2, -1), keepdim=True)
-        high = find(maps, percentile or 0)
-    else:
-        low, high = find(maps, percentile or 0), maps.amax((-2, -1), keepdim=True)
-    usable = varies & (high > low)
+    low, high = limits(maps, name, percentile, find)
+    usable = (normalize(maps).amax((-2, -1), keepdim=True) > 0) & (high > low)
     return torch.where(usable, ((maps - low) / torch.where(usable, high - low, 1)).clamp(0, 1), 0)
+
+
+def limits(
+    maps: Tensor, name: str, percentile: float | None, find: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The raw values (N, 1, 1) that become 0 and 1; a map whose limits do not differ has no heat."""
+    find = find or _percentile
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    if name == "max":
+        low = torch.zeros_like(low)
+    elif name == "pas":
+        cut = find(maps, percentile or 0)
+        high = torch.where(cut > low, cut, high)
+    elif name == "ivr":
+        low = find(maps, percentile or 0)
+    return low, high
 
 
 def _percentile(maps: Tensor, percentile: float) -> Tensor:

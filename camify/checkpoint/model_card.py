@@ -63,9 +63,10 @@ def model_card(manifest: Mapping[str, Any], *, overlays: bool = False) -> str:
         lines.append("")
     if manifest.get("box_rule"):
         lines += ["## Boxes from maps", "", "| | |", "|---|---|"]
-        lines += [
-            f"| {_cell(key)} | {_value(value)} |" for key, value in manifest["box_rule"].items() if value is not None
-        ]
+        rule = dict(manifest["box_rule"])
+        if rule.get("source") != "mosaics":  # of former versions: on the images that it was chosen on
+            rule["right boxes (IoU 0.5), cross-validated"] = rule.pop("accuracy", None)
+        lines += [f"| {_cell(key)} | {_value(value)} |" for key, value in rule.items() if value is not None]
         lines.append("")
     if manifest["class_names"]:
         names = ", ".join(_cell(name) for name in manifest["class_names"][:200])

@@ -6,6 +6,7 @@ A new head goes to ``pipeline.py``; a new recipe is a row in ``published_recipes
 
 from ..sources import Source, resolve
 from .balance import balance_head
+from .box_rule_choice import choose_box_rule
 from .closed_form import FitReport, fit_head
 from .input_format import INPUT_FORMATS, adapt_input
 from .inspection import Inspection, inspect
@@ -27,6 +28,7 @@ __all__ = [
     "Source",
     "adapt_input",
     "balance_head",
+    "choose_box_rule",
     "convert",
     "find_recipe",
     "fit_head",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..graphs import FeaturesCopy, NetworkAnalysis, TracedAnalysis, analyze
+from ..graphs.map_stride import set_map_stride
 from ..model import CAMNet
 from ..pooling import POOLS
 from ..sources import Source, source_of
@@ -20,7 +21,6 @@ from .chance import note_of_chance
 from .class_rows import check_names, draw_classifier, match_rows, put_rows, select_classes
 from .geometry import apply_changes, cut_after
 from .input_format import INPUT_FORMATS, adapt_input, describe_input
-from .map_stride import set_map_stride
 from .new_layers import Conv3x3, NewLayer, append_layers
 from .proof import certify
 from .published_recipes import default_convs, find_recipe

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..boxes import component_boxes
+from ..boxes import BoxRule
 from .primitives import (
     BOX,
     COLUMN,
@@ -77,11 +77,11 @@ class Region:
 
     Attributes:
         mask: bool, of the image's size.
-        threshold: share of the normalized map's range.
+        rule: that cut the map there.
     """
 
     mask: NDArray[np.bool_]
-    threshold: float
+    rule: BoxRule
 
 
 def overlay_picture(
@@ -123,7 +123,7 @@ def overlay_picture(
     last, note = heated_picture(picture, shown_map.map_hw, scale, colormap)
     map_boxes = None
     if region is not None and region.mask.any():
-        last, map_boxes = outline_region(last, region.mask), component_boxes(region.mask, largest=True)
+        last, map_boxes = outline_region(last, region.mask), region.rule.mask_boxes(region.mask)
     if right or of_predicted:
         middle, label = cells_picture(picture.size, shown_map.map_hw, scale, colormap)
         labels = ["image", label, note or ("map over the image" if right else "map of the predicted class")]
@@ -139,9 +139,7 @@ def overlay_picture(
 
     x, y = _place(0, width)
     keys = [(BOX, "ground truth")] if boxes is not None and len(boxes) else []
-    keys += (
-        [(MAP_BOX, f"found, threshold {region.threshold:.2f}")] if region is not None and map_boxes is not None else []
-    )
+    keys += [(MAP_BOX, f"found, {region.rule.threshold_text}")] if region is not None and map_boxes is not None else []
     room = write_legend(draw, x + 3 * (width + GAP) - GAP, MARGIN - 2, keys, 2 * (width + GAP))
     write_line(draw, (x, MARGIN - 2), title, room + width, INK)
     for i, panel in enumerate((picture, middle, last)):

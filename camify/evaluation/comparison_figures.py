@@ -153,7 +153,7 @@ def _parts(network: ExplainedNetwork, forward: ForwardPass, targets: Tensor, siz
         torch.full((1, 4), torch.nan, dtype=torch.float32),
     )
     for name, heat in network.heats(raw, size).items():
-        boxes = torch.cat([own if len(own) else nothing for own in cut[name]]).double()
+        boxes = torch.cat([own[:1] if len(own) else nothing for own in cut[name]]).double()
         parts[name] = _Part(raw[name].cpu(), heat.cpu(), boxes)
     return parts
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..boxes import BoxRule, component_boxes
+from ..boxes import BoxRule
 from ..data.sizes import constant_notes, gray_range_notes
 from ..drawing.encoding import encoded
 from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
@@ -48,7 +47,7 @@ class ExplainOptions:
             logit first the class that it stands for.
         topk: how many classes.
         threshold: of the normalized map, in [0, 1), from which on a pixel belongs to its box; None takes that of the
-            box rule: of ``cam`` the network's own where it has one, else 0.5 of the min-max normalized map.
+            box rule: of ``cam`` the network's own where it has one, else ``camify.boxes.DEFAULT_RULE``, by Otsu.
         colormap: name in ``matplotlib.colormaps``.
         picture: ``"png"`` or ``"jpg"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
@@ -199,7 +198,7 @@ class _BatchMaps:
         targets: the classes that are explained, (N, T).
         raw: signed maps (N, T, M, h, w) of M methods.
         regions: the pixels (N, T, M, H, W), bool, that belong to boxes.
-        thresholds: of the M methods' boxes.
+        rules: of the M methods' boxes.
     """
 
     logits: Tensor
@@ -207,7 +206,7 @@ class _BatchMaps:
     targets: Tensor
     raw: Tensor
     regions: NDArray[np.bool_]
-    thresholds: list[float]
+    rules: list[BoxRule]
 
 
 def _with_folded_norms(network: ExplainedNetwork, images: Tensor) -> ExplainedNetwork:
@@ -244,12 +243,13 @@ def _batch_maps(
         size = (images.shape[-2], images.shape[-1])
         regions = np.zeros((*targets.shape, len(raw), *size), dtype=bool)
         with torch.autocast(device, enabled=False):
-            for t, (m, (name, maps)) in product(range(targets.shape[1]), enumerate(raw.items())):
-                cut = box_maps(network.methods[name], rules[name], forward, maps[:, t], targets[:, t])
-                regions[:, t, m] = rules[name].regions(cut, size).cpu().numpy()
+            for m, (name, maps) in enumerate(raw.items()):
+                cut = box_maps(network.methods[name], rules[name], forward, maps, targets)
+                for t in range(targets.shape[1]):
+                    regions[:, t, m] = rules[name].masks(cut[:, t], size).cpu().numpy()
         return _BatchMaps(
             forward.logits.cpu(), forward.probabilities.cpu(), targets.cpu(),
-            torch.stack(list(raw.values()), dim=2).cpu(), regions, [rules[name].threshold for name in raw],
+            torch.stack(list(raw.values()), dim=2).cpu(), regions, [rules[name] for name in raw],
         )  # fmt: skip
 
 
@@ -280,15 +280,15 @@ def _write_image(
             "logit": float(maps.logits[index, k]),
             "probability": float(maps.probabilities[index, k]),
             "maps": {
-                method: _figures(method_maps, region, size)
-                for method, method_maps, region in zip(
-                    network.methods, raw[place], maps.regions[index, place], strict=True
+                method: _figures(method_maps, region, rule, size)
+                for method, method_maps, region, rule in zip(
+                    network.methods, raw[place], maps.regions[index, place], maps.rules, strict=True
                 )
             },
         }
         for place, k in enumerate(maps.targets[index].tolist())
     ]
-    region = Region(maps.regions[index, 0, 0], maps.thresholds[0])
+    region = Region(maps.regions[index, 0, 0], maps.rules[0])
     picture = _picture(image, list(network.methods), classes, raw, region, options.colormap, path.name)
     files = {"picture": f"{stem.name}_cam.{options.picture}", "raw_maps": f"{stem.name}.npy"}
     write_whole(stem.with_name(files["picture"]), encoded(picture, options.picture))
@@ -305,15 +305,16 @@ def _write_image(
     }
 
 
-def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], file_size: tuple[int, int]) -> dict[str, Any]:
-    """Range of a raw map, and the box of its largest region in pixels of the file (xyxy, exclusive)."""
-    boxes = component_boxes(region_HW, largest=True)
+def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], rule: BoxRule, file_size: tuple[int, int]) -> dict[str, Any]:
+    """Range of a raw map, and the boxes that the rule gives, in pixels of the file (xyxy, exclusive)."""
     factors = np.array([file_size[1] / region_HW.shape[1], file_size[0] / region_HW.shape[0]] * 2)
+    boxes = [[round(float(value), 1) for value in box * factors] for box in rule.mask_boxes(region_HW)]
     return {
         "low": float(map_hw.min()),
         "high": float(map_hw.max()),
         "constant": not region_HW.any(),
-        "box": [round(float(value), 1) for value in boxes[0] * factors] if len(boxes) else None,
+        "box": boxes[0] if boxes else None,
+        **({"boxes": boxes} if rule.regions == "all" else {}),
     }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..boxes import BoxRule
+from ..box_features import box_features
+from ..boxes import DEFAULT_RULE, BoxRule
 from ..errors import ConfigError, ConversionError
 from ..maps import upsample
 from ..methods import ForwardPass, Method, make_methods, observe
@@ -112,7 +113,7 @@ class ExplainedNetwork:
     def boxes(
         self, forward: ForwardPass, raw: Mapping[str, Tensor], targets: Tensor, size: tuple[int, int]
     ) -> dict[str, list[Tensor]]:
-        """By method the boxes (1, 4), or (0, 4), of raw maps as its rule cuts them, xyxy pixels of that size."""
+        """By method the boxes (n, 4) of raw maps as its rule cuts them, xyxy pixels of that size."""
         rules = box_rules({name: self.methods[name] for name in raw})
         return {
             name: rule.boxes(box_maps(self.methods[name], rule, forward, raw[name], targets), size)
@@ -242,26 +243,32 @@ def _unusable(device: str | torch.device, error: Exception) -> ConfigError:
 
 
 def box_rules(methods: Mapping[str, Method], threshold: float | None = None) -> dict[str, BoxRule]:
-    """By method the rule that cuts its boxes: of ``cam`` the network's own where it has one, else ``BoxRule()``.
+    """By method the rule that cuts its boxes: of ``cam`` the network's own where it has one, else ``DEFAULT_RULE``.
 
     Args:
         methods: made for one network.
-        threshold: instead of the rules' own.
+        threshold: instead of the rules' own; where there is none, of min-max normalized maps.
     """
     rules = {}
     for name, method in methods.items():
         own = method.model.box_rule if isinstance(method, CAM) and isinstance(method.model, CAMNet) else None
-        rule = own or BoxRule(source="default")
-        rules[name] = rule if threshold is None else replace(rule, threshold=threshold, count=0, accuracy=None)
+        if threshold is None:
+            rules[name] = own or DEFAULT_RULE
+        else:
+            rules[name] = replace(own or BoxRule(source="default"), threshold=threshold, count=0, accuracy=None)
     return rules
 
 
-def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw_NHW: Tensor, targets_N: Tensor) -> Tensor:
-    """The maps (N, h, w) that a rule cuts: the raw ones; of the classifier's positive weights where it says so."""
-    if rule.clamp_weights and isinstance(method.model, CAMNet):
-        weight = forward.classes.two_sided(method.model.classifier.weight.detach(), 0)
-        return rule.maps(forward.activations, weight.to(forward.activations), targets_N)
-    return raw_NHW.relu() if method.relu else raw_NHW
+def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw: Tensor, targets: Tensor) -> Tensor:
+    """The maps that a rule cuts, for targets (N,) or (N, T): the raw ones, of ``cam`` those that the rule asks for."""
+    model = method.model
+    own = rule.clamp_weights or rule.flip or rule.map_stride is not None or rule.kind != "plain"
+    if not (own and isinstance(method, CAM) and isinstance(model, CAMNet)):
+        return raw.relu() if method.relu else raw
+    features = box_features(model, forward.images, rule, {None: forward.activations}).to(forward.activations)
+    weight = forward.classes.two_sided(model.map_weight(rule.kind).detach(), 0).to(features)
+    maps = [rule.maps(features, weight, one) for one in targets.reshape(len(targets), -1).unbind(1)]
+    return maps[0] if targets.dim() == 1 else torch.stack(maps, dim=1)
 
 
 # ---------------------------------------------------------------- names

@@ -94,7 +94,8 @@ def export(
         input_size: height and width of the images that are traced, pixels; None: what the model says.
         dynamic: batch, height and width may vary as far as the network allows; what stays fixed, the result says.
         preprocess: the input is uint8 RGB (N, H, W, 3) of any size, resized and normalized inside.
-        boxes: a third output ``boxes`` (N, 4): the top-1 class's calibrated box, xyxy pixels of the given images.
+        boxes: a third output ``boxes`` (N, 4): the top-1 class's box, xyxy pixels of the given images,
+            by the model's rule or, where it has none, ``camify.boxes.DEFAULT_RULE``.
         opset: of ONNX; None takes torch's.
         precision: of ONNX: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``camify.exporters.quantization``).
         images: with fp16 and int8, a batch as the file takes it: one half calibrates, the other measures the loss.
@@ -133,7 +134,7 @@ def export(
     refusals += [fixed] if fixed else []
     for axes in AXES[1 if fixed else 0 :] if dynamic else AXES[-1:]:
         try:
-            return _attempt(network, path, record, axes, options, tuple(refusals), reduce)
+            return _attempt(network, path, record, axes, options, (*network.notes, *refusals), reduce)
         except (ConversionError, CheckpointError) as error:  # noqa: PERF203 - three at most
             refusals.append(_refusal(axes, error))
             last = error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from ..boxes import BoxRule
+from ..boxes import DEFAULT_RULE, BoxRule
 from ..checkpoint.bounds import MOST_CLASSES
 from ..checkpoint.certificate import TOLERANCE
 from ..checkpoint.folder import us_keys
@@ -49,6 +49,7 @@ def file_metadata(
     certificate = model.certificate
     prepared = {"kind": "float32 NCHW, prepared as in preprocessing", "channels": channels}
     raw = {"kind": "uint8 NHWC, RGB as read", "channels": 3}
+    rule = model.box_rule or (DEFAULT_RULE if "boxes" in outputs else None)
     return {
         "format_version": FORMAT_VERSION,
         "camify_version": version("camify"),
@@ -66,7 +67,7 @@ def file_metadata(
         "pool": model.pool_name,
         "identity": f"mean(maps) + bias == logits within {TOLERANCE:g}" if model.pool_name == "gap" else None,
         "map": certificate.map if certificate else None,
-        "box_rule": model.box_rule.to_dict() if model.box_rule else None,
+        "box_rule": None if rule is None else rule.to_dict(),
         "object_map": model.object_map,
         "results": model.finite_results(),
     }

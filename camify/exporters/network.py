@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..boxes import BoxRule, largest_boxes, percentile
+from ..box_features import box_features
+from ..boxes import DEFAULT_RULE, BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
 from ..eval_mode import without_hooks
 from ..maps import class_maps, upsample
@@ -25,9 +26,9 @@ class ExportedNetwork(nn.Module):
 
     Object maps come out of a network that has them (see ``camify.fit_object_map``).
 
-    Boxes are the calibrated ones of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is
-    upsampled, scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes``
-    does. Zeros where there is none.
+    Boxes are the rule's of the top-1 class, xyxy, exclusive, in pixels of the given images: the map is upsampled,
+    scaled and cut at the threshold, and the largest component's box is taken, as ``CAMNet.predict_boxes`` does. Zeros
+    where there is none.
 
     Args:
         model: the network, in eval mode.
@@ -52,6 +53,12 @@ class ExportedNetwork(nn.Module):
         object_maps = ("object_maps",) if self.model.object_weight is not None else ()
         return ("logits", "maps", *object_maps, *(("boxes",) if self.rule is not None else ()))
 
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said of the boxes."""
+        several = self.rule is not None and self.rule.regions == "all"
+        return ["boxes: one an image, of the largest region; the box rule gives every region's"] if several else []
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a batch."""
         prepared = image if self.size is None else self._prepare(image, self.size)
@@ -63,20 +70,22 @@ class ExportedNetwork(nn.Module):
         if self.rule is None:
             return outputs
         height, width = prepared.shape[-2:]
-        box_maps = maps
-        if self.rule.kind != "plain":
-            box_maps = outputs[2] if self.rule.kind == "object" else self._contrast_maps(maps)
-        elif self.rule.clamp_weights:
-            box_maps = class_maps(features, weight.clamp(min=0))
-        top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])  # camify.maps.select fixes the batch
+        box_maps = self._box_maps(prepared, features, self.rule)
+        # camify.maps.select fixes the batch
+        top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *box_maps.shape[2:])
         heat = upsample(box_maps.gather(1, top)[:, 0], (height, width))
         heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
-        boxes = largest_boxes((heat >= self.rule.threshold) & (heat.amax((1, 2), keepdim=True) > 0))
+        boxes = largest_boxes(self.rule.cut(heat))
         if self.size is not None:
             sides = torch.ones_like(image[:1, :, :, 0], dtype=torch.float32)
             across, down = sides[:, 0].sum() / width, sides[:, :, 0].sum() / height
             boxes = boxes * torch.stack([across, down, across, down])
         return (*outputs, boxes)
+
+    def _box_maps(self, images: Tensor, features_NCHW: Tensor, rule: BoxRule) -> Tensor:
+        """The maps that the rule cuts, (N, K, h, w)."""
+        weight = rule.weight(self.model.map_weight(rule.kind))
+        return class_maps(box_features(self.model, images, rule, {None: features_NCHW}), weight)
 
     def _contrast_maps(self, maps_NKHW: Tensor) -> Tensor:
         exclusive = self.model.task is Task.MULTICLASS and self.model.num_classes > 1
@@ -101,12 +110,10 @@ def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork
     """
     if preprocess and model.preprocessing is None:
         raise ConfigError("preprocess=True: the model does not say how. Set model.preprocessing (see Preprocessing).")
-    if boxes and model.box_rule is None:
-        raise ConfigError(
-            "boxes=True: the model has no calibrated threshold. Set model.box_rule = camify.BoxRule(threshold=...)."
-        )
     with without_hooks(model):
         plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     plain.known_features = None
-    network = ExportedNetwork(plain, model.preprocessing if preprocess else None, model.box_rule if boxes else None)
+    network = ExportedNetwork(
+        plain, model.preprocessing if preprocess else None, (model.box_rule or DEFAULT_RULE) if boxes else None
+    )
     return network.eval()

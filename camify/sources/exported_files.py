@@ -91,10 +91,21 @@ def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the fil
     network.license = record["license"]
     if has_object_maps:
         network.object_weight, network.object_map = torch.eye(classes + 1)[-1], record["object_map"]
-    rule = None if record["box_rule"] is None else BoxRule.from_dict(record["box_rule"])
-    if rule is not None and not rule.clamp_weights:  # a file has no weights whose positive ones could be taken
-        network.box_rule = rule
-    return replace(Source.of(network, text), only_maps=True)
+    notes: list[str] = []
+    if record["box_rule"] is not None:
+        network.box_rule, notes = _rule_of_maps(BoxRule.from_dict(record["box_rule"]), has_object_maps)
+    return replace(Source.of(network, text, tuple(notes)), only_maps=True)
+
+
+def _rule_of_maps(rule: BoxRule, has_object_maps: bool) -> tuple[BoxRule | None, list[str]]:
+    """As much of a rule as can be had of a file's maps, and what has to be said of the rest."""
+    if rule.clamp_weights or (rule.kind == "object" and not has_object_maps):
+        what = "maps of positive weights" if rule.clamp_weights else "object maps"
+        return None, [f"the file's box rule cuts {what}, which its maps do not give: the default rule cuts boxes"]
+    if rule.map_stride is not None:
+        finer = f"maps of stride {rule.map_stride}"
+        return replace(rule, map_stride=None), [f"the file's box rule was chosen on {finer}; its own are coarser"]
+    return rule, []
 
 
 def exported_file_of(source: Source) -> OnnxFile | Pt2File:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from camify.boxes import BoxRule
 from camify.drawing import primitives as drawing
 from camify.drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 
@@ -273,7 +274,7 @@ def test_the_region_above_the_threshold_and_its_box_are_in_the_third_panel(writt
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     without = overlay_picture(plain(40, 40), class_map(), class_map(), scale=3.0, boxes=boxes)
     picture = overlay_picture(
-        plain(40, 40), class_map(), class_map(), scale=3.0, boxes=boxes, region=Region(mask, 0.35)
+        plain(40, 40), class_map(), class_map(), scale=3.0, boxes=boxes, region=Region(mask, BoxRule(threshold=0.35))
     )
     assert np.array_equal(panel(picture, 1), panel(without, 1))
     factor = drawing.PANEL / 40
@@ -291,7 +292,7 @@ def test_the_region_above_the_threshold_and_its_box_are_in_the_third_panel(writt
 
 
 def test_without_a_region_nothing_is_said_of_one(written):
-    empty = Region(np.zeros((40, 40), bool), 0.5)
+    empty = Region(np.zeros((40, 40), bool), BoxRule())
     plainly = overlay_picture(plain(40, 40), class_map(), class_map(), scale=3.0)
     assert overlay_picture(plain(40, 40), class_map(), class_map(), scale=3.0, region=empty) == plainly
     assert not any("found" in line or "ground truth" in line for line, _ in written)

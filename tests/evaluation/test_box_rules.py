@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import camify
-from camify.boxes import BoxRule
+from camify.boxes import DEFAULT_RULE, OTSU, BoxRule
 from camify.cli.commands import main
 from camify.data import Preprocessing
 from camify.evaluation import evaluate
@@ -27,12 +27,15 @@ RULES = {
     "ivr": BoxRule("ivr", 45.0, threshold=0.3, count=9, accuracy=0.5),
     "positive weights": BoxRule("max", threshold=0.6, clamp_weights=True),
     "pas": BoxRule("pas", 90.0, threshold=0.35, source="mosaics"),
+    "object, mirrored, finer, Otsu": BoxRule("pas", 90.0, OTSU, kind="object", flip=True, map_stride=2),
 }
 
 
 def network(rule):
     torch.manual_seed(5)
-    net = CAMNet(nn.Sequential(nn.Conv2d(3, 8, 5, stride=4, padding=2), nn.ReLU()), nn.Linear(8, 3)).eval()
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU()]
+    net = CAMNet(nn.Sequential(*layers), nn.Linear(8, 3)).eval()
+    net.object_weight, net.object_map = torch.linspace(-1, 1, 8), {}
     net.class_names, net.preprocessing, net.box_rule = ["ant", "bee", "cat"], Preprocessing((48, 64)), rule
     return net
 
@@ -59,9 +62,9 @@ def test_explained_boxes_are_those_of_predict_boxes(rule, photos, tmp_path):
     images = torch.stack([net.preprocessing.read(path) for path in photos])
     with torch.no_grad():
         ranked = net(images).topk(2).indices
-    assert any(len(own) for own in net.predict_boxes(images, ranked[:, 0], rule=rule or BoxRule()))
+    assert any(len(own) for own in net.predict_boxes(images, ranked[:, 0], rule=rule))
     for t in range(2):
-        boxes = net.predict_boxes(images, ranked[:, t], rule=rule or BoxRule())
+        boxes = net.predict_boxes(images, ranked[:, t], rule=rule)
         for line, own in zip(lines(tmp_path / "out"), boxes, strict=True):
             height, width = line["size"]
             box = line["classes"][t]["maps"]["cam"]["box"]
@@ -71,10 +74,10 @@ def test_explained_boxes_are_those_of_predict_boxes(rule, photos, tmp_path):
             wanted = own[0] * torch.tensor([width / 64, height / 48] * 2)
             assert box == pytest.approx(wanted.tolist(), abs=0.051)
     record = json.loads((tmp_path / "out" / "explain.json").read_text())["box_rules"]
-    assert record["cam"]["threshold"] == (rule or BoxRule()).threshold
-    assert record["cam"]["normalizer"] == (rule or BoxRule()).normalizer
-    assert record["gradcam"] == BoxRule(source="default").to_dict()
-    assert done.box_rules["cam"] == (rule or BoxRule(source="default"))
+    assert record["cam"]["threshold"] == (rule or DEFAULT_RULE).threshold
+    assert record["cam"]["normalizer"] == (rule or DEFAULT_RULE).normalizer
+    assert record["gradcam"] == DEFAULT_RULE.to_dict()
+    assert done.box_rules["cam"] == (rule or DEFAULT_RULE)
 
 
 def test_a_given_threshold_overrides_the_rule_and_is_said(photos, tmp_path, capsys):
@@ -121,7 +124,7 @@ def test_compared_boxes_agree_as_those_of_predict_boxes(rule, photos, tmp_path):
     images = torch.stack([nets[0].preprocessing.read(path) for path in photos])
     with torch.no_grad():
         classes = nets[0](images).argmax(1)
-    first, second = (net.predict_boxes(images, classes, rule=net.box_rule or BoxRule()) for net in nets)
+    first, second = (net.predict_boxes(images, classes, rule=net.box_rule) for net in nets)
     ious = [float(iou_with_best_box(a, b)) for a, b in zip(first, second, strict=True)]
     mean = document["groups"]["overall"]["agreement"]["box_iou"]["mean"]
     assert mean[0][1] == pytest.approx(np.mean(ious), abs=1e-5)

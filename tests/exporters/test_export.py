@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,12 +16,14 @@ from torch.torch_version import TorchVersion
 from torchvision.transforms import v2
 
 import camify
-from camify.boxes import component_boxes
+from camify.boxes import DEFAULT_RULE, OTSU, BoxRule, component_boxes
 from camify.errors import CheckpointError, ConfigError
 from camify.exporters import open_exported
-from camify.exporters.metadata import read_record
+from camify.exporters.metadata import file_metadata, read_record
+from camify.exporters.network import prepared
 from camify.maps import select, upsample
 from camify.normalizers import normalize_maps
+from camify.sources import resolve
 from tests.exporters.conftest import SIZE, network
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -77,6 +80,52 @@ def test_boxes_are_those_of_the_metrics(net, files, suffix):
     for one, box in zip(heat.numpy(), found["boxes"], strict=True):
         (expected,) = component_boxes(one >= np.float32(0.4), largest=True)
         np.testing.assert_allclose(box, expected * np.array([48, 80, 48, 80]) / SIZE, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
+def test_a_rule_of_mirrored_finer_object_maps_cut_by_otsu(tmp_path, suffix):
+    """Its boxes are those of ``predict_boxes``; loaded as a source, what its own maps cannot give is said."""
+    net = network()
+    net.object_weight, net.object_map = torch.linspace(-1, 1, net.num_features), {"source": "test"}
+    net.box_rule = BoxRule("pas", 90.0, OTSU, kind="object", flip=True, map_stride=1, regions="all")
+    exported = camify.export(net, tmp_path / f"boxes{suffix}", boxes=True)
+    assert exported.dynamic == ("batch", "height", "width")
+    assert "one an image, of the largest region" in str(exported)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    found = torch.from_numpy(run(exported.path, images)["boxes"])
+    wanted = torch.cat([boxes[:1] for boxes in net.predict_boxes(images)])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1.01)
+    assert open_exported(exported.path).record["box_rule"] == net.box_rule.to_dict()
+    source = resolve(str(exported.path))
+    assert source.model.box_rule is None
+    assert "cuts object maps" in " ".join(source.notes)
+
+
+def test_the_rule_of_a_file_is_used_as_far_as_its_maps_go(tmp_path):
+    net = network()
+    net.box_rule = BoxRule("ivr", 45.0, 0.3, kind="contrast", flip=True, map_stride=1)
+    path = camify.export(net, tmp_path / "model.pt2", dynamic=False).path
+    source = resolve(str(path))
+    assert "chosen on maps of stride 1; its own are coarser" in " ".join(source.notes)
+    rule = replace(net.box_rule, map_stride=None)
+    assert source.model.box_rule == rule
+    images = torch.randn(2, 3, SIZE, SIZE)
+    pairs = zip(source.model.predict_boxes(images), net.predict_boxes(images, rule=rule), strict=True)
+    for found, wanted in pairs:
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1.01)
+
+
+def test_without_a_rule_the_default_one_cuts_and_is_recorded():
+    net = network()
+    net.box_rule = None
+    boxes = prepared(net, preprocess=False, boxes=True)
+    about = {"preprocess": False, "size": (SIZE, SIZE), "channels": 3}
+    assert file_metadata(net, outputs=boxes.outputs, **about)["box_rule"] == DEFAULT_RULE.to_dict()
+    assert file_metadata(net, outputs=("logits", "maps"), **about)["box_rule"] is None
+    images = torch.randn(4, 3, SIZE, SIZE)
+    wanted = torch.cat(net.predict_boxes(images))
+    with torch.no_grad():
+        torch.testing.assert_close(boxes(images)[2], wanted)
 
 
 def test_onnx_names_its_axes_and_says_how_to_use_it(net, files):
@@ -178,12 +227,11 @@ def test_what_cannot_vary_stays_fixed_and_is_said(tmp_path):
         ("model.pt2", {"opset": 18}, "only .onnx has one"),
         ("model.pt2", {"input_size": 0}, "must be positive"),
         ("model.pt2", {"preprocess": True}, "does not say how"),
-        ("model.pt2", {"boxes": True}, "calibrated threshold"),
     ],
 )
 def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path, name, options, words):
     net = network()
-    net.preprocessing = net.box_rule = None
+    net.preprocessing = None
     with pytest.raises(ConfigError, match=words):
         camify.export(net, tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,7 @@ CALLS = {
     "bootstrap_means": lambda f: f.bootstrap_means(SHARES, resamples=20),
     "box_agreement": lambda f: f.box_agreement(torch.cat(BOXES[:1] * 3)),
     "box_masks": lambda f: f.box_masks(BOXES, 24, 32),
+    "box_ious": lambda f: list(f.box_ious(HEAT, BOXES).values()),
     "calibrate": lambda f: f.calibrate(HEAT, BOXES)[:3],
     "calibrated_accuracy": lambda f: f.calibrated_accuracy(f.calibrate(HEAT, BOXES), HEAT, BOXES),
     "cell_masks": lambda f: f.cell_masks(torch.tensor([0, 1, 2, 3]), 2, 24, 32),

@@ -12,11 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...boxes import otsu_thresholds, percentile_of_sorted
 from ...errors import DataError
-from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
+from ...normalizers import NORMALIZERS, Normalizer, limits, normalize_maps, scale_maps
 from .box import best_iou_at_threshold, best_iou_by_threshold, thresholds
 
-__all__ = ["Calibration", "calibrate", "calibrated_accuracy"]
+__all__ = ["Calibration", "box_ious", "calibrate", "calibrated_accuracy"]
+
+_CUTS = 200  # of a map's range, to which thresholds are rounded
 
 
 class Calibration(NamedTuple):
@@ -66,6 +69,51 @@ def calibrate(
     best = max(curves, key=lambda normalizer: float(curves[normalizer].max()))
     place = int(curves[best].argmax())
     return Calibration(best, float(thresholds(count)[place]), float(curves[best][place]), curves)
+
+
+def box_ious(
+    maps: Tensor, boxes: Sequence[Tensor], *, normalizers: Sequence[Normalizer] = NORMALIZERS, count: int = 100
+) -> dict[Normalizer, Tensor]:
+    """The IoU (N, count + 1) of each map's box with the best true one, at every threshold; last at Otsu's.
+
+    The box is that of the largest component. Every normalizer orders pixels alike: a map is cut once at 200 levels of
+    its range, to the nearest of which all thresholds are rounded, which makes 7 normalizers about as fast as one.
+
+    Args:
+        maps: (N, H, W) raw maps of image size.
+        boxes: N tensors (n, 4), n >= 1, xyxy pixels, exclusive.
+        normalizers: to cut by.
+        count: thresholds 0, 1/count, ...
+
+    Example:
+        >>> maps, boxes = torch.tensor([[[0.0, 0.0, 1.0, 2.0]]]), [torch.tensor([[3, 0, 4, 1]])]
+        >>> box_ious(maps, boxes, normalizers=[Normalizer("minmax")], count=4)
+        {Normalizer(name='minmax', percentile=None): tensor([[0.2500, 0.5000, 0.5000, 1.0000, 0.5000]])}
+    """
+    unit = scale_maps(maps, "minmax", None)
+    by_level = torch.stack(
+        [
+            best_iou_by_threshold(heat, truth, _CUTS, largest=True).float()
+            for heat, truth in zip(unit, boxes, strict=True)
+        ]
+    )
+    low, high = maps.amin((1, 2)), maps.amax((1, 2))
+    span = (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    ordered = maps.flatten(1).sort(dim=1).values
+
+    def find(_: Tensor, share: float) -> Tensor:
+        return percentile_of_sorted(ordered, share)
+
+    ious = {}
+    for normalizer in normalizers:
+        heat = scale_maps(maps, *normalizer, find)
+        first, last = (limit[:, 0, 0] for limit in limits(maps, *normalizer, find))
+        cuts = torch.cat([thresholds(count).to(maps).expand(len(maps), -1), otsu_thresholds(heat)[:, :, 0]], dim=1)
+        share = (first[:, None] + cuts * (last - first)[:, None] - low[:, None]) / span[:, None]
+        level = (share * _CUTS).round().clamp(1, _CUTS - 1).where((cuts > 0) & (share > 0), 0)
+        some = heat.amax((1, 2)) > 0
+        ious[normalizer] = torch.where(some[:, None], by_level.gather(1, level.long()), 0)
+    return ious
 
 
 def calibrated_accuracy(

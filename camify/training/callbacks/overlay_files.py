@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from ...boxes import BoxRule, component_boxes
+from ...boxes import DEFAULT_RULE, BoxRule
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 from ...files import slug, to_json, write_whole
@@ -198,22 +199,22 @@ class OverlayFiles:
             ClassMap(self.class_names[k], one, float(logit), float(p))
             for k, one, logit, p in zip(classes, *predictions, strict=True)
         )
-        rule = BoxRule(self.normalizer.name, self.normalizer.percentile, threshold)
+        rule = DEFAULT_RULE if math.isnan(threshold) else BoxRule(*self.normalizer, threshold)
         shown = (predicted if of_predicted else true).map_hw
         size = (image.shape[-2], image.shape[-1])
-        region = rule.regions(shown[None], size)[0].numpy()
+        region = rule.masks(shown[None], size)[0].numpy()
         picture = overlay_picture(
             image,
             true,
             predicted,
             scale=scale,
             boxes=boxes,
-            region=Region(region, threshold),
+            region=Region(region, rule),
             colormap=self.colormap,
             title=title,
             of_predicted=of_predicted,
         )
-        drawn_boxes = {"found": boxes_in_overlay(component_boxes(region, largest=True), size, 2)}
+        drawn_boxes = {"found": boxes_in_overlay(rule.mask_boxes(region), size, 2)}
         truth = {} if boxes is None else {"ground truth": boxes_in_overlay(boxes.numpy(), size, 0)}
         return _Drawn(picture, {name: places for name, places in (truth | drawn_boxes).items() if places})
 

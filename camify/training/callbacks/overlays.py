@@ -219,7 +219,7 @@ class CAMOverlayLogger(pl.Callback):
 
     def _draw_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, network = trainer.current_epoch, pl_module.model
-        best = trainer.callback_metrics.get("val/best_threshold", torch.tensor(BoxRule.threshold, dtype=torch.float32))
+        best = trainer.callback_metrics.get("val/best_threshold", torch.tensor(torch.nan, dtype=torch.float32))
         self.history[epoch]["threshold"] = best.detach().float().cpu()
         highlights = self.highlights.pictures(network) if self.highlights.count else []  # type: ignore[arg-type]  # see the hook
         self._entries = [entry for entry in self._entries if entry["epoch"] != epoch]  # of an epoch that is done again

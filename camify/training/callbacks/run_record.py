@@ -17,7 +17,6 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from ...boxes import BoxRule
 from ...console import console, shell_quoted, shown
 from ...files import to_json, write_whole
 from ...former_names import with_current_keys
@@ -42,8 +41,8 @@ class RunRecord(pl.Callback):
     Before training one screen says what will happen; the legacy network is measured where its classes are the data's,
     and the converted one before its first step. After every epoch ``results.json`` and ``report.html`` are written
     anew, with the epochs that no other beats in accuracy and map quality both (the Pareto set), and it is said when
-    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the normalizer and the
-    threshold that give the best boxes on the validation split, are exported to ``export/``, loaded again and
+    the maps get worse while the accuracy rises. At the end the best epoch's weights, with the box rule that
+    the validation split chooses (``camify.choose_box_rule``), are exported to ``export/``, loaded again and
     compared, and one screen says what came out.
 
     Args:
@@ -100,7 +99,7 @@ class RunRecord(pl.Callback):
         network = pl_module.cam_net
         if network is not None:  # they travel in the checkpoint of this epoch
             network.results = self._results(self.history[-1], pl_module)
-            network.box_rule = _box_rule(self.history[-1], pl_module)
+            network.box_rule = None  # a rule of other weights; a finished run chooses its own
         self._write(trainer, pl_module, finished=False)
         if not self.quiet:
             epoch_line(self.history[-1], before, self.baselines.figures, decline(self.history, "val/acc", self.quality))
@@ -227,20 +226,6 @@ def _best_epoch(trainer: pl.Trainer, history: list[dict[str, float]]) -> dict[st
     if monitor is None or score is None:
         return history[-1]
     return next((row for row in history if row.get(monitor) == float(score)), history[-1])
-
-
-def _box_rule(figures: dict[str, float], module: CAMFineTuner) -> BoxRule | None:
-    """The rule with the threshold that this epoch's boxes ask for; a finished run chooses the normalizer too."""
-    threshold = figures.get("val/best_threshold", math.nan)
-    if not math.isfinite(threshold):
-        return None
-    return BoxRule(
-        *module.normalizer,
-        threshold=threshold,
-        clamp_weights=module.options.metrics.clamp_weights,
-        count=count_samples(module.trainer.val_dataloaders) or 0,
-        accuracy=figures.get("val/max_box_acc"),
-    )
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ...batch import Batch
-from ...boxes import BoxRule
 from ...errors import ConfigError, DataError
 from ...files import slug
 from ...methods import make_methods, observe
@@ -44,7 +43,7 @@ class Observation(TypedDict):
         logits: (n, 2).
         probabilities: (n, 2).
         maps: by method, raw, (n, 2, h, w).
-        threshold: of the normalized map, from which on it makes boxes, a number.
+        threshold: of the normalized map, from which on it makes boxes, a number; NaN: ``camify.boxes.DEFAULT_RULE``.
     """
 
     classes: Tensor
@@ -153,5 +152,5 @@ def observe_watched(network: CAMNet, methods: Sequence[str], batch: Batch, devic
             "logits": forward.logits.gather(1, pair).float().cpu(),
             "probabilities": forward.probabilities.gather(1, pair).float().cpu(),
             "maps": {name: method.raw_maps(forward, pair).float().cpu() for name, method in chosen.items()},
-            "threshold": torch.tensor(BoxRule.threshold, dtype=torch.float32),
+            "threshold": torch.tensor(torch.nan, dtype=torch.float32),
         }

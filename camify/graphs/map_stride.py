@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConversionError
-from ..graphs import UntracedFeatures
-from ..graphs.fx_modules import LayerTracer
+from ..eval_mode import without_hooks
+from .fx_modules import LayerTracer
+from .untraceable import UntracedFeatures
 
-__all__ = ["set_map_stride"]
+__all__ = ["finer_map", "set_map_stride"]
+
+_FINER: WeakKeyDictionary[nn.Module, dict[int, nn.Module]] = WeakKeyDictionary()  # without weights, by stride
 
 _WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
@@ -66,6 +73,30 @@ def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
     return (
         f"Stride {current} -> {stride}: map {size}, {new_cost / old_cost:.1f} times the multiplications, same weights."
     )
+
+
+def finer_map(features: nn.Module, stride: int, images: Tensor) -> Tensor:
+    """The last spatial map (N, C, h, w) at a smaller stride; the network stays as it is, and its weights are used.
+
+    The layers of that stride are made once for each network and stride, without weights.
+
+    Args:
+        features: the network up to the last spatial map, in eval mode.
+        stride: pixels of the image per cell of the map.
+        images: (N, C, H, W).
+
+    Raises:
+        ConversionError: the stride cannot be had.
+    """
+    layers = _FINER.setdefault(features, {})
+    if stride not in layers:
+        with without_hooks(features):
+            copied = copy.deepcopy(features).float().eval()
+        set_map_stride(copied, stride, images[:1].float())
+        layers[stride] = copied.requires_grad_(False).to("meta")
+    tensors = dict(features.named_parameters()) | dict(features.named_buffers())
+    maps: Tensor = functional_call(layers[stride], tensors, (images,))
+    return maps
 
 
 def _run(features: nn.Module, images: Tensor) -> tuple[Tensor, int]:
