@@ -55,7 +55,7 @@ def choose_box_rule(
     The rule that needs no boxes (PaS 90, Otsu; of the object maps where there are some) stays unless another's boxes
     are better by two standard errors of the difference, image by image; so does, in this order, what costs less: one
     forward, the mirrored image, a finer map, both. On fewer than 20 images with boxes nothing is chosen, as Otsu was
-    better then: over AlexNet, VGG16, SqueezeNet and MobileNetV2 on photographs, chosen on 20, .580 of the boxes on other
+    better then: over AlexNet, VGG16, SqueezeNet and MobileNetV2 on photographs chosen on 20, .580 of the boxes on other
     images were right so, .563 by the best candidate as it is, .583 by the default. Chosen on 150 the best candidate as
     it is was about as good (.604, not .589, at IoU 0.5; .562, not .568, over IoU 0.3, 0.5 and 0.7).
 

@@ -5,7 +5,9 @@ ROOT holds ``train/CLASS/*``, ``val/CLASS/*`` and ``boxes.csv`` (``image,x0,y0,x
 features are computed once and kept in ``--cache``.
 
 ``--table maps``: linear heads on frozen features, and what each kind of their maps gives. ``--table alignment``: new
-convolutions trained on the frozen features with ``align_weight``. All as Markdown.
+convolutions trained on the frozen features with ``align_weight``. ``--table recipes``: a legacy network with a fully
+connected head, what camify's default fine-tuning makes of it, and what its object maps give without boxes and with
+some. ``--table all``: every one. All as Markdown.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 import torchvision
 from safetensors.torch import load_file
@@ -41,6 +44,7 @@ from camify.metrics.functional import (
 )
 from camify.normalizers import normalize_maps
 from camify.task import Task
+from camify.training.feature_cache import run_new_layers
 from camify.training.losses import Objective, balanced_weights, classification_loss
 
 SIDE = 224
@@ -353,9 +357,111 @@ def alignment_table(name: str, data: Photographs, options: argparse.Namespace) -
     print_table(title, {"best center box": center_row(data), **rows})
 
 
+# ---------------------------------------------------------------- fine-tuning by default
+
+PER_CLASS = (1, 3, 8)  # boxes that are given
+
+
+def legacy_network(name: str, data: Photographs, weights: Path) -> tuple[nn.Module, float]:
+    """The network with a fully connected head trained on its features, as people have it, and its top-1.
+
+    Flatten, linear 512, ReLU, dropout, linear; AdamW 3e-4, label smoothing 0.05, mirror images. Networks that end in
+    global average pooling get one linear layer.
+    """
+    torch.manual_seed(0)
+    features, pool = features_of(name, weights), nn.Identity()
+    if name in ("alexnet", "vgg16"):
+        pool = nn.MaxPool2d(3, 2) if name == "alexnet" else nn.MaxPool2d(2, 2)  # type: ignore[assignment]
+        width = pool(data.val_NCHW[:1].float()).numel()
+        head: nn.Module = nn.Sequential(
+            nn.Flatten(), nn.Linear(width, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, data.class_count)
+        )
+    else:
+        width = data.val_NCHW.shape[1]
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, data.class_count))
+    inputs, labels = data.train_VNCHW.flatten(0, 1), data.train_labels.repeat(2)
+    optimizer = torch.optim.AdamW(head.parameters(), 3e-4)
+    for _ in range(8):
+        for chosen in torch.randperm(len(labels)).split(32):
+            loss = F.cross_entropy(head(pool(inputs[chosen].float())), labels[chosen], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    head.eval()
+    with torch.no_grad():
+        predicted = torch.cat([head(pool(chunk.float())) for chunk in data.val_NCHW.split(32)]).argmax(1)
+    return nn.Sequential(features, pool, *head.children()).eval(), share(predicted == data.val_labels)
+
+
+def recipes_table(name: str, data: Photographs, options: argparse.Namespace) -> None:
+    """The legacy, a ridge head on its frozen features, and ``CAMFineTuner`` with its defaults, then object maps."""
+    legacy, top1 = legacy_network(name, data, Path(options.weights))
+    ridge = ridge_head(data)
+    with torch.no_grad():
+        predicted = ridge.classifier(data.val_NCHW.float().mean((2, 3))).argmax(1)
+    names = sorted(path.name for path in (Path(options.data) / "train").iterdir() if path.is_dir())
+    photos = ImageFolderDataModule(options.data, num_workers=2)
+    head = "gap" if name in ("alexnet", "vgg16") else "direct"
+    pl.seed_everything(0, verbose=False)
+    module = camify.CAMFineTuner(legacy, class_names=names, head=head, input_size=SIDE)
+    trainer = pl.Trainer(
+        max_epochs=options.epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    start = time.perf_counter()
+    trainer.fit(module, photos)
+    seconds = time.perf_counter() - start
+    model = module.model.eval()
+    rows = {
+        "best center box": center_row(data),
+        "legacy network": {"top-1": top1},
+        "ridge head on frozen features": {"top-1": share(predicted == data.val_labels)},
+    }
+    with torch.no_grad():
+        train, val, mosaics = (
+            torch.cat([run_new_layers(model, chunk.float()) for chunk in maps.split(32)])
+            for maps in (data.train_VNCHW[0], data.val_NCHW, data.mosaics_MCHW)
+        )
+        predicted = model.forward_head(val).argmax(1)
+
+        def row(kind: str, seconds: float) -> dict[str, float]:
+            weight = model.map_weight(kind)
+            maps = select(class_maps(val, weight), data.val_labels)
+            return figures(data, maps, class_maps(mosaics, weight), predicted, seconds)
+
+        rows |= {"default: plain maps": row("plain", seconds), "contrast maps": row("contrast", seconds)}
+        known = dict(enumerate(train_boxes(photos)))
+        budgets: list[tuple[str, set[int]]] = [("without boxes", set())]
+        for count in PER_CLASS:
+            places = {place for label in range(data.class_count)
+                      for place in (data.train_labels == label).nonzero().flatten()[:count].tolist()}  # fmt: skip
+            budgets.append((f"{len(places)} boxes", places))
+        budgets.append((f"all {len(known)} boxes", set(known)))
+        for label, places in budgets:
+            batches = [
+                {
+                    "features": train[chunk], "size": torch.full((len(chunk), 2), SIDE),
+                    "boxes": [known[place] if place in places else known[place][:0] for place in chunk.tolist()],
+                }
+                for chunk in torch.arange(len(train)).split(32)
+            ]  # fmt: skip
+            report = camify.fit_object_map(model, batches, boxes=bool(places) or None)
+            rows[f"object maps, {label} (strength {report.strength:g})"] = row("object", report.seconds)
+    full = {key: float("nan") for key in rows["default: plain maps"]}
+    title = f"{name}: default fine-tuning, {options.epochs} epochs, {'; '.join(module.plan.reasons)}"  # type: ignore[union-attr]
+    print_table(title, {label: full | cells for label, cells in rows.items()})
+
+
+def train_boxes(photos: ImageFolderDataModule) -> list[Tensor]:
+    """Boxes (n, 4) of the training images, in pixels of the input."""
+    with photos.without_augmentation():
+        return [torch.as_tensor(sample["boxes"]) for sample in photos.splits["train"]]
+
+
 TABLES: dict[str, Callable[[str, Photographs, argparse.Namespace], None]] = {
     "maps": maps_table,
     "alignment": alignment_table,
+    "recipes": recipes_table,
 }
 
 
@@ -363,7 +469,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder of photographs")
     parser.add_argument("--weights", required=True, help="folder of the networks' weights")
-    parser.add_argument("--table", choices=list(TABLES), default="maps")
+    parser.add_argument("--table", choices=[*TABLES, "all"], default="maps")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--cache", help="folder that keeps the features; default: a temporary one")
     parser.add_argument("--mosaics", type=int, default=24)
@@ -375,4 +481,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         wanted.cache = wanted.cache or folder
         for chosen_name in wanted.networks:
-            TABLES[wanted.table](chosen_name, photographs(chosen_name, wanted), wanted)
+            for table in TABLES if wanted.table == "all" else [wanted.table]:
+                if table != "alignment" or chosen_name in ("alexnet", "vgg16"):
+                    TABLES[table](chosen_name, photographs(chosen_name, wanted), wanted)
