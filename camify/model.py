@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from .boxes import DEFAULT_RULE, BoxRule
 from .checkpoint.certificate import Certificate
 from .checkpoint.folder import MANIFEST, open_folder, write_folder
 from .checkpoint.hub import fetch_folder, is_repository
-from .checkpoint.manifest import finite_values, manifest_of, network_of
+from .checkpoint.manifest import compare_written, finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
-from .errors import CheckpointError, ConversionError
+from .errors import ConversionError
 from .eval_mode import eval_mode, without_hooks
 from .maps import class_maps, identity_error, map_weight
 from .pooling import POOLS
@@ -166,8 +167,6 @@ class CAMNet(nn.Module):
         maps = rule.maps(features, self.map_weight(rule.kind, two_sided=True), chosen)
         return rule.boxes(maps, (images.shape[-2], images.shape[-1]))
 
-    # timm's protocol ------------------------------------------------------
-
     @property
     def num_features(self) -> int:
         """Channels of the last spatial map."""
@@ -209,8 +208,6 @@ class CAMNet(nn.Module):
         if self._task is not None and (self._task is Task.BINARY) != (num_classes == 1):
             self._task = None
 
-    # the head and the rest ------------------------------------------------
-
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by role: ``features`` (the legacy's) and ``head`` (new layers and the classifier)."""
         head = (*(f"features.{name}." for name in self.head_layers), "classifier.")
@@ -232,8 +229,6 @@ class CAMNet(nn.Module):
                 logits, maps = net.forward_with_maps(images.to(wide))
         bias = net.classifier.bias
         return identity_error(logits, maps, torch.zeros_like(logits[0]) if bias is None else bias)
-
-    # the checkpoint folder ------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values: architecture, names, preprocessing, record, results."""
@@ -258,26 +253,7 @@ class CAMNet(nn.Module):
         """
         manifest = self.manifest()
         card = model_card(manifest, overlays=overlays is not None)
-        return write_folder(folder, self.state_dict(), manifest, card, overlays, check=self._compare_written)
-
-    @torch.no_grad()
-    def _compare_written(self, folder: Path) -> None:
-        """Refuse a written folder that does not give this network back."""
-        loaded = type(self).from_pretrained(folder)
-        own, written = self.state_dict(), loaded.state_dict()
-        same = own.keys() == written.keys() and all(torch.equal(own[key].cpu(), written[key]) for key in own)
-        if same and self.certificate is not None:
-            like = next(self.parameters())
-            noise = torch.randn(1, *self.certificate.input_shape, generator=torch.Generator().manual_seed(0)).to(like)
-            with eval_mode(self):
-                expected = self.forward_features(noise).cpu()
-            features = loaded.to(like.dtype).forward_features(noise.cpu())
-            same = torch.allclose(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-        if not same:
-            raise CheckpointError(
-                f"{folder.name}: what was written does not give the network back, and was removed. Please report it,"
-                " with the network."
-            )
+        return write_folder(folder, self.state_dict(), manifest, card, overlays, check=partial(compare_written, self))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> CAMNet:

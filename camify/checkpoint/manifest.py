@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ..boxes import BoxRule
 from ..errors import CheckpointError
+from ..eval_mode import eval_mode
 from . import architecture
 from .bounds import check_needs
 from .certificate import TOLERANCE, Certificate
 
-__all__ = ["finite_values", "manifest_of", "network_of"]
+__all__ = ["compare_written", "finite_values", "manifest_of", "network_of"]
 
 
 def manifest_of(model: Any) -> dict[str, Any]:
@@ -109,6 +110,30 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     if model.object_weight is not None and model.object_weight.shape != (model.num_features,):
         raise CheckpointError(f"object_weight is {tuple(model.object_weight.shape)}, not ({model.num_features},).")
     return model.eval()
+
+
+@torch.no_grad()
+def compare_written(model: Any, folder: Path) -> None:
+    """Refuse a written folder that does not give its network back, weights and answers.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    loaded = type(model).from_pretrained(folder)
+    own, written = model.state_dict(), loaded.state_dict()
+    same = own.keys() == written.keys() and all(torch.equal(own[key].cpu(), written[key]) for key in own)
+    if same and model.certificate is not None:
+        like = next(model.parameters())
+        noise = torch.randn(1, *model.certificate.input_shape, generator=torch.Generator().manual_seed(0)).to(like)
+        with eval_mode(model):
+            expected = model.forward_features(noise).cpu()
+        features = loaded.to(like.dtype).forward_features(noise.cpu())
+        same = torch.allclose(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    if not same:
+        raise CheckpointError(
+            f"{folder.name}: what was written does not give the network back, and was removed. Please report it,"
+            " with the network."
+        )
 
 
 def _check_identity(model: Any, path: Path) -> None:
