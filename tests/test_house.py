@@ -24,6 +24,7 @@ FLOORS = {
 }  # fmt: skip
 GROUND = {  # floor 0 stands on itself only where it must
     "files": {"errors"},
+    "maps": {"errors"},
     "normalizers": {"errors", "maps"},
     "boxes": {"errors", "maps", "normalizers"},
     "image_files": {"errors"},

@@ -205,7 +205,7 @@ def test_classes_by_name(net):
         ({"method": 3}, "method=3"),
         ({"method": []}, "at least one"),
         ({"method": ["cam", 3]}, "method="),
-        ({"method": "gradcam", "layer": ["features.0"]}, "name of one module.*not list"),
+        ({"method": "gradcam", "layer": ["features.0"]}, "looks at one layer. Several are fused"),
         ({"method": "gradcam", "layer": 3}, "name of one module.*not int"),
         ({"method": "scorecam", "chunk": "a"}, "chunk='a'"),
         ({"normalize": 1}, "normalize=1"),

@@ -66,11 +66,8 @@ def test_a_group_its_mapping_and_the_bare_name_say_the_same():
     ]
     told = [camify.CAMFineTuner(SmallLegacy(), input_size=SIZE, head_channels=8, **way).options for way in ways]
     assert all(options == told[0] for options in told)
-    assert (told[0].optimization.momentum, told[0].optimization.lr, told[0].optimization.schedule) == (
-        0.5,
-        0.3,
-        "cosine",
-    )
+    optimization = told[0].optimization
+    assert (optimization.decay_biases, optimization.lr, optimization.schedule) == (False, 0.3, "cosine")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +124,10 @@ def test_the_command_line_takes_a_name_a_group_and_a_config_and_the_last_one_win
     appended = FineTuningCLI([*RUN, "--model.adl_layers+", "features.3", "--model.adl_layers+=features.6"], run=False)
     assert appended.model.options.augmentation.adl_layers == ["features.3", "features.6"]
     as_dict = FineTuningCLI(
-        {"model": {"model": "camify/tiny_vgg@demo", "input_size": 96, "momentum": 0.1}, "data": "ShapesDataModule"},
+        {
+            "model": {"model": "camify/tiny_vgg@demo", "input_size": 96, "optimizer": "sgd", "momentum": 0.1},
+            "data": "ShapesDataModule",
+        },
         run=False,
     )
     assert as_dict.model.options.optimization.momentum == 0.1

@@ -191,7 +191,8 @@ class FourWithoutBoxes(BlobData):
 
 def test_without_boxes_otsu_cuts(run):
     results, net = run(FourWithoutBoxes(), monitor="val/acc")
-    assert net.box_rule == replace(DEFAULT_RULE, source="otsu")
+    assert net.box_rule == replace(DEFAULT_RULE, kind="object", source="otsu")
+    assert net.object_map["source"] == "mean feature"
     assert results["pareto"]["figures"] == ["val/acc", "val/grid_pointing"]
     assert len(results["pareto"]["epochs"]) >= 1
     assert len(net.predict_boxes(torch.randn(2, 3, SIZE, SIZE))) == 2
