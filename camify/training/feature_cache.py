@@ -27,7 +27,7 @@ from ..model import CAMNet
 from .loaders import single_loader
 from .run_folder import run_folder
 
-__all__ = ["FeatureCache", "FrozenPart", "run_new_layers"]
+__all__ = ["FeatureCache", "FrozenPart", "changes_by_chance", "run_new_layers"]
 
 _CHUNK = 32  # images of a batch of `batches`
 _PROBED = 16  # training samples that are read twice to see whether chance is in them
@@ -307,6 +307,15 @@ def _beside(batch: Batch) -> dict[str, Any]:
 
 
 def _refuse_chance(loader: DataLoader[Any]) -> None:
+    if changes_by_chance(loader):
+        raise ConfigError(
+            "feature_cache: training images change from one reading to the next (augmentation). Give cached_views=V"
+            " to keep V draws of each, or --data.init_args.augment none."
+        )
+
+
+def changes_by_chance(loader: DataLoader[Any]) -> bool:
+    """Whether some of the first samples are others when they are read again."""
     dataset: Any = loader.dataset
     for index in range(min(_PROBED, len(dataset))):
         twice = []
@@ -315,7 +324,5 @@ def _refuse_chance(loader: DataLoader[Any]) -> None:
             sample = dataset[index]
             twice.append(Batch.of(loader.collate_fn([sample])).images)
         if not torch.equal(*twice):
-            raise ConfigError(
-                "feature_cache: training images change from one reading to the next (augmentation). Give cached_views=V"
-                " to keep V draws of each, or --data.init_args.augment none."
-            )
+            return True
+    return False

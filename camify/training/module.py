@@ -58,7 +58,7 @@ from .plan import Plan, plan_run
 from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
 from .resume import refuse_changes
-from .run_length import RateFactor
+from .run_length import RateFactor, run_length_of
 from .scores import class_score, score_inputs
 from .stages import TrainingStages
 from .stopping import StopSafely
@@ -586,7 +586,8 @@ class CAMFineTuner(pl.LightningModule):
         This is the first that Lightning asks for when data and weights are there: what the options leave open is
         decided now, or taken from the checkpoint of the run that goes on.
         """
-        self.plan = self.plan or plan_run(self.trainer, self)
+        self.plan = plan_run(self.trainer, self) if self.plan is None else self.plan
+        self.plan = self.plan.lasting(run_length_of(self.trainer).epochs)
         self.options = self.plan.applied(self.options)
         head = [] if self.cam_net is None else self.cam_net.parameter_groups()["head"]
         features = self.model if self.cam_net is None else self.cam_net.features

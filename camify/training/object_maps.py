@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Subset
 
+from ..batch import Batch
 from ..console import shown
 from ..conversion import ObjectMapReport, fit_object_map
 from ..errors import DataError
@@ -28,7 +29,8 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
 
     None, and a warning, where it cannot be fitted: it never stops what a run leaves.
 
-    Kept features are taken where the run has them, else at most 2,048 images, evenly over the split, are run.
+    Kept features are taken where the run has them, else at most 2,048 images are run, evenly over a split whose length
+    is known.
     """
     loader = single_loader(trainer.train_dataloader)
     has_boxes = bool(getattr(getattr(loader, "dataset", None), "has_boxes", False)) or None
@@ -45,15 +47,24 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
             network.to(home)
 
 
+def _first(loader: Iterable[Any]) -> Iterator[Batch]:
+    count = 0
+    for given in loader:
+        batch = Batch.of(given)
+        yield batch
+        count += len(batch)
+        if count >= _MOST:
+            return
+
+
 def _images(trainer: pl.Trainer, network: CAMNet, loader: Any) -> Iterable[Any]:
     stages = next(one for one in trainer.callbacks if isinstance(one, TrainingStages))  # type: ignore[attr-defined]
-    if stages.keeps_features:
-        batches: Iterable[Any] = stages.training_batches(trainer, network)
-        return batches
+    kept: Iterable[Any] | None = stages.kept_batches(network)
+    if kept is not None:
+        return kept
     count = count_samples(loader)
-    if not isinstance(loader, DataLoader) or count is None:
-        unbounded: Iterable[Any] = loader
-        return unbounded
+    if not isinstance(loader, DataLoader) or count is None:  # a stream may have no end
+        return _first(loader)
     every = max(1, -(-count // _MOST))
     return DataLoader(
         Subset(loader.dataset, range(0, count, every)),

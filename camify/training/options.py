@@ -341,7 +341,7 @@ class CacheOptions:
         feature_cache: where they are kept: ``"memory"``, ``"disk"`` or ``"off"``. ``"auto"``: in memory, where the
             features stay frozen in all epochs, fit, and images change by nothing but being mirrored; each image is then
             kept with its mirror image, and every epoch draws one of the two.
-        feature_cache_gb: the most that they may take.
+        feature_cache_gb: the most that they may take, 10^9 bytes; on the CPU those of validation images as much again.
         cached_views: draws of the augmentation that are kept of every image; None: the augmentation has no chance.
 
     Raises:

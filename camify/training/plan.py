@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..eval_mode import eval_mode
 from ..model import CAMNet
-from .feature_cache import FrozenPart, run_new_layers
+from .feature_cache import FrozenPart, changes_by_chance, run_new_layers
 from .loaders import count_samples, single_loader
 from .options import FineTuningOptions
 from .run_length import run_length_of
@@ -36,7 +37,8 @@ class Plan:
     """What was decided, and why.
 
     Attributes:
-        freeze_epochs: as the option; ``ALL_EPOCHS`` where the features never learn.
+        freeze_epochs: as the option; ``ALL_EPOCHS`` where pretrained features are never to learn.
+        throughout: the features stay frozen in all epochs of this run.
         feature_cache: ``"off"``, ``"memory"`` or ``"disk"``.
         mirrored: every image is kept with its mirror image, and each epoch draws one of them.
         reasons: sentences.
@@ -44,23 +46,25 @@ class Plan:
     """
 
     freeze_epochs: int
+    throughout: bool = False
     feature_cache: Literal["auto", "off", "memory", "disk"] = "off"
     mirrored: bool = False
     reasons: tuple[str, ...] = ()
     seconds: float | None = None
 
-    @property
-    def frozen_throughout(self) -> bool:
-        """Whether the features never learn."""
-        return self.freeze_epochs >= ALL_EPOCHS
-
     def applied(self, options: FineTuningOptions) -> FineTuningOptions:
-        """Options with what was decided."""
+        """Options with what was decided; a run that goes on may keep its features elsewhere."""
+        given, decided = options.cache.feature_cache, self.feature_cache
+        cache = given if decided != "off" and given in ("memory", "disk") else decided
         return replace(
             options,
             optimization=replace(options.optimization, freeze_epochs=self.freeze_epochs),
-            cache=replace(options.cache, feature_cache=self.feature_cache),
+            cache=replace(options.cache, feature_cache=cache),
         )
+
+    def lasting(self, epochs: int | None) -> Plan:
+        """This plan for a run of so many epochs in all, None: without such an end."""
+        return replace(self, throughout=self.freeze_epochs >= (ALL_EPOCHS if epochs is None else epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -86,11 +90,8 @@ def plan_run(trainer: pl.Trainer, module: Any) -> Plan:
     run_length_of(trainer)  # sets the data up
     reasons: list[str] = []
     frozen = _freeze_epochs(network, options, count_samples(trainer.train_dataloader), reasons)
-    run_epochs = run_length_of(trainer).epochs
-    if run_epochs is not None and frozen >= run_epochs:
-        frozen = ALL_EPOCHS
-    plan = Plan(frozen, mirrored=_mirrors(trainer, options))
-    cost = _Cost.of(network) if plan.frozen_throughout else None
+    plan = Plan(frozen, mirrored=_mirrors(trainer, options)).lasting(run_length_of(trainer).epochs)
+    cost = _Cost.of(network) if plan.throughout else None
     cache = _feature_cache(trainer, module, plan, cost, reasons)
     plan = replace(plan, feature_cache=cache, mirrored=plan.mirrored and cache != "off", reasons=tuple(reasons))
     return replace(plan, seconds=_seconds(trainer, plan, cost))
@@ -131,21 +132,10 @@ def _feature_cache(
     given = options.cache.feature_cache
     if given != "auto":
         return given
-    loader, change = single_loader(trainer.train_dataloader), options.augmentation
+    loader = single_loader(trainer.train_dataloader)
     if cost is None:
         return "off"
-    augment = getattr(getattr(trainer, "datamodule", None), "augment", None)
-    why = None
-    if trainer.world_size > 1:
-        why = "there are several processes"
-    elif not isinstance(loader, DataLoader) or loader.batch_sampler is None or count_samples(loader) is None:
-        why = "the training data have no known length"
-    elif change.cutmix or change.hide_and_seek or change.adl_layers:
-        why = "images or features change in every step (cutmix, hide_and_seek, adl_layers)"
-    elif options.loss.equivariance_weight:
-        why = "equivariance_weight needs the images"
-    elif augment == "crop_flip" and options.cache.cached_views is None:
-        why = "augment is crop_flip, which draws other crops in every epoch"
+    why = _why_not_kept(trainer, loader, options)
     if why is None:
         views = options.cache.cached_views or (2 if plan.mirrored else 1)
         need = 4e-9 * cost.numbers * (count_samples(loader) or 0) * views
@@ -159,6 +149,30 @@ def _feature_cache(
         )
     reasons.append(f"Frozen features are computed anew in every epoch: {why}.")
     return "off"
+
+
+def _why_not_kept(trainer: pl.Trainer, loader: Any, options: FineTuningOptions) -> str | None:
+    """Why features of training images cannot be kept; None where they can."""
+    change = options.augmentation
+    augment = getattr(getattr(trainer, "datamodule", None), "augment", "none")  # of the user's own data not known
+    if trainer.world_size > 1:
+        return "there are several processes"
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None or count_samples(loader) is None:
+        return "the training data have no known length"
+    if change.cutmix or change.hide_and_seek or change.adl_layers:
+        return "images or features change in every step (cutmix, hide_and_seek, adl_layers)"
+    if options.loss.equivariance_weight:
+        return "equivariance_weight needs the images"
+    if options.cache.cached_views is not None or augment in (None, "flip"):
+        return None
+    if augment == "crop_flip":
+        return "augment is crop_flip, which draws other crops in every epoch"
+    return "images change from one reading to the next" if _chance(loader) else None
+
+
+def _chance(loader: DataLoader[Any]) -> bool:
+    with isolate_rng():
+        return changes_by_chance(loader)
 
 
 # ---------------------------------------------------------------- what it costs

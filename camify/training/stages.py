@@ -54,7 +54,7 @@ class TrainingStages(pl.Callback):
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
         refuse_unknown_monitors(trainer, pl_module)
         options, network = pl_module.options, pl_module.model
-        if pl_module.plan is not None and pl_module.plan.frozen_throughout and pl_module.device.type == "cpu":
+        if pl_module.plan is not None and pl_module.plan.throughout and pl_module.device.type == "cpu":
             network.known_features = KnownFeatures(options.cache.feature_cache_gb)
         ddp = getattr(trainer.strategy, "_ddp_kwargs", None)  # Lightning's DDP has them, other strategies do not
         if options.optimization.freeze_epochs and ddp is not None and not ddp.get("find_unused_parameters", False):
@@ -133,7 +133,7 @@ class TrainingStages(pl.Callback):
         self._standstill.end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Leave nothing frozen or hooked behind; the cache stays until the fit has ended, see ``training_batches``."""
+        """Leave nothing frozen or hooked behind; the cache stays until the fit has ended, see ``kept_batches``."""
         if self._cache is not None:
             self._cache.give_back(trainer)
         for handle in self._hooks:
@@ -155,14 +155,9 @@ class TrainingStages(pl.Callback):
         if pl_module.cam_net is not None:
             pl_module.cam_net.known_features = None
 
-    @property
-    def keeps_features(self) -> bool:
-        """Whether features of the training images are kept."""
-        return self._cache is not None
-
-    def training_batches(self, trainer: pl.Trainer, network: CAMNet) -> Iterable[Any]:
-        """The training images, from kept features where there are: see ``FeatureCache.batches``."""
-        return whole_split(trainer.train_dataloader) if self._cache is None else self._cache.batches(network)
+    def kept_batches(self, network: CAMNet) -> Iterable[Any] | None:
+        """The training images' kept features, see ``FeatureCache.batches``; None where none are kept."""
+        return None if self._cache is None else self._cache.batches(network)
 
     def _drop_cache(self) -> None:
         if self._cache is not None:
