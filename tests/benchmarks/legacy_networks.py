@@ -400,7 +400,7 @@ def recipes_table(name: str, data: Photographs, options: argparse.Namespace) -> 
     with torch.no_grad():
         predicted = ridge.classifier(data.val_NCHW.float().mean((2, 3))).argmax(1)
     names = sorted(path.name for path in (Path(options.data) / "train").iterdir() if path.is_dir())
-    photos = ImageFolderDataModule(options.data, num_workers=2)
+    photos = ImageFolderDataModule(options.data, batch_size=16, num_workers=2)
     head = "gap" if name in ("alexnet", "vgg16") else "direct"
     pl.seed_everything(0, verbose=False)
     module = camify.CAMFineTuner(legacy, class_names=names, head=head, input_size=SIDE)

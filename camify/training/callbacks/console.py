@@ -136,6 +136,10 @@ def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping
     screen.print(
         f"model     {exported['folder']}  (loaded again, same logits and maps within {exported['reload_error']:.0e})"
     )
+    if exported.get("boxes") is not None:
+        right = exported["boxes_right"]
+        share = "" if right is None else f": right on {right:.3f} of the validation images (cross-validated)"
+        screen.print(f"boxes     {exported['boxes']}{share}")
     screen.print(f"\nNext: camify explain YOUR_PICTURE.jpg --model {shell_quoted(exported['folder'])} --out explained")
 
 
