@@ -87,7 +87,9 @@ class StopSafely(pl.Callback):
     def _request(self, trainer: pl.Trainer, number: int, frame: Any) -> None:  # noqa: ARG002 - of signal handlers
         self._signal, self._requested = signal.Signals(number), True
         if hasattr(signal, "SIGCHLD"):  # loading processes may have got the signal too: their end is no error now
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(
+                signal.SIGCHLD, _nothing
+            )  # not SIG_DFL: of a signal on its way Python would write a traceback
         if self._signal is signal.SIGINT:
             self._restore(signal.SIGINT)
             if trainer.is_global_zero:
@@ -110,3 +112,7 @@ class StopSafely(pl.Callback):
             return
         if trainer.training and trainer.checkpoint_callback is not None:
             trainer.save_checkpoint(run_folder(trainer) / "last.ckpt")
+
+
+def _nothing(*_: object) -> None:
+    """A handler of signals that have nothing to say."""
