@@ -111,15 +111,16 @@ def fit_object_map(
         model: the network, in place; its logits stay as they are. A box rule that cut another object map is dropped.
         images_or_loader: images (N, 3, H, W), or batches: dicts with ``image`` (and ``boxes`` or ``mask``), pairs or
             images; those of kept features (``Batch.size``) hold the last spatial map.
-        boxes: None: no boxes. Of an image tensor: N tensors (n, 4), xyxy pixels of the images, exclusive, n may be 0,
-            or masks (N, H, W), bool. Of a loader: True, the batches' own masks, or boxes where they have no masks.
+        boxes: None: no boxes. N tensors (n, 4), one per image in the order of the images, xyxy pixels, exclusive, n may
+            be 0; or masks (N, H, W), bool. True: the batches' own masks, or boxes where they have no masks.
         strength: of the shared map; None chooses it.
         penalty: of the regression, in units of the mean eigenvalue; None chooses it.
 
     Raises:
         ConfigError: ``boxes``, ``strength`` or ``penalty`` have values that cannot be.
         ConversionError: the model is not a CAMNet.
-        DataError: there are no images, no box although boxes were given, or features that are not finite.
+        DataError: there are no images, no box although boxes were given, another number of them than of images, or
+            features that are not finite.
 
     Example:
         >>> from torch import nn
@@ -330,20 +331,25 @@ def _masks_of(batch: Batch) -> Tensor | None:
 
 
 def _batches(source: Tensor | Iterable[Any], boxes: Any) -> Iterator[Batch]:
-    if not isinstance(source, Tensor):
-        for item in source:
-            batch = Batch.of(item)
-            if len(batch):
-                yield batch
-        return
-    for start in range(0, len(source), _CHUNK):
-        cut = slice(start, start + _CHUNK)
-        batch = Batch.of(source[cut])
+    """Batches with their boxes or masks: the given ones in order, or their own."""
+    if isinstance(source, Tensor):
+        source = [source[start : start + _CHUNK] for start in range(0, len(source), _CHUNK)]
+    given = isinstance(boxes, Sequence | Tensor)
+    count = 0
+    for item in source:
+        batch = Batch.of(item)
+        cut = slice(count, count + len(batch))
+        count += len(batch)
+        if given and count > len(boxes):
+            raise DataError(f"boxes: {len(boxes)} for {count} images or more. Give one tensor (n, 4) per image.")
         if isinstance(boxes, Tensor):
             batch.masks = boxes[cut] > 0
-        elif boxes is not None:
+        elif given:
             batch.boxes = [torch.as_tensor(one).reshape(-1, 4).float() for one in boxes[cut]]
-        yield batch
+        if len(batch):
+            yield batch
+    if given and count < len(boxes):
+        raise DataError(f"boxes: {len(boxes)} for {count} images. Give one tensor (n, 4) per image.")
 
 
 def _check(model: Any, source: Any, boxes: Any, strength: float | None, penalty: float | None) -> None:
@@ -364,17 +370,17 @@ def _check_boxes(source: Any, boxes: Any) -> None:
         if isinstance(source, Tensor):
             raise ConfigError("boxes=True is for a loader, which has its own. Give boxes of the images.")
         return
-    if not isinstance(source, Tensor):
-        raise ConfigError("boxes: a loader has its own in its batches. Give boxes=True, or images as one tensor.")
-    if isinstance(boxes, str) or not isinstance(boxes, Sequence | Tensor) or len(boxes) != len(source):
-        raise ConfigError(
-            f"boxes: expected {len(source)} tensors (n, 4), one per image, or masks ({len(source)}, H, W)."
-        )
-    if isinstance(boxes, Tensor) and boxes.shape != (len(source), *source.shape[2:]):
-        raise ConfigError(
-            f"boxes: masks are {tuple(boxes.shape)}; of these images they are {(len(source), *source.shape[2:])}. Boxes"
-            " are a list with one tensor (n, 4) per image."
-        )
+    if isinstance(boxes, str) or not isinstance(boxes, Sequence | Tensor):
+        raise ConfigError("boxes: expected a list with one tensor (n, 4) per image, masks (N, H, W), or True.")
+    if isinstance(source, Tensor):
+        count = len(source)
+        if len(boxes) != count:
+            raise ConfigError(f"boxes: expected {count} tensors (n, 4), one per image, or masks ({count}, H, W).")
+        if isinstance(boxes, Tensor) and boxes.shape != (count, *source.shape[2:]):
+            raise ConfigError(
+                f"boxes: masks are {tuple(boxes.shape)}; of these images they are {(count, *source.shape[2:])}. Boxes"
+                " are a list with one tensor (n, 4) per image."
+            )
     for index, image_boxes in enumerate(() if isinstance(boxes, Tensor) else boxes):
         values = torch.as_tensor(image_boxes, dtype=torch.float32)
         if values.numel() and (values.dim() != 2 or values.shape[1] != 4 or not bool(values.isfinite().all())):

@@ -158,6 +158,8 @@ def test_masks_and_a_loaders_own_boxes_give_the_same():
         {"images_or_loader": [{"image": images[:5], "boxes": boxes[:5]}, {"image": images[5:], "boxes": boxes[5:]}],
          "boxes": True},
         {"images_or_loader": [{"image": images, "mask": masks}], "boxes": True},
+        {"images_or_loader": [images[:5], images[5:]], "boxes": boxes},
+        {"images_or_loader": [images[:5], images[5:]], "boxes": masks},
     ):  # fmt: skip
         net = network()
         camify.fit_object_map(net, **given, strength=2)
@@ -251,8 +253,9 @@ def test_data_that_give_nothing_to_fit_are_refused():
         camify.fit_object_map(net, images, [torch.tensor([[0.0, 0.0, SIDE, SIDE]])] * 4)
     with pytest.raises(DataError, match="not finite"):
         camify.fit_object_map(net, torch.full_like(images, math.nan))
-    with pytest.raises(ConfigError, match="boxes=True"):
-        camify.fit_object_map(net, [images], boxes)
+    for wrong in (boxes[:3], [*boxes, boxes[0]]):
+        with pytest.raises(DataError, match=r"boxes: \d for"):
+            camify.fit_object_map(net, [images], wrong)
     with pytest.raises(ConversionError, match="not a CAMNet"):
         camify.fit_object_map(nn.Linear(1, 1), images)
     with pytest.raises(ConfigError, match="fit_object_map"):

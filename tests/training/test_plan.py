@@ -238,3 +238,26 @@ def test_the_demo_network_counts_as_trained():
 def test_a_network_without_maps_has_no_plan_to_make():
     module = camify.CAMFineTuner(legacy(), head="none", input_size=SIDE)
     assert plan_run(None, module) == Plan(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint.*")
+def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(root, tmp_path):
+    """With what it decided: the stored plan is taken, the same images are mirrored, the mean feature goes on."""
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1 and batch_idx == 0:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    whole = run(root, tmp_path, Keep(), epochs=4)
+    module = camify.CAMFineTuner(legacy(), class_names=["a", "b"], input_size=SIDE, head_channels=8)
+    data = ImageFolderDataModule(str(root), image_size=SIDE, batch_size=4, num_workers=0)
+    trainer = pl.Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path / "again",
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=tmp_path / "middle.ckpt")
+    assert module.plan == whole.plan
+    for (name, one), other in zip(whole.state_dict().items(), module.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    assert torch.equal(whole.mean_feature.total, module.mean_feature.total)
