@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule
 from ..errors import ConfigError, ConversionError
-from ..maps import upsample
+from ..maps import map_weight, upsample
 from ..methods import ForwardPass, Method, make_methods, observe
 from ..methods.cam import CAM
 from ..methods.forward_pass import unwrapped
@@ -266,7 +266,9 @@ def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw: Tensor, t
     if not (own and isinstance(method, CAM) and isinstance(model, CAMNet)):
         return raw.relu() if method.relu else raw
     features = box_features(model, forward.images, rule, {None: forward.activations}).to(forward.activations)
-    weight = forward.classes.two_sided(model.map_weight(rule.kind).detach(), 0).to(features)
+    weight = forward.classes.two_sided(model.classifier.weight.detach(), 0)  # first the classes, then what they share
+    exclusive = model.task is Task.MULTICLASS
+    weight = map_weight(weight, rule.kind, model.object_weight, exclusive=exclusive).to(features)
     maps = [rule.maps(features, weight, one) for one in targets.reshape(len(targets), -1).unbind(1)]
     return maps[0] if targets.dim() == 1 else torch.stack(maps, dim=1)
 

@@ -17,7 +17,8 @@ from camify.data import Preprocessing
 from camify.evaluation import evaluate
 from camify.evaluation.comparison import compare_files
 from camify.evaluation.explain_files import ExplainOptions, explain_files
-from camify.evaluation.network import explained_network
+from camify.evaluation.network import box_maps, explained_network
+from camify.methods import make_methods, observe
 from camify.metrics.functional import iou_with_best_box
 from camify.model import CAMNet
 from camify.sources import Source
@@ -147,3 +148,18 @@ def test_evaluate_measures_the_networks_own_rule(photos, tmp_path):
     assert "box_rule" not in result.localization["gradcam"]
     net.box_rule = None
     assert "box_rule" not in evaluate(net, tmp_path / "in", faithfulness=0, mosaics=0).localization["cam"]
+
+
+def test_object_maps_of_one_logit_share_the_object_on_both_sides():
+    torch.manual_seed(0)
+    net = camify.CAMNet(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Linear(4, 1)).eval()
+    net.class_names, images, targets = ["no", "yes"], torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    net.object_weight, net.object_map = torch.randn(4), {"source": "test"}
+    rule = BoxRule(kind="object")
+    method = make_methods(net, ["cam"])["cam"]
+    with torch.no_grad(), observe(net, images, task="binary") as forward:
+        maps = box_maps(method, rule, forward, method.raw_maps(forward, targets), targets)
+        features = net.forward_features(images)
+    weight = torch.cat([-net.classifier.weight, net.classifier.weight]) + net.object_weight
+    expected = torch.einsum("nchw,nc->nhw", features, weight[targets])
+    torch.testing.assert_close(maps, expected.detach())
