@@ -34,7 +34,7 @@ __all__ = [
 
 _DROPOUT, _SMOOTHING = 0.5, 0.05
 """Of a new head, where no recipe says otherwise."""
-_LINEAR_FACTOR = 100.0
+_LINEAR_FACTOR = 30.0
 """``head_lr_factor`` of AdamW where the classifier alone is new."""
 
 DECIDED_LATER: Any = None
@@ -155,7 +155,7 @@ class OptimizationOptions:
     Args:
         optimizer: ``"adamw"`` (default) or ``"sgd"``.
         lr: peak learning rate of the legacy's features; default 1e-4, with ``"sgd"`` 1e-3.
-        head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation; 100 where a classifier
+        head_lr_factor: the new head learns this much faster; default 10, as in wsolevaluation; 30 where a classifier
             alone is new (``head="direct"``) and the optimizer is AdamW.
         fast_layers: layers of the features, by name, that learn at the head's rate; default none.
         bias_lr_factor: biases learn this much faster; default 1.

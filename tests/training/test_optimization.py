@@ -67,7 +67,7 @@ def test_without_a_recipe_the_documented_defaults_are_what_is_saved():
     assert {name: options[name] for name in expected} == expected
     sgd = tuner(SmallLegacy(), head_channels=8, optimizer="sgd").hparams
     assert (sgd["lr"], sgd["weight_decay"], sgd["head_lr_factor"]) == (1e-3, 5e-4, 10.0)
-    assert tuner(SmallLegacy(), head="direct").hparams["head_lr_factor"] == 100.0
+    assert tuner(SmallLegacy(), head="direct").hparams["head_lr_factor"] == 30.0
     assert tuner(SmallLegacy(), head="direct", head_lr_factor=7).hparams["head_lr_factor"] == 7
 
 
