@@ -114,7 +114,7 @@ def _freeze_epochs(network: CAMNet, options: FineTuningOptions, count: int | Non
         return 1
     reasons.append(
         f"The features stay frozen: with {count:,} training images (up to {FEW_IMAGES:,}) a new head on pretrained"
-        " features was as right or better, and takes minutes. Let them learn with --model.freeze_epochs 1."
+        " features keeps what the legacy network knows, in minutes. Let them learn with --model.freeze_epochs 1."
     )
     return ALL_EPOCHS
 
