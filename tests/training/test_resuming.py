@@ -180,7 +180,7 @@ def test_sigterm_leaves_with_143_and_another_configuration_is_refused(config, tm
         main([*resume, *changes])
     assert left.value.code == 2
     error = capsys.readouterr().err
-    for words in ("data.batch_size: 6 then, 12 now", "model.lr: 0.001 then, 0.5 now", "gradient_clip_val: None then"):
+    for words in ("data.batch_size: 6 then, 12 now", "model.lr: 0.0001 then, 0.5 now", "gradient_clip_val: None then"):
         assert words in error
     assert "model.weight_decay" not in error
     main([*resume, "--trainer.max_epochs", "1"])
