@@ -19,8 +19,10 @@ def network(task: str = "multiclass") -> camify.CAMNet:
     return net
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("kind", [None, "object", "contrast"])
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [(".onnx", "object"), (".pt2", None), (".pt2", "contrast"), pytest.param(".pt2", "object", marks=pytest.mark.slow)],
+)
 def test_they_are_an_output_beside_the_class_maps(tmp_path, suffix, kind):
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")
