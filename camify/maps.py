@@ -13,7 +13,17 @@ from torch.nn import functional as F
 
 from .errors import ConfigError
 
-__all__ = ["MAP_KINDS", "MapKind", "class_maps", "identity_error", "map_weight", "normalize", "select", "upsample"]
+__all__ = [
+    "MAP_KINDS",
+    "MapKind",
+    "class_maps",
+    "contrast_maps",
+    "identity_error",
+    "map_weight",
+    "normalize",
+    "select",
+    "upsample",
+]
 
 MapKind = Literal["plain", "contrast", "object"]
 MAP_KINDS: tuple[str, ...] = get_args(MapKind)
@@ -70,6 +80,11 @@ def class_maps(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:
         weight_KC: weights of the linear classifier, (K, C).
     """
     return F.conv2d(features_NCHW, weight_KC[:, :, None, None])
+
+
+def contrast_maps(maps_NKHW: Tensor, *, exclusive: bool = True) -> Tensor:
+    """The contrast maps of plain ones, (N, K, h, w): see ``map_weight``."""
+    return maps_NKHW - maps_NKHW.mean(1, keepdim=True) if exclusive and maps_NKHW.shape[1] > 1 else maps_NKHW
 
 
 def identity_error(logits_NK: Tensor, maps_NKHW: Tensor, bias_K: Tensor) -> float:

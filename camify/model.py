@@ -138,7 +138,7 @@ class CAMNet(nn.Module):
     def map_weight(self, kind: str = "plain", *, two_sided: bool = False) -> Tensor:
         """The weights (K, C) of the maps of a kind; of a network of one logit (2, C) with ``two_sided``."""
         weight = self.classes.two_sided(self.classifier.weight, 0) if two_sided else self.classifier.weight
-        return map_weight(weight, kind, self.object_weight, exclusive=self.task is Task.MULTICLASS)
+        return map_weight(weight, kind, self.object_weight, exclusive=self.task.exclusive)
 
     @torch.no_grad()
     def predict_boxes(

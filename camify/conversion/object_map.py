@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode
-from ..maps import class_maps, map_weight, select, upsample
+from ..maps import class_maps, select, upsample
 from ..metrics.functional import best_iou_by_threshold, box_masks
 from ..model import CAMNet
 from ..normalizers import normalize_maps
-from ..task import Task
 
 __all__ = ["ObjectMapReport", "fit_object_map"]
 
@@ -136,32 +135,31 @@ def fit_object_map(
         True
     """
     start = time.perf_counter()
+    boxes = None if boxes is False else boxes
     _check(model, images_or_loader, boxes, strength, penalty)
     sums = _CellSums()
-    source = "mean feature"
+    source, weight_KC = "mean feature", model.map_weight("contrast", two_sided=True)
     with eval_mode(model):
         for batch in _batches(images_or_loader, boxes):
             masks_NHW = None
-            if boxes is not None and boxes is not False:
+            if boxes is not None:
                 masks_NHW = batch.masks if batch.masks is not None else _masks_of(batch)
                 source = "masks" if batch.masks is not None else "boxes" if masks_NHW is not None else source
             images = batch.images.to(model.classifier.weight)
             features = images if batch.size is not None else model.forward_features(images)
             classes = model.classes.predicted(model.classes.two_sided(model.forward_head(features)))
-            weight = map_weight(
-                model.classes.two_sided(model.classifier.weight, 0), "contrast", exclusive=model.task is Task.MULTICLASS
-            )
-            maps = select(class_maps(features, weight), classes)
+            maps = select(class_maps(features, weight_KC), classes)
             sums.add(features.float().cpu(), maps.float().cpu(), masks_NHW, batch)
     if sums.images == 0:
         raise DataError("There are no images: nothing to fit an object map to.")
-    if boxes is not None and boxes is not False and sums.with_objects == 0:
+    if boxes is not None and sums.with_objects == 0:
         raise DataError("boxes: no image has a box or a mask. Give some, or leave boxes out.")
     direction = sums.mean_feature()
     chosen_penalty, held_out = None, None
     if sums.with_objects:
         direction, chosen_penalty, held_out = _regression(sums, direction, penalty)
-    unit = sums.class_deviation() / sums.deviation(direction) if sums.deviation(direction) > 0 else 0.0
+    deviation = sums.deviation(direction)
+    unit = sums.class_deviation() / deviation if deviation > 0 else 0.0
     contrast = object_ = math.nan
     if held_out is None:
         chosen = STRENGTH if strength is None else float(strength)
@@ -265,21 +263,33 @@ def _regression(sums: _CellSums, mean_C: Tensor, penalty: float | None) -> tuple
     if sums.with_objects < _LEAST:
         fitted = float(_FEW if penalty is None else penalty)
         return basis @ (loads / (values + fitted * unit)), fitted, None
+    penalties = _PENALTIES if penalty is None else (float(penalty),)
     rows = [((kept.cells.double() - center) @ basis, kept.covered.double() - mean_covered) for kept in sums.kept]
-    best: tuple[float, float, list[Tensor]] | None = None
-    for candidate in _PENALTIES if penalty is None else (float(penalty),):
-        shrunk = 1 / (values + candidate * unit).clamp_min(torch.finfo(torch.float64).tiny)
-        error, maps = 0.0, []
-        for cells, covered in rows:
-            fitted_P = cells @ (shrunk * loads)
-            hat = (cells * shrunk) @ cells.T + 1 / sums.cells  # the intercept's leverage is 1 / cells
-            residual = torch.linalg.solve(torch.eye(len(hat), dtype=torch.float64) - hat, covered - fitted_P)
-            error += float(residual.square().mean())
-            maps.append(covered - residual)
-        if best is None or error < best[0]:
-            best = error, candidate, maps
-    assert best is not None  # noqa: S101 - there is a candidate
-    return basis @ (loads / (values + best[1] * unit)), best[1], best[2]
+    fits = [(candidate, _held_out(rows, values + candidate * unit, loads, 1 / sums.cells)) for candidate in penalties]
+    chosen, (_, maps) = min(fits, key=lambda fit: fit[1][0])
+    return basis @ (loads / (values + chosen * unit)), chosen, maps
+
+
+def _held_out(
+    rows: list[tuple[Tensor, Tensor]], penalized_C: Tensor, loads_C: Tensor, leverage: float
+) -> tuple[float, list[Tensor]]:
+    """Sum of the images' mean squared errors, and the shared map (P,) of each, by a fit to all images but it.
+
+    Args:
+        rows: of each image its centered cells in the eigenbasis (P, C), and their centered targets (P,).
+        penalized_C: eigenvalues, with the penalty.
+        loads_C: products of the eigenbasis with the targets.
+        leverage: of the intercept.
+    """
+    shrunk, error, maps = 1 / penalized_C.clamp_min(torch.finfo(torch.float64).tiny), 0.0, []
+    for cells, covered in rows:
+        hat = (cells * shrunk) @ cells.T + leverage
+        residual = torch.linalg.solve(
+            torch.eye(len(hat), dtype=torch.float64) - hat, covered - cells @ (shrunk * loads_C)
+        )
+        error += float(residual.square().mean())
+        maps.append(covered - residual)
+    return error, maps
 
 
 def _strength(sums: _CellSums, held_out: list[Tensor], given: float | None) -> tuple[float, float, float]:
@@ -361,7 +371,7 @@ def _check(model: Any, source: Any, boxes: Any, strength: float | None, penalty:
             raise ConfigError(
                 f"{name}={value!r}: must be None, or a number{' above' if positive else ' of at least'} 0."
             )
-    if boxes is not None and boxes is not False:
+    if boxes is not None:
         _check_boxes(source, boxes)
 
 

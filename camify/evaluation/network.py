@@ -267,7 +267,7 @@ def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw: Tensor, t
         return raw.relu() if method.relu else raw
     features = box_features(model, forward.images, rule, {None: forward.activations}).to(forward.activations)
     weight = forward.classes.two_sided(model.classifier.weight.detach(), 0)  # first the classes, then what they share
-    exclusive = model.task is Task.MULTICLASS
+    exclusive = model.task.exclusive
     weight = map_weight(weight, rule.kind, model.object_weight, exclusive=exclusive).to(features)
     maps = [rule.maps(features, weight, one) for one in targets.reshape(len(targets), -1).unbind(1)]
     return maps[0] if targets.dim() == 1 else torch.stack(maps, dim=1)

@@ -12,11 +12,10 @@ from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
 from ..eval_mode import without_hooks
-from ..maps import class_maps, upsample
+from ..maps import class_maps, contrast_maps, upsample
 from ..model import CAMNet
 from ..normalizers import scale_maps
 from ..preprocessing import Preprocessing
-from ..task import Task
 
 __all__ = ["ExportedNetwork", "prepared"]
 
@@ -87,13 +86,9 @@ class ExportedNetwork(nn.Module):
         weight = rule.weight(self.model.map_weight(rule.kind))
         return class_maps(box_features(self.model, images, rule, {None: features_NCHW}), weight)
 
-    def _contrast_maps(self, maps_NKHW: Tensor) -> Tensor:
-        exclusive = self.model.task is Task.MULTICLASS and self.model.num_classes > 1
-        return maps_NKHW - maps_NKHW.mean(1, keepdim=True) if exclusive else maps_NKHW
-
     def _object_maps(self, features_NCHW: Tensor, maps_NKHW: Tensor, object_C: Tensor) -> Tensor:
         """From the class maps and one map more, which costs next to nothing beside them."""
-        return self._contrast_maps(maps_NKHW) + class_maps(features_NCHW, object_C[None])
+        return contrast_maps(maps_NKHW, exclusive=self.model.task.exclusive) + class_maps(features_NCHW, object_C[None])
 
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         pixels = F.interpolate(image.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)

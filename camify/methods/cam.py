@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError
 from ..maps import MAP_KINDS, map_weight
 from ..model import CAMNet
-from ..task import Task
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -65,6 +64,6 @@ class CAM(Method):
                 " pooling and one linear layer. Use camify.convert(model, ...)."
             )
         object_weight = self.model.object_weight if isinstance(self.model, CAMNet) else None
-        exclusive = forward.classes.task is Task.MULTICLASS
+        exclusive = forward.classes.task.exclusive
         weight = map_weight(weight, self.kind, object_weight, exclusive=exclusive)
         return torch.einsum("nchw,nc->nhw", forward.activations, weight[targets_N])

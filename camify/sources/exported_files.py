@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConversionError
 from ..exporters.export_file import FORMATS, open_exported
 from ..exporters.onnx_file import OnnxFile
 from ..exporters.pt2_file import Pt2File
+from ..maps import contrast_maps
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..task import Task
@@ -38,15 +39,10 @@ class _Maps(nn.Module):
         outputs = self.file(self.as_taken(x.detach().cpu()))
         maps = outputs["maps"]
         if "object_maps" in outputs:
-            maps = torch.cat([maps, outputs["object_maps"][:, :1] - self._contrast_map(maps)], 1)
+            task = Task.of(self.file.record["task"], maps.shape[1])
+            contrast = contrast_maps(maps, exclusive=task.exclusive)
+            maps = torch.cat([maps, outputs["object_maps"][:, :1] - contrast[:, :1]], 1)
         return maps.to(x)
-
-    def _contrast_map(self, maps_NKHW: Tensor) -> Tensor:
-        """The contrast map of the first class, (N, 1, h, w)."""
-        count = maps_NKHW.shape[1]
-        task = Task.of(self.file.record["task"], count)
-        exclusive = task is Task.MULTICLASS and count > 1
-        return maps_NKHW[:, :1] - maps_NKHW.mean(1, keepdim=True) if exclusive else maps_NKHW[:, :1]
 
     def as_taken(self, x: Tensor) -> Tensor:
         """Prepared images as what the file takes."""

@@ -126,12 +126,9 @@ class ValidationBatch:
     @cached_property
     def object_hits(self) -> Tensor:
         """The same as ``largest_hits`` of the object maps."""
-        heat = self.heat_of(upsample(self._object_maps.float(), self.size))
+        maps: Any = self.object_maps  # the metric is left out where there are none
+        heat = self.heat_of(upsample(maps.float(), self.size))
         return engine.box_hits(heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
-
-    @property
-    def _object_maps(self) -> Tensor:
-        return self.own if self.object_maps is None else self.object_maps
 
     @cached_property
     def center_hits(self) -> Tensor:

@@ -51,6 +51,5 @@ class KnownFeatures:
 
 def _key(image_CHW: Tensor) -> bytes:
     plain = image_CHW.detach().contiguous()
-    data = plain.view(torch.uint8) if plain.dtype != torch.bool else plain
-    shape = f"{tuple(plain.shape)} {plain.dtype}".encode()
-    return hashlib.blake2b(data.numpy().tobytes(), digest_size=32, key=shape[:64]).digest()
+    content = plain.view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
+    return hashlib.blake2b(content + f"{tuple(plain.shape)} {plain.dtype}".encode(), digest_size=32).digest()

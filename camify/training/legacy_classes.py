@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,16 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from ..batch import Batch
 from ..console import shown
 from ..eval_mode import eval_mode
 from ..logits import logits_of
 from ..model import CAMNet
 from ..task import Classes
-from .labels import spread
-from .loaders import single_loader
+from .loaders import single_loader, some_batches
 
 __all__ = ["ClassCheck", "LegacyNetwork", "check_classes"]
 
 _IMAGES = 256  # training images that are looked at: tells chance from knowledge
-_CHUNK = 32
 _ERRORS = 4.0  # standard errors above chance
 
 
@@ -141,29 +138,12 @@ def check_classes(
     logits, targets = [], []
     home = next(legacy.parameters()).device
     with isolate_rng(), eval_mode(legacy.to(device)):
-        for batch in _some_batches(loader):
+        for batch in some_batches(loader, _IMAGES):
             images = batch.images.to(next(legacy.parameters()))
             logits.append(logits_of(legacy, images, finite=False).float().cpu())
             targets.append(targets_of(batch).cpu())
     legacy.to(home)
     return _compare(classes, torch.cat(logits), torch.cat(targets))
-
-
-def _some_batches(loader: Any) -> Iterator[Batch]:
-    """Images evenly spread over the data set; of one without length, or whose samples are batches, the first ones."""
-    dataset: Any = getattr(loader, "dataset", None)
-    if getattr(loader, "batch_sampler", None) is None or not hasattr(dataset, "__len__"):
-        count = 0
-        for given in loader:
-            batch = Batch.of(given)
-            yield batch
-            count += len(batch)
-            if count >= _IMAGES:
-                return
-        return
-    numbers = spread(len(dataset), _IMAGES)
-    for first in range(0, len(numbers), _CHUNK):
-        yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + _CHUNK]]))
 
 
 def _compare(classes: Classes, logits_NK: Tensor, targets: Tensor) -> ClassCheck:

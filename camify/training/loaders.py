@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..batch import Batch
+from .labels import spread
 
 __all__ = [
     "count_samples",
@@ -18,8 +19,12 @@ __all__ = [
     "is_dry_run",
     "read_images",
     "single_loader",
+    "some_batches",
     "whole_split",
 ]
+
+
+_CHUNK = 32  # samples of a batch of `some_batches`
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
@@ -47,6 +52,26 @@ def has_boxes(loaders: Any) -> bool:
 def read_images(loader: Any, numbers: Sequence[int]) -> Tensor:
     """The images (N, C, H, W) of a loader's samples by number, as the network takes them."""
     return Batch.of(loader.collate_fn([loader.dataset[number] for number in numbers])).images
+
+
+def some_batches(loader: Any, most: int) -> Iterator[Batch]:
+    """At most so many samples, evenly spread; of data without length, or whose samples are batches, the first batches.
+
+    Random numbers are drawn: isolate them where that matters.
+    """
+    count = count_samples(loader)
+    if getattr(loader, "batch_sampler", None) is None or count is None:
+        seen = 0
+        for given in loader:
+            batch = Batch.of(given)
+            yield batch
+            seen += len(batch)
+            if seen >= most:
+                return
+        return
+    numbers, dataset = spread(count, most), single_loader(loader).dataset
+    for first in range(0, len(numbers), _CHUNK):
+        yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + _CHUNK]]))
 
 
 def whole_split(loaders: Any, rank: int = 0, world_size: int = 1) -> Any:

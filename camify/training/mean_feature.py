@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..conversion.object_map import STRENGTH
-from ..maps import select
+from ..maps import contrast_maps, select
 
 __all__ = ["MeanFeature", "predicted_contrast"]
 
@@ -25,8 +25,8 @@ class MeanFeature:
 
     def add(self, features_NCHW: Tensor) -> None:
         """Add a batch's last spatial map."""
-        total = features_NCHW.detach().float().mean((2, 3)).sum(0).cpu()
-        self.total = total if self.total is None else self.total + total
+        total = features_NCHW.detach().float().mean((2, 3)).sum(0)
+        self.total = total if self.total is None else self.total.to(total.device) + total  # no wait for the device
 
     def begin(self) -> None:
         """Forget what was added: an epoch starts."""
@@ -59,4 +59,4 @@ def _deviation(maps_NHW: Tensor) -> Tensor:
 
 def predicted_contrast(logits_NK: Tensor, maps_NKHW: Tensor) -> Tensor:
     """The contrast maps (N, h, w) of the predicted classes of K >= 2, from the plain ones."""
-    return select(maps_NKHW - maps_NKHW.mean(1, keepdim=True), logits_NK.argmax(1))
+    return select(contrast_maps(maps_NKHW), logits_NK.argmax(1))

@@ -408,7 +408,7 @@ class CAMFineTuner(pl.LightningModule):
         if object_weight is None or not self.task.exclusive:
             return logits, maps, None
         weight = self.classes.two_sided(network.classifier.weight, 0)
-        weight = map_weight(weight, "object", object_weight, exclusive=self.task is Task.MULTICLASS)
+        weight = map_weight(weight, "object", object_weight, exclusive=self.task.exclusive)
         return logits, maps, class_maps(features, weight)
 
     def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
@@ -553,7 +553,8 @@ class CAMFineTuner(pl.LightningModule):
         """Put everything but the weights beside them, as JSON: ``camify export`` makes a CAM-ready folder of both."""
         if self.cam_net is not None:
             checkpoint.update(checkpoint_manifest(self.cam_net))
-        checkpoint[_MEAN_FEATURE] = self.mean_feature.total
+        total = self.mean_feature.total
+        checkpoint[_MEAN_FEATURE] = None if total is None else total.cpu()
         if self.plan is not None:
             checkpoint[_PLAN] = self.plan.to_dict()
         if self.map_drift.before is not None and self.trainer.world_size == 1:

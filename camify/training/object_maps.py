@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, Subset
 
-from ..batch import Batch
 from ..console import shown
 from ..conversion import ObjectMapReport, fit_object_map
 from ..errors import DataError
 from ..model import CAMNet
-from .loaders import count_samples, single_loader
+from .loaders import single_loader, some_batches
 from .stages import TrainingStages
 
 __all__ = ["fit_objects"]
@@ -47,28 +45,7 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
             network.to(home)
 
 
-def _first(loader: Iterable[Any]) -> Iterator[Batch]:
-    count = 0
-    for given in loader:
-        batch = Batch.of(given)
-        yield batch
-        count += len(batch)
-        if count >= _MOST:
-            return
-
-
 def _images(trainer: pl.Trainer, network: CAMNet, loader: Any) -> Iterable[Any]:
     stages = next(one for one in trainer.callbacks if isinstance(one, TrainingStages))  # type: ignore[attr-defined]
     kept: Iterable[Any] | None = stages.kept_batches(network)
-    if kept is not None:
-        return kept
-    count = count_samples(loader)
-    if not isinstance(loader, DataLoader) or count is None:  # a stream may have no end
-        return _first(loader)
-    every = max(1, -(-count // _MOST))
-    return DataLoader(
-        Subset(loader.dataset, range(0, count, every)),
-        batch_size=loader.batch_size or 32,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-    )
+    return some_batches(loader, _MOST) if kept is None else kept
