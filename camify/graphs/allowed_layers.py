@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2, _patch_merging_pad
 
+from .padded_layers import PaddedAvgPool2d, SamePad2d
+
 __all__ = ["FUNCTIONS", "LAYERS", "LAYER_NAMES", "METHODS"]
 
 _NN = """
@@ -46,6 +48,8 @@ masked_fill unflatten swapaxes max min
 """
 
 LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
+    "camify.PaddedAvgPool2d": PaddedAvgPool2d,
+    "camify.SamePad2d": SamePad2d,
     "torchvision.ops.StochasticDepth": torchvision.ops.StochasticDepth,
     "torchvision.ops.Permute": torchvision.ops.Permute,
     "torchvision.models.swin_transformer.ShiftedWindowAttention": ShiftedWindowAttention,

@@ -20,13 +20,14 @@ from torch.nn import functional as F
 
 from .fx_modules import parameter_free
 from .layouts import MAP_AXES, TOKEN_AXES, Layout, guess_layouts
+from .padded_layers import PaddedAvgPool2d, SamePad2d
 
 __all__ = ["Origin", "Origins", "Rerun", "rearrangement"]
 
 _OVER_WINDOWS = (  # a cell depends on the cells around it
     nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.Upsample,
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
-    nn.ConstantPad2d, nn.CircularPad2d, nn.LocalResponseNorm,
+    nn.ConstantPad2d, nn.CircularPad2d, nn.LocalResponseNorm, SamePad2d, PaddedAvgPool2d,
 )  # fmt: skip
 _WINDOW_FUNCTIONS = (
     F.conv2d, F.conv_transpose2d, F.max_pool2d, F.avg_pool2d, F.lp_pool2d, F.adaptive_avg_pool2d,
