@@ -18,11 +18,30 @@ from .console import warn
 from .errors import CheckpointError, ConfigError
 from .image_files import LEAST_BITS, MOST_BITS, read_image, read_with_range
 
-__all__ = ["AUGMENTATIONS", "INPUT_FORMATS", "LARGEST_SIDE", "Preprocessing", "read_image", "sides_of"]
+__all__ = [
+    "AUGMENTATIONS",
+    "INPUT_FORMATS",
+    "LARGEST_SIDE",
+    "NORMALIZATIONS",
+    "Preprocessing",
+    "read_image",
+    "sides_of",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTATIONS = ("crop_flip", "flip", "none")
 INPUT_FORMATS = ("rgb", "bgr", "grayscale", "channels")
+NORMALIZATIONS: dict[str, dict[str, Any]] = {
+    "imagenet": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "0..1": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "0..255": {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+    "tf": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    "caffe": {
+        "mean": (103.939 / 255, 116.779 / 255, 123.68 / 255), "std": (1 / 255, 1 / 255, 1 / 255), "input_format": "bgr",
+    },
+}  # fmt: skip
+"""By name what networks are usually trained with: ``"tf"`` is -1..1, ``"caffe"`` BGR in 0..255 less the mean of
+ImageNet; these and ``"imagenet"`` are the modes of ``keras.applications`` (there ``"torch"``)."""
 _SMALLEST = 8
 _SMALLEST_STD = 1 / 256  # 1/255 makes inputs of 0..255
 LARGEST_SIDE, MOST_CHANNELS = 8192, 4096
@@ -78,6 +97,33 @@ class Preprocessing:
                 f"preprocessing: input_format={input_format!r} with {self.channels} values of mean. Choose one of"
                 f" {', '.join(INPUT_FORMATS)}; rgb and bgr have three channels, grayscale has one."
             )
+
+    @classmethod
+    def stated(cls, value: str | Mapping[str, Any] | Preprocessing, base: Preprocessing) -> Preprocessing:
+        """What a user states: a name of ``NORMALIZATIONS``, or some of the fields; the others are those of ``base``.
+
+        Raises:
+            ConfigError: there is no such name or field, or a value cannot work.
+        """
+        if isinstance(value, Preprocessing):
+            return value
+        if isinstance(value, str):
+            if value not in NORMALIZATIONS:
+                raise ConfigError(
+                    f"preprocessing {value[:80]!r}: no such name. Choose {', '.join(NORMALIZATIONS)}, or give the"
+                    " numbers: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}."
+                )
+            value = {"input_format": "", **NORMALIZATIONS[value]}
+            if base.channels == 1 and not value["input_format"]:
+                value |= {name: (sum(value[name]) / 3,) for name in ("mean", "std")}
+        known = [one.name for one in fields(cls)]
+        unknown = next((key for key in value if key not in known), None)
+        if unknown is not None:
+            raise ConfigError(f"preprocessing: no field {str(unknown)[:80]!r}. Fields are {', '.join(known)}.")
+        given = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        if "mean" in given and "input_format" not in given and len(_as_tuple(given["mean"])) != base.channels:
+            given["input_format"] = ""
+        return cls(**{**{name: getattr(base, name) for name in known}, **given})
 
     # ------------------------------------------------------------ shape
 
@@ -320,9 +366,13 @@ def _plain_bits(bits: Any) -> int | None:
     return bits
 
 
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    return tuple(values) if isinstance(values, list | tuple) else (values,)
+
+
 def _plain_numbers(name: str, values: Sequence[float] | float) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(value) for value in (values if isinstance(values, list | tuple) else (values,)))
+        numbers = tuple(float(value) for value in _as_tuple(values))
     except (TypeError, ValueError):
         numbers = (math.nan,)
     least = 0.0 if name == "mean" else _SMALLEST_STD

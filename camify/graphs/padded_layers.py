@@ -31,7 +31,7 @@ class SamePad2d(nn.Module):
         lower: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.dilation = tuple(kernel_size), tuple(stride), tuple(dilation)
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
         self.value, self.lower = value, lower
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ class PaddedAvgPool2d(nn.Module):
         lower: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.lower = tuple(kernel_size), tuple(stride), lower
-        self.padding = None if padding is None else tuple(padding)
+        self.kernel_size, self.stride, self.lower = kernel_size, stride, lower
+        self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> (N, C, h, w)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -43,6 +44,9 @@ class Source:
         task: what the logits mean, where the source says so.
         missing_head: names of the head's tensors that a file of features alone lacks; they are random.
         only_maps: an exported file: it gives class maps, and has no layers.
+        input_size: height and width that a file's network takes, pixels, where ``preprocessing`` is not known.
+        channels: that it takes, likewise.
+        no_gradients: why the network runs forward only and cannot be trained or converted; empty where it can.
     """
 
     model: nn.Module
@@ -54,6 +58,9 @@ class Source:
     task: Task | None = None
     missing_head: tuple[str, ...] = ()
     only_maps: bool = False
+    input_size: tuple[int, int] | None = None
+    channels: int = 3
+    no_gradients: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
@@ -77,6 +84,29 @@ class Source:
     def headless(self) -> bool:
         """Whether the weights are those of the features alone, and the head is random."""
         return bool(self.missing_head)
+
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """Side of the input, or height and width, pixels: what the weights expect, else what the file takes, or 224."""
+        return self.preprocessing.size if self.preprocessing is not None else self.input_size or 224
+
+    @property
+    def assumed_preprocessing(self) -> Preprocessing:
+        """What the weights expect, else what is assumed where nothing is known."""
+        return self.preprocessing or Preprocessing.assumed(self.size, self.channels)
+
+    def prepared(self, stated: str | Mapping[str, Any] | Preprocessing | None) -> Source:
+        """The source with a preprocessing as a user states it, which goes before what is known; None leaves it.
+
+        Raises:
+            ConfigError: it cannot work.
+        """
+        if stated is None:
+            return self
+        preprocessing = Preprocessing.stated(stated, self.assumed_preprocessing)
+        differences = [] if self.preprocessing is None else preprocessing.differences(self.preprocessing)
+        notes = [f"preprocessing as given, {'; '.join(differences)} (known of the source)"] if differences else []
+        return replace(self, preprocessing=preprocessing, notes=(*self.notes, *notes))
 
     @property
     def cam_net(self) -> CAMNet:
