@@ -142,7 +142,7 @@ class LayerGraph:
     def _free_path(self, name: str) -> str:
         """A path of layers that nothing else has, close to a name."""
         parts = [re.sub(r"\W+", "_", part, flags=re.ASCII).strip("_") for part in name[:_LONGEST_NAME].split(".")]
-        parts = [f"layer_{part}" if part[0].isdigit() else part for part in parts if part] or ["layer"]
+        parts = [part for part in parts if part] or ["layer"]
         parts = [f"{part}_" if part in _TAKEN or keyword.iskeyword(part) else part for part in parts]
         path, number = ".".join(parts), 2
         while self._is_taken(path):
