@@ -30,7 +30,7 @@ from ..evaluation.images import find_files
 from ..evaluation.network import explained_network, usable_device
 from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
-from ..preprocessing import Preprocessing
+from ..preprocessing import NORMALIZATIONS
 from ..reports.html import is_own_page
 from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
@@ -50,6 +50,11 @@ _SOURCE = (
 )
 _CLASS_NAMES = "text file, a line for each class of the network, in order, or JSON; default: what the source knows"
 _BITS = "that gray files of 16 or 32 bits use: 12 of many X-rays; default: what the network says, else all"
+_INPUT_SIZE = "side of the input; default: what the weights expect"
+_PREPROCESSING = (
+    f"what the network expects, where its source does not say: {', '.join(NORMALIZATIONS)}, or numbers: {{mean: [0.5, 0.5,"
+    " 0.5], std: [0.5, 0.5, 0.5]}"
+)
 _TASKS = tuple(task.value for task in Task)
 _TASK = "what the logits mean; default: what the network says"
 TRAINING = ("fit", "validate", "test", "predict")
@@ -91,7 +96,7 @@ def _parser() -> ArgumentParser:
 
     command = _Parser(description="Say what a classifier is, whether it is CAM-ready, and what conversion would do.")
     command.add_argument("source", type=str, help=_SOURCE)
-    command.add_argument("--input_size", type=Sides, default=224, help="side of the input")
+    command.add_argument("--input_size", type=Sides, default=None, help=_INPUT_SIZE)
     commands.add_subcommand("inspect", command)
 
     command = _Parser(description="Convert a classifier and save it as a CAM-ready checkpoint folder.")
@@ -100,12 +105,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--recipe", choices=tuple(RECIPES), default=None, help="a published network")
     command.add_argument("--head", choices=HEADS, default=None, help="default: gap, or the recipe's")
     command.add_argument("--num_classes", type=Count | None, default=None, help="default: the legacy network's")
-    command.add_argument(
-        "--input_size",
-        type=Sides,
-        default=None,
-        help="side of the input; default: what the weights expect",
-    )
+    command.add_argument("--input_size", type=Sides, default=None, help=_INPUT_SIZE)
     command.add_argument(
         "--pool", choices=("gap", "gmp", "lse", "tap"), default=None, help="default: gap, or the recipe's"
     )
@@ -113,6 +113,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--seed", type=Seed | None, default=None, help="for the new layers")
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
+    _add_preprocessing(command)
     command.add_argument("--overwrite", type=bool, default=False, help="replace a checkpoint folder that exists")
     commands.add_subcommand("convert", command)
 
@@ -154,6 +155,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
     command.add_argument("--bits", type=Count | None, default=None, help=_BITS)
+    _add_preprocessing(command)
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
     command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
     command.add_argument("--figures", type=Number, default=24, help="images that are drawn; all are measured")
@@ -186,9 +188,14 @@ def _add_network_options(command: ArgumentParser) -> None:
     command.add_argument("--task", choices=_TASKS, default=None, help=_TASK)
     command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
     command.add_argument("--bits", type=Count | None, default=None, help=_BITS)
+    _add_preprocessing(command)
     command.add_argument("--batch_size", type=Count, default=16)
     command.add_argument("--workers", type=Number, default=1, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _add_preprocessing(command: ArgumentParser) -> None:
+    command.add_argument("--preprocessing", type=str | dict[str, Any] | None, default=None, help=_PREPROCESSING)
 
 
 def _inspect(options: Namespace) -> None:
@@ -208,7 +215,8 @@ def _convert(options: Namespace) -> None:
     free_folder(Path(options.out), MANIFEST, CHECKPOINT_FILES, "OUT", overwrite=options.overwrite)
     source = resolve(options.source)
     names = None if options.class_names is None else read_class_names(options.class_names)
-    size = options.input_size or (source.preprocessing or Preprocessing()).size
+    source = source.prepared(options.preprocessing)
+    size = options.input_size or source.size
     net = convert(
         source,
         recipe=options.recipe,
@@ -223,8 +231,8 @@ def _convert(options: Namespace) -> None:
         legacy_class_names=None if source.headless else names,
     )
     known = net.preprocessing
-    channels = 1 if options.input_format == "grayscale" else 3
-    net.preprocessing = replace(known or Preprocessing.assumed(channels=channels), size=size)
+    channels = 1 if options.input_format == "grayscale" else source.channels
+    net.preprocessing = replace(known or replace(source, channels=channels).assumed_preprocessing, size=size)
     folder = net.save_pretrained(options.out)
     screen = console()
     if net.certificate is not None:
@@ -232,7 +240,7 @@ def _convert(options: Namespace) -> None:
     if known is None:
         screen.print(
             f"Assumed: ImageNet's normalization at {size} px; {options.source} does not say what it was trained with."
-            " If that was another, set model.preprocessing and save again.",
+            " If that was another, convert it again with --preprocessing.",
             soft_wrap=True,
         )
     screen.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
@@ -252,7 +260,7 @@ def _explain(options: Namespace) -> None:
     layer = layers if len(layers) > 1 else options.layer
     network = explained_network(
         source, options.model, options.method, layer=layer, options=options.options, task=options.task,
-        bits=options.bits,
+        bits=options.bits, preprocessing=options.preprocessing,
     )  # fmt: skip
     if options.class_names is not None:
         names = read_class_names(options.class_names, network.class_counts)
@@ -323,7 +331,7 @@ def _compare(options: Namespace) -> None:
     folder = compare_files(
         options.images, options.model or [], options.method, out=options.out, target=options.target,
         demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
-        check_images=options.check_images, bits=options.bits,
+        check_images=options.check_images, bits=options.bits, preprocessing=options.preprocessing,
     )  # fmt: skip
     console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
@@ -337,6 +345,7 @@ def _evaluate(options: Namespace) -> None:
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
+        preprocessing=options.preprocessing,
     )  # fmt: skip
     folder = result.save(options.output, overwrite=options.overwrite)
     screen = console()

@@ -67,7 +67,7 @@ class Inspection:
 
 
 def inspect(
-    model: nn.Module | str | Source, *, input_size: int | tuple[int, int] = 224, example: Tensor | None = None
+    model: nn.Module | str | Source, *, input_size: int | tuple[int, int] | None = None, example: Tensor | None = None
 ) -> Inspection:
     """What a classifier is: where its last spatial map lies, what follows, and whether it is CAM-ready.
 
@@ -75,15 +75,19 @@ def inspect(
 
     Args:
         model: a network, or a source such as ``"torchvision/vgg16"`` (nothing is downloaded for this).
-        input_size: height and width of the input, pixels.
+        input_size: height and width of the input, pixels; None: what the weights expect, else 224.
         example: images (N, C, H, W) to run instead of noise of ``input_size``.
     """
     if isinstance(model, str):
         model = resolve(model, weights=False)
     source = model if isinstance(model, Source) else Source.of(model)
     source.require_layers("it cannot be inspected")
+    if source.no_gradients:
+        return Inspection(
+            "unsupported", f"{source.no_gradients}. It runs forward only; scorecam and reciprocam explain it"
+        )
     try:
-        analysis = analyze(source.model, input_size, example)
+        analysis = analyze(source.model, source.size if input_size is None else input_size, example)
     except ConversionError as error:
         return Inspection("unsupported", str(error))
     channels, height, width = analysis.feature_shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -15,6 +15,7 @@ from ..graphs import FeaturesCopy, NetworkAnalysis, TracedAnalysis, analyze
 from ..graphs.map_stride import set_map_stride
 from ..model import CAMNet
 from ..pooling import POOLS
+from ..preprocessing import Preprocessing
 from ..sources import Source, source_of
 from ..task import Task
 from .chance import note_of_chance
@@ -58,6 +59,7 @@ def convert(
     legacy_class_names: Sequence[str] | None = None,
     input_format: str = "rgb",
     task: str | Task | None = None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
 ) -> CAMNet:
     """A CAM-ready copy of a classifier, with a certificate; the classifier itself stays as it is.
 
@@ -95,13 +97,16 @@ def convert(
         task: what the logits mean: ``"multiclass"``, ``"multilabel"`` or ``"binary"`` (one logit, with one class name
             or two: negative, positive). None: what is known of the weights, else what a last softmax or sigmoid says
             (which is taken off), else by the number of logits ``binary`` or ``multiclass``; an assumption is noted.
+        preprocessing: what the weights expect, where the source does not know: a name of
+            ``camify.preprocessing.NORMALIZATIONS`` (``"imagenet"``, ``"0..1"``, ``"0..255"``, ``"tf"``, ``"caffe"``), or
+            some of the fields of ``Preprocessing``. It goes before what the source says.
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.
     """
-    source = source_of(model)
-    preprocessing = source.preprocessing
-    size = input_size if input_size is not None else 224 if preprocessing is None else preprocessing.size
+    source = source_of(model).prepared(preprocessing)
+    source.require_gradients("it cannot be converted")
+    size = input_size if input_size is not None else source.size
     source = _adapted(source, input_format, size, example)
     model = source.model
     if class_names is not None:

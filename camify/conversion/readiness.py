@@ -130,7 +130,7 @@ def _report_prediction(logits: Tensor, maps: Tensor, count: int, classes: Classe
 def _check_legacy(source: Source, report: Report) -> None:
     """Somebody's network: what it is, and whether its head is linear after pooling already."""
     report("weights", f"read as {source.name}{''.join(f'; {note}' for note in source.notes)}")
-    inspection = inspect(source, input_size=224 if source.preprocessing is None else source.preprocessing.size)
+    inspection = inspect(source)
     if not inspection.cam_ready:
         raise CheckpointError(
             f"{inspection.verdict}: {inspection.reason} Make it so: camify convert {shell_quoted(source.name)} FOLDER"

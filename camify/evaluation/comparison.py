@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..drawing.grid import Row
 from ..errors import ConfigError
 from ..files import COMPARISON, free_folder, whole_folder
 from ..methods import METHODS, ForwardPass, find_method
+from ..preprocessing import Preprocessing
 from ..task import Task, class_index
 from .comparison_figures import (
     Column,
@@ -65,6 +67,7 @@ def compare_files(
     task: str | Task | None = None,
     check_images: bool = True,
     bits: int | None = None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
 ) -> Path:
     """Compare methods on networks for image files, or in the demo; the folder that was written.
 
@@ -80,6 +83,7 @@ def compare_files(
         task: what the logits mean; None takes what each network says.
         check_images: decode every image before the work starts.
         bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None takes what each network says.
+        preprocessing: of the networks that do not say what they expect (see ``camify.evaluate``).
 
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
@@ -99,7 +103,7 @@ def compare_files(
         if not images or not models:
             raise ConfigError("compare: give IMAGES and --model, or --demo.")
         search = find_files(images, outside=folder)
-        networks = find_networks(models, names, task=task, bits=bits)
+        networks = find_networks(models, names, task=task, bits=bits, preprocessing=preprocessing)
         stated = {network.preprocessing.bits for network in networks}
         pictures, notes = images_with_notes(search.paths, check_images=check_images, bits=_common_bits(stated))
         notes = [*left_out_notes(search.left_out), *notes]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError, DataError
 from ..metrics.functional import mosaic_plan
+from ..preprocessing import Preprocessing
 from ..sources import Source, resolve
 from ..sources.source import require_network
 from ..task import Classes, Task
@@ -50,6 +51,7 @@ def evaluate(
     task: str | Task | None = None,
     check_images: bool = True,
     bits: int | None = None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
@@ -74,6 +76,8 @@ def evaluate(
         task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean; None: what the network says.
         check_images: decode every image first, so that what cannot be read is named before anything is measured.
         bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None: what the network says.
+        preprocessing: what the network expects, where it does not say: ``"imagenet"``, ``"0..1"``, ``"0..255"``,
+            ``"tf"``, ``"caffe"`` or fields of ``Preprocessing``; goes before what it says.
 
     Returns:
         All figures; ``print`` shows them as tables, ``save(folder)`` writes them.
@@ -91,7 +95,14 @@ def evaluate(
     source, name = _source(model, methods)
     with placed_on(source.model, device):
         network = explained_network(
-            source, name, methods, options=options, task=task, class_names=class_names, bits=bits
+            source,
+            name,
+            methods,
+            options=options,
+            task=task,
+            class_names=class_names,
+            bits=bits,
+            preprocessing=preprocessing,
         )
         images = find_labeled(
             Path(data), split, network.preprocessing, network.classes, network.class_count,

@@ -16,7 +16,7 @@ from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule
 from ..errors import ConfigError, ConversionError
 from ..maps import map_weight, upsample
-from ..methods import ForwardPass, Method, make_methods, observe
+from ..methods import ForwardPass, Method, make_methods, observe, require_forward_only
 from ..methods.cam import CAM
 from ..methods.forward_pass import unwrapped
 from ..model import CAMNet
@@ -135,6 +135,7 @@ def explained_network(
     task: str | Task | None = None,
     class_names: Sequence[str] | None = None,
     bits: int | None = None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
 ) -> ExplainedNetwork:
     """A network with its methods; it is run once, to see its classes. What has to be assumed is said in its notes.
 
@@ -147,6 +148,7 @@ def explained_network(
         task: what the logits mean; None takes what the network says.
         class_names: in order; None takes the source's.
         bits: of gray files (see ``Preprocessing``); None takes the source's.
+        preprocessing: as the user states it (see ``Source.prepared``); None takes the source's.
 
     Raises:
         ConfigError: a method, option, task or number of names cannot be.
@@ -154,11 +156,17 @@ def explained_network(
     """
     if len(set(methods)) < len(methods):
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
+    source = source.prepared(preprocessing)
     task = task or source.task
     made, notes = make_methods(source.model, methods, layer, options), list(source.notes)
-    preprocessing = source.preprocessing or Preprocessing()
+    require_forward_only(source, made)
+    preprocessing = source.assumed_preprocessing
     if source.preprocessing is None:
-        notes.append("assumed: ImageNet's preprocessing, 224 px, as the source does not say what it expects")
+        size = " x ".join(map(str, (preprocessing.height, preprocessing.width)))
+        notes.append(
+            f"assumed: ImageNet's mean and deviation, {size} px, as the source does not say what it expects; if that is"
+            " another, give --preprocessing"
+        )
     if bits is not None:
         if preprocessing.bits not in (None, bits):
             notes.append(f"gray files are read with {bits} bits, as given; the network expects {preprocessing.bits}")
@@ -184,17 +192,20 @@ def explained_network(
 
 
 def find_networks(
-    sources: Sequence[str], methods: Sequence[str], *, task: str | Task | None = None, bits: int | None = None
-) -> list[ExplainedNetwork]:
-    """The networks of source strings.
+    sources: Sequence[str], methods: Sequence[str], *, task: str | Task | None = None, bits: int | None = None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
+) -> list[ExplainedNetwork]:  # fmt: skip
+    """The networks of source strings; ``preprocessing`` is for those that do not say what they expect.
 
     Raises:
         CamifyError: a source or method is unknown, or a source cannot be loaded.
     """
-    return [
-        explained_network(resolve(text).explained_by(methods), name, methods, task=task, bits=bits)
-        for text, name in zip(sources, short_names(sources), strict=True)
-    ]
+    networks = []
+    for text, name in zip(sources, short_names(sources), strict=True):
+        source = resolve(text).explained_by(methods)
+        stated = preprocessing if source.preprocessing is None else None
+        networks.append(explained_network(source, name, methods, task=task, bits=bits, preprocessing=stated))
+    return networks
 
 
 @contextmanager

@@ -32,7 +32,7 @@ max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d adaptiv
 dropout dropout_ feature_dropout alpha_dropout feature_alpha_dropout
 pad constant_pad_nd reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
 _upsample_bilinear2d_aa channel_shuffle pixel_shuffle pixel_unshuffle native_channel_shuffle
-add add_ sub sub_ rsub mul mul_ div div_ neg abs pow exp log log10 sqrt rsqrt clamp clamp_ clamp_min clamp_max floor
+add add_ sub sub_ rsub mul mul_ div div_ neg abs pow erf exp log log10 sqrt rsqrt clamp clamp_ clamp_min clamp_max floor
 round sign maximum minimum eq ne lt le gt ge logical_and logical_or logical_not bitwise_and __and__
 mean sum amax amin var std max min any all argmax sort topk gather scatter_reduce scatter_add cumsum
 cat concat stack flatten unflatten reshape view permute transpose swapaxes t squeeze unsqueeze split split_with_sizes

@@ -36,7 +36,7 @@ scaled_dot_product_attention
 """
 _TORCH = """
 add sub mul div matmul cat concat stack flatten reshape permute transpose squeeze unsqueeze split chunk unbind
-relu relu_ sigmoid tanh softmax exp log sqrt rsqrt abs neg pow clamp mean sum amax amin var std max min
+relu relu_ sigmoid tanh softmax erf exp log sqrt rsqrt abs neg pow clamp mean sum amax amin var std max min
 flip roll where adaptive_avg_pool1d avg_pool1d einsum swapaxes
 """
 _OPERATOR = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"

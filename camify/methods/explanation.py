@@ -15,6 +15,7 @@ from ..preprocessing import LARGEST_SIDE, sides_of
 from ..sources import Source, source_of
 from ..task import Task
 from .base import Method, Targets, check_targets, find_method
+from .cam import CAM
 from .forward_pass import observe, unwrapped
 from .given_images import network_input
 
@@ -103,8 +104,9 @@ def explain(
     network = source.explained_by(names).model
     layer = _layer_names(network, layer)
     methods = make_methods(network, names, layer, method_options)
+    require_forward_only(source, methods)
     gradients = any(item.uses_gradients for item in methods.values())
-    batch = network_input(network, images, source.preprocessing)
+    batch = network_input(network, images, source.preprocessing, source.input_size)
     heat_size = _heat_size(size, batch)
     with observe(
         network, batch, layer, gradients=gradients, task=task or source.task, class_names=source.class_names
@@ -118,6 +120,17 @@ def explain(
         for name, heat in heats.items():
             _report_constant(name, heat)
     return heats[method] if isinstance(method, str) else heats
+
+
+def require_forward_only(source: Source, methods: Mapping[str, Method]) -> None:
+    """Refuse methods that need gradients or layers of a network that runs forward only.
+
+    Raises:
+        ConversionError: it does; names the methods.
+    """
+    refused = [name for name, method in methods.items() if method.uses_gradients or isinstance(method, CAM)]
+    if refused:
+        source.require_gradients(f"{', '.join(refused)} cannot be used")
 
 
 def make_methods(

@@ -29,7 +29,9 @@ _TOLD: WeakSet[nn.Module] = WeakSet()
 """Networks of which it was said what is assumed of their input."""
 
 
-def network_input(model: nn.Module, images: Any, preprocessing: Preprocessing | None = None) -> Tensor:
+def network_input(
+    model: nn.Module, images: Any, preprocessing: Preprocessing | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
     """Images as a batch (N, C, H, W) in the network's precision, on its device.
 
     Floating-point numbers are taken as they are. Pictures (uint8, PIL images, files) are prepared: by the network's
@@ -42,6 +44,7 @@ def network_input(model: nn.Module, images: Any, preprocessing: Preprocessing | 
         images: (N, C, H, W) or one image (C, H, W), float; or uint8, also with the channels last, as arrays have them;
             a PIL image, a file, or a list of any of these.
         preprocessing: the network's, where it is known; None takes what it carries.
+        size: height and width that it takes, where the preprocessing is not known; None: any.
 
     Raises:
         ConfigError: they are none of these; says what they are.
@@ -55,7 +58,7 @@ def network_input(model: nn.Module, images: Any, preprocessing: Preprocessing | 
         pictures = _pictures(images)
         if not pictures:
             raise DataError("images: there are none.")
-        batch = _prepared(model, pictures, preprocessing)
+        batch = _prepared(pictures, preprocessing or _assumed(model, pictures, size))
     if not len(batch):
         raise DataError("images: there are none.")
     like = next((p for p in model.parameters() if p.is_floating_point()), batch)
@@ -160,17 +163,16 @@ def _pixels(values: Tensor, *, last: bool) -> list[Tensor]:
     raise ConfigError(f"images: expected {_KINDS}; not uint8 {tuple(values.shape)}.")
 
 
-def _prepared(model: nn.Module, pictures: Sequence[Tensor], preprocessing: Preprocessing | None) -> Tensor:
+def _prepared(pictures: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:
     """Pictures as input (N, C, H, W): equal sizes at once."""
-    used = preprocessing or _assumed(model, pictures)
-    transform, batch = used.evaluation(), []
+    transform, batch = preprocessing.evaluation(), []
     for picture in pictures:
         colors = picture.expand(3, -1, -1)
         batch.append(transform(TF.to_image(colors)).as_subclass(Tensor))
     return torch.stack(batch)
 
 
-def _assumed(model: nn.Module, pictures: Sequence[Tensor]) -> Preprocessing:
+def _assumed(model: nn.Module, pictures: Sequence[Tensor], size: tuple[int, int] | None) -> Preprocessing:
     """What is assumed of the input of a network that says nothing; said once."""
     sizes = {(picture.shape[-2], picture.shape[-1]) for picture in pictures}
     (height, width) = sizes.pop() if len(sizes) == 1 else (_DEFAULT_SIDE, _DEFAULT_SIDE)
@@ -184,13 +186,13 @@ def _assumed(model: nn.Module, pictures: Sequence[Tensor]) -> Preprocessing:
                 f"images: pictures have 1 or 3 channels, the network takes {channels}. Give floating-point numbers"
                 f" (N, {channels}, H, W), prepared as it takes them."
             )
-        used = Preprocessing.assumed((height, width) if small else _DEFAULT_SIDE, channels)
+        used = Preprocessing.assumed(size or ((height, width) if small else _DEFAULT_SIDE), channels)
     if model not in _TOLD:
         _TOLD.add(model)
         warn(
             f"images: the network does not say how a picture becomes its input; assumed is {used.describe()} ({why})."
             " Give prepared tensors where that is wrong.",
-            stacklevel=6,
+            stacklevel=5,
         )
     return used
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,24 @@ from torch import Tensor, nn
 from ..boxes import BoxRule
 from ..errors import CheckpointError, ConversionError
 from ..exporters.export_file import FORMATS, open_exported
+from ..exporters.metadata import RECORD, SEALED
 from ..exporters.onnx_file import OnnxFile
 from ..exporters.pt2_file import Pt2File
 from ..maps import contrast_maps
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..task import Task
+from .onnx_models import load_onnx, split_output
 from .source import Source
 
-__all__ = ["exported_file_of", "is_exported", "load_exported"]
+__all__ = ["exported_file_of", "is_exported", "is_onnx", "load_exported", "load_onnx_file"]
+
+_PRODUCER = b"\x12\x06camify"  # field producer_name of ONNX's ModelProto
 
 
 def is_exported(text: str) -> bool:
-    """Whether a text can only name a file of ``camify.export``."""
-    return Path(text).suffix in FORMATS and ("@" not in text or Path(text).is_file())
+    """Whether a text can only name a file of ``camify.export``, an ONNX file apart."""
+    return Path(text).suffix in FORMATS and Path(text).suffix != ".onnx" and ("@" not in text or Path(text).is_file())
 
 
 class _Maps(nn.Module):
@@ -50,6 +55,25 @@ class _Maps(nn.Module):
             return x.float().contiguous()
         pictures = Preprocessing.from_dict(self.file.record["preprocessing"]).restore(x.float())
         return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def is_onnx(text: str) -> bool:
+    """Whether a text names an ONNX file, or one of its values; who wrote it is seen in the file."""
+    return split_output(text)[0].suffix == ".onnx"
+
+
+def load_onnx_file(text: str, weights: bool) -> Source:
+    """``FILE.onnx``: of ``camify.export``, or of anybody."""
+    return load_exported(text, weights) if _is_own(split_output(text)[0]) else load_onnx(text, weights)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether camify wrote a file: one of three marks says so, of which one damage cannot hide all."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        marks = (RECORD.encode(), b"\x0a\x06" + SEALED.encode())  # keys of its metadata
+        return _PRODUCER in content[:64] or any(content.find(mark) >= 0 for mark in marks)
 
 
 def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file is the network

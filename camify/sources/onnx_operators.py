@@ -29,12 +29,12 @@ from .onnx_steps import (
     Step,
     Value,
     as_tensor,
-    follow,
 )
 
 __all__ = ["OPERATORS"]
 
-_LEAST_EXPANDING = ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
+_EXPANDING = ("ConstantOfShape", "Expand", "Tile", "Pad", "Resize", "Upsample", "OneHot", "EyeLike")
+_MOST_AXES = 16
 
 
 # ---------------------------------------------------------------- constants
@@ -58,12 +58,7 @@ def _computed(node: OnnxNode) -> Value:
 
     if node.op == "Constant":
         return _constant(node)
-    sizes = [np.asarray(value).reshape(-1) for value in node.inputs if value is not None]
-    large = sum(value.size for value in sizes)
-    if node.op in _LEAST_EXPANDING:
-        wanted = [abs(float(number)) for value in sizes if value.size <= 16 for number in value.tolist()]
-        large *= max(1.0, math.prod(max(number, 1.0) for number in wanted))
-    if large > LARGEST_CONSTANT:
+    if _largest_result(node) > LARGEST_CONSTANT:
         raise NotMapped(f"{node}: gives more than {LARGEST_CONSTANT:,} constant numbers")
     given = {f"x{index}": value for index, value in enumerate(node.inputs) if value is not None}
     names = [f"x{index}" if value is not None else "" for index, value in enumerate(node.inputs)]
@@ -77,6 +72,27 @@ def _computed(node: OnnxNode) -> Value:
     graph = helper.make_graph([step], "constants", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, given)]
+
+
+def _largest_result(node: OnnxNode) -> float:
+    """At least as many numbers as a step on constants can give."""
+    inputs = [np.asarray(value) for value in node.inputs if value is not None]
+    held = float(sum(value.size for value in inputs))
+    if node.op == "Range":
+        start, limit, delta = (float(value.reshape(-1)[0]) for value in inputs)
+        return math.inf if delta == 0 else abs((limit - start) / delta)
+    if node.op in ("MatMul", "Gemm", "Einsum", "Gather", "GatherND"):
+        return math.prod(max(1.0, float(value.size)) for value in inputs[:2])
+    if node.op not in _EXPANDING:
+        try:
+            return max(held, float(math.prod(np.broadcast_shapes(*(value.shape for value in inputs)))))
+        except ValueError:
+            return held
+    options = inputs if node.op == "ConstantOfShape" else inputs[1:]
+    if any(value.size > _MOST_AXES for value in options):
+        return math.inf
+    numbers = [abs(float(number)) for value in options for number in value.reshape(-1).tolist()]
+    return max(held, 1.0) * math.prod(max(number, 1.0) for number in numbers)
 
 
 def _constant(node: OnnxNode) -> Value:
@@ -165,7 +181,7 @@ def _with_weights(layer: Any, weight: np.ndarray[Any, Any], bias: np.ndarray[Any
     layer.weight = nn.Parameter(as_tensor(weight))
     if bias is not None:
         layer.bias = nn.Parameter(as_tensor(bias).reshape(-1))
-    return layer  # type: ignore[no-any-return]
+    return layer
 
 
 def _covers(steps: OnnxSteps, step: Step, kernel: tuple[int, int], pads: tuple[int, ...] | str) -> bool:
@@ -504,7 +520,7 @@ def _folded(steps: OnnxSteps, function: Callable[..., Any], step: Step, value: n
     channels = len(layer.weight)
     if value.size not in (1, channels):
         return False
-    numbers = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(value.reshape(-1), (channels,)))).double()
+    numbers = as_tensor(np.broadcast_to(value.reshape(-1), (channels,))).double()
     with torch.no_grad():
         if function in (operator.add, operator.sub):
             shift = numbers if function is operator.add else -numbers
@@ -610,17 +626,6 @@ def _cast(steps: OnnxSteps, node: OnnxNode) -> Value:
     return _as_given(steps, node)
 
 
-# ---------------------------------------------------------------- branches
-
-
-def _branch(steps: OnnxSteps, node: OnnxNode) -> Value:
-    """The branch that a known condition takes; its steps see the values around them."""
-    condition = node.constant(0)
-    if condition is None or condition.size != 1:
-        raise NotMapped(f"{node}: its condition is not one value")
-    raise NotMapped(f"{node}: runs a graph of its own")
-
-
 OPERATORS: dict[str, Operator] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -674,7 +679,6 @@ OPERATORS: dict[str, Operator] = {
     "Dropout": _as_given,
     "Cast": _cast,
     "CastLike": _cast,
-    "If": _branch,
     **RESHAPING,
 }
 OPERATORS = {name: _on_constants(apply) for name, apply in OPERATORS.items()}
@@ -687,6 +691,3 @@ for _name in (
 
 def _only_constant(node: OnnxNode) -> Value:
     raise NotMapped(f"{node}: is known on constants alone")
-
-
-_ = follow

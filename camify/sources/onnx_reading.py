@@ -43,7 +43,7 @@ class ForeignOnnx:
     @property
     def producer(self) -> str:
         """Which exporter wrote it, as it says."""
-        return f"{self.model.producer_name} {self.model.producer_version}".strip()
+        return f"{self.model.producer_name} {self.model.producer_version}".partition("\n")[0].removesuffix("None").strip()
 
 
 def require_onnx(path: object) -> None:
@@ -57,8 +57,7 @@ def require_onnx(path: object) -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise ConversionError(
-            f"{path}: reading ONNX files needs onnx and onnxruntime ({error}). Install them: pip install"
-            " 'camify[onnx]'"
+            f"{path}: reading ONNX files needs onnx and onnxruntime ({error}). Install them: pip install 'camify[onnx]'"
         ) from error
 
 

@@ -97,9 +97,7 @@ def _reshaped(steps: OnnxSteps, step: Step, wanted: Sequence[int]) -> Step:
     return Step(steps.graph.method("reshape", step.node, *sides), batch=axis)
 
 
-def _with_open_sides(
-    steps: OnnxSteps, step: Step, entries: Sequence[int | fx.Node], numbers: Sequence[int]
-) -> Step:
+def _with_open_sides(steps: OnnxSteps, step: Step, entries: Sequence[int | fx.Node], numbers: Sequence[int]) -> Step:
     """A reshape whose sizes are read from the images."""
     shape = steps.shape(step)
     step = steps.as_plain(step)
@@ -207,7 +205,9 @@ def _expand(steps: OnnxSteps, node: OnnxNode) -> Value:
             sides.append(entry)
         else:
             sides.append(-1 if own else side)
-    return Step(steps.graph.method("expand", tensor, *sides), batch=batch + (0 if isinstance(value, np.ndarray) else lead))
+    return Step(
+        steps.graph.method("expand", tensor, *sides), batch=batch + (0 if isinstance(value, np.ndarray) else lead)
+    )
 
 
 def _tile(steps: OnnxSteps, node: OnnxNode) -> Step:

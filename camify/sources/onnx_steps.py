@@ -25,7 +25,7 @@ from ..console import shown
 from ..errors import CheckpointError
 from .layer_graph import LayerGraph
 
-__all__ = ["Flat", "NotMapped", "OnnxNode", "OnnxSteps", "Sizes", "Step", "Value", "follow"]
+__all__ = ["Flat", "NotMapped", "OnnxNode", "OnnxSteps", "Sizes", "Step", "Value", "follow", "needed_nodes"]
 
 LARGEST_CONSTANT = 2**28  # numbers
 _GENERIC = {"BiasAdd", "MatMul", "Conv2D", "Relu", "Relu6", "Gemm", "Conv", "depthwise", "convolution", "Add", "Mul"}
@@ -271,9 +271,12 @@ def layer_name(node: Any, weights: Sequence[str]) -> str:
         if dot and last in ("weight", "bias") and not head.startswith(("onnx::", "/")):
             return head
     parts = [part for part in node.name.split("/") if part]
-    while len(parts) > 1 and (parts[-1] == node.op_type or parts[-1].split("_")[0] in _GENERIC):
+    while len(parts) > 1 and (parts[-1].startswith(node.op_type) or parts[-1].split("_")[0] in _GENERIC):
         parts.pop()
-    return (parts[-1] if parts else "") or f"{node.op_type.lower()}"
+    name = parts[-1] if parts else ""
+    if not name or weights or name.lower().startswith(node.op_type.lower()) or "pool" in name.lower():
+        return name or node.op_type.lower()
+    return f"{name}_{node.op_type.lower()}"
 
 
 # ---------------------------------------------------------------- the way through
@@ -286,8 +289,18 @@ def follow(
     operators: Mapping[str, Operator],
     opset: int,
     wanted: Sequence[str],
+    outer: Mapping[str, Any] | None = None,
 ) -> None:
     """Follow the steps of a graph that the wanted values need; ``values`` gets what each name means.
+
+    Args:
+        steps: the network as it grows.
+        graph: of the file, or the branch that an ``If`` takes.
+        values: of names; the image's at first.
+        operators: by name.
+        opset: version of the operators.
+        wanted: names.
+        outer: constants of the graph around this one, by name.
 
     Raises:
         NotMapped: an operator or the way it is used is not known; names it.
@@ -295,8 +308,8 @@ def follow(
     """
     from onnx import numpy_helper
 
-    needed = _needed(graph, wanted, values)
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    needed = needed_nodes(graph, wanted, values)
+    initializers = {**(outer or {}), **{tensor.name: tensor for tensor in graph.initializer}}
     unknown = [node for node in needed if _key(node) not in operators]
     if unknown:
         kinds = Counter(_key(node) for node in unknown)
@@ -317,7 +330,13 @@ def follow(
         label = node.name or (node.output[0] if node.output else node.op_type)
         step = OnnxNode(_key(node), label, inputs, attributes, list(node.output), opset, layer_name(node, weights))
         try:
-            result = operators[step.op](steps, step)
+            if step.op == "If":
+                branch = _branch(step)
+                names = [value.name for value in branch.output]
+                follow(steps, branch, values, operators, opset, names, initializers)
+                result: Value = [values[name] for name in names]
+            else:
+                result = operators[step.op](steps, step)
         except CheckpointError:
             raise
         except NotMapped as error:
@@ -336,12 +355,20 @@ def follow(
                 values.pop(name, None)
 
 
+def _branch(node: OnnxNode) -> Any:
+    """The graph that an ``If`` takes, where that is known before it runs."""
+    condition = node.constant(0)
+    if condition is None or condition.size != 1:
+        raise NotMapped(f"{node}: its condition is not one value")
+    return node.get("then_branch" if bool(condition.reshape(-1)[0]) else "else_branch")
+
+
 def _key(node: Any) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
-def _needed(graph: Any, wanted: Sequence[str], values: Mapping[str, Value]) -> list[Any]:
-    """The steps that the wanted values need, in an order in which they can run."""
+def needed_nodes(graph: Any, wanted: Sequence[str], values: Mapping[str, Value] | Sequence[str]) -> list[Any]:
+    """The steps that the wanted values need, in an order in which they can run; ``values`` are there already."""
     givers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     pending, needed = [name for name in wanted if name in givers], set[int]()
     while pending:

@@ -13,7 +13,7 @@ from ..console import shell_quoted
 from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
-from .exported_files import is_exported, load_exported
+from .exported_files import is_exported, is_onnx, load_exported, load_onnx_file
 from .run_folders import (
     is_folder,
     is_hub_name,
@@ -48,7 +48,8 @@ class Loader(NamedTuple):
 
 LOADERS: list[Loader] = [  # the first that matches takes the text: what lies on the disk comes before every name
     Loader("a checkpoint folder, the folder of a run", is_folder, load_folder),
-    Loader("FILE.onnx or FILE.pt2 of camify export", is_exported, load_exported),
+    Loader("FILE.onnx, FILE.onnx@OUTPUT", is_onnx, load_onnx_file),
+    Loader("FILE.pt2 of camify export", is_exported, load_exported),
     Loader("FILE.ckpt of a run", is_lightning, load_lightning),
     Loader("FILE.pth, .pt, .bin, .safetensors", is_weights_file, load_weights_file, legacy=True),
     Loader(

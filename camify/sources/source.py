@@ -145,6 +145,18 @@ class Source:
         if self.only_maps:
             raise ConfigError(f"{self.name}: {purpose}: an exported file holds class maps and no layers.")
 
+    def require_gradients(self, purpose: str) -> None:
+        """Refuse what would need layers of a network that is run by another engine.
+
+        Raises:
+            ConversionError: it is; says why.
+        """
+        if self.no_gradients:
+            raise ConversionError(
+                f"{self.name}: {purpose}: {self.no_gradients}. It runs forward only; --method scorecam and reciprocam"
+                " can explain it as it is."
+            )
+
     def explained_by(self, methods: Sequence[str]) -> Source:
         """This source, where the methods can explain it.
 

@@ -105,6 +105,8 @@ class ConversionOptions:
         map_stride: pixels per cell of a finer map (strides become dilations); None keeps the legacy's.
         input_size: side of the input at which the conversion is proven, pixels, or (height, width); None: what the
             weights expect, else 224.
+        preprocessing: what the weights expect, where the source does not know: ``"imagenet"``, ``"0..1"``,
+            ``"0..255"``, ``"tf"``, ``"caffe"``, or fields of ``Preprocessing`` (see ``camify.convert``).
         legacy_class_names: the legacy network's classes in order, where its source does not know them. Where nothing
             names them and there are as many as in the data, its accuracy on training labels is measured first, and it
             is believed to know the data's classes (as a teacher, for ``init="ridge"``, for kept rows) only where that
@@ -122,6 +124,7 @@ class ConversionOptions:
     map_stride: int | None = None
     input_size: int | tuple[int, int] | None = None
     legacy_class_names: list[str] | None = None
+    preprocessing: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         sides, count = f"be whole numbers of 1 to {LARGEST_SIDE} pixels", "be a whole number of at least 1"

@@ -51,7 +51,9 @@ def prepare(model: str | nn.Module, class_names: list[str] | None, options: Fine
     model_name = model if isinstance(model, str) else type(model).__name__
     source = resolve(model) if isinstance(model, str) else Source.of(model)
     source.require_layers("it cannot be trained")
+    source.require_gradients("it cannot be trained")
     conversion, task = options.conversion, options.loss.task
+    source = source.prepared(conversion.preprocessing)
     if conversion.legacy_class_names is not None:
         source = replace(source, class_names=list(conversion.legacy_class_names))
     if conversion.head in ("none", "recast"):
@@ -95,8 +97,7 @@ def _count_logits(source: Source, input_size: int | tuple[int, int] | None) -> i
     Raises:
         ConfigError: it ends in a softmax or sigmoid, behind which no loss can be taken.
     """
-    size = input_size or (224 if source.preprocessing is None else source.preprocessing.size)
-    analysis = analyze(source.model, size, None)
+    analysis = analyze(source.model, input_size or source.size, None)
     if analysis.activation is not None:
         raise ConfigError(
             f"head='none': the network ends in a {analysis.activation}, and the loss needs what comes before it. Take"
