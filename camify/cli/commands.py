@@ -52,8 +52,8 @@ _CLASS_NAMES = "text file, a line for each class of the network, in order, or JS
 _BITS = "that gray files of 16 or 32 bits use: 12 of many X-rays; default: what the network says, else all"
 _INPUT_SIZE = "side of the input; default: what the weights expect"
 _PREPROCESSING = (
-    f"what the network expects, where its source does not say: {', '.join(NORMALIZATIONS)}, or numbers: {{mean: [0.5, 0.5,"
-    " 0.5], std: [0.5, 0.5, 0.5]}"
+    f"what the network expects, where its source does not say: {', '.join(NORMALIZATIONS)}, or numbers: {{mean: 0.5,"
+    " std: 0.5}"
 )
 _TASKS = tuple(task.value for task in Task)
 _TASK = "what the logits mean; default: what the network says"

@@ -98,8 +98,8 @@ def convert(
             or two: negative, positive). None: what is known of the weights, else what a last softmax or sigmoid says
             (which is taken off), else by the number of logits ``binary`` or ``multiclass``; an assumption is noted.
         preprocessing: what the weights expect, where the source does not know: a name of
-            ``camify.preprocessing.NORMALIZATIONS`` (``"imagenet"``, ``"0..1"``, ``"0..255"``, ``"tf"``, ``"caffe"``), or
-            some of the fields of ``Preprocessing``. It goes before what the source says.
+            ``camify.preprocessing.NORMALIZATIONS`` (``"imagenet"``, ``"0..1"``, ``"0..255"``, ``"tf"``, ``"caffe"``),
+            or some of the fields of ``Preprocessing``. It goes before what the source says.
 
     Raises:
         ConversionError: the network or an option cannot be used; says which layer, why and what to do.

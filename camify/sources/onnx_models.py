@@ -25,10 +25,11 @@ from ..graphs.fx_modules import without_echo
 from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS, Preprocessing
 from .layer_graph import LayerGraph
 from .normalizing_prefix import fold_normalization
-from .onnx_operators import OPERATORS
-from .onnx_reading import ForeignOnnx, read_onnx, require_onnx
-from .onnx_runtime import runtime_network, session_of
-from .onnx_steps import NotMapped, OnnxSteps, Step, follow
+from .onnx_graph.following import follow
+from .onnx_graph.operators import OPERATORS
+from .onnx_graph.reading import ForeignOnnx, read_onnx, require_onnx
+from .onnx_graph.runtime import runtime_network, session_of
+from .onnx_graph.steps import NotMapped, OnnxSteps, Step
 from .source import Source
 
 __all__ = ["load_onnx", "split_output"]
@@ -240,7 +241,7 @@ def _mapped(foreign: ForeignOnnx, image: _Image, outputs: Sequence[str]) -> _Map
     for sides in [image.sides] if image.sides is not None else [(side, side) for side in _OPEN_SIDES]:
         try:
             return _mapped_at(foreign, image, outputs, sides)
-        except NotMapped as error:
+        except NotMapped as error:  # noqa: PERF203 - another size may do
             first = first or error
             if "is not known" in str(error):
                 break

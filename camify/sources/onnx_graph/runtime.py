@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.bounds import allowed_bytes
-from ..errors import CheckpointError, ConversionError
-from .onnx_reading import ForeignOnnx
-from .onnx_steps import needed_nodes
+from ...checkpoint.bounds import allowed_bytes
+from ...errors import CheckpointError, ConversionError
+from .following import needed_nodes
+from .reading import ForeignOnnx
 
 __all__ = ["RuntimePart", "runtime_network", "session_of"]
 
@@ -92,7 +92,7 @@ class RuntimePart(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The value that the steps give, float32."""
         images = x.detach().cpu().float()
-        batches = images.split(self.batch) if self.batch else (images,)
+        batches = torch.split(images, self.batch) if self.batch else (images,)
         try:
             results = [self.session.run([self.output], {self.input: self.given(batch)})[0] for batch in batches]
         except Exception as error:  # onnxruntime's own kinds
@@ -134,6 +134,20 @@ def runtime_network(
     )
 
 
+def _refuse_odd_steps(foreign: ForeignOnnx) -> None:
+    for node in foreign.model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ConversionError(
+                f"{foreign.path}: the step {node.op_type} runs a graph of its own, of which nobody knows the size. It"
+                " is not run."
+            )
+        if node.domain not in _PLAIN_LIBRARIES:
+            raise ConversionError(
+                f"{foreign.path}: the step {node.op_type} is of the library {node.domain[:40]}, and not known. Export"
+                " the network without it."
+            )
+
+
 def _inferred(
     foreign: ForeignOnnx, image: str, shape: tuple[int, int, int], batch: int | None
 ) -> dict[str, tuple[int, ...]]:  # fmt: skip
@@ -144,17 +158,7 @@ def _inferred(
     """
     import onnx
 
-    for node in foreign.model.graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise ConversionError(
-                f"{foreign.path}: the step {node.op_type} runs a graph of its own, of which nobody knows the size. It is"
-                " not run."
-            )
-        if node.domain not in _PLAIN_LIBRARIES:
-            raise ConversionError(
-                f"{foreign.path}: the step {node.op_type} is of the library {node.domain[:40]}, and not known. Export"
-                " the network without it."
-            )
+    _refuse_odd_steps(foreign)
     model = onnx.ModelProto()
     model.CopyFrom(foreign.model)
     for tensor in model.graph.initializer:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.bounds import MOST_STEPS
-from ..console import shown
-from ..errors import CheckpointError, ConversionError
+from ...checkpoint.bounds import MOST_STEPS
+from ...console import shown
+from ...errors import CheckpointError, ConversionError
 
 __all__ = ["ForeignOnnx", "read_onnx", "require_onnx"]
 
@@ -43,7 +43,9 @@ class ForeignOnnx:
     @property
     def producer(self) -> str:
         """Which exporter wrote it, as it says."""
-        return f"{self.model.producer_name} {self.model.producer_version}".partition("\n")[0].removesuffix("None").strip()
+        return (
+            f"{self.model.producer_name} {self.model.producer_version}".partition("\n")[0].removesuffix("None").strip()
+        )
 
 
 def require_onnx(path: object) -> None:
@@ -53,7 +55,7 @@ def require_onnx(path: object) -> None:
         ConversionError: one is not installed.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise ConversionError(
@@ -69,12 +71,7 @@ def read_onnx(path: Path) -> ForeignOnnx:
     """
     import onnx
 
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    size = path.stat().st_size
-    if size > _LARGEST_FILE:
-        raise CheckpointError(f"{path}: has {size / 2**30:.1f} GiB; ONNX files of up to 2 GiB are read.")
-    content = path.read_bytes()
+    content = _content(path)
     try:
         if len(content) < _SHORTEST:
             raise ValueError("it is too short")
@@ -98,6 +95,15 @@ def read_onnx(path: Path) -> ForeignOnnx:
         except Exception as error:  # protobuf refuses more than 2 GiB
             raise CheckpointError(f"{path}: with its weights has more than 2 GiB, which are not read.") from error
     return ForeignOnnx(path, model, content, opset)
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    size = path.stat().st_size
+    if size > _LARGEST_FILE:
+        raise CheckpointError(f"{path}: has {size / 2**30:.1f} GiB; ONNX files of up to 2 GiB are read.")
+    return path.read_bytes()
 
 
 # ---------------------------------------------------------------- weights

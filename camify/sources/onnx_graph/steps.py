@@ -12,8 +12,8 @@ image, becomes one to any number. Sizes that the file leaves open are read from 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,14 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..console import shown
-from ..errors import CheckpointError
-from .layer_graph import LayerGraph
+from ...console import shown
+from ..layer_graph import LayerGraph
 
-__all__ = ["Flat", "NotMapped", "OnnxNode", "OnnxSteps", "Sizes", "Step", "Value", "follow", "needed_nodes"]
+__all__ = [
+    "AFFINE", "LARGEST_CONSTANT", "Flat", "NotMapped", "OnnxNode", "OnnxSteps", "Operator", "Sizes", "Step", "Value",
+    "as_tensor", "with_weights",
+]  # fmt: skip
 
 LARGEST_CONSTANT = 2**28  # numbers
-_GENERIC = {"BiasAdd", "MatMul", "Conv2D", "Relu", "Relu6", "Gemm", "Conv", "depthwise", "convolution", "Add", "Mul"}
+AFFINE = (operator.add, operator.sub, operator.mul, operator.truediv)
+"""Functions that scale or shift."""
 
 
 class NotMapped(Exception):  # noqa: N818 - its message names the operator and node that are not known
@@ -257,141 +260,9 @@ def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def simplified(value: Value) -> Value:
-    """Sizes of which all are known as an array."""
-    if isinstance(value, Sizes) and all(isinstance(entry, int) for entry in value.entries):
-        return np.array(value.entries[0] if value.scalar else value.entries, dtype=np.int64)
-    return value
-
-
-def layer_name(node: Any, weights: Sequence[str]) -> str:
-    """A name for the layer that a step becomes: that of its weights where it has some, as torch exports them."""
-    for weight in weights:
-        head, dot, last = weight.rpartition(".")
-        if dot and last in ("weight", "bias") and not head.startswith(("onnx::", "/")):
-            return head
-    parts = [part for part in node.name.split("/") if part]
-    while len(parts) > 1 and (parts[-1].startswith(node.op_type) or parts[-1].split("_")[0] in _GENERIC):
-        parts.pop()
-    name = parts[-1] if parts else ""
-    if not name or weights or name.lower().startswith(node.op_type.lower()) or "pool" in name.lower():
-        return name or node.op_type.lower()
-    return f"{name}_{node.op_type.lower()}"
-
-
-# ---------------------------------------------------------------- the way through
-
-
-def follow(
-    steps: OnnxSteps,
-    graph: Any,
-    values: dict[str, Value],
-    operators: Mapping[str, Operator],
-    opset: int,
-    wanted: Sequence[str],
-    outer: Mapping[str, Any] | None = None,
-) -> None:
-    """Follow the steps of a graph that the wanted values need; ``values`` gets what each name means.
-
-    Args:
-        steps: the network as it grows.
-        graph: of the file, or the branch that an ``If`` takes.
-        values: of names; the image's at first.
-        operators: by name.
-        opset: version of the operators.
-        wanted: names.
-        outer: constants of the graph around this one, by name.
-
-    Raises:
-        NotMapped: an operator or the way it is used is not known; names it.
-        CheckpointError: the steps contradict each other, or make far too large tensors.
-    """
-    from onnx import numpy_helper
-
-    needed = needed_nodes(graph, wanted, values)
-    initializers = {**(outer or {}), **{tensor.name: tensor for tensor in graph.initializer}}
-    unknown = [node for node in needed if _key(node) not in operators]
-    if unknown:
-        kinds = Counter(_key(node) for node in unknown)
-        first = unknown[0]
-        more = f"; in all {', '.join(f'{count} x {shown(kind)[:60]}' for kind, count in kinds.most_common(8))}"
-        name = shown(first.name or first.output[0])[:120]
-        raise NotMapped(f"operator {shown(_key(first))[:60]} (node {name}) is not known{more}")
-    uses = Counter(name for node in needed for name in node.input) + Counter(wanted)
-    for node in needed:
-        for name in node.input:
-            if name and name not in values:
-                if name not in initializers:
-                    raise CheckpointError(f"{steps.graph.source}: the value {shown(name)[:80]} is given by no step.")
-                values[name] = numpy_helper.to_array(initializers[name])
-        inputs = [values[name] if name else None for name in node.input]
-        attributes = {one.name: _attribute(one) for one in node.attribute}
-        weights = [name for name in node.input if name in initializers]
-        label = node.name or (node.output[0] if node.output else node.op_type)
-        step = OnnxNode(_key(node), label, inputs, attributes, list(node.output), opset, layer_name(node, weights))
-        try:
-            if step.op == "If":
-                branch = _branch(step)
-                names = [value.name for value in branch.output]
-                follow(steps, branch, values, operators, opset, names, initializers)
-                result: Value = [values[name] for name in names]
-            else:
-                result = operators[step.op](steps, step)
-        except CheckpointError:
-            raise
-        except NotMapped as error:
-            raise error if str(step) in str(error) else NotMapped(f"{step}: {error}") from error
-        except Exception as error:  # the file is somebody's: torch and numpy raise what its values make them raise
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
-            raise NotMapped(f"{step} does not fit what it is given ({type(error).__name__}: {reason})") from error
-        results = result if isinstance(result, list) else [result]
-        for name, value in zip(node.output, results, strict=False):
-            values[name] = simplified(value)
-            if isinstance(value, Step) and uses[name] > 1:
-                steps.shared.add(value.node)
-        for name in node.input:  # weights are large
-            uses[name] -= 1
-            if name in initializers and not uses[name]:
-                values.pop(name, None)
-
-
-def _branch(node: OnnxNode) -> Any:
-    """The graph that an ``If`` takes, where that is known before it runs."""
-    condition = node.constant(0)
-    if condition is None or condition.size != 1:
-        raise NotMapped(f"{node}: its condition is not one value")
-    return node.get("then_branch" if bool(condition.reshape(-1)[0]) else "else_branch")
-
-
-def _key(node: Any) -> str:
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-
-
-def needed_nodes(graph: Any, wanted: Sequence[str], values: Mapping[str, Value] | Sequence[str]) -> list[Any]:
-    """The steps that the wanted values need, in an order in which they can run; ``values`` are there already."""
-    givers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    pending, needed = [name for name in wanted if name in givers], set[int]()
-    while pending:
-        index = givers[pending.pop()]
-        if index in needed:
-            continue
-        needed.add(index)
-        node = graph.node[index]
-        inner = [
-            name
-            for one in node.attribute if one.HasField("g")
-            for step in one.g.node for name in step.input
-        ]  # fmt: skip
-        pending += [name for name in (*node.input, *inner) if name in givers and name not in values]
-    return [graph.node[index] for index in sorted(needed)]  # ONNX demands that order
-
-
-def _attribute(attribute: Any) -> Any:
-    from onnx import AttributeProto, helper, numpy_helper
-
-    if attribute.type == AttributeProto.TENSOR:
-        return numpy_helper.to_array(attribute.t)
-    if attribute.type == AttributeProto.GRAPH:
-        return attribute.g
-    value = helper.get_attribute_value(attribute)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+def with_weights(layer: Any, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> Any:
+    """The layer with these weights."""
+    layer.weight = nn.Parameter(as_tensor(weight))
+    if bias is not None:
+        layer.bias = nn.Parameter(as_tensor(bias).reshape(-1))
+    return layer

@@ -1,0 +1,1 @@
+"""Foreign ONNX graphs: read, followed step by step into layers, compared with onnxruntime."""
