@@ -26,6 +26,7 @@ from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS, Preprocessing
 from .layer_graph import LayerGraph
 from .normalizing_prefix import fold_normalization
 from .onnx_graph.following import follow
+from .onnx_graph.fusing import fuse
 from .onnx_graph.operators import OPERATORS
 from .onnx_graph.reading import ForeignOnnx, read_onnx, require_onnx
 from .onnx_graph.runtime import runtime_network, session_of
@@ -84,6 +85,7 @@ class _Mapped:
         ending: the activation behind the logits, or None.
         logits_name: of the value that the logits are in the file.
         sides: height and width for which it was followed.
+        classes: number of logits.
         notes: what was chosen and left out.
     """
 
@@ -91,6 +93,7 @@ class _Mapped:
     ending: nn.Module | None
     logits_name: str
     sides: tuple[int, int]
+    classes: int
     notes: tuple[str, ...]
 
 
@@ -131,8 +134,7 @@ def load_onnx(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file is
         preprocessing = Preprocessing.stated("0..255", Preprocessing.assumed(mapped.sides, image.channels))
         note = "images in 0..255, as the file takes bytes"
     notes = [*_reading_notes(foreign, image), *mapped.notes, *([note] if note else []), proof]
-    logits = len(_run(network, torch.zeros(1, image.channels, *mapped.sides))[0])
-    names = _class_names(foreign, logits, notes)
+    names = _class_names(foreign, mapped.classes, notes)
     return Source(
         _with_ending(network, mapped.ending), text, names, tuple(notes), preprocessing,
         input_size=mapped.sides, channels=image.channels,
@@ -268,7 +270,7 @@ def _mapped_at(foreign: ForeignOnnx, image: _Image, outputs: Sequence[str], side
             f"{foreign.path}: the output {shown(output)[:80]} is {tuple(shape)}; an image classifier gives (N, K), a"
             " number for each class. Another value of the file is named by FILE.onnx@NAME."
         )
-    return _Mapped(graph.network(node), ending, logits_name, sides, tuple(notes))
+    return _Mapped(graph.network(fuse(graph, node)), ending, logits_name, sides, shape[1], tuple(notes))
 
 
 def _chosen_output(foreign: ForeignOnnx, outputs: Sequence[str]) -> tuple[str, list[str]]:

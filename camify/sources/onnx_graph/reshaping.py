@@ -55,7 +55,7 @@ def _reshape(steps: OnnxSteps, node: OnnxNode) -> Value:
         numbers[numbers.index(-1)] = math.prod(shape) // max(known, 1)
     if math.prod(numbers) != math.prod(shape):
         raise NotMapped(f"{node}: {shape} cannot become {tuple(numbers)}")
-    if steps.open_sides and not _is_flattening(shape, numbers, step.batch):
+    if steps.open_sides and not _is_flattening(step, shape, numbers):
         return _with_open_sides(steps, step, entries, numbers)
     return _reshaped(steps, step, numbers)
 
@@ -69,8 +69,8 @@ def size_entries(node: OnnxNode, wanted: Value) -> list[int | fx.Node]:
     raise NotMapped(f"{node}: its shape depends on values of the image")
 
 
-def _is_flattening(shape: Sequence[int], wanted: Sequence[int], batch: int) -> bool:
-    return batch == 0 and len(wanted) == 2 and len(shape) >= 2 and wanted[0] == shape[0]
+def _is_flattening(step: Step, shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return step.batch == 0 and step.lead == 1 and len(wanted) == 2 and len(shape) >= 2 and wanted[0] == shape[0]
 
 
 def _reshaped(steps: OnnxSteps, step: Step, wanted: Sequence[int]) -> Step:
@@ -79,28 +79,40 @@ def _reshaped(steps: OnnxSteps, step: Step, wanted: Sequence[int]) -> Step:
     shape = steps.shape(step)
     if wanted == shape:
         return step
-    if _is_flattening(shape, wanted, step.batch):
+    if _is_flattening(step, shape, wanted):
         return _flattened(steps, step)
     if len(shape) == 2 and step.perm is None and len(wanted) == 4 and wanted[1:3] == (1, 1) and step.flat is None:
         node = steps.graph.method("reshape", step.node, -1, wanted[3], 1, 1)  # one cell: NHWC and NCHW are alike
         return Step(node, perm=_NHWC)
     step = steps.as_plain(step)
-    before = math.prod(shape[: step.batch])
-    axis = next((i for i in range(len(wanted)) if math.prod(wanted[:i]) == before), None)
-    if axis is None:
-        raise NotMapped(f"a reshape of {shape} to {wanted} mixes the images of a batch")
+    axis, lead = _batch_place(step, shape, wanted)
     sides = [-1 if i == axis else side for i, side in enumerate(wanted)]
-    return Step(steps.graph.method("reshape", step.node, *sides), batch=axis)
+    return Step(steps.graph.method("reshape", step.node, *sides), batch=axis, lead=lead)
+
+
+def _batch_place(step: Step, shape: Sequence[int], wanted: Sequence[int]) -> tuple[int, int]:
+    """In which axis of another shape the images are, and behind how many other rows.
+
+    A reshape keeps the order of the numbers, so that as many come before an image as before it.
+    """
+    before = math.prod(shape[: step.batch]) * step.lead
+    starts = [math.prod(wanted[:axis]) for axis in range(len(wanted))]
+    own = [axis for axis, start in enumerate(starts) if start == before]
+    behind = [axis for axis, start in enumerate(starts) if start * wanted[axis] == before and wanted[axis] > 1]
+    if len(wanted) == 2 and behind:  # rows for a matrix product
+        return behind[0], wanted[behind[0]]
+    if own:
+        return own[0], 1
+    if behind:
+        return behind[0], wanted[behind[0]]
+    raise NotMapped(f"a reshape of {tuple(shape)} to {tuple(wanted)} mixes the images of a batch")
 
 
 def _with_open_sides(steps: OnnxSteps, step: Step, entries: Sequence[int | fx.Node], numbers: Sequence[int]) -> Step:
     """A reshape whose sizes are read from the images."""
     shape = steps.shape(step)
     step = steps.as_plain(step)
-    before = math.prod(shape[: step.batch])
-    axis = next((i for i in range(len(numbers)) if math.prod(numbers[:i]) == before), None)
-    if axis is None:
-        raise NotMapped(f"a reshape of {shape} to {tuple(numbers)} mixes the images of a batch")
+    axis, lead = _batch_place(step, shape, numbers)
     sides: list[int | fx.Node] = []
     for index, (entry, number) in enumerate(zip(entries, numbers, strict=True)):
         if index == axis and entry != -1:
@@ -109,7 +121,7 @@ def _with_open_sides(steps: OnnxSteps, step: Step, entries: Sequence[int | fx.No
             sides.append(steps.graph.method("size", step.node, index) if index != axis else number)
         else:
             sides.append(entry)
-    return Step(steps.graph.method("reshape", step.node, *sides), batch=axis)
+    return Step(steps.graph.method("reshape", step.node, *sides), batch=axis, lead=lead)
 
 
 def _flattened(steps: OnnxSteps, step: Step) -> Step:

@@ -66,12 +66,14 @@ class Step:
         perm: the file's tensor is ``node.permute(perm)``; None: as it is.
         flat: the file's vector has another order than the node's.
         batch: axis of the images in the file's tensor.
+        lead: how many other rows come before the images in that axis: 197 of (197 * N, 768), else 1.
     """
 
     node: fx.Node
     perm: tuple[int, ...] | None = None
     flat: Flat | None = None
     batch: int = 0
+    lead: int = 1
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ class OnnxSteps:
 
     def apply(self, node: OnnxNode, layer: nn.Module, step: Step) -> Step:
         """A layer on the file's tensor."""
-        return Step(self.graph.layer(node.layer_name, layer, self.plain(step)), batch=step.batch)
+        return Step(self.graph.layer(node.layer_name, layer, self.plain(step)), batch=step.batch, lead=step.lead)
 
     # ------------------------------------------------------------ sizes
 
@@ -248,6 +250,8 @@ class OnnxSteps:
 
     def batch_size(self, step: Step) -> fx.Node:
         """The number of images."""
+        if step.lead != 1:
+            raise NotMapped("the images of a batch are mixed with other rows")
         return self.graph.method("size", step.node, self.axis(step, step.batch))
 
 
