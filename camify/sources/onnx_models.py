@@ -350,15 +350,14 @@ def _proof(foreign: ForeignOnnx, image: _Image, mapped: _Mapped) -> tuple[float,
     session = session_of(foreign, mapped.logits_name)
     errors: list[float] = []
     places: list[str] = []
+    refusal: Exception | None = None
     for count, sides in _trials(image, mapped.sides):
         images = _noise(image, count, sides)
         try:
             (expected,) = session.run([mapped.logits_name], {image.name: image.given(images)})
-        except Exception as error:  # onnxruntime's own kinds
-            if places:  # another size or number than the file is made for
-                continue
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{foreign.path}: onnxruntime does not run it ({reason}).") from error
+        except Exception as error:  # noqa: BLE001 - onnxruntime's own kinds
+            refusal = error  # of another size or number than the file is made for
+            continue
         reference = torch.from_numpy(expected.astype("float32")).reshape(len(images), -1)
         try:
             logits = _run(mapped.network, images)
@@ -374,6 +373,9 @@ def _proof(foreign: ForeignOnnx, image: _Image, mapped: _Mapped) -> tuple[float,
         scale = reference.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         errors.append(float((logits - reference).abs().max() / scale))
         places.append(f"{count} of {sides[0]} x {sides[1]} px")
+    if not places:
+        reason = " ".join(str(refusal).split())[:200]
+        raise CheckpointError(f"{foreign.path}: onnxruntime does not run it ({reason}).") from refusal
     if image.batch is not None:
         errors.append(_error_of_more(mapped.network, image, mapped.sides))
         places.append(f"{image.batch + 1} as one by one")
