@@ -102,6 +102,8 @@ class Preprocessing:
     def stated(cls, value: str | Mapping[str, Any] | Preprocessing, base: Preprocessing) -> Preprocessing:
         """What a user states: a name of ``NORMALIZATIONS``, or some of the fields; the others are those of ``base``.
 
+        One number for ``mean`` or ``std`` is that of all channels.
+
         Raises:
             ConfigError: there is no such name or field, or a value cannot work.
         """
@@ -120,7 +122,10 @@ class Preprocessing:
         unknown = next((key for key in value if key not in known), None)
         if unknown is not None:
             raise ConfigError(f"preprocessing: no field {str(unknown)[:80]!r}. Fields are {', '.join(known)}.")
-        given = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        given = dict(value)
+        for key in ("mean", "std"):
+            if isinstance(given.get(key), int | float):
+                given[key] = (given[key],) * base.channels  # one number for all
         if "mean" in given and "input_format" not in given and len(_as_tuple(given["mean"])) != base.channels:
             given["input_format"] = ""
         return cls(**{**{name: getattr(base, name) for name in known}, **given})

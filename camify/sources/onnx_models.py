@@ -258,7 +258,7 @@ def _mapped_at(foreign: ForeignOnnx, image: _Image, outputs: Sequence[str], side
     output, notes = _chosen_output(foreign, outputs)
     logits_name, ending = _ending(foreign, output)
     follow(steps, foreign.model.graph, values, OPERATORS, foreign.opset, [logits_name])
-    logits = values[logits_name]
+    logits = values.get(logits_name)
     if not isinstance(logits, Step):
         raise NotMapped(f"the output {shown(output)[:80]} does not depend on the image")
     node = steps.plain(logits)

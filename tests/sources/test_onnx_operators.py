@@ -4,67 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-from camify.sources import resolve  # noqa: E402
-
-C, SIDE = 4, 9
-
-
-def weights(*shape: int, seed: int = 0, positive: bool = False) -> np.ndarray:
-    values = np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-    return np.abs(values) + 0.5 if positive else values
-
-
-def write(
-    path, body, constants, *, opset=17, shape=("N", C, SIDE, SIDE), kind="float", head=True, result="v", version=8
-):
-    """A file whose steps are ``body``; behind ``result`` a matrix gives three logits, so that every number counts."""
-    sides = ",".join(map(str, shape))
-    graph = onnx.parser.parse_graph(f"g ({kind}[{sides}] x) => ({kind} {result}) {{ {body} }}")
-    graph.output[0].type.tensor_type.ClearField("shape")
-    constants = {name: np.asarray(value) for name, value in constants.items()}
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version)
-    if head:
-        onnx.save(model, path)
-        image = weights(1 if shape[0] == 1 else 2, *shape[1:])
-        features = int(np.prod(runtime(path, image).shape[1:]))
-        graph.initializer.append(numpy_helper.from_array(weights(3, features, seed=9) / 8, "head"))
-        graph.initializer.append(numpy_helper.from_array(weights(3), "head_bias"))
-        graph.node.extend([
-            helper.make_node("Flatten", [result], ["features"]),
-            helper.make_node("Gemm", ["features", "head", "head_bias"], ["logits"], transB=1),
-        ])  # fmt: skip
-        del graph.output[:]
-        graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3]))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version)
-    onnx.save(model, path)
-    return path
-
-
-def runtime(path, image, output=None):
-    """What onnxruntime gives for an image as the file takes it."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(output and [output], {session.get_inputs()[0].name: image})[0]
-
-
-def require_equal(path, shape=(2, C, SIDE, SIDE), tolerance=2e-5):
-    source = resolve(str(path))
-    assert source.no_gradients == ""
-    image = weights(*shape, seed=5)
-    expected = runtime(path, image)
-    with torch.no_grad():
-        logits = source.model(torch.from_numpy(image)).numpy()
-    assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
-    assert np.ptp(expected) > 0
-    return source
-
+from tests.onnx_files import SIDE, C, require_equal, weights, write
 
 K = weights(5, C, 3, 3)
 VEC = weights(C)
@@ -152,8 +96,10 @@ CASES = {
         {"r": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)},
     ),
     "layer norm in steps": (
-        "t = Transpose<perm=[0,2,3,1]>(x) m = ReduceMean<axes=[-1]>(t) c = Sub(t, m) q = Pow(c, two)"
-        " w = ReduceMean<axes=[-1]>(q) e = Add(w, eps) d = Sqrt(e) n = Div(c, d) s = Mul(n, a) v = Add(s, b)",
+        (
+            "t = Transpose<perm=[0,2,3,1]>(x) m = ReduceMean<axes=[-1]>(t) c = Sub(t, m) q = Pow(c, two)"
+            " w = ReduceMean<axes=[-1]>(q) e = Add(w, eps) d = Sqrt(e) n = Div(c, d) s = Mul(n, a) v = Add(s, b)"
+        ),
         {"two": np.float32(2), "eps": np.float32(1e-5), "a": VEC, "b": VEC},
     ),
     "softplus, softsign, tanh": ("a = Softplus(x) b = Softsign(a) v = Tanh(b)", {}),
@@ -190,8 +136,10 @@ CASES = {
     "mean over the map": ("v = ReduceMean<axes=[2,3], keepdims=0>(x)", {}),
     "norm over channels": ("n = ReduceL2<axes=[1]>(x) v = Div(x, n)", {}),
     "largest, smallest, sum": (
-        "a = ReduceMax<axes=[1]>(x) b = ReduceMin<axes=[1]>(x) c = ReduceSum(x, i) d = ReduceL1<axes=[1]>(x)"
-        " v = Concat<axis=1>(a, b, c, d)",
+        (
+            "a = ReduceMax<axes=[1]>(x) b = ReduceMin<axes=[1]>(x) c = ReduceSum(x, i) d = ReduceL1<axes=[1]>(x)"
+            " v = Concat<axis=1>(a, b, c, d)"
+        ),
         {"i": [1]},
     ),
     "squeezed": ("p = GlobalAveragePool(x) v = Squeeze(p, a)", {"a": [2, 3]}),
@@ -218,9 +166,11 @@ CASES = {
     ),
     "resized, bilinear": ('v = Resize<mode="linear">(x, , s)', {"s": np.float32([1, 1, 2, 2])}),
     "matrix product with a token": (
-        "r = Reshape(x, s) t = Transpose<perm=[0,2,1]>(r) c = Concat<axis=1>(token, t) m = MatMul(c, w) b = Add(m, bias)"
-        " q = Gather<axis=1>(b, zero) v = Identity(q)",
-        {"s": [1, C, SIDE**2], "token": weights(1, 1, C), "w": weights(C, 6), "bias": weights(6), "zero": np.int64(0)},
+        (
+            "r = Reshape(x, s) t = Transpose<perm=[0,2,1]>(r) c = Concat<axis=1>(token, t) m = MatMul(c, w) p = Add(m, b)"
+            " q = Gather<axis=1>(p, zero) v = Identity(q)"
+        ),
+        {"s": [1, C, SIDE**2], "token": weights(1, 1, C), "w": weights(C, 6), "b": weights(6), "zero": np.int64(0)},
     ),
     "attention": (
         "r = Reshape(x, s) t = Transpose<perm=[0,2,1]>(r) m = MatMul(t, r) w = Softmax<axis=-1>(m) v = MatMul(w, t)",
@@ -229,13 +179,18 @@ CASES = {
     "einsum": ('v = Einsum<equation="nchw,dc->ndhw">(x, w)', {"w": weights(3, C)}),
     "dropout, casts": ("d = Dropout(x) c = Cast<to=10>(d) e = Cast<to=1>(x) v = Identity(e)", {}),
     "sizes of a constant branch": (
-        "s = Shape(x) c = Gather(s, one) e = Equal(c, four) v = If (e) <then_branch = t () => (float a) { a = Relu(x) },"
-        " else_branch = f () => (float b) { b = Neg(x) }>",
+        (
+            "s = Shape(x) c = Gather(s, one) e = Equal(c, four) v = If (e)"
+            " <then_branch = t () => (float a) { a = Relu(x) },"
+            " else_branch = f () => (float b) { b = Neg(x) }>"
+        ),
         {"one": np.int64(1), "four": np.int64(C)},
     ),
     "expanded by the batch": (
-        "s = Shape(x) n = Slice(s, zero, one) c = Concat<axis=0>(n, rest) e = Expand(token, c) r = Reshape(x, flat)"
-        " v = Concat<axis=1>(e, r)",
+        (
+            "s = Shape(x) n = Slice(s, zero, one) c = Concat<axis=0>(n, rest) e = Expand(token, c)"
+            " r = Reshape(x, flat) v = Concat<axis=1>(e, r)"
+        ),
         {"zero": [0], "one": [1], "rest": [1, SIDE**2], "token": weights(1, 1, SIDE**2), "flat": [-1, C, SIDE**2]},
     ),
 }
