@@ -167,8 +167,8 @@ CASES = {
     "resized, bilinear": ('v = Resize<mode="linear">(x, , s)', {"s": np.float32([1, 1, 2, 2])}),
     "matrix product with a token": (
         (
-            "r = Reshape(x, s) t = Transpose<perm=[0,2,1]>(r) c = Concat<axis=1>(token, t) m = MatMul(c, w) p = Add(m, b)"
-            " q = Gather<axis=1>(p, zero) v = Identity(q)"
+            "r = Reshape(x, s) t = Transpose<perm=[0,2,1]>(r) c = Concat<axis=1>(token, t) m = MatMul(c, w)"
+            " p = Add(m, b) q = Gather<axis=1>(p, zero) v = Identity(q)"
         ),
         {"s": [1, C, SIDE**2], "token": weights(1, 1, C), "w": weights(C, 6), "b": weights(6), "zero": np.int64(0)},
     ),
