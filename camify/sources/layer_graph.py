@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..checkpoint.bounds import MOST_STEPS, allowed_bytes
 from ..errors import CheckpointError
 from ..graphs.allowed_layers import FUNCTIONS, LAYER_NAMES, METHODS
-from ..graphs.fx_modules import OWN_NAMES
+from ..graphs.fx_modules import OWN_NAMES, StepsModule
 
 __all__ = ["LayerGraph"]
 
@@ -122,7 +122,7 @@ class LayerGraph:
             if not node.users and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
         self.graph.lint()
-        return fx.GraphModule(self.root, self.graph, class_name="Network").eval()  # takes over what the steps name
+        return StepsModule(self.root, self.graph, class_name="Network").eval()  # takes over what the steps name
 
     def _run(self, node: fx.Node, function: Callable[..., Any], name: str | None = None) -> fx.Node:
         if len(self.values) >= MOST_STEPS:
