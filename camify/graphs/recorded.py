@@ -3,8 +3,8 @@
 torch.fx runs a forward on stand-ins, which know no shape and are no tensors: code that compares sizes or looks for
 tensors stops it. Here the forward runs on images, twice, with two and with three of them, and every call of torch is
 noted. A number that grows with the images becomes a step that reads their count; any other number that the code took
-from a shape is kept as it was. So the steps hold for any number of images; where the code reckons with sizes, for images
-of that one size.
+from a shape is kept as it was. So the steps hold for any number of images, and where the code reckons with sizes for
+images of that one size.
 
 What a forward decides by the values of the images, or does in training alone, is not seen. Use it for code that is
 known not to, and compare the result with the network on other images.
@@ -31,8 +31,8 @@ from .fx_modules import as_module
 __all__ = ["RecordingError", "record"]
 
 _COUNTS = (2, 3)
-_OPERATORS = {name: getattr(operator, name) for name in "add sub mul truediv floordiv mod neg pow matmul getitem".split()}
-_OPERATORS |= {name: getattr(operator, name) for name in "iadd isub imul itruediv".split()}
+_OPERATOR_NAMES = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"
+_OPERATORS: dict[str, Any] = {name: getattr(operator, name) for name in _OPERATOR_NAMES.split()}
 _DROPOUT: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d}
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from torch import nn
 
-from ..errors import CheckpointError, ConversionError
-from ..preprocessing import Preprocessing
+from ..errors import CheckpointError, ConfigError, ConversionError
+from ..preprocessing import Preprocessing, sides_of
 from ..task import Task
 from .cached_files import require_hub_files, require_published
+from .hub_files import CARD, license_of, read_weights
 from .source import Source
-from .weight_files import is_file_name, network_of_file
+from .weight_files import is_file_name, network_of_file, network_with_weights
 
-__all__ = ["TimmModel", "is_timm", "load_timm", "timm_model"]
+__all__ = ["TimmModel", "is_timm", "load_timm", "load_timm_folder", "timm_model"]
 
 _HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of classes is torchvision's
@@ -26,6 +29,72 @@ _SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of 
 def is_timm(text: str) -> bool:
     """Whether a text names a network of timm."""
     return text.startswith("timm/") and text.partition("@")[0] != "timm/"
+
+
+_FOLDER_OPTIONS = ("img_size", "global_pool", "in_chans")
+
+
+def load_timm_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
+    """The network of a folder or repository that timm wrote (``save_for_hf``, ``push_to_hf_hub``).
+
+    Args:
+        folder: with config.json and safetensors.
+        text: how the source is named.
+        config: the content of config.json.
+
+    Raises:
+        ConversionError: timm is not installed, or has no such network.
+        CheckpointError: the weights are missing, damaged or do not fit, or config.json is damaged.
+    """
+    where = folder / "config.json"
+    of_weights = config.get("pretrained_cfg")
+    of_weights = of_weights if isinstance(of_weights, Mapping) else config  # older files have the fields outside
+    options = config.get("model_args") or {}
+    odd = (
+        [str(key) for key in options if key not in _FOLDER_OPTIONS] if isinstance(options, Mapping) else ["model_args"]
+    )
+    if odd or not all(isinstance(value, str) or sides_of(value) for value in options.values()):
+        raise CheckpointError(
+            f"{where}: model_args {', '.join(odd or options)[:200]}: camify builds networks as timm has them. Build it"
+            " in Python with timm.create_model, and pass it."
+        )
+    notes: list[str] = []
+    build = TimmModel(_known_name(config["architecture"], where), False, None, None).build
+    source = network_with_weights(text, partial(build, **options), read_weights(folder, notes), None, notes)
+    try:
+        sides, mean, std = (of_weights[field] for field in ("input_size", "mean", "std"))
+        preprocessing = Preprocessing((sides[1], sides[2]), tuple(mean), tuple(std))
+    except (KeyError, IndexError, TypeError, ConfigError) as error:
+        notes.append(f"{where} does not say how images become its input ({error})")
+        preprocessing = None
+    names = of_weights.get("label_names") or config.get("label_names")
+    classes = getattr(source.model, "num_classes", None)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        names = None
+    return replace(
+        source,
+        notes=tuple(notes),
+        preprocessing=preprocessing,
+        class_names=None if source.headless else names,
+        license=license_of(folder / CARD),
+    )
+
+
+def _known_name(architecture: str, where: Path) -> str:
+    """An architecture of timm.
+
+    Raises:
+        ConversionError: timm is not installed, or knows no such name.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConversionError(
+            f"{where}: of a network of timm, which cannot be imported ({error}). Install it: pip install 'camify[timm]'"
+        ) from error
+    if not timm.is_model(architecture):
+        raise ConversionError(f"{where}: architecture {architecture[:80]!r}: timm has no such network.")
+    return architecture
 
 
 def load_timm(text: str, weights: bool) -> Source:
