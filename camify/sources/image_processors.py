@@ -54,11 +54,12 @@ def preprocessing_of(config: Mapping[str, Any], channels: int, notes: list[str])
     mean, std = [(value + offset) / scale for value in mean], [value / scale for value in std]
     if len(mean) == len(std) == 1:
         mean, std = mean * channels, std * channels
-    turned = config.get("do_flip_channel_order", False)
+    turned = config.get("do_flip_channel_order", False) and channels == 3
     try:
-        return Preprocessing(size, tuple(mean), tuple(std), input_format="bgr" if turned and channels == 3 else "")
+        return Preprocessing(size, tuple(mean), tuple(std), input_format="bgr" if turned else "")
     except ConfigError as error:
-        raise CheckpointError(f"preprocessor_config.json: {error}") from error
+        notes.append(f"what its preprocessor_config.json says cannot be right ({error})")
+        return None
 
 
 def _input_size(config: Mapping[str, Any], notes: list[str]) -> tuple[int, int] | None:

@@ -47,7 +47,7 @@ class Loader(NamedTuple):
 
 
 LOADERS: list[Loader] = [  # the first that matches takes the text: what lies on the disk comes before every name
-    Loader("a checkpoint folder, the folder of a run", is_folder, load_folder),
+    Loader("a checkpoint folder, the folder of a run, of transformers or of timm", is_folder, load_folder),
     Loader("FILE.onnx or FILE.pt2 of camify export", is_exported, load_exported),
     Loader("FILE.ckpt of a run", is_lightning, load_lightning),
     Loader("FILE.pth, .pt, .bin, .safetensors", is_weights_file, load_weights_file, legacy=True),
@@ -72,7 +72,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
             ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (weights: .pth, .pt, .ckpt,
             .bin or .safetensors), the same with ``timm/`` (``"timm/resnet18.a1_in1k"`` names a tag of timm's),
             a bare FILE whose tensors fit exactly one of torchvision's classifiers, or its features,
-            ``"camify/tiny_vgg"``, a folder written by ``save_pretrained``, the folder of a run (its ``export/``, else
+            ``"camify/tiny_vgg"``, a folder written by ``save_pretrained`` (camify's, or that of an image classifier of
+            transformers), one that timm wrote for the Hub, the folder of a run (its ``export/``, else
             ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, an ``.onnx`` or ``.pt2`` file of
             ``camify.export``, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no folder ``USER`` exists.
         weights: False downloads nothing: a library's name gives the architecture with random weights, a repository of

@@ -50,6 +50,8 @@ def load_timm_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Sour
     of_weights = config.get("pretrained_cfg")
     of_weights = of_weights if isinstance(of_weights, Mapping) else config  # older files have the fields outside
     options = config.get("model_args") or {}
+    if isinstance(options, Mapping):  # the tensors say how many classes there are
+        options = {key: value for key, value in options.items() if key != "num_classes"}
     odd = (
         [str(key) for key in options if key not in _FOLDER_OPTIONS] if isinstance(options, Mapping) else ["model_args"]
     )

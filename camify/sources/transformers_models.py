@@ -198,8 +198,8 @@ def _check_size(kind: _Kind, state: State, folder: Path) -> None:
     try:
         with Weightless(), ForeseenSizes(allowed_bytes(0)):
             network = kind.network(kind.config)
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise error if str(error).startswith(str(where)) else CheckpointError(f"{where}: {error}.") from error
     except Exception as error:  # of a damaged config it raises whatever its values lead to
         raise CheckpointError(f"{where}: no network can be built of it ({_first_line(error)}).") from error
     finally:
