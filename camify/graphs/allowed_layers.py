@@ -37,7 +37,7 @@ scaled_dot_product_attention embedding
 _TORCH = """
 add sub mul div matmul cat concat stack flatten reshape permute transpose squeeze unsqueeze split chunk unbind
 relu relu_ sigmoid tanh softmax exp log sqrt rsqrt abs neg pow clamp mean sum amax amin var std max min
-flip roll norm where adaptive_avg_pool1d avg_pool1d einsum swapaxes
+flip roll where adaptive_avg_pool1d avg_pool1d einsum swapaxes
 """
 _OPERATOR = "add sub mul truediv floordiv mod neg pow matmul getitem iadd isub imul itruediv"
 _TENSOR = """
@@ -59,7 +59,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = (
     {f"torch.nn.functional.{name}": getattr(F, name) for name in _F.split()}
     | {f"torch.{name}": getattr(torch, name) for name in _TORCH.split()}
     | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
-    | {"torch.linalg.vector_norm": torch.linalg.vector_norm}
+    | {"torch.norm": torch.norm, "torch.linalg.vector_norm": torch.linalg.vector_norm}
     | {"torchvision.models.swin_transformer._patch_merging_pad": _patch_merging_pad}
     | {"getattr": getattr}  # of a tensor's shape only, checked by architecture.py where it is read and written
 )

@@ -11,20 +11,10 @@ from torch import fx, nn
 from ..errors import ConversionError
 from .allowed_layers import LAYER_NAMES
 
-__all__ = ["OWN_NAMES", "LayerTracer", "StepsModule", "as_module", "assemble", "parameter_free"]
+__all__ = ["OWN_NAMES", "LayerTracer", "as_module", "assemble", "parameter_free", "without_echo"]
 
 OWN_NAMES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 """Names that ``fx.GraphModule`` has for itself."""
-
-
-class StepsModule(fx.GraphModule):
-    """A module of steps whose errors are raised and not printed as well, as ``fx.GraphModule`` does."""
-
-    def recompile(self) -> Any:
-        """Make the code of the graph anew."""
-        code = super().recompile()
-        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]  # every module has a class of its own
-        return code
 
 
 class LayerTracer(fx.Tracer):
@@ -79,7 +69,13 @@ def as_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModu
         if parts[0] in OWN_NAMES or node.name == "self" or any(map(keyword.iskeyword, parts)):
             name = layer or node.name
             raise ConversionError(f"layer {name}: torch.fx or Python uses this name itself. Rename the layer.")
-    return StepsModule(root, graph, class_name="Features")
+    return without_echo(fx.GraphModule(root, graph, class_name="Features"))
+
+
+def without_echo(network: fx.GraphModule) -> fx.GraphModule:
+    """The network, whose errors torch.fx no longer prints a second time, with the code of its graph, on stderr."""
+    type(network).__call__ = nn.Module.__call__  # type: ignore[method-assign]  # each GraphModule has a class of its own
+    return network
 
 
 def assemble(root: nn.Module, graph: fx.Graph) -> nn.Module:

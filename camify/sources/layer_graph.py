@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..checkpoint.bounds import MOST_STEPS, allowed_bytes
 from ..errors import CheckpointError
 from ..graphs.allowed_layers import FUNCTIONS, LAYER_NAMES, METHODS
-from ..graphs.fx_modules import OWN_NAMES, StepsModule
+from ..graphs.fx_modules import OWN_NAMES, without_echo
 
 __all__ = ["LayerGraph"]
 
@@ -122,7 +122,8 @@ class LayerGraph:
             if not node.users and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
         self.graph.lint()
-        return StepsModule(self.root, self.graph, class_name="Network").eval()  # takes over what the steps name
+        network = fx.GraphModule(self.root, self.graph, class_name="Network")  # takes over what the steps name
+        return without_echo(network.eval())
 
     def _run(self, node: fx.Node, function: Callable[..., Any], name: str | None = None) -> fx.Node:
         if len(self.values) >= MOST_STEPS:
@@ -142,10 +143,12 @@ class LayerGraph:
     def _free_path(self, name: str) -> str:
         """A path of layers that nothing else has, close to a name."""
         parts = [re.sub(r"\W+", "_", part, flags=re.ASCII).strip("_") for part in name[:_LONGEST_NAME].split(".")]
-        parts = [f"layer_{part}" if part[0].isdigit() else part for part in parts if part] or ["layer"]
+        parts = [part for part in parts if part] or ["layer"]
         parts = [f"{part}_" if part in _TAKEN or keyword.iskeyword(part) else part for part in parts]
         path, number = ".".join(parts), 2
         while self._is_taken(path):
+            inside = any(path.startswith(f"{one}.") for one in self._paths)  # of what is a layer itself
+            parts = ["_".join(parts)] if inside else parts
             path, number = f"{'.'.join(parts)}_{number}", number + 1
         self._paths.add(path)
         return path

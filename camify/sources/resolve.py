@@ -47,7 +47,7 @@ class Loader(NamedTuple):
 
 
 LOADERS: list[Loader] = [  # the first that matches takes the text: what lies on the disk comes before every name
-    Loader("a checkpoint folder, the folder of a run, of transformers or of timm", is_folder, load_folder),
+    Loader("a checkpoint folder, the folder of a run", is_folder, load_folder),
     Loader("FILE.onnx or FILE.pt2 of camify export", is_exported, load_exported),
     Loader("FILE.ckpt of a run", is_lightning, load_lightning),
     Loader("FILE.pth, .pt, .bin, .safetensors", is_weights_file, load_weights_file, legacy=True),
