@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, load_exported
+from .foreign_formats import foreign_error
 from .run_folders import (
     is_folder,
     is_hub_name,
@@ -89,6 +90,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """
     loader = find_loader(source)
     if loader is None:
+        if (foreign := foreign_error(Path(source))) is not None:
+            raise foreign
         forms = ", ".join(loader.forms for loader in LOADERS)
         raise ConversionError(f"source {source!r}: no such network or folder. Known forms: {forms}.")
     return loader.load(source, weights)

@@ -12,6 +12,7 @@ from ..checkpoint.hub import HUB_PREFIX, fetch_folder, is_repository
 from ..errors import CheckpointError
 from ..model import CAMNet
 from .cached_files import require_hub_file
+from .foreign_formats import foreign_error
 from .hub_files import CONFIG, PICKLE_FILES, SMALL_FILES, WEIGHT_FILES, read_json
 from .source import Source
 from .state_dicts import read_plain
@@ -56,7 +57,7 @@ def load_folder(text: str, weights: bool) -> Source:
         return Source.of(CAMNet.from_pretrained(folder / "export"), text, (f"taken from {folder / 'export'}",))
     files = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name not in _ORDER, file.name))
     if not files:
-        raise CheckpointError(
+        raise foreign_error(folder) or CheckpointError(
             f"{folder}: holds neither {MANIFEST} nor {CONFIG} nor a .ckpt file: it is no checkpoint folder of camify,"
             " transformers or timm, and no folder of a run."
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoint.folder import read_tensors
 from ..errors import CheckpointError
+from .foreign_formats import foreign_error
 
 __all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_plain", "read_state"]
 
@@ -92,6 +93,9 @@ def read_plain(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
+        foreign = foreign_error(path, str(error))
+        if foreign is not None:
+            raise foreign from error
         raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
 
 
@@ -170,8 +174,6 @@ def _reason(error: Exception) -> str:
     if refused := re.search(r"GLOBAL ([\w.]{1,200})", text):
         name = refused.group(1).rstrip(".")
         return f"it needs {name}, in or beside the weights, and reading such objects can run code. {_SAVE}"
-    if "TorchScript" in text:
-        return f"it is a TorchScript program. {_SAVE}"
     first = "" if "weights_only" in text or not text.strip() else f": {text.strip().splitlines()[0][:200]}"
     return f"the file is empty, damaged or not from torch.save ({type(error).__name__}{first})."
 

@@ -23,6 +23,7 @@ from .weight_files import is_file_name, network_of_file, network_with_weights
 __all__ = ["TimmModel", "is_timm", "load_timm", "load_timm_folder", "timm_model"]
 
 _HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
+_CLASSES = 1000  # of a head where the weights have none
 _SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of classes is torchvision's
 
 
@@ -137,6 +138,7 @@ class TimmModel:
         name: as timm writes it, with the tag of the weights where there is one.
         preprocessing: of the weights, or None.
         class_names: of the weights, or None.
+        has_classifier: whether the weights have one.
     """
 
     name: str
@@ -144,11 +146,14 @@ class TimmModel:
     preprocessing: Preprocessing | None
     class_names: list[str] | None
     license: str | None = None
+    has_classifier: bool = True
 
     def build(self, **options: Any) -> nn.Module:
         """The architecture with random weights; ``num_classes`` as in timm."""
         import timm
 
+        if not self.has_classifier:
+            options = {"num_classes": _CLASSES, **options}
         network: nn.Module = timm.create_model(self.name, pretrained=False, **options)
         return network
 
@@ -157,12 +162,18 @@ class TimmModel:
 
         Raises:
             CheckpointError: there are no such weights, or they cannot be had.
+            ConversionError: they have no classifier; names those that have one.
         """
         import timm
 
         source = f"timm/{self.name}"
         if not self.pretrained:
             raise CheckpointError(f"{source}: timm has no weights for it. Use {source}@none or {source}@FILE.")
+        if not self.has_classifier:
+            architecture = self.name.partition(".")[0]
+            others = [other for other in timm.list_pretrained(f"{architecture}.*") if other != self.name]
+            other = ", ".join(others) or f"{architecture}@FILE"
+            raise ConversionError(f"source {source}: these weights have no classifier. Try timm/{other}.")
         _require_whole(timm.get_pretrained_cfg(self.name))
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=True)
@@ -192,7 +203,7 @@ def timm_model(name: str) -> TimmModel:
     """The network that timm knows by ``name``: ``"resnet18"`` or, with a tag, ``"resnet18.a1_in1k"``.
 
     Raises:
-        ConversionError: timm is not installed, knows no such name, or its weights have no classifier.
+        ConversionError: timm is not installed, or knows no such name.
     """
     try:
         import timm
@@ -209,12 +220,9 @@ def timm_model(name: str) -> TimmModel:
     config = timm.get_pretrained_cfg(name)
     if config is None or not timm.is_model_pretrained(name):
         return TimmModel(name, pretrained=False, preprocessing=None, class_names=None)
-    if not config.num_classes:
-        others = ", ".join(other for other in tagged if other != name) or f"{architecture}@FILE"
-        raise ConversionError(f"source timm/{name}: these weights have no classifier. Try timm/{others}.")
     named = name if tag or not config.tag else f"{name}.{config.tag}"
     preprocessing = Preprocessing((config.input_size[1], config.input_size[2]), config.mean, config.std)
-    return TimmModel(named, True, preprocessing, _class_names(config), config.license)
+    return TimmModel(named, True, preprocessing, _class_names(config), config.license, bool(config.num_classes))
 
 
 def _class_names(config: Any) -> list[str] | None:
