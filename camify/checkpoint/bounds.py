@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import CheckpointError
 from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS
@@ -18,6 +19,7 @@ __all__ = [
     "MOST_CLASSES",
     "MOST_FEATURES",
     "MOST_STEPS",
+    "ForeseenSizes",
     "allowed_bytes",
     "check_needs",
     "check_power",
@@ -91,6 +93,36 @@ class _SmallTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     f" GiB; for such images camify allows {self.allowed / 2**30:.3g} GiB"
                 )
         return result
+
+
+class ForeseenSizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations whose results would be larger than allowed (bytes), before they take memory.
+
+    For code that cannot be run on the meta device as a whole, as it keeps tensors for its next call.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allowed = allowed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Look at what an operation would give, and run it."""
+        options = dict(kwargs or {})
+        shapes = tree_map_only(Tensor, lambda value: value.to("meta"), (args, options))
+        if any(argument.name == "device" for argument in func._schema.arguments):
+            shapes[1]["device"] = "meta"
+        on_meta = options.get("device") is not None and torch.device(options["device"]).type == "meta"
+        try:
+            foreseen = () if on_meta else tree_leaves(func(*shapes[0], **shapes[1]))
+        except Exception:  # noqa: BLE001 - operations whose results depend on values have no shape before
+            foreseen = ()
+        for value in foreseen:
+            if isinstance(value, Tensor) and value.nbytes > self.allowed:
+                raise CheckpointError(
+                    f"the step {func} makes a tensor {tuple(value.shape)} of {value.nbytes / 2**30:.3g} GiB; for such"
+                    f" images camify allows {self.allowed / 2**30:.3g} GiB"
+                )
+        return func(*args, **options)
 
 
 class _SmallNumbers(fx.Interpreter):

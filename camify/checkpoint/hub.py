@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..console import shell_quoted
@@ -31,13 +32,16 @@ def is_repository(name: str | Path) -> bool:
     return _REPOSITORY.fullmatch(name) is not None and user not in _LIBRARIES and not Path(user).exists()
 
 
-def fetch_folder(name: str, revision: str | None = None, *, cached: bool = False) -> Path:
-    """The folder of a repository in the hub's cache, fetched where it is not there; camify's files only.
+def fetch_folder(
+    name: str, revision: str | None = None, *, cached: bool = False, files: Sequence[str] = _FILES
+) -> Path:
+    """The folder of a repository in the hub's cache, fetched where it is not there.
 
     Args:
         name: ``user/name`` or ``hf:user/name``.
         revision: branch, tag or commit.
         cached: fetch nothing.
+        files: names and patterns of those that are fetched; camify's only, where none are given.
 
     Raises:
         CheckpointError: neither a folder nor a repository of that name can be had.
@@ -53,7 +57,7 @@ def fetch_folder(name: str, revision: str | None = None, *, cached: bool = False
         ) from error
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=_FILES, local_files_only=cached
+            repository, revision=revision, allow_patterns=list(files), local_files_only=cached
         )
     except Exception as error:  # the client raises its own kinds, those of its HTTP library and OSError
         first = (str(error).strip().splitlines() or [""])[0][:200]

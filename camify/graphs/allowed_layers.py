@@ -32,7 +32,7 @@ relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswi
 softmax max_pool2d avg_pool2d lp_pool2d adaptive_avg_pool2d adaptive_max_pool2d dropout dropout1d dropout2d
 alpha_dropout feature_alpha_dropout conv2d linear batch_norm layer_norm group_norm instance_norm
 local_response_norm normalize pad interpolate channel_shuffle pixel_shuffle pixel_unshuffle
-scaled_dot_product_attention
+scaled_dot_product_attention embedding
 """
 _TORCH = """
 add sub mul div matmul cat concat stack flatten reshape permute transpose squeeze unsqueeze split chunk unbind
@@ -44,7 +44,7 @@ _TENSOR = """
 add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin
 var std relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze
 unsqueeze split chunk unbind expand expand_as repeat contiguous size dim float half type_as to flip roll
-masked_fill unflatten swapaxes max min
+masked_fill unflatten swapaxes max min norm reshape_as
 """
 
 LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
@@ -59,6 +59,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = (
     {f"torch.nn.functional.{name}": getattr(F, name) for name in _F.split()}
     | {f"torch.{name}": getattr(torch, name) for name in _TORCH.split()}
     | {f"operator.{name}": getattr(operator, name) for name in _OPERATOR.split()}
+    | {"torch.norm": torch.norm, "torch.linalg.vector_norm": torch.linalg.vector_norm}
     | {"torchvision.models.swin_transformer._patch_merging_pad": _patch_merging_pad}
     | {"getattr": getattr}  # of a tensor's shape only, checked by architecture.py where it is read and written
 )

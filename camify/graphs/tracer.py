@@ -65,10 +65,12 @@ class _ModelTracer(LayerTracer):
         return result
 
     def _entered(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        count_before = len(self.graph.nodes)
+        count_before, entered = len(self.graph.nodes), len(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # noqa: BLE001 - the module is the user's: it fails as it likes
+            while len(self.module_stack) > entered:  # torch.fx leaves there what it was in
+                self.module_stack.popitem()
             for node in list(self.graph.nodes)[: count_before - 1 : -1]:
                 if node.op != "get_attr":  # the tracer may hand these out again
                     self.graph.erase_node(node)

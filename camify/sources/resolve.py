@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, is_onnx, load_exported, load_onnx_file
+from .foreign_formats import foreign_error
 from .run_folders import (
     is_folder,
     is_hub_name,
@@ -73,7 +74,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
             ``"...@NAME"`` (a member of the weights enum), ``"...@FILE"`` (weights: .pth, .pt, .ckpt,
             .bin or .safetensors), the same with ``timm/`` (``"timm/resnet18.a1_in1k"`` names a tag of timm's),
             a bare FILE whose tensors fit exactly one of torchvision's classifiers, or its features,
-            ``"camify/tiny_vgg"``, a folder written by ``save_pretrained``, the folder of a run (its ``export/``, else
+            ``"camify/tiny_vgg"``, a folder written by ``save_pretrained`` (camify's, or that of an image classifier of
+            transformers), one that timm wrote for the Hub, the folder of a run (its ``export/``, else
             ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, an ``.onnx`` or ``.pt2`` file of
             ``camify.export``, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no folder ``USER`` exists.
         weights: False downloads nothing: a library's name gives the architecture with random weights, a repository of
@@ -89,6 +91,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
     """
     loader = find_loader(source)
     if loader is None:
+        if (foreign := foreign_error(Path(source))) is not None:
+            raise foreign
         forms = ", ".join(loader.forms for loader in LOADERS)
         raise ConversionError(f"source {source!r}: no such network or folder. Known forms: {forms}.")
     return loader.load(source, weights)

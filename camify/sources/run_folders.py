@@ -1,4 +1,4 @@
-"""CAM-ready networks: checkpoint folders, here or on the Hub, folders of runs, and their Lightning checkpoints."""
+"""Folders, here or on the Hub: camify's checkpoints, runs and their Lightning checkpoints, transformers' and timm's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.folder import CKPT_RECORD, MANIFEST, WEIGHTS, check_manifest
+from ..checkpoint.folder import CKPT_RECORD, MANIFEST, check_manifest
 from ..checkpoint.hub import HUB_PREFIX, fetch_folder, is_repository
 from ..errors import CheckpointError
 from ..model import CAMNet
 from .cached_files import require_hub_file
+from .foreign_formats import foreign_error
+from .hub_files import CONFIG, PICKLE_FILES, SMALL_FILES, WEIGHT_FILES, read_json
 from .source import Source
 from .state_dicts import read_plain
+from .timm_models import load_timm_folder
 from .torchvision_models import load_weights_file
+from .transformers_models import load_transformers
 
 __all__ = [
     "fine_tuned_network",
@@ -37,21 +41,26 @@ def is_folder(text: str) -> bool:
 
 
 def load_folder(text: str, weights: bool) -> Source:
-    """The network of a checkpoint folder or of a run's folder.
+    """The network of a checkpoint folder, of a run's folder, or of one that transformers or timm wrote.
 
     Of a run that finished its ``export/`` is taken, of one that was interrupted ``best.ckpt``, else ``last.ckpt``.
 
     Raises:
-        CheckpointError: it is neither, or damaged.
+        CheckpointError: it is none of them, or damaged.
     """
     folder = Path(text)
     if (folder / MANIFEST).is_file():
         return Source.of(CAMNet.from_pretrained(folder), text)
+    if (folder / CONFIG).is_file():
+        return _load_configured(folder, text)
     if (folder / "export" / MANIFEST).is_file():
         return Source.of(CAMNet.from_pretrained(folder / "export"), text, (f"taken from {folder / 'export'}",))
     files = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name not in _ORDER, file.name))
     if not files:
-        raise CheckpointError(f"{folder}: holds neither {MANIFEST} nor a .ckpt file. Is it the folder of a run?")
+        raise foreign_error(folder) or CheckpointError(
+            f"{folder}: holds neither {MANIFEST} nor {CONFIG} nor a .ckpt file: it is no checkpoint folder of camify,"
+            " transformers or timm, and no folder of a run."
+        )
     return load_lightning(str(files[0]), weights, text, f"taken from {files[0]}")
 
 
@@ -105,13 +114,42 @@ def is_hub_name(text: str) -> bool:
 
 
 def load_from_hub(text: str, weights: bool) -> Source:
-    """The network of a checkpoint folder on the Hub; without ``weights`` from its cache only.
+    """The network of a repository of the Hub, camify's, transformers' or timm's; without ``weights`` from its cache.
 
     Raises:
-        CheckpointError: it cannot be had, or is no checkpoint folder.
+        CheckpointError: it cannot be had, or is none of them.
     """
+    folder = fetch_folder(text, cached=not weights, files=(MANIFEST, *SMALL_FILES))
+    if (folder / CONFIG).is_file() and not (folder / MANIFEST).is_file():
+        folder = fetch_folder(text, cached=not weights, files=(*SMALL_FILES, *WEIGHT_FILES))
+        if not any(folder.glob("*.safetensors")):
+            folder = fetch_folder(text, cached=not weights, files=(*SMALL_FILES, *PICKLE_FILES))
+        _require_whole(folder)
+        return _load_configured(folder, text)
     folder = fetch_folder(text, cached=not weights)
-    for name in (MANIFEST, WEIGHTS):
-        if (folder / name).exists():
-            require_hub_file(folder / name)
+    _require_whole(folder)
     return Source.of(CAMNet.from_pretrained(folder), text)
+
+
+def _require_whole(folder: Path) -> None:
+    """Check the files of a repository in the Hub's cache that are read."""
+    for pattern in (MANIFEST, *SMALL_FILES, *WEIGHT_FILES, *PICKLE_FILES):
+        for file in folder.glob(pattern):
+            require_hub_file(file)
+
+
+def _load_configured(folder: Path, text: str) -> Source:
+    """The network of a folder with a config.json.
+
+    Raises:
+        CheckpointError: the file is neither transformers' nor timm's, or the network cannot be had.
+    """
+    config = read_json(folder / CONFIG)
+    if "model_type" in config:
+        return load_transformers(folder, text)
+    if isinstance(config.get("architecture"), str):
+        return load_timm_folder(folder, text, config)
+    raise CheckpointError(
+        f"{folder / CONFIG}: names no network: transformers writes model_type there, timm architecture. Give a folder"
+        f" of one of them, of camify ({MANIFEST}), or a file of weights with its network: torchvision/NAME@FILE."
+    )

@@ -17,15 +17,27 @@ from torch import Tensor
 
 from ..checkpoint.folder import read_tensors
 from ..errors import CheckpointError
+from .foreign_formats import foreign_error
 
 __all__ = ["State", "count_classes", "fits", "match_keys", "misfits", "read_plain", "read_state"]
 
 State = dict[str, Tensor]
 
-_NESTS = ("state_dict", "model_state_dict", "model", "net", "weights", "state_dict_ema", "model_ema", "ema")
+_NESTS = (
+    "state_dict", "model_state_dict", "model", "net", "weights", "model_state", "net_state_dict", "network", "module",
+    "params", "backbone", "encoder", "student", "teacher", "target_encoder", "state_dict_ema", "model_ema", "ema",
+    "ema_state_dict", "params_ema",
+)  # fmt: skip
+"""Where checkpoints have their weights: those that were trained before averages of them."""
 _CLASS_FIELDS = ("class_to_idx", "idx_to_class", "class_names", "classes")
 _HYPER = "hyper_parameters"  # of Lightning
 _WRAPPERS = ("module", "_orig_mod", "model", "net", "backbone", "network")
+_INNER_WRAPPERS = re.compile(
+    r"(?<=\.)_orig_mod\.|(?:(?<=\.)|^)(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+"""Names that torch and Lightning put around layers anywhere in a network, and no network has itself."""
+_PROJECTING = ("encoder_q", "encoder_k", "base_encoder", "momentum_encoder", "online_encoder", "target_encoder")
+"""Of self-supervised training: what stands there in the place of a head is none."""
 _DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # as torchvision's own files still have it
 _COUNTER = "num_batches_tracked"
 _SAVE = "Save the tensors alone: torch.save(model.state_dict(), FILE)."
@@ -81,6 +93,9 @@ def read_plain(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged file makes it raise
+        foreign = foreign_error(path, str(error))
+        if foreign is not None:
+            raise foreign from error
         raise CheckpointError(f"{path}: cannot be read as plain weights: {_reason(error)}") from error
 
 
@@ -159,8 +174,6 @@ def _reason(error: Exception) -> str:
     if refused := re.search(r"GLOBAL ([\w.]{1,200})", text):
         name = refused.group(1).rstrip(".")
         return f"it needs {name}, in or beside the weights, and reading such objects can run code. {_SAVE}"
-    if "TorchScript" in text:
-        return f"it is a TorchScript program. {_SAVE}"
     first = "" if "weights_only" in text or not text.strip() else f": {text.strip().splitlines()[0][:200]}"
     return f"the file is empty, damaged or not from torch.save ({type(error).__name__}{first})."
 
@@ -193,13 +206,19 @@ def match_keys(state: State, target: State, notes: list[str] | None = None) -> S
     """
     notes = [] if notes is None else notes
     matched, prefix = _strip(state, target)
+    unwrapped = {_INNER_WRAPPERS.sub("", key): value for key, value in state.items()}
+    if not _weights(target) - _head(target) <= matched.keys() and unwrapped.keys() != state.keys():
+        notes.append("names of wrappers around layers removed")
+        state = unwrapped
+        matched, prefix = _strip(state, target)
     if prefix:
         notes.append(f"prefix {prefix} removed from the names")
-    outside = [key for key in matched if key not in target and prefix + key not in state]
-    if prefix and outside and _weights(target) <= matched.keys():
-        notes.append(f"{len(outside)} tensors outside {prefix} left out: {', '.join(outside[:4])[:200]}")
-        matched = {key: value for key, value in matched.items() if key not in outside}
-    if renamed := _by_order(matched, target):
+    matched = _without_others(matched, state, target, prefix, notes)
+    added = next((child for child in _children(target) if matched and _all_fit(matched, target, child)), None)
+    if added is not None:
+        notes.append(f"prefix {added} added to the names")
+        matched = {added + key: value for key, value in matched.items()}
+    if renamed := _by_order(matched, target) or _by_order(matched, _without_head(target, matched)):
         notes.append(f"names differ; {len(renamed)} tensors matched by order and shape")
         matched = renamed
     counters = [k for k in target if k not in matched and k.replace(_COUNTER, "running_mean") in matched]
@@ -208,6 +227,51 @@ def match_keys(state: State, target: State, notes: list[str] | None = None) -> S
     if types := {f"{matched[k].dtype} -> {v.dtype}" for k, v in cast.items() if v.dtype != matched[k].dtype}:
         notes.append(f"precision changed: {', '.join(sorted(types)).replace('torch.', '')}")
     return matched | cast
+
+
+def _without_others(matched: State, state: State, target: State, prefix: str, notes: list[str]) -> State:
+    """The tensors without those that stand beside the network, where it is whole without them, or lacks its head."""
+    outside = {key for key in matched if key not in target and prefix + key not in state}
+    if not prefix or not _weights(target) - _head(target) <= matched.keys():
+        return matched
+    projecting = any(part in _PROJECTING for part in prefix.split("."))
+    has_head = _head(target) <= matched.keys() and not projecting
+    name = next(reversed(target)).partition(".")[0]
+    instead = set() if has_head else {key for key in matched if key.partition(".")[0] == name}
+    if outside:
+        notes.append(f"{len(outside)} tensors outside {prefix} left out: {', '.join(sorted(outside)[:4])[:200]}")
+    if instead:
+        notes.append(f"what the file has in the place of the head is left out: {', '.join(sorted(instead)[:4])[:200]}")
+    return {key: value for key, value in matched.items() if key not in outside | instead}
+
+
+def _head(target: State) -> set[str]:
+    """Names of the tensors of a network's last child."""
+    name = next(reversed(target)).partition(".")[0]
+    return {key for key in target if key.partition(".")[0] == name}
+
+
+def _without_head(target: State, state: State) -> State:
+    """A network's tensors but its head's, where a state dict has none that could be the head's."""
+    head = _head(target)
+    held = {value.shape for value in state.values()}
+    could_be = any(target[key].dim() > 1 and target[key].shape in held for key in head)
+    return target if could_be else {key: value for key, value in target.items() if key not in head}
+
+
+def _children(target: State) -> list[str]:
+    """The prefixes of a network's children, but of the last, which is its head."""
+    names = dict.fromkeys(f"{key.partition('.')[0]}." for key in target)
+    return list(names)[:-1]
+
+
+def _all_fit(state: State, target: State, prefix: str) -> bool:
+    """Whether a state dict is all of one child of a network."""
+    wanted = {key for key in _weights(target) if key.startswith(prefix)}
+    given = {prefix + key: value for key, value in state.items()}
+    return wanted <= given.keys() and all(
+        key in target and fits(value, target[key], key) for key, value in given.items()
+    )
 
 
 def _weights(state: State) -> set[str]:
@@ -243,15 +307,28 @@ def count_classes(state: State, target: State) -> int | None:
 def _strip(state: State, target: State) -> tuple[State, str]:
     """The state without the wrapper prefix whose removal makes the most tensors fit, and that prefix."""
     state = {_DENSE.sub(r"\1\2", key): value for key, value in state.items()}
-    heads = {tuple(takewhile(_WRAPPERS.__contains__, key.split(".")[:4])) for key in state}
-    prefixes = {""}.union(*(accumulate(f"{part}." for part in head) for head in heads))
+    heads = dict.fromkeys(tuple(takewhile(_WRAPPERS.__contains__, key.split(".")[:4])) for key in state)
+    wrappers = dict.fromkeys(prefix for head in heads for prefix in accumulate(f"{part}." for part in head))
+    others = dict.fromkeys(
+        prefix for key in state for prefix in _prefixes_before(key, target) if prefix not in wrappers
+    )
+    features = _weights(target) - _head(target)
     best, chosen, most = state, "", -1
-    for prefix in sorted(prefixes, key=lambda text: (len(text), text)):
+    for prefix in sorted(["", *wrappers, *others], key=len):  # of equal ones the first
         names = {k.removeprefix(prefix): k for k in state if k.startswith(prefix) or prefix + k not in state}
+        if prefix in others and not features <= names.keys():
+            continue
         count = sum(key in target and fits(state[old], target[key], key) for key, old in names.items())
         if count > most:
             best, chosen, most = {key: state[old] for key, old in names.items()}, prefix, count
     return best, chosen
+
+
+def _prefixes_before(key: str, target: State) -> list[str]:
+    """The beginnings of a name behind which one of the target's names stands."""
+    parts = key.split(".")[:8]
+    cuts = (sum(len(part) + 1 for part in parts[:count]) for count in range(1, len(parts)))
+    return [key[:cut] for cut in cuts if key[cut:] in target]
 
 
 def _by_order(state: State, target: State) -> State | None:

@@ -3,29 +3,101 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from torch import nn
 
-from ..errors import CheckpointError, ConversionError
-from ..preprocessing import Preprocessing
+from ..errors import CheckpointError, ConfigError, ConversionError
+from ..preprocessing import Preprocessing, sides_of
 from ..task import Task
 from .cached_files import require_hub_files, require_published
+from .hub_files import CARD, license_of, read_weights
 from .source import Source
-from .weight_files import is_file_name, network_of_file
+from .weight_files import is_file_name, network_of_file, network_with_weights
 
-__all__ = ["TimmModel", "is_timm", "load_timm", "timm_model"]
+__all__ = ["TimmModel", "is_timm", "load_timm", "load_timm_folder", "timm_model"]
 
 _HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
+_CLASSES = 1000  # of a head where the weights have none
 _SUBSET = "in1k"  # tags that end their training on ImageNet-1k, whose order of classes is torchvision's
 
 
 def is_timm(text: str) -> bool:
     """Whether a text names a network of timm."""
     return text.startswith("timm/") and text.partition("@")[0] != "timm/"
+
+
+_FOLDER_OPTIONS = ("img_size", "global_pool", "in_chans")
+
+
+def load_timm_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
+    """The network of a folder or repository that timm wrote (``save_for_hf``, ``push_to_hf_hub``).
+
+    Args:
+        folder: with config.json and safetensors.
+        text: how the source is named.
+        config: the content of config.json.
+
+    Raises:
+        ConversionError: timm is not installed, or has no such network.
+        CheckpointError: the weights are missing, damaged or do not fit, or config.json is damaged.
+    """
+    where = folder / "config.json"
+    of_weights = config.get("pretrained_cfg")
+    of_weights = of_weights if isinstance(of_weights, Mapping) else config  # older files have the fields outside
+    options = config.get("model_args") or {}
+    if isinstance(options, Mapping):  # the tensors say how many classes there are
+        options = {key: value for key, value in options.items() if key != "num_classes"}
+    odd = (
+        [str(key) for key in options if key not in _FOLDER_OPTIONS] if isinstance(options, Mapping) else ["model_args"]
+    )
+    if odd or not all(isinstance(value, str) or sides_of(value) for value in options.values()):
+        raise CheckpointError(
+            f"{where}: model_args {', '.join(odd or options)[:200]}: camify builds networks as timm has them. Build it"
+            " in Python with timm.create_model, and pass it."
+        )
+    notes: list[str] = []
+    build = TimmModel(_known_name(config["architecture"], where), False, None, None).build
+    source = network_with_weights(text, partial(build, **options), read_weights(folder, notes), None, notes)
+    try:
+        sides, mean, std = (of_weights[field] for field in ("input_size", "mean", "std"))
+        preprocessing = Preprocessing((sides[1], sides[2]), tuple(mean), tuple(std))
+    except (KeyError, IndexError, TypeError, ConfigError) as error:
+        notes.append(f"{where} does not say how images become its input ({error})")
+        preprocessing = None
+    names = of_weights.get("label_names") or config.get("label_names")
+    classes = getattr(source.model, "num_classes", None)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        names = None
+    return replace(
+        source,
+        notes=tuple(notes),
+        preprocessing=preprocessing,
+        class_names=None if source.headless else names,
+        license=license_of(folder / CARD),
+    )
+
+
+def _known_name(architecture: str, where: Path) -> str:
+    """An architecture of timm.
+
+    Raises:
+        ConversionError: timm is not installed, or knows no such name.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConversionError(
+            f"{where}: of a network of timm, which cannot be imported ({error}). Install it: pip install 'camify[timm]'"
+        ) from error
+    if not timm.is_model(architecture):
+        raise ConversionError(f"{where}: architecture {architecture[:80]!r}: timm has no such network.")
+    return architecture
 
 
 def load_timm(text: str, weights: bool) -> Source:
@@ -66,6 +138,7 @@ class TimmModel:
         name: as timm writes it, with the tag of the weights where there is one.
         preprocessing: of the weights, or None.
         class_names: of the weights, or None.
+        has_classifier: whether the weights have one.
     """
 
     name: str
@@ -73,11 +146,14 @@ class TimmModel:
     preprocessing: Preprocessing | None
     class_names: list[str] | None
     license: str | None = None
+    has_classifier: bool = True
 
     def build(self, **options: Any) -> nn.Module:
         """The architecture with random weights; ``num_classes`` as in timm."""
         import timm
 
+        if not self.has_classifier:
+            options = {"num_classes": _CLASSES, **options}
         network: nn.Module = timm.create_model(self.name, pretrained=False, **options)
         return network
 
@@ -86,12 +162,18 @@ class TimmModel:
 
         Raises:
             CheckpointError: there are no such weights, or they cannot be had.
+            ConversionError: they have no classifier; names those that have one.
         """
         import timm
 
         source = f"timm/{self.name}"
         if not self.pretrained:
             raise CheckpointError(f"{source}: timm has no weights for it. Use {source}@none or {source}@FILE.")
+        if not self.has_classifier:
+            architecture = self.name.partition(".")[0]
+            others = [other for other in timm.list_pretrained(f"{architecture}.*") if other != self.name]
+            other = ", ".join(others) or f"{architecture}@FILE"
+            raise ConversionError(f"source {source}: these weights have no classifier. Try timm/{other}.")
         _require_whole(timm.get_pretrained_cfg(self.name))
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=True)
@@ -121,7 +203,7 @@ def timm_model(name: str) -> TimmModel:
     """The network that timm knows by ``name``: ``"resnet18"`` or, with a tag, ``"resnet18.a1_in1k"``.
 
     Raises:
-        ConversionError: timm is not installed, knows no such name, or its weights have no classifier.
+        ConversionError: timm is not installed, or knows no such name.
     """
     try:
         import timm
@@ -138,12 +220,9 @@ def timm_model(name: str) -> TimmModel:
     config = timm.get_pretrained_cfg(name)
     if config is None or not timm.is_model_pretrained(name):
         return TimmModel(name, pretrained=False, preprocessing=None, class_names=None)
-    if not config.num_classes:
-        others = ", ".join(other for other in tagged if other != name) or f"{architecture}@FILE"
-        raise ConversionError(f"source timm/{name}: these weights have no classifier. Try timm/{others}.")
     named = name if tag or not config.tag else f"{name}.{config.tag}"
     preprocessing = Preprocessing((config.input_size[1], config.input_size[2]), config.mean, config.std)
-    return TimmModel(named, True, preprocessing, _class_names(config), config.license)
+    return TimmModel(named, True, preprocessing, _class_names(config), config.license, bool(config.num_classes))
 
 
 def _class_names(config: Any) -> list[str] | None:

@@ -24,6 +24,7 @@ from .state_dicts import State, count_classes, match_keys, misfits, read_state
 from .weight_files import is_file_name, load_state, missing_head, network_of_file, network_with_weights
 
 __all__ = [
+    "Weightless",
     "build_torchvision",
     "find_architecture",
     "is_torchvision",
@@ -36,6 +37,7 @@ __all__ = [
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pth.tar")
 
 _CLASSES = 1000
+_ALLOCATING = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "relative_position_index", "relative_coords_table")
 
 
@@ -201,13 +203,13 @@ def _published_size(name: str) -> int:
     return int(next(iter(weights)).meta["num_params"])
 
 
-class _Weightless(TorchFunctionMode):
+class Weightless(TorchFunctionMode):
     """Parameters without memory; unlike in the meta device's own context, plans of sizes can be computed (RegNet)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Send what allocates parameters to the meta device."""
         options = dict(kwargs or {})
-        if func in (torch.empty, torch.zeros, torch.ones):
+        if func in _ALLOCATING:
             options["device"] = "meta"
         return func(*args, **options)
 
@@ -215,7 +217,7 @@ class _Weightless(TorchFunctionMode):
 @cache
 def _skeleton(name: str, classes: int = _CLASSES) -> dict[str, Tensor]:
     """The state dict of a classifier, without values."""
-    with _Weightless():
+    with Weightless():
         state: dict[str, Tensor] = build_torchvision(name, num_classes=classes).state_dict()
     return state
 

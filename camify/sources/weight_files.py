@@ -14,7 +14,7 @@ from ..preprocessing import Preprocessing
 from .source import Source
 from .state_dicts import State, count_classes, match_keys, misfits, read_state
 
-__all__ = ["is_file_name", "load_state", "missing_head", "network_of_file", "network_with_weights"]
+__all__ = ["is_file_name", "load_state", "misfit_error", "missing_head", "network_of_file", "network_with_weights"]
 
 _SHOWN = 4  # names of tensors in a note
 
@@ -131,6 +131,22 @@ def load_state(model: nn.Module, state: State, source: str, notes: list[str]) ->
             f"the file holds the features alone; of the head {', '.join(head[:_SHOWN])}{more} are missing and random"
         )
         return head
+    raise misfit_error(source, state, target, notes)
+
+
+def misfit_error(
+    source: str, state: State, target: State, notes: Sequence[str], wrong: tuple[list[str], ...] | None = None
+) -> CheckpointError:
+    """The error of weights that do not fit a network, with a table of what does not.
+
+    Args:
+        source: how the weights are named.
+        state: names -> tensors of the file.
+        target: the network's state dict.
+        notes: what was done to the names.
+        wrong: names that are missing, unknown and of another shape, as ``misfits`` finds them.
+    """
+    missing, unknown, misshapen = misfits(state, target) if wrong is None else wrong
     rows = [("key", "in the file", "in the network", "nearest key")]
     mixed = (key for keys in zip_longest(misshapen, missing, unknown) for key in keys if key is not None)
     for key in islice(mixed, 10):
@@ -141,7 +157,7 @@ def load_state(model: nn.Module, state: State, source: str, notes: list[str]) ->
     table = "\n".join(" | ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     counts = f"{len(missing)} missing, {len(unknown)} unknown, {len(misshapen)} of another shape or kind"
     more_rows = len(missing) + len(unknown) + len(misshapen) - (len(rows) - 1)
-    raise CheckpointError(
+    return CheckpointError(
         f"{source}: the weights do not fit the network: {counts}{''.join(f'; {note}' for note in notes)}."
         f" Is the file from another architecture?\n{table}" + (f"\n... and {more_rows} more" if more_rows else "")
     )

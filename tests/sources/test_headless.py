@@ -184,3 +184,78 @@ def test_real_files_of_features(name):
     images = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(net.features(images), source.model.features[:-1](images))
+
+
+def _features(network):
+    return {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
+
+
+def _momentum_contrast(network):
+    """As MoCo's checkpoints are: two encoders with projections in the place of the head, and a queue."""
+    state = {}
+    for name in ("encoder_q", "encoder_k"):
+        state |= {f"module.{name}.{key}": value.clone() for key, value in _features(network).items()}
+        state |= {f"module.{name}.fc.0.weight": torch.ones(128, 512), f"module.{name}.fc.0.bias": torch.ones(128)}
+    state["module.encoder_k.conv1.weight"] = torch.zeros(64, 3, 7, 7)
+    return {"state_dict": state | {"module.queue": torch.ones(128, 16)}, "epoch": 200}
+
+
+def _self_distilled(network):
+    """As DINO's."""
+    state = {f"module.backbone.{key}": value for key, value in _features(network).items()}
+    heads = {"module.head.mlp.0.weight": torch.ones(64, 512), "module.head.mlp.0.bias": torch.ones(64)}
+    return {"student": state | heads, "teacher": {"backbone.a": torch.ones(1)}, "epoch": 3}
+
+
+def _listed_children(network):
+    return torch.nn.Sequential(*list(network.children())[:-1]).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("written", "note"),
+    [
+        (_momentum_contrast, "prefix module.encoder_q. removed"),
+        (_self_distilled, "weights taken from student"),
+        (_listed_children, "matched by order and shape"),
+        (lambda network: {f"encoder.{key}": value for key, value in _features(network).items()}, "prefix encoder."),
+    ],
+)
+def test_features_in_the_forms_of_self_supervised_training(tmp_path, written, note):
+    network = torchvision.models.resnet18(weights=None).eval()
+    torch.save(written(network), tmp_path / "w.pth")
+    source = resolve(f"torchvision/resnet18@{tmp_path / 'w.pth'}")
+    assert source.missing_head == ("fc.weight", "fc.bias")
+    assert note in "; ".join(source.notes)
+    assert all(torch.equal(value, source.model.state_dict()[key]) for key, value in _features(network).items())
+
+
+@pytest.mark.parametrize("name", ["torchvision/vgg11@", ""])
+def test_features_of_vgg_saved_on_their_own(tmp_path, name):
+    """Keras's "no top" as torch has it: ``model.features.state_dict()``, whose names begin with a number."""
+    features = torchvision.models.vgg11(weights=None).features
+    torch.save(features.state_dict(), tmp_path / "w.pth")
+    source = resolve(f"{name}{tmp_path / 'w.pth'}")
+    assert source.headless
+    assert "prefix features. added to the names" in source.notes
+    assert torch.equal(source.model.features[0].weight, features[0].weight)
+
+
+def test_wrappers_around_inner_layers_are_removed(tmp_path):
+    network = torchvision.models.resnet18(weights=None)
+    state = {
+        key.replace("layer1.", "layer1._fsdp_wrapped_module._checkpoint_wrapped_module."): value
+        for key, value in network.state_dict().items()
+    }
+    torch.save({f"_fsdp_wrapped_module.{key}": value for key, value in state.items()}, tmp_path / "w.pth")
+    source = resolve(f"torchvision/resnet18@{tmp_path / 'w.pth'}")
+    assert not source.headless
+    assert source.notes == ("names of wrappers around layers removed",)
+    own, expected = source.model.state_dict(), network.state_dict()
+    assert all(torch.equal(own[key], expected[key]) for key in expected)
+
+
+def test_a_file_of_a_network_that_timm_has_without_a_classifier(tmp_path):
+    network = timm.create_model("eva02_tiny_patch14_224", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    source = resolve(f"timm/eva02_tiny_patch14_224@{tmp_path / 'w.pth'}")
+    assert source.missing_head == ("head.weight", "head.bias")
