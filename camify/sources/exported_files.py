@@ -25,6 +25,7 @@ from .source import Source
 
 __all__ = ["exported_file_of", "is_exported", "is_onnx", "load_exported", "load_onnx_file"]
 
+_LONGEST_METADATA = 2**26
 _PRODUCER = b"\x12\x06camify"  # field producer_name of ONNX's ModelProto
 
 
@@ -73,7 +74,8 @@ def _is_own(path: Path) -> bool:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         marks = (RECORD.encode(), b"\x0a\x06" + SEALED.encode())  # keys of its metadata
-        return _PRODUCER in content[:64] or any(content.find(mark) >= 0 for mark in marks)
+        start = max(0, len(content) - _LONGEST_METADATA)  # metadata come last
+        return _PRODUCER in content[:64] or any(content.find(mark, start) >= 0 for mark in marks)
 
 
 def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file is the network

@@ -109,7 +109,11 @@ def _value_of(name: str, values: dict[str, Value], constants: Mapping[str, Any],
     if name and name not in values:
         if name not in constants:
             raise CheckpointError(f"{source}: the value {shown(name)[:80]} is given by no step.")
-        values[name] = numpy_helper.to_array(constants[name])
+        try:
+            values[name] = numpy_helper.to_array(constants[name])
+        except Exception as error:  # of onnx and numpy: the tensor is somebody's
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{source}: the tensor {shown(name)[:80]} cannot be read ({reason}).") from error
     return values[name] if name else None
 
 

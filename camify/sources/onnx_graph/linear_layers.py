@@ -24,7 +24,8 @@ def _gemm(steps: OnnxSteps, node: OnnxNode) -> Step:
     bias = node.constant(2)
     if bias is not None:
         bias = np.broadcast_to(bias.reshape(-1) * node.get("beta", 1.0), (weight.shape[0],))
-    return _linear(steps, node, node.step(), weight * np.float32(node.get("alpha", 1.0)), bias)
+    alpha = float(node.get("alpha", 1.0))
+    return _linear(steps, node, node.step(), weight if alpha == 1 else weight * np.float32(alpha), bias)
 
 
 def _mat_mul(steps: OnnxSteps, node: OnnxNode) -> Step:
