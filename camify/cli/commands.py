@@ -17,7 +17,7 @@ from rich.table import Table
 from ..checkpoint.folder import MANIFEST
 from ..checkpoint.folder import OWN_FILES as CHECKPOINT_FILES
 from ..console import console, plain_text, shell_quoted
-from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, inspect
+from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, fit_head, inspect
 from ..data.image_search import left_out_notes
 from ..errors import ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
@@ -26,16 +26,18 @@ from ..evaluation.comparison import compare_files
 from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
-from ..evaluation.images import find_files
+from ..evaluation.images import find_files, image_batches
 from ..evaluation.network import explained_network, usable_device
 from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
+from ..methods.feature_split import LogitsOf
+from ..model import CAMNet
 from ..preprocessing import NORMALIZATIONS
 from ..reports.html import is_own_page
 from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
-from ..sources import resolve
+from ..sources import Source, resolve
 from ..task import Classes, Task, class_index
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
@@ -51,6 +53,7 @@ _SOURCE = (
 _CLASS_NAMES = "text file, a line for each class of the network, in order, or JSON; default: what the source knows"
 _BITS = "that gray files of 16 or 32 bits use: 12 of many X-rays; default: what the network says, else all"
 _INPUT_SIZE = "side of the input; default: what the weights expect"
+_UNLABELED = "image files or folders, without labels: the new classifier is fitted to what the old head answers on them"
 _PREPROCESSING = (
     f"what the network expects, where its source does not say: {', '.join(NORMALIZATIONS)}, or numbers: {{mean: 0.5,"
     " std: 0.5}"
@@ -114,6 +117,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--class_names", type=str | None, default=None, help=_CLASS_NAMES)
     command.add_argument("--input_format", choices=INPUT_FORMATS, default="rgb", help="what the legacy network takes")
     _add_preprocessing(command)
+    command.add_argument("--images", type=str, nargs="+", default=[], help=_UNLABELED)
     command.add_argument("--overwrite", type=bool, default=False, help="replace a checkpoint folder that exists")
     commands.add_subcommand("convert", command)
 
@@ -233,8 +237,10 @@ def _convert(options: Namespace) -> None:
     known = net.preprocessing
     channels = 1 if options.input_format == "grayscale" else source.channels
     net.preprocessing = replace(known or replace(source, channels=channels).assumed_preprocessing, size=size)
-    folder = net.save_pretrained(options.out)
     screen = console()
+    if options.images:
+        _fit_to_old_head(net, source, options.images)
+    folder = net.save_pretrained(options.out)
     if net.certificate is not None:
         screen.print(net.certificate.table())
     if known is None:
@@ -244,6 +250,24 @@ def _convert(options: Namespace) -> None:
             soft_wrap=True,
         )
     screen.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
+
+
+def _fit_to_old_head(net: CAMNet, source: Source, images: Sequence[str]) -> None:
+    """Fit a new classifier to the logits of the old head on unlabeled image files.
+
+    Raises:
+        ConfigError: nothing new is there to fit, or there are other classes.
+    """
+    if "classifier" not in net.untrained:
+        raise ConfigError("--images: this head is the old one; nothing is left to fit. Choose --head gap or direct.")
+    source.require_head("--images: fitting to the old head")
+    search = find_files(images)
+    screen = console()
+    for note in left_out_notes(search.left_out):
+        screen.print(f"Images: {note}.", soft_wrap=True)
+    batches = image_batches(search.paths, net.preprocessing or source.assumed_preprocessing, batch_size=16, workers=1)
+    report = fit_head(net, (batch.images for batch in batches if batch.paths), teacher=LogitsOf.of(source.model))
+    screen.print(str(report))
 
 
 def _explain(options: Namespace) -> None:

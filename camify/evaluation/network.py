@@ -16,8 +16,9 @@ from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule
 from ..errors import ConfigError, ConversionError
 from ..maps import map_weight, upsample
-from ..methods import ForwardPass, Method, make_methods, observe, require_forward_only
+from ..methods import ForwardPass, Method, make_methods, observe
 from ..methods.cam import CAM
+from ..methods.explanation import require_forward_only
 from ..methods.forward_pass import unwrapped
 from ..model import CAMNet
 from ..preprocessing import Preprocessing

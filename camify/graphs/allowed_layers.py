@@ -48,8 +48,8 @@ masked_fill unflatten swapaxes max min norm reshape_as
 """
 
 LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {
-    "camify.PaddedAvgPool2d": PaddedAvgPool2d,
-    "camify.SamePad2d": SamePad2d,
+    "camify.graphs.padded_layers.PaddedAvgPool2d": PaddedAvgPool2d,
+    "camify.graphs.padded_layers.SamePad2d": SamePad2d,
     "torchvision.ops.StochasticDepth": torchvision.ops.StochasticDepth,
     "torchvision.ops.Permute": torchvision.ops.Permute,
     "torchvision.models.swin_transformer.ShiftedWindowAttention": ShiftedWindowAttention,

@@ -6,7 +6,7 @@ A new method is a class with ``@register("name")``.
 
 from .base import METHODS, Method, check_targets, find_method, register
 from .cam import CAM
-from .explanation import explain, make_methods, require_forward_only
+from .explanation import explain, make_methods
 from .forward_pass import PRECISIONS, ForwardPass, observe
 from .gradcam import GradCAM
 from .gradcam_plus_plus import GradCAMPlusPlus
@@ -31,5 +31,4 @@ __all__ = [
     "make_methods",
     "observe",
     "register",
-    "require_forward_only",
 ]
