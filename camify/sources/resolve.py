@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigError, ConversionError
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, load_exported
+from .keras_models import is_keras, load_keras
 from .run_folders import (
     is_folder,
     is_hub_name,
@@ -47,6 +48,7 @@ class Loader(NamedTuple):
 
 
 LOADERS: list[Loader] = [  # the first that matches takes the text: what lies on the disk comes before every name
+    Loader("FILE.keras or FILE.h5 of Keras", is_keras, load_keras, legacy=True),
     Loader("a checkpoint folder, the folder of a run", is_folder, load_folder),
     Loader("FILE.onnx or FILE.pt2 of camify export", is_exported, load_exported),
     Loader("FILE.ckpt of a run", is_lightning, load_lightning),
@@ -74,7 +76,8 @@ def resolve(source: str, *, weights: bool = True) -> Source:
             a bare FILE whose tensors fit exactly one of torchvision's classifiers, or its features,
             ``"camify/tiny_vgg"``, a folder written by ``save_pretrained``, the folder of a run (its ``export/``, else
             ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, an ``.onnx`` or ``.pt2`` file of
-            ``camify.export``, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no folder ``USER`` exists.
+            ``camify.export``, a ``.keras`` or ``.h5`` file of Keras, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no
+            folder ``USER`` exists.
         weights: False downloads nothing: a library's name gives the architecture with random weights, a repository of
             the Hub is taken from its cache. What lies here, such as a FILE, is read all the same: it says what it is.
 
