@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import mmap
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,7 @@ __all__ = ["Hdf5File", "import_h5py"]
 
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # others are programs found on the disk
 _GROWTH, _SMALL = 20, 2**26  # weights are hardly ever compressed: bytes that a file may unpack to
+_HEAP = b"GCOL\x01\0\0\0"
 _LONGEST_TEXT = 2**25  # of an attribute
 _MOST_PARTS = 64  # of a list of names, which Keras splits in parts of 64 kB
 
@@ -53,6 +57,7 @@ class Hdf5File:
     def __init__(self, content: Path | BinaryIO, size: int, source: str) -> None:
         self.source, self._h5py = source, import_h5py(source)
         self._left = _GROWTH * size + _SMALL
+        self._check_text(content)
         with self._reading("its content"):
             self.root = self._h5py.File(content, "r")
 
@@ -128,11 +133,25 @@ class Hdf5File:
                 )
             values = dataset[()]
         tensor = torch.from_numpy(values.reshape(found).astype("float32", order="C"))
-        if not bool(tensor.isfinite().all()):
+        if not bool(tensor.sum(dtype=torch.float64).isfinite()):
             raise CheckpointError(f"{self.source}: {what}: holds values that are NaN or infinite.")
         return tensor
 
     # ------------------------------------------------------------ what is not read
+
+    def _check_text(self, content: Path | BinaryIO) -> None:
+        """Refuse damaged collections of text: HDF5's own library would look for their end forever."""
+        try:
+            if not isinstance(content, Path):
+                view = content.getbuffer() if isinstance(content, io.BytesIO) else memoryview(b"")
+                damaged = _has_endless_text(bytes(view))
+            else:
+                with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    damaged = _has_endless_text(mapped)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.source}: cannot be read ({error}).") from error
+        if damaged:
+            raise CheckpointError(f"{self.source}: the file is damaged (a collection of text has no end). Copy it again.")
 
     def _require_hard(self, group: Any, name: str, parts: Sequence[str]) -> None:
         link = group.get(name, getlink=True)
@@ -166,3 +185,21 @@ class Hdf5File:
                 f"{self.source}: {what}: cannot be read ({type(error).__name__}: {reason}). The file is damaged or no"
                 " HDF5 file; copy or save it again."
             ) from error
+
+
+def _has_endless_text(content: bytes | mmap.mmap) -> bool:
+    """Whether a global heap (HDF5 file format, III.E) has an object of no size, or one that goes beyond it."""
+    start = content.find(_HEAP)
+    while start >= 0:
+        (size,) = struct.unpack_from("<Q", content, start + 8) if start + 16 <= len(content) else (0,)
+        end, place = start + size, start + 16
+        if size < 16 or end > len(content):
+            return True
+        while place + 16 <= end:
+            index, _, _, count = struct.unpack_from("<HHIQ", content, place)
+            step = count if index == 0 else 16 + -(-count // 8) * 8
+            if step < 16 or place + step > end:
+                return True
+            place += step
+        start = content.find(_HEAP, start + 8)
+    return False

@@ -22,6 +22,7 @@ __all__ = ["KerasFile"]
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LARGEST = {_CONFIG: 2**25, _METADATA: 2**16}
 _GROWTH, _SMALL = 20, 2**26  # of an entry against the archive: Keras does not compress
+_IN_KERAS_2 = {"kernel": "depthwise_kernel"}
 _SAVE = 'Save the whole model where it was trained: model.save("model.keras").'
 
 
@@ -104,7 +105,10 @@ class KerasFile:
             raise CheckpointError(self._counted(layer, len(stored), len(names)))
         datasets = {}
         for index, name in enumerate(names):
-            fitting = [text for text in stored if _is_named(text, name if own else f"{layer.name}/{name}")]
+            around = "" if own else f"{layer.name}/"
+            fitting = [text for text in stored if _is_named(text, f"{around}{name}")] or [
+                text for text in stored if _is_named(text, f"{around}{_IN_KERAS_2.get(name, name)}")
+            ]
             if len(fitting) != 1 and own:
                 fitting = [stored[index]]
             if len(fitting) != 1:
@@ -126,7 +130,7 @@ class KerasFile:
         text = file.text(file.root, "model_config")
         if text is None or file.item(("model_weights",)) is None:
             names = file.names(file.root)
-            if "layers" in names or "layer_names" in file.root.attrs or "_layer_checkpoint_dependencies" in names:
+            if {"layers", "_layer_checkpoint_dependencies"} & set(names) or file.texts(file.root, "layer_names"):
                 raise ConversionError(
                     f"{path}: holds the weights of a Keras model without its layers. {_SAVE} Or build it, then"
                     f' model.load_weights("{path.name}") and model.save("model.keras").'

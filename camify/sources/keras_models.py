@@ -8,7 +8,7 @@ from pathlib import Path
 import torchvision
 
 from ..console import shell_quoted
-from ..errors import CheckpointError, ConversionError
+from ..errors import CamifyError, CheckpointError, ConversionError
 from ..preprocessing import Preprocessing
 from .keras_config import KerasModel, parse_model
 from .keras_file import KerasFile
@@ -66,6 +66,13 @@ def load_keras(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file i
         name = known_name(model)
         side = _SIZES.get(name or "", 224)
         built = KerasNetwork(model, file, (side, side))
+    except CamifyError:
+        raise
+    except Exception as error:  # the values are the file's: they can contradict each other in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(
+            f"{text}: the model's description contradicts itself ({reason}). Save the model again."
+        ) from error
     finally:
         file.close()
     size = built.size[0] if built.size[0] == built.size[1] else built.size
