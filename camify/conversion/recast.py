@@ -302,7 +302,8 @@ class _Recaster:
 
     def _convolution(self, linear: nn.Linear) -> nn.Conv2d:
         """A linear layer at every position; the first one after a flatten takes the whole map as its kernel."""
-        weight, bias = linear.weight, linear.bias
+        weight: Tensor = linear.weight
+        bias: Tensor | None = linear.bias
         if self.affine is not None:
             scale, shift = self.affine
             bias = weight @ shift if bias is None else bias + weight @ shift

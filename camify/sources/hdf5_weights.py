@@ -69,10 +69,10 @@ class Hdf5File:
         """A group or data set by the names on the way to it; None where there is none."""
         with self._reading("/".join(parts)):
             item = self.root if group is None else group
-            for number, part in enumerate(parts):
+            for part in parts:
                 if not isinstance(item, self._h5py.Group) or part not in item:
                     return None
-                self._require_hard(item, part, parts[: number + 1])
+                self._require_hard(item, part)
                 item = item[part]
             return item
 
@@ -151,13 +151,15 @@ class Hdf5File:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.source}: cannot be read ({error}).") from error
         if damaged:
-            raise CheckpointError(f"{self.source}: the file is damaged (a collection of text has no end). Copy it again.")
+            raise CheckpointError(
+                f"{self.source}: the file is damaged (a collection of text has no end). Copy it again."
+            )
 
-    def _require_hard(self, group: Any, name: str, parts: Sequence[str]) -> None:
+    def _require_hard(self, group: Any, name: str) -> None:
         link = group.get(name, getlink=True)
         if not isinstance(link, self._h5py.HardLink):
-            kind = type(link).__name__
-            raise CheckpointError(f"{self.source}: {'/'.join(parts)}: is a link ({kind}); links are not followed.")
+            where = f"{group.name}/{name}".strip("/")
+            raise CheckpointError(f"{self.source}: {where}: is a link ({type(link).__name__}); links are not followed.")
 
     def _require_plain(self, dataset: Any, what: str) -> None:
         properties = dataset.id.get_create_plist()
