@@ -18,7 +18,12 @@ from ..errors import CheckpointError, ConversionError
 
 __all__ = ["Hdf5File", "import_h5py"]
 
-_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # others are programs found on the disk
+_FILTERS = {
+    1: "gzip",
+    2: "shuffle",
+    3: "fletcher32",
+    32000: "lzf",
+}  # others are programs that lie somewhere on the disk
 _GROWTH, _SMALL = 20, 2**26  # weights are hardly ever compressed: bytes that a file may unpack to
 _HEAP = b"GCOL\x01\0\0\0"
 _LONGEST_TEXT = 2**25  # of an attribute
@@ -117,10 +122,10 @@ class Hdf5File:
             shape: that it must have.
             what: it is, for messages.
         """
-        found = self.shape(dataset, what)
-        if found != tuple(shape):
+        stored = self.shape(dataset, what)
+        if stored != tuple(shape):
             raise CheckpointError(
-                f"{self.source}: {what}: has the shape {found}, its layer takes {tuple(shape)}. The file contradicts"
+                f"{self.source}: {what}: has the shape {stored}, its layer takes {tuple(shape)}. The file contradicts"
                 " itself."
             )
         with self._reading(what):
@@ -132,7 +137,7 @@ class Hdf5File:
                     " file is not read."
                 )
             values = dataset[()]
-        tensor = torch.from_numpy(values.reshape(found).astype("float32", order="C"))
+        tensor = torch.from_numpy(values.reshape(stored).astype("float32", order="C"))
         if not bool(tensor.sum(dtype=torch.float64).isfinite()):
             raise CheckpointError(f"{self.source}: {what}: holds values that are NaN or infinite.")
         return tensor

@@ -48,7 +48,6 @@ class KerasLayer:
         title: its name with those of the models around it.
         model: its layers, where it is a model.
         is_operation: it is a function that was called on tensors.
-        frozen: it was not trained.
     """
 
     kind: str
@@ -159,7 +158,7 @@ class _Parser:
         config = entry["config"]
         own = _numbered(_snake_case(kind), used)
         where = (*path, "layers", own)
-        full = f"{title}.{name}" if title else name
+        full = ".".join(part for part in (title, name.replace(".", "_")) if part)
         layer = KerasLayer(kind, name, config if isinstance(config, dict) else {}, [], where, outer or name, full)
         if kind in MODEL_KINDS:
             layer.model = self.model(entry, where, outer or name, full, depth + 1)

@@ -119,9 +119,9 @@ class KerasFile:
             datasets[name] = file.item(fitting[0].split("/"), group)
         return datasets
 
-    def _counted(self, layer: KerasLayer, found: int, expected: int) -> str:
+    def _counted(self, layer: KerasLayer, held: int, expected: int) -> str:
         return (
-            f"{self.source}: layer {layer.name} ({layer.kind}): the file holds {found} weights, it takes {expected}."
+            f"{self.source}: layer {layer.name} ({layer.kind}): the file holds {held} weights, it takes {expected}."
             f" {_SAVE}"
         )
 

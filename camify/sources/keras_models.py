@@ -82,7 +82,7 @@ def load_keras(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file i
         preprocessing = _of_name(name, size)
         if preprocessing is not None:
             notes.append(
-                f"preprocess_input of keras.applications assumed, by the network's name {name}"
+                f"preprocessing of keras.applications (preprocess_input) assumed, by the network's name {name}"
                 f" ({preprocessing.describe()}): state the preprocessing if it was trained otherwise"
             )
     return Source(

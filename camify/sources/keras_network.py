@@ -175,7 +175,7 @@ class KerasNetwork:
             ) from error
 
     def _apply(self, layer: KerasLayer, args: list[Any], options: dict[str, Any]) -> Value:
-        if _takes_operands(layer):
+        if is_operation(layer):
             return OPERATIONS[operation_name(layer)](self.steps, layer, args, options)
         tensors = _tensors(args, options)
         if options.get("training") is True:
@@ -214,11 +214,6 @@ def _first_resizers(model: KerasModel) -> list[KerasLayer]:
         elif not (layer.kind in (*_PIXELWISE, "InputLayer") or is_operation(layer) or layer.model is not None):
             break
     return resizers
-
-
-def _takes_operands(layer: KerasLayer) -> bool:
-    """Whether a layer is an operation; the layers ``Add``, ``Multiply``, ... have the same names as operations."""
-    return is_operation(layer)
 
 
 def _require_known(model: KerasModel, source: str) -> None:
@@ -271,10 +266,10 @@ def _order(model: KerasModel, source: str) -> list[tuple[KerasLayer, int]]:
 
 
 def _at(values: Mapping[_Key, list[Value]], place: Place) -> Value:
-    found = values[place.layer, place.call]
-    if not 0 <= place.output < len(found):
+    outputs = values[place.layer, place.call]
+    if not 0 <= place.output < len(outputs):
         raise ValueError(f"output {place.output} of {place.layer}")
-    return found[place.output]
+    return outputs[place.output]
 
 
 def _resolved(value: Any, values: Mapping[_Key, list[Value]]) -> Any:
