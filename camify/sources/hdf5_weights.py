@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ _FILTERS = {
 }  # others are programs that lie somewhere on the disk
 _GROWTH, _SMALL = 20, 2**26  # weights are hardly ever compressed: bytes that a file may unpack to
 _HEAP = b"GCOL\x01\0\0\0"
+_TEXTS_OF_ANY_LENGTH = 9  # of HDF5's classes of data
 _LONGEST_TEXT = 2**25  # of an attribute
-_MOST_PARTS = 64  # of a list of names, which Keras splits in parts of 64 kB
+_DEEPEST, _MOST_DATASETS = 16, 10_000  # in the group of a layer
 
 
 def import_h5py(source: str) -> ModuleType:
@@ -59,16 +61,23 @@ class Hdf5File:
         CheckpointError: it is no HDF5 file, or damaged; every method raises this of what it reads.
     """
 
-    def __init__(self, content: Path | BinaryIO, size: int, source: str) -> None:
+    def __init__(self, content: Path | io.BytesIO, size: int, source: str) -> None:
         self.source, self._h5py = source, import_h5py(source)
         self._left = _GROWTH * size + _SMALL
-        self._check_text(content)
         with self._reading("its content"):
+            if isinstance(content, io.BytesIO):
+                self._bytes: bytes | mmap.mmap = content.getvalue()
+            else:
+                with content.open("rb") as file:
+                    self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._texts = _Texts(self._bytes)
             self.root = self._h5py.File(content, "r")
 
     def close(self) -> None:
         """Let the file go."""
         self.root.close()
+        if isinstance(self._bytes, mmap.mmap):
+            self._bytes.close()
 
     def item(self, parts: Sequence[str], group: Any = None) -> Any | None:
         """A group or data set by the names on the way to it; None where there is none."""
@@ -86,26 +95,39 @@ class Hdf5File:
         with self._reading("a group"):
             return list(group) if isinstance(group, self._h5py.Group) else []
 
-    def text(self, group: Any, name: str) -> str | None:
-        """An attribute that holds text; None where there is none."""
+    def text(self, name: str) -> str | None:
+        """An attribute of the file that holds text; None where there is none.
+
+        It is taken out of the file's bytes: HDF5's own library trusts the lengths that stand there.
+        """
+        value: Any = None
         with self._reading(f"attribute {name}"):
-            value = group.attrs.get(name)
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_TEXT):
-            raise CheckpointError(f"{self.source}: attribute {name}: is no text of a usual length.")
+            if name not in self.root.attrs:
+                return None
+            is_variable = self._h5py.h5a.open(self.root.id, name.encode()).dtype.kind == "O"
+            value = self._texts.of_attribute(name.encode()) if is_variable else self.root.attrs[name]
+            value = value.decode("utf-8") if isinstance(value, bytes) else value
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+            raise CheckpointError(
+                f"{self.source}: attribute {name}: is no text of a usual length. The file is damaged."
+            )
         return value
 
-    def texts(self, group: Any, name: str) -> list[str]:
-        """An attribute that holds a list of names, which Keras may have split (``name0``, ``name1``, ...)."""
+    def has_attribute(self, name: str) -> bool:
+        """Whether the file has an attribute of a name."""
         with self._reading(f"attribute {name}"):
-            values = [group.attrs[name]] if name in group.attrs else []
-            for part in range(_MOST_PARTS):
-                if values or f"{name}{part}" not in group.attrs:
-                    break
-                values += [group.attrs[f"{name}{part}"]]
-            items = [item for value in values for item in value]
-            return [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in items]
+            return name in self.root.attrs
+
+    def datasets(self, group: Any, depth: int = 0) -> list[str]:
+        """The paths of all data sets in a group."""
+        paths: list[str] = []
+        for name in self.names(group) if depth < _DEEPEST else []:
+            item = self.item((name,), group)
+            inner = self.datasets(item, depth + 1)
+            paths += [f"{name}/{path}" for path in inner] if isinstance(item, self._h5py.Group) else [name]
+            if len(paths) > _MOST_DATASETS:
+                raise CheckpointError(f"{self.source}: more than {_MOST_DATASETS} weights in a group are not read.")
+        return paths
 
     def shape(self, dataset: Any, what: str) -> tuple[int, ...]:
         """Of a data set."""
@@ -144,22 +166,6 @@ class Hdf5File:
 
     # ------------------------------------------------------------ what is not read
 
-    def _check_text(self, content: Path | BinaryIO) -> None:
-        """Refuse damaged collections of text: HDF5's own library would look for their end forever."""
-        try:
-            if not isinstance(content, Path):
-                view = content.getbuffer() if isinstance(content, io.BytesIO) else memoryview(b"")
-                damaged = _has_endless_text(bytes(view))
-            else:
-                with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                    damaged = _has_endless_text(mapped)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.source}: cannot be read ({error}).") from error
-        if damaged:
-            raise CheckpointError(
-                f"{self.source}: the file is damaged (a collection of text has no end). Copy it again."
-            )
-
     def _require_hard(self, group: Any, name: str) -> None:
         link = group.get(name, getlink=True)
         if not isinstance(link, self._h5py.HardLink):
@@ -194,19 +200,67 @@ class Hdf5File:
             ) from error
 
 
-def _has_endless_text(content: bytes | mmap.mmap) -> bool:
-    """Whether a global heap (HDF5 file format, III.E) has an object of no size, or one that goes beyond it."""
-    start = content.find(_HEAP)
-    while start >= 0:
-        (size,) = struct.unpack_from("<Q", content, start + 8) if start + 16 <= len(content) else (0,)
+class _Texts:
+    """The texts of an HDF5 file (its global heaps, HDF5 file format III.E), by where they stand.
+
+    Args:
+        content: the file.
+
+    Raises:
+        ValueError: a heap has an object of no size, for whose end HDF5's library would look forever, or one that goes
+            beyond it.
+    """
+
+    def __init__(self, content: bytes | mmap.mmap) -> None:
+        self.content = content
+        self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
+        start = content.find(_HEAP)
+        while start >= 0:
+            self.heaps[start] = self._objects(start)
+            start = content.find(_HEAP, start + 8)
+
+    def _objects(self, start: int) -> dict[int, tuple[int, int]]:
+        objects = {}
+        (size,) = struct.unpack_from("<Q", self.content, start + 8) if start + 16 <= len(self.content) else (0,)
         end, place = start + size, start + 16
-        if size < 16 or end > len(content):
-            return True
+        if size < 16 or end > len(self.content):
+            raise ValueError("a collection of text has no end")
         while place + 16 <= end:
-            index, _, _, count = struct.unpack_from("<HHIQ", content, place)
+            index, _, _, count = struct.unpack_from("<HHIQ", self.content, place)
             step = count if index == 0 else 16 + -(-count // 8) * 8
             if step < 16 or place + step > end:
-                return True
+                raise ValueError("a collection of text has no end")
+            objects[index] = (place + 16, count)
             place += step
-        start = content.find(_HEAP, start + 8)
-    return False
+        return objects
+
+    def of_attribute(self, name: bytes) -> bytes | None:
+        """The text that the first attribute of a name refers to; None where it refers to none."""
+        place = self.content.find(name)
+        while place >= 0:
+            for length, heap, index in self._references(place):
+                start, size = self.heaps.get(heap, {}).get(index, (0, -1))
+                return self.content[start : start + size].rstrip(b"\0") if size == length else None
+            place = self.content.find(name, place + 1)
+        return None
+
+    def _references(self, place: int) -> Iterator[tuple[int, int, int]]:
+        """Lengths, heaps and numbers of the texts of the attribute whose name stands at a place (IV.A.2.m there)."""
+        for version, header, unit in ((1, 8, 8), (2, 8, 1), (3, 9, 1)):
+            start = place - header
+            if start < 0 or self.content[start] != version:
+                continue
+            sizes = [-(-size // unit) * unit for size in struct.unpack_from("<HHH", self.content, start + 2)]
+            kind = place + sizes[0]
+            space, values = kind + sizes[1], kind + sizes[1] + sizes[2]
+            if values > len(self.content) or self.content[kind] & 15 != _TEXTS_OF_ANY_LENGTH:
+                continue
+            first = {1: 8, 2: 4}.get(self.content[space], 0)
+            rank = self.content[space + 1]
+            if not first or space + first + 8 * rank > len(self.content):
+                continue
+            count = math.prod(struct.unpack_from(f"<{rank}Q", self.content, space + first))
+            if values + 16 * count > len(self.content):
+                raise ValueError("has more texts than the file")
+            for number in range(count):
+                yield struct.unpack_from("<IQI", self.content, values + 16 * number)

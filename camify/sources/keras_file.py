@@ -22,7 +22,12 @@ __all__ = ["KerasFile"]
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LARGEST = {_CONFIG: 2**25, _METADATA: 2**16}
 _GROWTH, _SMALL = 20, 2**26  # of an entry against the archive: Keras does not compress
-_IN_KERAS_2 = {"kernel": "depthwise_kernel"}
+_FORMER: dict[str, tuple[str, ...]] = {
+    "kernel": ("depthwise_kernel",),
+    "moving_mean": ("running_mean",),
+    "moving_variance": ("running_std",),
+}
+"""What weights were called in files of Keras 2."""
 _SAVE = 'Save the whole model where it was trained: model.save("model.keras").'
 
 
@@ -83,34 +88,27 @@ class KerasFile:
     def _of_archive(self, layer: KerasLayer, names: list[str]) -> dict[str, Any]:
         file = self._weights
         group = file.item((*layer.path, "vars"))
-        if group is not None and file.text(group, "name") not in (None, layer.name):
-            group = None
-            container = file.item(layer.path[:-1])
-            for sibling in file.names(container):
-                other = file.item((sibling, "vars"), container)
-                if other is not None and file.text(other, "name") == layer.name:
-                    group = other
         entries = file.names(group) if group is not None else []
         if len(entries) != len(names):
             raise CheckpointError(self._counted(layer, len(entries), len(names)))
         return {name: file.item((str(index),), group) for index, name in enumerate(names)}
 
     def _of_h5(self, layer: KerasLayer, names: list[str]) -> dict[str, Any]:
-        """By name where the file has it, else by the order of the layer that lies in the model itself."""
+        """By the names of the layer and the weight, in the group of the layer of the outermost model."""
         file = self._weights
         group = file.item(("model_weights", *layer.outer.split("/")))
-        stored = file.texts(group, "weight_names") if group is not None else []
+        stored = file.datasets(group) if group is not None else []
         own = layer.outer == layer.name
         if own and len(stored) != len(names):
             raise CheckpointError(self._counted(layer, len(stored), len(names)))
         datasets = {}
-        for index, name in enumerate(names):
-            around = "" if own else f"{layer.name}/"
-            fitting = [text for text in stored if _is_named(text, f"{around}{name}")] or [
-                text for text in stored if _is_named(text, f"{around}{_IN_KERAS_2.get(name, name)}")
+        around = "" if own else f"{layer.name}/"
+        for name in names:
+            fitting = [
+                path
+                for path in stored
+                if any(_is_named(path, f"{around}{one}") for one in (name, *_FORMER.get(name, ())))
             ]
-            if len(fitting) != 1 and own:
-                fitting = [stored[index]]
             if len(fitting) != 1:
                 several = f"{len(fitting)} weights of that name" if fitting else "no such weight"
                 raise CheckpointError(
@@ -127,17 +125,16 @@ class KerasFile:
 
     def _read_attributes(self, path: Path) -> tuple[dict[str, Any], str | None]:
         file = self._weights
-        text = file.text(file.root, "model_config")
+        text = file.text("model_config")
         if text is None or file.item(("model_weights",)) is None:
             names = file.names(file.root)
-            if {"layers", "_layer_checkpoint_dependencies"} & set(names) or file.texts(file.root, "layer_names"):
+            if {"layers", "_layer_checkpoint_dependencies"} & set(names) or file.has_attribute("layer_names"):
                 raise ConversionError(
                     f"{path}: holds the weights of a Keras model without its layers. {_SAVE} Or build it, then"
                     f' model.load_weights("{path.name}") and model.save("model.keras").'
                 )
             raise CheckpointError(f"{path}: is an HDF5 file, but holds no Keras model. {_SAVE}")
-        weights_group = file.item(("model_weights",))
-        version = file.text(file.root, "keras_version") or file.text(weights_group, "keras_version")
+        version = file.text("keras_version")
         return _json(text, path, "model_config"), version
 
 
