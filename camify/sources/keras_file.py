@@ -99,16 +99,15 @@ class KerasFile:
         group = file.item(("model_weights", *layer.outer.split("/")))
         stored = file.datasets(group) if group is not None else []
         own = layer.outer == layer.name
-        if own and len(stored) != len(names):
-            raise CheckpointError(self._counted(layer, len(stored), len(names)))
+        held = sum(path.rpartition("/")[0] == layer.name for path in stored)  # a layer "a" can have one "a/b" in it
+        if own and held > len(names):
+            raise CheckpointError(self._counted(layer, held, len(names)))
         datasets = {}
-        around = "" if own else f"{layer.name}/"
         for name in names:
-            fitting = [
-                path
-                for path in stored
-                if any(_is_named(path, f"{around}{one}") for one in (name, *_FORMER.get(name, ())))
-            ]
+            fitting: list[str] = []
+            for one in (name, *_FORMER.get(name, ())):
+                fitting = fitting or [path for path in stored if _is_named(path, f"{layer.name}/{one}")]
+                fitting = fitting or [path for path in stored if own and _is_named(path, one)]
             if len(fitting) != 1:
                 several = f"{len(fitting)} weights of that name" if fitting else "no such weight"
                 raise CheckpointError(
