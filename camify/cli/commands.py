@@ -47,8 +47,9 @@ from .parser_messages import in_one_line
 __all__ = ["main"]
 
 _SOURCE = (
-    "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, FILE.pth, camify/tiny_vgg"
-    ", a checkpoint folder, the folder or .ckpt of a run, a file of camify export, or hf:USER/NAME"
+    "torchvision/NAME, torchvision/NAME@none, torchvision/NAME@FILE.pth, the same with timm/, FILE.pth, FILE.onnx,"
+    " FILE.keras, FILE.h5, camify/tiny_vgg, a checkpoint folder, the folder or .ckpt of a run, a file of camify export,"
+    " a folder of transformers, or hf:USER/NAME"
 )
 _CLASS_NAMES = "text file, a line for each class of the network, in order, or JSON; default: what the source knows"
 _BITS = "that gray files of 16 or 32 bits use: 12 of many X-rays; default: what the network says, else all"

@@ -84,6 +84,7 @@ class _Recaster:
         self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
         self.start = self.output.args[0]
         self.kernel = (1, 1)
+        self.affine: tuple[Tensor, Tensor] | None = None  # per feature, of batch norms between a flatten and its linear
         self.order = self._order_of(analysis.layout)  # of a map in other axes: the place of each number in (C, h, w)
 
     def run(self) -> Recast:
@@ -102,6 +103,8 @@ class _Recaster:
             elif not self._moves(node):
                 self._step_of_map(node)
                 skipped |= set(self._pools_behind(node))
+        if self.is_vector and not (self.has_kernel or self.is_pooled):
+            self._refuse(nodes[-1], "ends the network, whose flattened features no linear layer follows")
         if classifier is None:
             classifier = self._same(self.analysis.logits)
         self._prove(classifier)
@@ -245,8 +248,13 @@ class _Recaster:
     def _step_of_vector(self, node: fx.Node) -> None:
         """A step that sees (N, D), and in the recast network a map (N, D, h, w)."""
         layer, before = self._layer(node), self._before(node)
+        flattened = not (self.has_kernel or self.is_pooled)  # each feature is a channel at one position
         if isinstance(layer, nn.Linear):
             self._emit(self._convolution(layer))
+        elif flattened and isinstance(layer, nn.BatchNorm1d):
+            self._fold(layer)
+        elif flattened and not isinstance(layer, _DROPOUT) and (self.affine or isinstance(layer, nn.LayerNorm)):
+            self._refuse(node, "stands between a flatten and its linear layer, where it has no per-position form")
         elif isinstance(layer, nn.BatchNorm1d):
             self._emit(_batch_norm_2d(layer))
         elif isinstance(layer, nn.LayerNorm):
@@ -259,6 +267,15 @@ class _Recaster:
             self._copy(node)
         else:
             self._refuse(node, "mixes features in a way that has no per-position form")
+
+    def _fold(self, norm: nn.BatchNorm1d) -> None:
+        """A batch norm of flattened features becomes part of the linear layer behind it."""
+        zeros = torch.zeros(1, norm.num_features, device=self.analysis.images.device)
+        shift = norm(zeros)[0]
+        scale = norm(zeros + 1)[0] - shift
+        if self.affine is not None:
+            scale, shift = scale * self.affine[0], scale * self.affine[1] + shift
+        self.affine = (scale, shift)
 
     def _to_vector(self, node: fx.Node, before: torch.Size, after: torch.Size) -> None:
         """Flatten, or a mean over all positions."""
@@ -285,7 +302,12 @@ class _Recaster:
 
     def _convolution(self, linear: nn.Linear) -> nn.Conv2d:
         """A linear layer at every position; the first one after a flatten takes the whole map as its kernel."""
-        weight = linear.weight
+        weight: Tensor = linear.weight
+        bias: Tensor | None = linear.bias
+        if self.affine is not None:
+            scale, shift = self.affine
+            bias = weight @ shift if bias is None else bias + weight @ shift
+            weight, self.affine = weight * scale, None
         if self.has_kernel or self.is_pooled:
             kernel = weight[:, :, None, None]
         else:
@@ -296,11 +318,11 @@ class _Recaster:
             self.kernel = (height, width)
         self.has_kernel = True
         size = (kernel.shape[2], kernel.shape[3])
-        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], size, bias=linear.bias is not None, device="meta")
+        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], size, bias=bias is not None, device="meta")
         conv.to_empty(device=kernel.device).to(kernel.dtype)
         conv.weight.copy_(kernel)
-        if linear.bias is not None and conv.bias is not None:
-            conv.bias.copy_(linear.bias)
+        if bias is not None and conv.bias is not None:
+            conv.bias.copy_(bias)
         return conv
 
     def _in_map_order(self, weight: Tensor) -> Tensor:

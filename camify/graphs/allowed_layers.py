@@ -20,7 +20,7 @@ _NN = """
 Conv1d Conv2d ConvTranspose2d Linear Identity Flatten Unflatten
 BatchNorm1d BatchNorm2d SyncBatchNorm LayerNorm GroupNorm InstanceNorm2d LocalResponseNorm
 ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardtanh Hardswish Hardsigmoid Softplus
-Softmax
+Softsign Softshrink Hardshrink Tanhshrink Softmax LogSoftmax LogSigmoid
 MaxPool2d AvgPool2d LPPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d
 MultiheadAttention
 Dropout Dropout1d Dropout2d AlphaDropout FeatureAlphaDropout

@@ -37,7 +37,8 @@ _CELL_BY_CELL = (  # in any order of axes; a mean or spread over all cells moves
     nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.Identity, nn.Dropout,
     nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU,
     nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish,
-    nn.Hardsigmoid, nn.Softplus, torchvision.ops.FrozenBatchNorm2d, torchvision.ops.StochasticDepth,
+    nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.LogSigmoid,
+    torchvision.ops.FrozenBatchNorm2d, torchvision.ops.StochasticDepth,
 )  # fmt: skip
 _CELL_FUNCTIONS = (
     F.batch_norm, F.group_norm, F.instance_norm, F.dropout, F.dropout2d, F.relu, F.gelu, F.silu, torch.relu,

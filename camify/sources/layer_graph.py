@@ -48,11 +48,12 @@ class LayerGraph:
         self.values: dict[fx.Node, Any] = {self.image: image}
         self._allowed = allowed_bytes(image.nbytes)
         self._paths: set[str] = set()
+        self._placed: dict[nn.Module, str] = {}
 
     # ------------------------------------------------------------ steps
 
     def layer(self, name: str, layer: nn.Module, *inputs: fx.Node) -> fx.Node:
-        """A step that runs a layer.
+        """A step that runs a layer; one that is there already is shared.
 
         Args:
             name: as the file has it; what cannot stand in a path of layers becomes ``_``, a dot opens a level.
@@ -64,14 +65,10 @@ class LayerGraph:
         """
         if type(layer) not in LAYER_NAMES:
             raise TypeError(f"{type(layer).__name__} is no layer that can be stored")
-        path = self._free_path(name)
-        owner = self.root
-        *parents, last = path.split(".")
-        for parent in parents:
-            if parent not in owner._modules:
-                owner.add_module(parent, nn.Module())
-            owner = owner.get_submodule(parent)
-        owner.add_module(last, layer.eval())
+        path = self._placed.get(layer)
+        if path is None:
+            path = self._placed[layer] = self._free_path(name)
+            self._place(path, layer)
         node = self.graph.call_module(path, inputs)
 
         def run(*values: Any) -> Any:
@@ -79,6 +76,15 @@ class LayerGraph:
             return torch.func.functional_call(layer, state, values)
 
         return self._run(node, run, name)
+
+    def _place(self, path: str, layer: nn.Module) -> None:
+        owner = self.root
+        *parents, last = path.split(".")
+        for parent in parents:
+            if parent not in owner._modules:
+                owner.add_module(parent, nn.Module())
+            owner = owner.get_submodule(parent)
+        owner.add_module(last, layer.eval())
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A step that calls a function of ``allowed_layers.FUNCTIONS``."""

@@ -45,9 +45,9 @@ def fold_normalization(
     rest, is_reversed = take_off_reversal(rest)
     if bool((scale == 1).all() and (shift == 0).all()):
         return network, None, ""
-    stated = preprocessing_of(scale, shift, size, is_reversed=is_reversed)
-    if stated is not None:
-        return rest, *stated
+    folded = preprocessing_of(scale, shift, size, is_reversed=is_reversed)
+    if folded is not None:
+        return rest, *folded
     largest = _range_of(scale, shift)
     if largest is None:
         return network, None, ""

@@ -15,6 +15,7 @@ from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, is_onnx, load_exported, load_onnx_file
 from .foreign_formats import foreign_error
+from .keras_models import is_keras, load_keras
 from .run_folders import (
     is_folder,
     is_hub_name,
@@ -48,7 +49,8 @@ class Loader(NamedTuple):
 
 
 LOADERS: list[Loader] = [  # the first that matches takes the text: what lies on the disk comes before every name
-    Loader("a checkpoint folder, the folder of a run", is_folder, load_folder),
+    Loader("a FILE.keras or FILE.h5", is_keras, load_keras, legacy=True),
+    Loader("a checkpoint folder, the folder of a run or of transformers", is_folder, load_folder),
     Loader("FILE.onnx, FILE.onnx@OUTPUT", is_onnx, load_onnx_file),
     Loader("FILE.pt2 of camify export", is_exported, load_exported),
     Loader("FILE.ckpt of a run", is_lightning, load_lightning),
@@ -76,8 +78,9 @@ def resolve(source: str, *, weights: bool = True) -> Source:
             a bare FILE whose tensors fit exactly one of torchvision's classifiers, or its features,
             ``"camify/tiny_vgg"``, a folder written by ``save_pretrained`` (camify's, or that of an image classifier of
             transformers), one that timm wrote for the Hub, the folder of a run (its ``export/``, else
-            ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, an ``.onnx`` or ``.pt2`` file of
-            ``camify.export``, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no folder ``USER`` exists.
+            ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, a ``.pt2`` file of
+            ``camify.export``, an ``.onnx`` file (camify's or anybody's), a ``.keras`` or ``.h5`` file of Keras, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no
+            folder ``USER`` exists.
         weights: False downloads nothing: a library's name gives the architecture with random weights, a repository of
             the Hub is taken from its cache. What lies here, such as a FILE, is read all the same: it says what it is.
 

@@ -102,6 +102,34 @@ def test_an_adaptive_pool_is_folded_into_the_kernel(size):
     assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in net.features.modules())
 
 
+def test_batch_norms_right_behind_a_flatten_become_part_of_the_first_layer():
+    """Keras's idiom: a deviation per feature and cell, which has no per-position form of its own."""
+    wide, narrow = 12 * 16, nn.Linear(16, 5, bias=False)
+    legacy = Legacy(
+        nn.Sequential(
+            nn.BatchNorm1d(wide), nn.Dropout(), nn.BatchNorm1d(wide), nn.Linear(wide, 16, bias=False), nn.ReLU(), narrow
+        )
+    )
+    net = convert(legacy, head="recast", input_size=16)
+    torch.testing.assert_close(net(images(16)), legacy(images(16)), rtol=1e-4, atol=1e-5)
+    only = Legacy(nn.Sequential(nn.BatchNorm1d(wide), nn.Linear(wide, 5)))
+    torch.testing.assert_close(convert(only, head="recast", input_size=16)(images(16)), only(images(16)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (lambda d: [nn.LayerNorm(d), nn.Linear(d, 5)], "between a flatten and its linear layer"),
+        (lambda d: [nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, 5)], "between a flatten and its linear layer"),
+        (lambda d: [nn.BatchNorm1d(d)], "no linear layer follows"),
+        (lambda d: [nn.ReLU()], "no linear layer follows"),
+    ],
+)
+def test_flattened_features_without_a_per_position_form_are_refused(layers, words):
+    with pytest.raises(ConversionError, match=words):
+        convert(Legacy(nn.Sequential(*layers(12 * 16))), head="recast", input_size=16)
+
+
 def test_a_later_max_pool_of_the_head_stays():
     legacy = Legacy(nn.Sequential(nn.Linear(12 * 4, 16), nn.ReLU(), nn.Linear(16, 5)), nn.MaxPool2d(2))
     net = convert(legacy, head="recast", input_size=16)
