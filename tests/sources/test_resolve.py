@@ -244,5 +244,5 @@ def test_no_weights_file_runs_code(tmp_path, zipped):
 def test_a_whole_pickled_model_is_refused(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(network(3), path)
-    with pytest.raises(CheckpointError, match=r"model\.pt: cannot be read as plain weights"):
+    with pytest.raises(CheckpointError, match=r"model\.pt: is a file with pickled objects"):
         resolve(f"torchvision/{NAME}@{path}")
