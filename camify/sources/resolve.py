@@ -78,9 +78,9 @@ def resolve(source: str, *, weights: bool = True) -> Source:
             a bare FILE whose tensors fit exactly one of torchvision's classifiers, or its features,
             ``"camify/tiny_vgg"``, a folder written by ``save_pretrained`` (camify's, or that of an image classifier of
             transformers), one that timm wrote for the Hub, the folder of a run (its ``export/``, else
-            ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, a ``.pt2`` file of
-            ``camify.export``, an ``.onnx`` file (camify's or anybody's), a ``.keras`` or ``.h5`` file of Keras, ``"hf:USER/NAME"``, or ``"USER/NAME"`` where no
-            folder ``USER`` exists.
+            ``best.ckpt``, else ``last.ckpt``), a ``.ckpt`` of a run, a ``.pt2`` file of ``camify.export``, an
+            ``.onnx`` file (camify's or anybody's), a ``.keras`` or ``.h5`` file of Keras, ``"hf:USER/NAME"``, or
+            ``"USER/NAME"`` where no folder ``USER`` exists.
         weights: False downloads nothing: a library's name gives the architecture with random weights, a repository of
             the Hub is taken from its cache. What lies here, such as a FILE, is read all the same: it says what it is.
 
