@@ -9,6 +9,7 @@ __all__ = [
     "ConstantMapWarning",
     "ConversionError",
     "DataError",
+    "ForeignFormatError",
     "NotFiniteError",
     "TrainingError",
 ]
@@ -32,6 +33,19 @@ class NotFiniteError(ConversionError, DataError):
 
 class CheckpointError(CamifyError, ValueError):
     """A checkpoint is missing, incomplete, damaged or not what it claims to be."""
+
+
+class ForeignFormatError(CheckpointError):
+    """A file of a format that camify does not read.
+
+    Attributes:
+        message: one sentence.
+        lines: of code, that make a usable file of it.
+    """
+
+    def __init__(self, message: str, lines: tuple[str, ...] = ()) -> None:
+        super().__init__("\n".join([message, *(f"    {line}" for line in lines)]))
+        self.message, self.lines = message, lines
 
 
 class ConfigError(CamifyError, ValueError):

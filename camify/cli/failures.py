@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..console import console, print_error, shown, tolerant_streams
-from ..errors import CamifyError
+from ..errors import CamifyError, ForeignFormatError
 
 __all__ = ["Failure", "camify_error_in", "explained", "one_line_errors"]
 
@@ -43,18 +43,20 @@ _DEBUG = "CAMIFY_DEBUG"
 
 
 class Failure(NamedTuple):
-    """Why a command ends, in one line, and its exit code."""
+    """Why a command ends, in one line, its exit code, and lines of code that help."""
 
     message: str
     code: int
+    lines: tuple[str, ...] = ()
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Within it everything that a user can cause ends the program with one line on stderr and an exit code.
 
-    2 for what was given, 1 where memory or disk are full, 130 after Ctrl-C. Other errors, of camify, of libraries, or
-    of the user's own callbacks and data modules, keep their traceback; so do all with ``CAMIFY_DEBUG=1``.
+    Lines of code that help stand below it. 2 for what was given, 1 where memory or disk are full, 130 after Ctrl-C.
+    Other errors, of camify, of libraries, or of the user's own callbacks and data modules, keep their traceback; so do
+    all with ``CAMIFY_DEBUG=1``.
     """
     with tolerant_streams():
         try:
@@ -71,6 +73,8 @@ def one_line_errors() -> Iterator[None]:
             if os.environ.get(_DEBUG, "0") not in ("", "0"):
                 _print_traceback(error)
             print_error(f"camify: error: {failure.message}")
+            for line in failure.lines:
+                console(stderr=True, soft_wrap=True).print(f"    {line}")
             sys.exit(failure.code)
 
 
@@ -78,7 +82,7 @@ def explained(error: BaseException) -> Failure | None:
     """What an error means for who gave the command; None where only its traceback can say that."""
     camify_error = camify_error_in(error)
     if camify_error is not None:
-        return Failure(_own_words(camify_error), USER)
+        return _of_camify(camify_error)
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or _of_memory(cause):
@@ -123,6 +127,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         frames = _frames(error.__traceback__)
         own = bool(frames) and _is_camify(frames[-1])
         error = error.__cause__ if error.__cause__ is not None or own else error.__context__
+
+
+def _of_camify(error: BaseException) -> Failure:
+    if isinstance(error, ForeignFormatError):
+        return Failure(error.message, USER, error.lines)
+    return Failure(_own_words(error), USER)
 
 
 def _own_words(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CheckpointError
+from ..errors import ForeignFormatError
 
 __all__ = ["foreign_error"]
 
@@ -160,7 +160,7 @@ _SAVED_MODEL = _Format(
 )
 
 
-def foreign_error(path: Path, reason: str = "") -> CheckpointError | None:
+def foreign_error(path: Path, reason: str = "") -> ForeignFormatError | None:
     """The refusal of a file or folder of a format that camify does not read, with the lines that help; None of others.
 
     Args:
@@ -177,8 +177,8 @@ def foreign_error(path: Path, reason: str = "") -> CheckpointError | None:
     wanted = re.search(r"GLOBAL ([\w.]{1,200})", reason)
     needs = f" (it needs {wanted[1].rstrip('.')})" if wanted else ""
     name = f"{kind.name}{needs}{', and reading such objects can run code' * kind.pickled}"
-    lines = "\n".join(f"    {line.replace('FILE', str(path))}" for line in kind.lines)
-    return CheckpointError(f"{path}: is {name}. camify does not read it; a usable file is made so:\n{lines}")
+    lines = tuple(line.replace("FILE", str(path)) for line in kind.lines)
+    return ForeignFormatError(f"{path}: is {name}. camify does not read it; a usable file is made so:", lines)
 
 
 def _format_of(path: Path, reason: str) -> _Format | None:

@@ -113,6 +113,9 @@ def _source(
     elif image.is_bytes:
         preprocessing, note = _of_bytes(image, sides)
         notes.append(note)
+    elif image.channels == 3 and "Ultralytics" in classifier.foreign.properties.get("author", ""):
+        preprocessing = Preprocessing.stated("0..1", Preprocessing.assumed(sides))
+        notes.append("images in 0..1, as Ultralytics trains its classifiers, are assumed")
     else:
         preprocessing = None
     notes.append(proven)

@@ -111,3 +111,15 @@ def test_nothing_is_run(tmp_path):
         resolve(str(tmp_path / "x.pth"))
     assert "weights_only" not in str(error.value)  # of such a file nobody is told how to read it
     assert not trace.exists()
+
+
+def test_the_command_line_shows_the_lines_as_lines(tmp_path, capsys):
+    from camify.cli import main
+
+    path = tmp_path / "model.pt"
+    torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1)), path)
+    with pytest.raises(SystemExit):
+        main(["inspect", str(path)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"camify: error: {path}: is a file with pickled objects")
+    assert [line.startswith("    ") for line in lines[1:]] == [True] * 3

@@ -281,6 +281,14 @@ def test_bytes_are_images_in_0_to_255(tmp_path):
     assert preprocessing.std == pytest.approx((1 / 255,) * 3)
 
 
+def test_files_of_ultralytics_take_images_in_0_to_1(tmp_path):
+    said = {"author": "Ultralytics", "task": "classify", "names": "{0: 'a', 1: 'b', 2: 'c'}"}
+    path = edited(simple(tmp_path / "net.onnx"), lambda model: helper.set_model_props(model, said))
+    source = resolve(str(path))
+    assert (source.preprocessing.mean, source.preprocessing.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert source.class_names == ["a", "b", "c"]
+
+
 def test_a_mean_picture_stays_in_the_network(tmp_path):
     constants = {"m": weights(3, 12, 12), "w": weights(5, 3, 3, 3)}  # as MATLAB writes it
     path = write(tmp_path / "net.onnx", "a = Sub(x, m) v = Conv(a, w)", constants, shape=("N", 3, 12, 12))

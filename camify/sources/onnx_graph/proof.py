@@ -69,6 +69,8 @@ def proof(
     if not places:
         reason = " ".join(str(refusal).split())[:200]
         raise CheckpointError(f"{path}: onnxruntime does not run it ({reason}).") from refusal
+    if image.batch is not None:
+        places.append(f"the network also {image.batch + 1} at once")
     largest = max(errors)
     return largest, f"logits equal onnxruntime's within {largest:.1e} of the largest (images: {', '.join(places)})"
 
