@@ -17,7 +17,7 @@ LOGITS = [-1.8376152515411377, -2.1855995655059814, 0.5190213918685913]  # of th
 
 
 def test_there_is_one_of_every_version():
-    assert {path.name for path in STORED.iterdir()} == {f"schema_{n}" for n in range(1, SCHEMA_VERSION + 1)}
+    assert {path.name for path in STORED.glob("schema_*")} == {f"schema_{n}" for n in range(1, SCHEMA_VERSION + 1)}
 
 
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConfigError
+from ..graphs.fx_modules import without_echo
 from ..preprocessing import NORMALIZATIONS, Preprocessing
 
 __all__ = ["fold_normalization", "preprocessing_of", "take_off_normalization", "take_off_reversal"]
@@ -117,7 +118,7 @@ def _copied(network: fx.GraphModule) -> tuple[fx.Graph, fx.Node]:
 def _as_network(network: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     graph.lint()
     taken = fx.GraphModule(network, graph, class_name=type(network).__name__)
-    return taken.train(network.training)
+    return without_echo(taken.train(network.training))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

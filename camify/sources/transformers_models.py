@@ -153,7 +153,7 @@ def _kind(config: Mapping[str, Any], folder: Path) -> _Kind:
         )
     names = KNOWN[model_type]
     names = (names,) if isinstance(names, str) else tuple(names)
-    name = written if written in names else names[0]
+    name = str(written) if written in names else names[0]
     values = {key: value for key, value in config.items() if not _NOT_READ.fullmatch(key)}
     try:
         built = CONFIG_MAPPING[model_type].from_dict(values)
@@ -246,17 +246,18 @@ def _with_weights(kind: _Kind, state: State, name: str, notes: list[str]) -> tup
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """No bars and tables of transformers are printed: what matters is said by camify."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
+    logging: Any = library_logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(CRITICAL)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
 
 
 # ---------------------------------------------------------------- its steps

@@ -123,8 +123,8 @@ class ConversionOptions:
     init: Literal["random", "ridge", "recast"] = DECIDED_LATER
     map_stride: int | None = None
     input_size: int | tuple[int, int] | None = None
-    legacy_class_names: list[str] | None = None
     preprocessing: str | dict[str, Any] | None = None
+    legacy_class_names: list[str] | None = None
 
     def __post_init__(self) -> None:
         sides, count = f"be whole numbers of 1 to {LARGEST_SIDE} pixels", "be a whole number of at least 1"

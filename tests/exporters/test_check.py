@@ -159,7 +159,7 @@ def test_a_checkpoint_without_a_record_says_what_to_do(tmp_path, monkeypatch):
     torch.save({"state_dict": torchvision.models.squeezenet1_1().state_dict()}, tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match=r"foreign\.ckpt.*camify convert"):
         camify.load(tmp_path / "foreign.ckpt")
-    with pytest.raises(CheckpointError, match=r"neither camify.json nor a .ckpt"):
+    with pytest.raises(CheckpointError, match=r"neither camify.json nor config.json nor a .ckpt"):
         camify.load(_empty(tmp_path))
     with pytest.raises(CheckpointError, match=r"model\.pth: does not exist"):
         camify.load(tmp_path / "model.pth")
