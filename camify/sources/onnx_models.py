@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +88,8 @@ def load_onnx(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file is
     logits, ending = ending_of(foreign, output)
     classifier = _Classifier(text, foreign, image, logits, ending, (*_reading_notes(foreign, image), *notes))
     try:
-        with ThreadPoolExecutor(1) as beside:  # most of both is done outside of Python
-            session = beside.submit(session_of, foreign, logits)
-            network, sides, classes = _mapped(classifier)
-            error, proven = proof(network, session.result(), image, logits, sides, path)
+        network, sides, classes = _mapped(classifier)
+        error, proven = proof(network, session_of(foreign, logits), image, logits, sides, path)
     except NotMapped as reason:
         return _forward_only(classifier, str(reason))
     if not error <= TOLERANCE:

@@ -82,13 +82,16 @@ def read_onnx(path: Path) -> ForeignOnnx:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not model.graph.node or not opset:
         raise CheckpointError(f"{path}: holds no ONNX network: a graph or its version of operators is missing.")
-    changed = _take_in_external(model, path)
+    external = _take_in_external(model, path)
+    changed = external > 0
     if model.functions:
         model, changed = _inlined(model, path), True
     if sum(1 for _ in _nodes(model.graph)) > MOST_STEPS:
         raise CheckpointError(f"{path}: has more than {MOST_STEPS} steps, which are not read.")
+    held = len(content) + external
     for tensor in _tensors(model.graph):
-        _check_tensor(tensor, path)
+        if any(side < 0 for side in tensor.dims) or math.prod(tensor.dims) > 2 * held:  # of at least four bits each
+            raise CheckpointError(f"{path}: the tensor {shown(tensor.name)[:80]} says a size that no file has.")
     if changed:
         try:
             content = model.SerializeToString()
@@ -130,17 +133,8 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(part)
 
 
-def _check_tensor(tensor: Any, path: Path) -> None:
-    """Refuse a tensor that says another size than it has."""
-    count = math.prod(tensor.dims)
-    if any(side < 0 for side in tensor.dims) or count >= _LARGEST_FILE:
-        raise CheckpointError(f"{path}: the tensor {shown(tensor.name)[:80]} says a size that no file has.")
-    if count > 8 * tensor.ByteSize():  # the smallest numbers have four bits
-        raise CheckpointError(f"{path}: the tensor {shown(tensor.name)[:80]} is not whole. The file is damaged.")
-
-
-def _take_in_external(model: Any, path: Path) -> bool:
-    """Read weights from files beside the file into the model; whether there were any.
+def _take_in_external(model: Any, path: Path) -> int:
+    """Read weights from files beside the file into the model; how many bytes.
 
     Raises:
         CheckpointError: such a file lies elsewhere, is missing or too short.
@@ -169,7 +163,7 @@ def _take_in_external(model: Any, path: Path) -> bool:
             tensor.raw_data = stream.read(length)
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
-    return bool(external)
+    return total
 
 
 def _beside(path: Path, location: str, tensor: str) -> Path:

@@ -261,7 +261,7 @@ def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
         raise NotMapped(f"a constant of numbers of type {array.dtype}")
     if array.dtype.kind == "f" and array.dtype != np.float32:
         array = array.astype(np.float32)
-    return torch.from_numpy(np.array(array))
+    return torch.tensor(array)
 
 
 def with_weights(layer: Any, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None) -> Any:
