@@ -522,6 +522,19 @@ def test_what_needs_layers_is_refused_with_the_step(unknown):
         camify.CAMFineTuner(str(unknown), class_names=["a", "b", "c"])
 
 
+def test_a_file_that_onnxruntime_has_optimized_is_read(tmp_path):
+    body = "c = Conv<pads=[1,1,1,1]>(x, w) r = Relu(c) d = Conv<pads=[1,1,1,1]>(r, u) s = Add(d, r) v = Relu(s)"
+    path = simple(tmp_path / "net.onnx", body, constants={"w": weights(5, 3, 3, 3), "u": weights(5, 5, 3, 3)})
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options)
+    steps = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "FusedConv" in steps
+    require_equal(tmp_path / "optimized.onnx", (2, 3, 12, 12))
+
+
 def test_a_file_of_camify_is_read_as_camifys(tmp_path, exported):
     net = camify.convert(str(exported["old exporter"]), head="direct")
     camify.export(net, tmp_path / "own.onnx")

@@ -222,6 +222,11 @@ OLD = {
     "pad of some axes since 18": (18, "v = Pad(x, p, , a)", {"p": [1, 2], "a": [2]}),
     "gelu since 20": (20, 'v = Gelu<approximate="tanh">(x)', {}),
     "group norm since 21": (21, "v = GroupNormalization<num_groups=2>(x, a, b)", {"a": VEC, "b": VEC}),
+    "attention since 23": (
+        23,
+        "r = Reshape(x, s) t = Transpose<perm=[0,1,3,2]>(r) k = Neg(t) v = Attention<scale=0.3>(t, k, t)",
+        {"s": [-1, 2, 2, SIDE**2]},
+    ),
     "mish since 18": (18, "v = Mish(x)", {}),
 }
 

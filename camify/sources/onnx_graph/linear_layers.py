@@ -143,6 +143,18 @@ def _group_norm(steps: OnnxSteps, node: OnnxNode) -> Step:
     return steps.apply(node, with_weights(layer, weight, bias), step)
 
 
+def _attention(steps: OnnxSteps, node: OnnxNode) -> Step:
+    """Scaled dot-product attention of (N, heads, S, E), without mask and past."""
+    query, key, value = (steps.as_plain(node.step(index)) for index in range(3))
+    others = [node.value(index) for index in range(3, len(node.inputs))]
+    odd = any(other is not None for other in others) or node.get("is_causal", 0) or node.get("softcap", 0)
+    if odd or steps.rank(query) != 4 or len(node.outputs) > 1 or steps.shape(query)[1] != steps.shape(key)[1]:
+        raise NotMapped(f"{node}: attention of a kind that is not known")
+    scale = {"scale": float(node.get("scale"))} if "scale" in node.attributes else {}
+    result = steps.graph.call(F.scaled_dot_product_attention, query.node, key.node, value.node, **scale)
+    return replace(query, node=result)
+
+
 def _local_response_norm(steps: OnnxSteps, node: OnnxNode) -> Step:
     alpha, beta, bias = (float(node.get(*option)) for option in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
     return steps.apply(node, nn.LocalResponseNorm(int(node.get("size")), alpha, beta, bias), node.step())
@@ -155,5 +167,6 @@ LINEAR_LAYERS: dict[str, Operator] = {
     "LayerNormalization": _layer_norm,
     "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
+    "Attention": _attention,
     "LRN": _local_response_norm,
 }

@@ -7,6 +7,7 @@ once by ONNX's own reference implementation.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -99,7 +100,30 @@ def _only_constant(steps: OnnxSteps, node: OnnxNode) -> Value:  # noqa: ARG001 -
     raise NotMapped(f"{node}: is known on constants alone")
 
 
-_APPLIED = CONVOLUTIONS | LINEAR_LAYERS | ELEMENTWISE | RESHAPING | JOINING
+def _fused_conv(steps: OnnxSteps, node: OnnxNode) -> Value:
+    """Onnxruntime's own convolution with what it puts behind it: a sum, an activation."""
+    result = CONVOLUTIONS["Conv"](steps, replace(node, op="Conv", inputs=node.inputs[:3]))
+    if node.value(3) is not None:
+        result = ELEMENTWISE["Add"](steps, replace(node, op="Add", inputs=[result, node.value(3)]))
+    activation = str(node.get("activation", ""))
+    numbers = [float(number) for number in node.get("activation_params", [])]
+    options = dict(zip(_ACTIVATION_OPTIONS.get(activation, ()), numbers, strict=False))
+    if not activation:
+        return result
+    if activation not in ELEMENTWISE or len(options) != len(numbers):
+        raise NotMapped(f"{node}: its activation {activation[:40]} is not known")
+    behind = replace(
+        node, op=activation, inputs=[result], attributes=options, layer_name=f"{node.layer_name}_{activation.lower()}"
+    )
+    return ELEMENTWISE[activation](steps, behind)
+
+
+_ACTIVATION_OPTIONS = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"), "Clip": ("min", "max")}
+_OF_ONNXRUNTIME: dict[str, Operator] = {
+    "com.microsoft.FusedConv": _fused_conv,
+    "com.microsoft.Gelu": ELEMENTWISE["Gelu"],
+}
+_APPLIED = CONVOLUTIONS | LINEAR_LAYERS | ELEMENTWISE | RESHAPING | JOINING | _OF_ONNXRUNTIME
 OPERATORS: dict[str, Operator] = {
     name: _on_constants(_APPLIED.get(name, _only_constant)) for name in (*_APPLIED, *_ON_CONSTANTS.split())
 }
