@@ -40,6 +40,7 @@ _OPEN_SIDES = (224, 256, 299, 32, 28, 64, 96, 128, 160, 192, 240, 227, 384, 331,
 _NAMES = ("class_names", "names", "classes", "labels", "id2label")
 _LONGEST_NAMES = 10**7  # characters
 _NHWC = (0, 2, 3, 1)
+_HALF_TOLERANCE = 8 * torch.finfo(torch.float16).eps  # onnxruntime rounds every step
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_onnx(text: str, weights: bool) -> Source:  # noqa: ARG001 - the file is
         error, proven = proof(network, session_of(foreign, logits), image, logits, sides, path)
     except NotMapped as reason:
         return _forward_only(classifier, str(reason))
-    if not error <= TOLERANCE:
+    if not error <= (_HALF_TOLERANCE if foreign.is_half else TOLERANCE):
         difference = f"the layers made of it give other logits than onnxruntime (difference {error:.1e} of the largest)"
         return _forward_only(classifier, difference)
     return _source(classifier, network, sides, classes, proven)
@@ -218,6 +219,8 @@ def _reading_notes(foreign: ForeignOnnx, image: ImageInput) -> list[str]:
     notes = [f"read from ONNX (operators of version {foreign.opset}{by})"]
     if image.channels_last:
         notes.append("the file takes images (N, H, W, C), the network made of it (N, C, H, W)")
+    if foreign.is_half:
+        notes.append("weights in half precision become single precision")
     if image.batch is not None:
         notes.append(f"the file takes {image.batch} image{'s' * (image.batch > 1)} at once, the network any number")
     return notes

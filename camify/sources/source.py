@@ -88,7 +88,10 @@ class Source:
     @property
     def size(self) -> int | tuple[int, int]:
         """Side of the input, or height and width, pixels: what the weights expect, else what the file takes, or 224."""
-        return self.preprocessing.size if self.preprocessing is not None else self.input_size or 224
+        if self.preprocessing is not None:
+            return self.preprocessing.size
+        height, width = self.input_size or (224, 224)
+        return height if height == width else (height, width)
 
     @property
     def assumed_preprocessing(self) -> Preprocessing:

@@ -298,7 +298,7 @@ def test_a_mean_picture_stays_in_the_network(tmp_path):
 def test_the_user_says_what_the_file_does_not(tmp_path):
     source = resolve(str(simple(tmp_path / "net.onnx")))
     assert source.preprocessing is None
-    assert source.size == (12, 12)
+    assert source.size == 12
     net = camify.convert(source, head="recast", preprocessing="0..1")
     assert (net.preprocessing.size, net.preprocessing.mean) == (12, (0.0, 0.0, 0.0))
     assert (
@@ -533,6 +533,40 @@ def test_a_file_that_onnxruntime_has_optimized_is_read(tmp_path):
     steps = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert "FusedConv" in steps
     require_equal(tmp_path / "optimized.onnx", (2, 3, 12, 12))
+
+
+def as_half(model):
+    """All in half precision."""
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def test_half_precision_becomes_single(tmp_path):
+    path = edited(simple(tmp_path / "net.onnx"), as_half)
+    source = resolve(str(path))
+    assert source.no_gradients == ""
+    assert next(source.model.parameters()).dtype == torch.float32
+    image = weights(2, 3, 12, 12).astype(np.float16)
+    with torch.no_grad():
+        logits = source.model(torch.from_numpy(image).float())
+    expected = runtime(path, image).astype(np.float32)
+    assert np.abs(logits.numpy() - expected).max() <= 5e-3 * np.abs(expected).max()
+
+
+def test_steps_in_another_order_are_sorted(tmp_path):
+    def change(model):
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[::-1])
+
+    path = simple(tmp_path / "net.onnx", "c = Conv(x, w) r = Relu(c) s = Sigmoid(r) v = Mul(r, s)")
+    image = weights(2, 3, 12, 12)
+    expected = runtime(path, image)
+    with torch.no_grad():
+        given = resolve(str(edited(path, change))).model(torch.from_numpy(image))
+    assert np.allclose(given, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_of_camify_is_read_as_camifys(tmp_path, exported):

@@ -66,18 +66,25 @@ def follow(
 
 
 def needed_nodes(graph: Any, wanted: Sequence[str], values: Mapping[str, Value] | Sequence[str]) -> list[Any]:
-    """The steps that the wanted values need, in an order in which they can run; ``values`` are there already."""
+    """The steps that the wanted values need, each behind those that it needs; ``values`` are there already.
+
+    ONNX demands that order of a file, onnxruntime does not, and some tools write another.
+    """
     givers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    pending, needed = [name for name in wanted if name in givers], set[int]()
+    pending = [(givers[name], False) for name in wanted if name in givers and name not in values]
+    ordered: dict[int, None] = {}
+    entered: set[int] = set()
     while pending:
-        index = givers[pending.pop()]
-        if index in needed:
-            continue
-        needed.add(index)
-        node = graph.node[index]
-        names = (*node.input, *_names_within(node))
-        pending += [name for name in names if name in givers and name not in values]
-    return [graph.node[index] for index in sorted(needed)]  # ONNX demands that order
+        index, is_left = pending.pop()
+        if is_left:
+            ordered[index] = None
+        elif index not in entered:
+            entered.add(index)
+            pending.append((index, True))
+            node = graph.node[index]
+            names = (*node.input, *_names_within(node))
+            pending += [(givers[name], False) for name in names if name in givers and name not in values]
+    return [graph.node[index] for index in ordered]
 
 
 def _names_within(node: Any) -> Iterable[str]:

@@ -16,6 +16,7 @@ __all__ = ["ForeignOnnx", "read_onnx", "require_onnx"]
 
 _LARGEST_FILE = 2**31 - 1  # of protobuf
 _SHORTEST = 8  # bytes
+_HALF = (10, 16)  # of TensorProto: float16 and bfloat16
 _DEEPEST = 50  # functions that call functions
 
 
@@ -39,6 +40,11 @@ class ForeignOnnx:
     def properties(self) -> dict[str, str]:
         """The metadata that the file holds."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    @property
+    def is_half(self) -> bool:
+        """Whether weights are in half precision."""
+        return any(tensor.data_type in _HALF for tensor in self.model.graph.initializer)
 
     @property
     def producer(self) -> str:

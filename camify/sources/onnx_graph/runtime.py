@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...checkpoint.bounds import allowed_bytes
 from ...errors import CheckpointError, ConversionError
@@ -29,7 +30,7 @@ def session_of(foreign: ForeignOnnx, output: str) -> Any:
     graph = foreign.model.graph
     if [one.name for one in graph.output] == [output] and len(needed_nodes(graph, [output], ())) == len(graph.node):
         return _session(foreign.content, foreign.path)
-    return _session(_part(foreign, [], output).SerializeToString(), foreign.path)
+    return _session(_part(foreign, {}, output).SerializeToString(), foreign.path)
 
 
 def _session(content: bytes, path: object, *, optimized: bool = False) -> Any:
@@ -48,16 +49,16 @@ def _session(content: bytes, path: object, *, optimized: bool = False) -> Any:
         raise CheckpointError(f"{path}: onnxruntime cannot read it ({type(error).__name__}: {reason}).") from error
 
 
-def _part(foreign: ForeignOnnx, given: Sequence[str], output: str) -> Any:
-    """The steps of a file from some values, or its image, to another."""
+def _part(foreign: ForeignOnnx, given: Mapping[str, int], output: str) -> Any:
+    """The steps of a file from some values, each with its type, or from its image, to another value."""
     from onnx import ModelProto, helper
 
     whole = foreign.model.graph
-    nodes = needed_nodes(whole, [output], given)
+    nodes = needed_nodes(whole, [output], list(given))
     used = {name for node in nodes for name in node.input} | _inner_names(nodes)
     constants = {tensor.name for tensor in whole.initializer}
     inputs = [value for value in whole.input if value.name in used and value.name not in constants]
-    inputs += [helper.make_tensor_value_info(name, 1, None) for name in given]
+    inputs += [helper.make_tensor_value_info(name, kind, None) for name, kind in given.items()]
     part = ModelProto()
     part.ir_version = foreign.model.ir_version
     part.opset_import.extend(foreign.model.opset_import)
@@ -66,7 +67,7 @@ def _part(foreign: ForeignOnnx, given: Sequence[str], output: str) -> Any:
     part.graph.initializer.extend(tensor for tensor in whole.initializer if tensor.name in used)
     part.graph.sparse_initializer.extend(whole.sparse_initializer)
     part.graph.input.extend(inputs)
-    part.graph.output.append(helper.make_tensor_value_info(output, 1, None))
+    part.graph.output.append(helper.make_empty_tensor_value_info(output))
     return part
 
 
@@ -89,8 +90,10 @@ class RuntimePart(nn.Module):
         self.input, self.output = session.get_inputs()[0].name, session.get_outputs()[0].name
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # says where the network is
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
         """The value that the steps give, float32."""
+        if isinstance(x, fx.Proxy):
+            raise TypeError("its steps are run by onnxruntime")
         images = x.detach().cpu().float()
         batches = torch.split(images, self.batch) if self.batch else (images,)
         try:
@@ -98,7 +101,8 @@ class RuntimePart(nn.Module):
         except Exception as error:  # onnxruntime's own kinds
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{self.path}: onnxruntime does not run it ({reason}).") from error
-        return torch.cat([torch.from_numpy(result.astype("float32")) for result in results]).to(x)
+        values: Tensor = torch.cat([torch.from_numpy(result.astype("float32")) for result in results]).to(x)
+        return values
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RuntimePart:
         return self  # a session cannot be copied, and holds nothing that changes
@@ -113,7 +117,7 @@ def runtime_network(
     Raises:
         ConversionError: there is no such map, or the file does not run; ``reason`` says why it is not in layers.
     """
-    inferred = _inferred(foreign, image, shape, batch)
+    inferred, kinds = _inferred(foreign, image, shape, batch)
     candidates = [
         name for node in reversed(needed_nodes(foreign.model.graph, [logits], ())) for name in node.output
         if len(inferred.get(name, ())) == 4 and math.prod(inferred[name][2:]) > 1
@@ -122,16 +126,22 @@ def runtime_network(
         nodes = needed_nodes(foreign.model.graph, [logits], [name])
         if any(image in node.input for node in nodes) or not nodes:
             continue
-        features = _session(_part(foreign, [], name).SerializeToString(), foreign.path, optimized=True)
-        head = _session(_part(foreign, [name], logits).SerializeToString(), foreign.path, optimized=True)
+        features = _session(_part(foreign, {}, name).SerializeToString(), foreign.path, optimized=True)
+        head = _session(_part(foreign, {name: kinds[name]}, logits).SerializeToString(), foreign.path, optimized=True)
         return {
             "features": RuntimePart(features, given, foreign.path, batch),
-            "head": RuntimePart(head, Tensor.numpy, foreign.path, batch),
+            "head": RuntimePart(head, partial(_as_array, kind=kinds[name]), foreign.path, batch),
         }
     raise ConversionError(
         f"{foreign.path}: {reason}, and no map of cells is known through which everything passes, so that it cannot be"
         " explained either. Export it again with the newest version of your exporter, or write the network in PyTorch."
     )
+
+
+def _as_array(values: Tensor, kind: int) -> Any:
+    from onnx import helper
+
+    return values.numpy().astype(helper.tensor_dtype_to_np_dtype(kind), copy=False)
 
 
 def _refuse_odd_steps(foreign: ForeignOnnx) -> None:
@@ -150,8 +160,8 @@ def _refuse_odd_steps(foreign: ForeignOnnx) -> None:
 
 def _inferred(
     foreign: ForeignOnnx, image: str, shape: tuple[int, int, int], batch: int | None
-) -> dict[str, tuple[int, ...]]:  # fmt: skip
-    """Sizes of the values, as far as ONNX knows them.
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:  # fmt: skip
+    """Sizes and types of the values, as far as ONNX knows them.
 
     Raises:
         CheckpointError: one is far larger than such images need; names it.
@@ -178,7 +188,7 @@ def _inferred(
     except Exception as error:  # of the steps' own checks
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{foreign.path}: its steps do not fit each other ({reason}).") from error
-    sizes = {}
+    sizes, kinds = {}, {}
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         dims = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         if 4 * math.prod(dims) > allowed:
@@ -186,5 +196,5 @@ def _inferred(
                 f"{foreign.path}: the value {value.name[:80]} is {' x '.join(map(str, dims))[:80]}; for such images"
                 f" camify allows {allowed / 2**30:.3g} GiB. It is not run."
             )
-        sizes[value.name] = dims
-    return sizes
+        sizes[value.name], kinds[value.name] = dims, value.type.tensor_type.elem_type
+    return sizes, kinds

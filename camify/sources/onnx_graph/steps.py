@@ -257,6 +257,8 @@ class OnnxSteps:
 
 def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """An array as a tensor of its own; half and double precision become single."""
+    if array.dtype.name == "bfloat16":  # of ml_dtypes
+        array = array.astype(np.float32)
     if array.dtype.kind not in "fiub":
         raise NotMapped(f"a constant of numbers of type {array.dtype}")
     if array.dtype.kind == "f" and array.dtype != np.float32:
