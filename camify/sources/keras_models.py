@@ -9,9 +9,9 @@ import torchvision
 
 from ..errors import CamifyError, CheckpointError
 from ..preprocessing import Preprocessing
-from .keras_config import KerasModel, parse_model
-from .keras_file import KerasFile
-from .keras_network import KerasNetwork
+from .keras_graph.archive import KerasFile
+from .keras_graph.config import KerasModel, parse_model
+from .keras_graph.network import KerasNetwork
 from .normalizing_prefix import fold_normalization
 from .source import Source
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .keras_config import KerasLayer
-from .keras_file import KerasFile
-from .keras_values import Value, laid_out
-from .layer_graph import LayerGraph
+from ..layer_graph import LayerGraph
+from .archive import KerasFile
+from .config import KerasLayer
+from .values import Value, laid_out
 
 __all__ = ["KerasSteps", "keras_axis", "number", "pair", "placed", "tensor_of", "whole"]
 

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import fx
 
-from ..console import shown
-from ..errors import CamifyError, CheckpointError, ConversionError
-from ..preprocessing import LARGEST_SIDE, MOST_CHANNELS
-from .keras_activations import activation_kind
-from .keras_activations import is_known as is_known_activation
-from .keras_config import Call, KerasLayer, KerasModel, Place, places_in
-from .keras_file import KerasFile
-from .keras_layers import IDLE, LAYERS, MERGES, SIZES
-from .keras_operations import OPERATIONS, is_operation, operation_name
-from .keras_steps import KerasSteps
-from .keras_values import CHANNELS_LAST, Value, plain, value_of
-from .layer_graph import LayerGraph
+from ...console import shown
+from ...errors import CamifyError, CheckpointError, ConversionError
+from ...preprocessing import LARGEST_SIDE, MOST_CHANNELS
+from ..layer_graph import LayerGraph
+from .activations import activation_kind
+from .activations import is_known as is_known_activation
+from .archive import KerasFile
+from .config import Call, KerasLayer, KerasModel, Place, places_in
+from .layers import IDLE, LAYERS, MERGES, SIZES
+from .operations import OPERATIONS, is_operation, operation_name
+from .steps import KerasSteps
+from .values import CHANNELS_LAST, Value, plain, value_of
 
 __all__ = ["KerasNetwork"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from .layer_graph import LayerGraph
+from ..layer_graph import LayerGraph
 
 __all__ = [
     "CHANNELS_LAST",

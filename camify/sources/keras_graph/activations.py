@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .keras_config import KerasLayer
-from .keras_steps import KerasSteps, keras_axis, number
-from .keras_values import Value, laid_out
+from .config import KerasLayer
+from .steps import KerasSteps, keras_axis, number
+from .values import Value, laid_out
 
 __all__ = ["ACTIVATIONS", "LAYERS", "activate", "activation_kind", "is_known", "named"]
 

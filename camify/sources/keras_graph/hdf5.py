@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConversionError
+from ...errors import CheckpointError, ConversionError
 
 __all__ = ["Hdf5File", "import_h5py"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..graphs.padded_layers import PaddedAvgPool2d, SamePad2d
-from .keras_activations import activate
-from .keras_config import KerasLayer
-from .keras_steps import KerasSteps, pair, placed, whole
-from .keras_values import Value, images, value_of
+from ...graphs.padded_layers import PaddedAvgPool2d, SamePad2d
+from .activations import activate
+from .config import KerasLayer
+from .steps import KerasSteps, pair, placed, whole
+from .values import Value, images, value_of
 
 __all__ = ["LAYERS"]
 

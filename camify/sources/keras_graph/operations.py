@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from .keras_activations import ACTIVATIONS, named
-from .keras_config import KerasLayer
-from .keras_layers import alike, joined, reshaped
-from .keras_steps import KerasSteps, keras_axis, tensor_of
-from .keras_values import Value
+from .activations import ACTIVATIONS, named
+from .config import KerasLayer
+from .layers import alike, joined, reshaped
+from .steps import KerasSteps, keras_axis, tensor_of
+from .values import Value
 
 __all__ = ["OPERATIONS", "is_operation", "operation_name"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from ..checkpoint.bounds import MOST_STEPS
-from ..errors import CheckpointError, ConversionError
+from ...checkpoint.bounds import MOST_STEPS
+from ...errors import CheckpointError, ConversionError
 
 __all__ = ["MODEL_KINDS", "Call", "KerasLayer", "KerasModel", "Place", "parse_model", "places_in"]
 

@@ -12,11 +12,11 @@ import torch
 import torchvision
 from torch import nn
 
-from . import keras_activations, keras_convolutions
-from .keras_activations import activate
-from .keras_config import KerasLayer
-from .keras_steps import KerasSteps, keras_axis, number, placed, tensor_of, whole
-from .keras_values import Run, Value, arranged, feature_order, flattened, images, laid_out, plain, value_of
+from . import activations, convolutions
+from .activations import activate
+from .config import KerasLayer
+from .steps import KerasSteps, keras_axis, number, placed, tensor_of, whole
+from .values import Run, Value, arranged, feature_order, flattened, images, laid_out, plain, value_of
 
 __all__ = ["IDLE", "LAYERS", "MERGES", "SIZES", "alike", "joined", "reshaped"]
 
@@ -340,8 +340,8 @@ IDLE = {
 """Layers that only training has, and what they do there."""
 
 LAYERS: dict[str, Callable[[KerasSteps, KerasLayer, Value], Value]] = {
-    **keras_convolutions.LAYERS,
-    **keras_activations.LAYERS,
+    **convolutions.LAYERS,
+    **activations.LAYERS,
     "Dense": _dense,
     "BatchNormalization": _batch_norm,
     "BatchNormalizationV1": _batch_norm,

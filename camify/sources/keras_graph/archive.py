@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError, ConversionError
-from .hdf5_weights import Hdf5File, import_h5py
-from .keras_config import KerasLayer
+from ...errors import CheckpointError, ConversionError
+from .config import KerasLayer
+from .hdf5 import Hdf5File, import_h5py
 
 __all__ = ["KerasFile"]
 

@@ -1,0 +1,1 @@
+"""Keras files: read as data, and put together of layers of torch."""
