@@ -237,7 +237,7 @@ def preprocessing_of(
 
 
 def _plain(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.8g}") for value in values.tolist())  # without the rounding of float32
+    return tuple(float(f"{value:.8g}") + 0.0 for value in values.tolist())  # without float32's rounding, and -0
 
 
 def _range_of(scale: Tensor, shift: Tensor) -> int | None:
