@@ -357,7 +357,7 @@ def test_classes_task_and_license(vit):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [a]\n---\n# A model\n")
     source = resolve(str(folder))
     assert (source.class_names, source.task, source.license) == (None, Task.MULTILABEL, "apache-2.0")
-    assert (source.preprocessing, source.size) == (None, (SIZE, SIZE))
+    assert (source.preprocessing, source.size) == (None, SIZE)
     assert "no names" in " ".join(source.notes)
 
 
