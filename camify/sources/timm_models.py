@@ -83,18 +83,28 @@ def load_timm_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Sour
     )
 
 
+def _imported(where: object) -> Any:
+    """The library; ``where`` begins the message where it is missing.
+
+    Raises:
+        ConversionError: it cannot be imported.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConversionError(
+            f"{where}: timm cannot be imported ({error}). Install it: pip install 'camify[timm]'"
+        ) from error
+    return timm
+
+
 def _known_name(architecture: str, where: Path) -> str:
     """An architecture of timm.
 
     Raises:
         ConversionError: timm is not installed, or knows no such name.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ConversionError(
-            f"{where}: of a network of timm, which cannot be imported ({error}). Install it: pip install 'camify[timm]'"
-        ) from error
+    timm = _imported(where)
     if not timm.is_model(architecture):
         raise ConversionError(f"{where}: architecture {architecture[:80]!r}: timm has no such network.")
     return architecture
@@ -205,12 +215,7 @@ def timm_model(name: str) -> TimmModel:
     Raises:
         ConversionError: timm is not installed, or knows no such name.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ConversionError(
-            f"source timm/{name}: timm cannot be imported ({error}). Install it: pip install 'camify[timm]'"
-        ) from error
+    timm = _imported(f"source timm/{name}")
     architecture, dot, tag = name.partition(".")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if not timm.is_model(architecture) or (dot and name not in tagged):

@@ -17,7 +17,6 @@ from .steps import NotMapped
 __all__ = ["is_same_prepared", "noise_images", "proof"]
 
 
-@torch.no_grad()
 def noise_images(image: ImageInput, count: int, sides: tuple[int, int]) -> Tensor:
     """Images (N, C, H, W) of fixed seed; whole numbers where the file takes bytes."""
     generator = torch.Generator().manual_seed(0)

@@ -203,7 +203,7 @@ def _expand(steps: OnnxSteps, node: OnnxNode) -> Value:
     wanted = np.broadcast_shapes(shape, tuple(numbers))
     lead = len(wanted) - len(shape)
     if lead == 0 and wanted == tuple(shape) and not isinstance(value, np.ndarray):
-        return replace(node.step()) if node.step().perm is None else step
+        return step
     sides: list[int | fx.Node] = []
     for axis, side in enumerate(wanted):
         own = axis >= lead and shape[axis - lead] == side
