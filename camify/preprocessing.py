@@ -178,9 +178,14 @@ class Preprocessing:
         flip = v2.RandomHorizontalFlip()
         if augment == "flip":
             return v2.Compose([v2.Resize((self.height, self.width), antialias=True), flip, *self._to_input()])
-        large = [round(side * 8 / 7) for side in (self.height, self.width)]  # 256 for 224, as in the protocol
-        crop = [v2.Resize(large, antialias=True), v2.RandomCrop((self.height, self.width)), flip]
+        crop = [v2.Resize(list(self.resized(augment)), antialias=True), v2.RandomCrop((self.height, self.width)), flip]
         return v2.Compose([*crop, *self._to_input()])
+
+    def resized(self, augment: str) -> tuple[int, int]:
+        """(height, width) to which ``training`` resizes whole images: 256 for 224 before a crop, as in the protocol."""
+        if augment != "crop_flip":
+            return self.height, self.width
+        return round(self.height * 8 / 7), round(self.width * 8 / 7)
 
     def _to_input(self) -> list[v2.Transform]:
         if self.input_format == "channels":

@@ -15,6 +15,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What camify remembers of images is not put beside the user's, also by processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAMIFY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

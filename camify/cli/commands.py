@@ -18,7 +18,6 @@ from ..checkpoint.folder import MANIFEST
 from ..checkpoint.folder import OWN_FILES as CHECKPOINT_FILES
 from ..console import console, plain_text, shell_quoted
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, fit_head, inspect
-from ..data.image_search import left_out_notes
 from ..errors import ConfigError, ConversionError, DataError
 from ..evaluation import evaluate
 from ..evaluation.class_names import read_class_names
@@ -264,7 +263,7 @@ def _fit_to_old_head(net: CAMNet, source: Source, images: Sequence[str]) -> None
     source.require_head("--images: fitting to the old head")
     search = find_files(images)
     screen = console()
-    for note in left_out_notes(search.left_out):
+    for note in search.left_out.notes():
         screen.print(f"Images: {note}.", soft_wrap=True)
     batches = image_batches(search.paths, net.preprocessing or source.assumed_preprocessing, batch_size=16, workers=1)
     report = fit_head(net, (batch.images for batch in batches if batch.paths), teacher=LogitsOf.of(source.model))
@@ -291,7 +290,7 @@ def _explain(options: Namespace) -> None:
         names = read_class_names(options.class_names, network.class_counts)
         network.classes = Classes(network.classes.task, tuple(names))
     screen = console()
-    for note in [*network.notes, *left_out_notes(search.left_out)]:
+    for note in [*network.notes, *search.left_out.notes()]:
         screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     if "scorecam" in options.method:
         screen.print(

@@ -14,7 +14,6 @@ from ..checkpoint.folder import MANIFEST
 from ..checkpoint.hub import is_repository, push_folder
 from ..console import console
 from ..conversion.readiness import check
-from ..data.image_search import left_out_notes
 from ..errors import CamifyError, ConfigError
 from ..evaluation.images import find_files
 from ..exporters import EXPORT_PRECISIONS, export, open_exported
@@ -95,7 +94,7 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
     if not options.images:
         raise ConfigError(f"--precision {options.precision}: give --images to measure its loss on.")
     search, preprocessing = find_files(options.images), model.preprocessing or Preprocessing()
-    for note in left_out_notes(search.left_out):
+    for note in search.left_out.notes():
         console(soft_wrap=True).print(f"Images: {note}.")
     files = search.paths
     images = torch.stack([preprocessing.read(file) for file in files])

@@ -8,13 +8,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import read_text
 
-__all__ = ["COLUMNS", "absent_images", "box_table", "read_boxes", "table_above"]
+__all__ = [
+    "COLUMNS", "Box", "BoxRows", "absent_images", "box_table", "read_box_rows", "read_boxes", "table_above",
+]  # fmt: skip
 
 _FILE = "boxes.csv"
 _LEVELS = 4  # folders, an image's own included, in which its table is looked for
@@ -35,42 +42,90 @@ def table_above(image: Path) -> Path | None:
     return next((table for table in tables if table.is_file()), None)
 
 
-def read_boxes(
-    path: Path, sizes: Mapping[str, tuple[int, int]], *, others: bool = False
-) -> dict[str, list[tuple[Box, str]]]:
-    """Boxes with their labels, by image.
+@dataclass(frozen=True)
+class BoxRows:
+    """Boxes as a table has them, one row each.
+
+    Attributes:
+        images: number of each row's image (R,).
+        boxes: (R, 4), x0, y0, x1, y1 in pixels of the upright image, exclusive.
+        labels: number of each row's label in ``label_names`` (R,).
+        label_names: the labels as they are written.
+    """
+
+    images: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    label_names: list[str]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, Box, str]]) -> BoxRows:
+        """Of images' numbers, boxes and labels."""
+        images, boxes, labels, names = array("q"), array("d"), array("i"), dict[str, int]()
+        for image, box, label in rows:
+            images.append(image)
+            boxes.extend(box)
+            labels.append(names.setdefault(label, len(names)))
+        return cls(
+            np.array(images, np.int64), np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int32),
+            list(names),
+        )  # fmt: skip
+
+
+def read_box_rows(path: Path, numbers: Mapping[str, int], sizes: NDArray[np.int64], *, others: bool = False) -> BoxRows:
+    """The boxes of a table.
 
     Args:
         path: the CSV file; images are named relative to its folder, with forward slashes.
-        sizes: (width, height) of every known image, by that name.
+        numbers: of every known image, by that name.
+        sizes: (width, height) of the images by number, (N, 2).
         others: the file may also hold boxes of other images, which are left out, or none of these.
 
     Raises:
         DataError: names every line that cannot be right, up to ten, with the value and the likely cause.
     """
-    boxes: dict[str, list[tuple[Box, str]]] = {}
     problems: list[str] = []
-    try:
+
+    def right() -> Iterator[tuple[int, Box, str]]:
         rows = _rows(path)
         for row in rows:
-            if others and row.get("image") not in sizes:
+            number = numbers.get(row.get("image") or "")
+            if others and number is None:
                 continue
-            box = _parse(row, sizes)
+            box = _parse(row, None if number is None else sizes[number])
             if isinstance(box, str):
                 problems.append(f"{path}:{rows.line_num}: {box}")
             else:
-                boxes.setdefault(row["image"], []).append((box, row["label"]))
+                yield int(number or 0), box, row["label"]
+
+    try:
+        boxes = BoxRows.of(right())
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     if problems:
         more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError("\n".join(problems[:_SHOWN]) + more)
-    if not boxes and not others:
+    if not len(boxes.images) and not others:
         raise DataError(f"{path}:1: no boxes follow. Add lines, or remove the file if there are no boxes.")
     return boxes
 
 
-def absent_images(path: Path, known: Iterable[str]) -> list[str]:
+def read_boxes(
+    path: Path, sizes: Mapping[str, tuple[int, int]], *, others: bool = False
+) -> dict[str, list[tuple[Box, str]]]:
+    """Boxes with their labels, by image; arguments as ``read_box_rows``, the sizes by name."""
+    names = list(sizes)
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = read_box_rows(path, numbers, np.array(list(sizes.values()), np.int64).reshape(-1, 2), others=others)
+    boxes: dict[str, list[tuple[Box, str]]] = {}
+    for image, (x0, y0, x1, y1), label in zip(
+        rows.images.tolist(), rows.boxes.tolist(), rows.labels.tolist(), strict=True
+    ):
+        boxes.setdefault(names[image], []).append(((x0, y0, x1, y1), rows.label_names[label]))
+    return boxes
+
+
+def absent_images(path: Path, known: Collection[str]) -> list[str]:
     """The images that a table names and that are no files, each once, where known images lie in the same folder.
 
     Of folders without a known image that is not asked: they may be those of another machine.
@@ -82,7 +137,6 @@ def absent_images(path: Path, known: Iterable[str]) -> list[str]:
         named = dict.fromkeys(row["image"] or "" for row in _rows(path))
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
-    known = set(known)
     folders = {name.rpartition("/")[0] for name in known}
     asked = (name for name in named if name not in known and name.rpartition("/")[0] in folders)
     return [name for name in asked if not (path.parent / name).is_file()]
@@ -99,17 +153,17 @@ def _rows(path: Path) -> csv.DictReader[str]:
     return rows
 
 
-def _parse(row: Mapping[str, str], sizes: Mapping[str, tuple[int, int]]) -> Box | str:
-    """The box of a row, or what is wrong with it."""
+def _parse(row: Mapping[str, str], size: NDArray[np.int64] | None) -> Box | str:
+    """The box of a row on an image of that size, None: an unknown one; or what is wrong with it."""
     if None in row or None in row.values():  # how csv.DictReader marks a field too many or too few
         return "the number of fields is not that of the first line."
-    if row["image"] not in sizes:
+    if size is None:
         return f"image {row['image']!r} is not in the data set. Names are relative to the data's root folder."
     try:
         x0, y0, x1, y1 = box = _numbers(row)
     except ValueError:
         return f"a coordinate is not a number: {', '.join(row[column] for column in COLUMNS[1:5])}"
-    width, height = sizes[row["image"]]
+    width, height = size.tolist()
     if not all(map(math.isfinite, box)):
         return f"box {box}: a coordinate is not finite."
     if x1 <= x0 or y1 <= y0:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -13,17 +12,9 @@ from ..errors import DataError
 from ..files import OUTPUT_MARKERS
 from ..image_files import has_image_content, image_suffixes
 from .boxes_csv import box_table
+from .file_list import FileList
 
-__all__ = [
-    "ImageSearch",
-    "LeftOut",
-    "Reason",
-    "find_images_below",
-    "is_hidden",
-    "is_image",
-    "is_own_output",
-    "left_out_notes",
-]
+__all__ = ["ImageSearch", "LeftOut", "Reason", "find_images_below", "is_hidden", "is_image", "is_own_output"]
 
 _SHOWN = 5
 
@@ -39,20 +30,47 @@ class Reason(Enum):
     LINK = "linked folders left out, since what they lead to is read already"
 
 
-@dataclass(frozen=True)
 class LeftOut:
-    """A file or folder that is left out."""
+    """Files and folders that are left out, counted by reason; of each only the end of its name is kept.
 
-    path: Path
-    reason: Reason
+    Attributes:
+        counts: by reason and end of the name.
+        first: by reason the first in order of name.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[Reason, Counter[str]] = {}
+        self.first: dict[Reason, Path] = {}
+
+    def add(self, path: Path, reason: Reason) -> None:
+        """Count one."""
+        self.counts.setdefault(reason, Counter())[path.suffix.lower() or "no suffix"] += 1
+        self.first[reason] = min(path, self.first.get(reason, path))
+
+    def update(self, other: LeftOut) -> None:
+        """Count all of another search."""
+        for reason, counts in other.counts.items():
+            self.counts.setdefault(reason, Counter()).update(counts)
+            self.first[reason] = min(other.first[reason], self.first.get(reason, other.first[reason]))
+
+    def notes(self) -> list[str]:
+        """One line for each reason: how many, the first, and how their names end where that is the reason."""
+        notes = []
+        for reason in (reason for reason in Reason if reason in self.counts):
+            counts = self.counts[reason].most_common()
+            listed = ", ".join(f"{count} {suffix}" for suffix, count in counts[:_SHOWN])
+            more = f", {sum(count for _, count in counts[_SHOWN:])} others" if counts[_SHOWN:] else ""
+            count = f"{listed}{more}" if reason is Reason.NAME else str(self.counts[reason].total())
+            notes.append(f"{reason.value}: {count}; the first is {self.first[reason]}")
+        return notes
 
 
 @dataclass(frozen=True)
 class ImageSearch:
     """The image files of a search, in order of name, and what it left out."""
 
-    paths: list[Path]
-    left_out: list[LeftOut]
+    paths: FileList
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def find_images_below(folder: Path, *, outside: Path | None = None) -> ImageSearch:
@@ -69,34 +87,57 @@ def find_images_below(folder: Path, *, outside: Path | None = None) -> ImageSear
         DataError: a folder cannot be read.
     """
     outside = None if outside is None else outside.resolve()
-    paths, left_out = list[Path](), list[LeftOut]()
+    names, left_out = list[str](), LeftOut()
     # A folder above is as good as read: who links to it links to himself.
     read = {_identity(above) for above in folder.resolve().parents}
-    waiting, linked = [folder], list[Path]()
+    waiting, linked = [""], list[str]()
     while waiting or linked:  # links last: what can be reached without them is named by its own place
-        current = waiting.pop() if waiting else linked.pop(0)
+        prefix = waiting.pop() if waiting else linked.pop(0)
+        current = folder / prefix
         if _identity(current) in read:
-            left_out.append(LeftOut(current, Reason.LINK))
+            left_out.add(current, Reason.LINK)
             continue
         read.add(_identity(current))
         entries = _entries(current)
-        if current != folder and not OUTPUT_MARKERS.isdisjoint(entry.name for entry in entries):
-            left_out.append(LeftOut(current, Reason.OWN_OUTPUT))
+        if prefix and not OUTPUT_MARKERS.isdisjoint(entry.name for entry in entries):
+            left_out.add(current, Reason.OWN_OUTPUT)
             continue
         for entry in entries:
-            path = current / entry.name
-            if is_hidden(path):
-                left_out.append(LeftOut(path, Reason.HIDDEN))
-            elif path.is_dir() if entry.is_symlink() else entry.is_dir():
-                if path.resolve() == outside:
-                    left_out.append(LeftOut(path, Reason.BELOW_OUTPUT))
-                else:
-                    (linked if entry.is_symlink() else waiting).append(path)
-            elif is_image(path):
-                paths.append(path)
-            elif path != box_table(current):
-                left_out.append(LeftOut(path, Reason.NAME))
-    return ImageSearch(sorted(paths), sorted(left_out, key=lambda one: one.path))
+            kind = _kind(entry, current, outside)
+            if kind is None:
+                names.append(prefix + entry.name)
+            elif isinstance(kind, Reason):
+                left_out.add(current / entry.name, kind)
+            elif kind is _Folder.PLAIN:
+                waiting.append(f"{prefix}{entry.name}{os.sep}")
+            elif kind is _Folder.LINKED:
+                linked.append(f"{prefix}{entry.name}{os.sep}")
+    names.sort(key=lambda name: name.replace(os.sep, "\0"))  # as paths are sorted, folder by folder
+    return ImageSearch(FileList(folder, names), left_out)
+
+
+class _Folder(Enum):
+    PLAIN = "a folder"
+    LINKED = "a link to one"
+    TABLE = "no folder but boxes.csv, which is neither image nor left out"
+
+
+def _kind(entry: os.DirEntry[str], folder: Path, outside: Path | None) -> Reason | _Folder | None:
+    """What an entry of a folder is: None of an image."""
+    name = entry.name
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - no path is made of nearly all: a million of them
+    if suffix in image_suffixes() and name[0] != "." and entry.is_file(follow_symlinks=False):
+        return None
+    path = folder / name
+    if is_hidden(path):
+        return Reason.HIDDEN
+    if path.is_dir() if entry.is_symlink() else entry.is_dir():
+        if path.resolve() == outside:
+            return Reason.BELOW_OUTPUT
+        return _Folder.LINKED if entry.is_symlink() else _Folder.PLAIN
+    if is_image(path):
+        return None
+    return _Folder.TABLE if path == box_table(folder) else Reason.NAME
 
 
 def is_hidden(path: Path) -> bool:
@@ -107,21 +148,6 @@ def is_hidden(path: Path) -> bool:
 def is_own_output(folder: Path) -> bool:
     """Whether camify wrote a folder: a run, a checkpoint, explained images, a comparison, an evaluation."""
     return any((folder / marker).is_file() for marker in OUTPUT_MARKERS)
-
-
-def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
-    """One line for each reason: how many files, the first, and how their names end where that is the reason."""
-    notes = []
-    for reason in Reason:
-        paths = [one.path for one in left_out if one.reason is reason]
-        if not paths:
-            continue
-        counts = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common()
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in counts[:_SHOWN])
-        more = f", {sum(count for _, count in counts[_SHOWN:])} others" if counts[_SHOWN:] else ""
-        count = f"{listed}{more}" if reason is Reason.NAME else str(len(paths))
-        notes.append(f"{reason.value}: {count}; the first is {min(paths)}")
-    return notes
 
 
 def is_image(path: Path) -> bool:

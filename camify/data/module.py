@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..console import console
 from ..preprocessing import Preprocessing, agreed_preprocessing
 from .counts import require_counts
+from .loading import TrainingLoader
 from .processes import each_once
 from .samples import collate
 
@@ -69,9 +70,13 @@ class PreparedDataModule(pl.LightningDataModule):
 
     def say_notes(self) -> None:
         """Print the notes, in the first of several processes."""
+        self.say(self.notes)
+
+    def say(self, notes: Sequence[str]) -> None:
+        """Print sentences about the data, in the first of several processes."""
         if self.trainer is None or self.trainer.is_global_zero:
             screen = console(soft_wrap=True)
-            for note in self.notes:
+            for note in notes:
                 screen.print(f"Data: {note}.")
 
     def settle_preprocessing(self) -> bool:
@@ -93,6 +98,17 @@ class PreparedDataModule(pl.LightningDataModule):
         """The transform of a split's samples: with augmentation for ``"train"``."""
         return self.preprocessing.training(self._augment) if split == "train" else self.preprocessing.evaluation()
 
+    def least_size(self, split: str) -> tuple[int, int] | None:
+        """(height, width) that decoded images of a split have at least: large JPEGs may be decoded at a part.
+
+        Of training images twice what they are resized to, which leaves each pixel within a gray level or two; all
+        others are decoded whole, as everywhere.
+        """
+        if split != "train":
+            return None
+        height, width = self.preprocessing.resized(self._augment)
+        return 2 * height, 2 * width
+
     @contextmanager
     def without_augmentation(self) -> Iterator[None]:
         """Training samples are read as validation samples are, for a while."""
@@ -106,14 +122,14 @@ class PreparedDataModule(pl.LightningDataModule):
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         data: Dataset[dict[str, Any]] = self.splits[split]
         device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
-        return DataLoader(
+        kind = TrainingLoader if shuffle else DataLoader
+        return kind(
             data,
             batch_size=self.batch_size,
             shuffle=shuffle,
             sampler=None if shuffle else each_once(data, self.trainer),
             num_workers=self.num_workers,
-            # Workers that stay draw on from epoch to epoch, which a resumed run could not repeat.
-            persistent_workers=self.num_workers > 0 and not shuffle,
+            persistent_workers=self.num_workers > 0,
             pin_memory=device is not None and device.type == "cuda",
             collate_fn=collate,
         )

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
-from .boxes_csv import Box, absent_images, read_boxes
+from .boxes_csv import BoxRows, absent_images, read_box_rows
+from .file_list import FileList
+from .labeled_images import BoxArrays, LabelSets
 
-__all__ = ["OwnBoxes", "absent_notes", "label_guesses", "own_boxes"]
+__all__ = ["OwnBoxes", "absent_notes", "kept_rows", "label_guesses", "own_boxes"]
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class OwnBoxes:
-    """Boxes by image, those of its class only, and what has to be said about them.
+    """Boxes of images, those of their classes only, and what has to be said about them.
 
     Attributes:
-        boxes: of every image, in pixels; an image without a box has an empty tuple. Empty where there are none.
+        boxes: an image without a box has none of its own; None where the table knows none of the images.
         notes: about what was left out.
     """
 
-    boxes: dict[Path, tuple[Box, ...]]
+    boxes: BoxArrays | None
     notes: list[str]
 
 
 def own_boxes(
     table: Path,
-    files: Sequence[tuple[Path, str]],
-    sizes: Mapping[Path, tuple[int, int]],
-    classes: Collection[str],
+    files: FileList,
+    labels: NDArray[Any] | LabelSets,
+    sizes: NDArray[np.int64],
+    class_names: Sequence[str],
     *,
     others: bool = False,
 ) -> OwnBoxes:
@@ -41,33 +49,54 @@ def own_boxes(
 
     Args:
         table: ``boxes.csv``, which names the images relative to its folder.
-        files: images with the names of their classes.
-        sizes: (width, height) of the images.
-        classes: of the data.
+        files: the images, in or below that folder.
+        labels: numbers of their classes in ``class_names`` (N,), or several each: then boxes of any class are kept.
+        sizes: (width, height) of the images (N, 2).
+        class_names: of the data.
         others: the table may also hold boxes of other images.
 
     Raises:
         DataError: boxes cannot be right.
     """
-    names = {path: path.relative_to(table.parent).as_posix() for path, _ in files}
-    rows_by_name = read_boxes(table, {name: sizes[path] for path, name in names.items()}, others=others)
-    notes = absent_notes(table, names.values()) if others and rows_by_name else []
-    if not rows_by_name:
-        return OwnBoxes({}, notes)
-    boxes = {
-        path: tuple(box for box, label in rows_by_name.get(names[path], ()) if label == class_name)
-        for path, class_name in files
-    }
-    class_of = {names[path]: class_name for path, class_name in files}
-    labels = Counter(label for name, rows in rows_by_name.items() for _, label in rows if label != class_of[name])
-    notes += label_notes(table, labels, classes)
-    if not any(boxes.values()):
-        listed = ", ".join(sorted(labels)[:_SHOWN])
+    prefix = files.folder.relative_to(table.parent).as_posix()
+    prefix = "" if prefix == "." else f"{prefix}/"
+    numbers = {prefix + name.replace(os.sep, "/"): number for number, name in enumerate(files.names())}
+    rows = read_box_rows(table, numbers, sizes, others=others)
+    notes = absent_notes(table, numbers) if others and len(rows.images) else []
+    if not len(rows.images):
+        return OwnBoxes(None, notes)
+    own = kept_rows(table, rows, labels, class_names)
+    return OwnBoxes(own.boxes, notes + own.notes)
+
+
+def kept_rows(source: Path, rows: BoxRows, labels: NDArray[Any] | LabelSets, class_names: Sequence[str]) -> OwnBoxes:
+    """The rows whose label is the class of their image; of several labels an image, a class of the data.
+
+    Args:
+        source: where they stand.
+        rows: boxes, with numbers of images.
+        labels: of the images; see ``own_boxes``.
+        class_names: of the data.
+
+    Raises:
+        DataError: there is none.
+    """
+    known = {name: number for number, name in enumerate(class_names)}
+    row_classes = np.array([known.get(name, -1) for name in rows.label_names], np.int64)[rows.labels]
+    own = row_classes >= 0 if isinstance(labels, LabelSets) else row_classes == np.asarray(labels)[rows.images]
+    counts = Counter({
+        rows.label_names[number]: int(count)
+        for number, count in enumerate(np.bincount(rows.labels[~own], minlength=len(rows.label_names)))
+        if count
+    })  # fmt: skip
+    notes = label_notes(source, counts, class_names)
+    if not own.any():
+        listed = ", ".join(sorted(counts)[:_SHOWN])
         raise DataError(
-            f"{table}: no box has the class of its image as its label. Labels: {listed}."
-            f" Classes: {', '.join(sorted(classes)[:_SHOWN])}."
+            f"{source}: no box has the class of its image as its label. Labels: {listed}."
+            f" Classes: {', '.join(sorted(class_names)[:_SHOWN])}."
         )
-    return OwnBoxes(boxes, notes)
+    return OwnBoxes(BoxArrays.of(len(labels), rows.images[own], rows.boxes[own]), notes)
 
 
 def label_notes(table: Path, labels: Mapping[str, int], classes: Collection[str]) -> list[str]:
@@ -105,7 +134,7 @@ def _guess(label: str, classes: Collection[str]) -> str:
     return f" (did you mean {by_plain[close[0]]}?)" if close else ""
 
 
-def absent_notes(table: Path, known: Iterable[str]) -> list[str]:
+def absent_notes(table: Path, known: Collection[str]) -> list[str]:
     """What has to be said of images that a table names and that do not exist."""
     absent = absent_images(table, known)
     if not absent:

@@ -26,17 +26,19 @@ def finish(sample: dict[str, Any]) -> dict[str, Any]:
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of samples.
 
-    ``image`` (N, C, H, W) and ``label`` (N,); where the samples have them ``boxes`` as a list of (n, 4),
-    ``mask`` (N, H, W) and ``path`` as a list.
+    ``image`` (N, C, H, W) and ``label`` (N,), of several labels (N, K); where the samples have them ``boxes`` as a list
+    of (n, 4), ``mask`` (N, H, W), and ``path`` and ``check`` as lists.
     """
+    labels = [sample["label"] for sample in samples]
     batch: dict[str, Any] = {
         "image": torch.stack([sample["image"] for sample in samples]),
-        "label": torch.tensor([sample["label"] for sample in samples]),
+        "label": torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels),
     }
     if any("boxes" in sample for sample in samples):
         batch["boxes"] = [sample.get("boxes", torch.zeros(0, 4, dtype=torch.float32)) for sample in samples]
     if all("mask" in sample for sample in samples):
         batch["mask"] = torch.stack([sample["mask"] for sample in samples])
-    if all("path" in sample for sample in samples):
-        batch["path"] = [sample["path"] for sample in samples]
+    for key in ("path", "check"):
+        if all(key in sample for sample in samples):
+            batch[key] = [sample[key] for sample in samples]
     return batch

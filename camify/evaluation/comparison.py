@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..console import console
-from ..data.image_search import left_out_notes
 from ..data.own_boxes import label_guesses
 from ..drawing.grid import Row
 from ..errors import ConfigError
 from ..files import COMPARISON, free_folder, whole_folder
 from ..methods import METHODS, ForwardPass, find_method
 from ..preprocessing import Preprocessing
+from ..progress import tracked
 from ..task import Task, class_index
 from .comparison_figures import (
     Column,
@@ -44,7 +44,6 @@ from .comparison_report import (
 from .demo import DEMO_METHODS, demo_images, demo_networks
 from .images import EvaluationImage, boxes_of_class, find_files, images_with_notes
 from .network import ExplainedNetwork, find_networks, shared_titles
-from .progress import tracked
 from .scenarios import SCENARIOS, absent_classes
 from .timing import method_costs
 
@@ -106,7 +105,7 @@ def compare_files(
         networks = find_networks(models, names, task=task, bits=bits, preprocessing=preprocessing)
         stated = {network.preprocessing.bits for network in networks}
         pictures, notes = images_with_notes(search.paths, check_images=check_images, bits=_common_bits(stated))
-        notes = [*left_out_notes(search.left_out), *notes]
+        notes = [*search.left_out.notes(), *notes]
         title = "Comparison of methods"
     return compare(networks, pictures, folder, title=title, target=target, figures=figures, notes=notes)
 

@@ -106,7 +106,7 @@ def evaluate(
         )
         images = find_labeled(
             Path(data), split, network.preprocessing, network.classes, network.class_count,
-            limit=limit, seed=seed, check_images=check_images,
+            limit=limit, seed=seed, check_images=check_images, workers=workers,
         )  # fmt: skip
         if network.classes.task is Task.BINARY:  # which of the two the logit stands for
             network.classes = Classes(Task.BINARY, images.names)
@@ -209,7 +209,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     count = len(run.images)
     drawn = "" if count == data.available else f", drawn of {data.available} with seed {run.seed}"
-    boxed = "no boxes" if not data.has_boxes else f"boxes of {sum(bool(r.boxes) for r in run.images.records)}"
+    boxed = "no boxes" if not data.has_boxes else f"boxes of {_count_boxed(run)}"
     cut = "the best one for these images" if run.threshold is None else f"{run.threshold}, as given"
     return [
         ("network", "; ".join([network.source, *network.notes])),
@@ -223,6 +223,10 @@ def _facts(
         ("intervals", _INTERVALS),
         ("time", f"{seconds:.0f} s"),
     ]
+
+
+def _count_boxed(run: Run) -> int:
+    return 0 if run.images.boxes is None else int((run.images.boxes.counts > 0).sum())
 
 
 def _task(network: ExplainedNetwork) -> str:

@@ -261,7 +261,7 @@ def to_csv(evaluation: Evaluation) -> str:
     answers, data = evaluation.answers, evaluation.data
     names, titles = {number: name for name, number in data.classes.items()}, evaluation.network.titles
     columns: dict[str, list[Any]] = {
-        "image": [record.path.relative_to(data.folder).as_posix() for record in data.images.records],
+        "image": [Path(path).relative_to(data.folder).as_posix() for path in data.images.paths],
         "class": [names[number] for number in answers.labels.tolist()],
         "predicted": [names.get(n, titles[n]) for n in answers.predicted.tolist()],
         "probability": answers.probabilities.tolist(),

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule
-from ..data.sizes import constant_notes, gray_range_notes
+from ..data.image_checks import constant_notes, gray_range_notes
 from ..drawing.encoding import encoded
 from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
 from ..drawing.overlay import ClassMap, Region, overlay_picture
@@ -26,10 +26,10 @@ from ..errors import ConfigError
 from ..files import write_whole
 from ..image_files import GrayRange
 from ..methods import PRECISIONS, check_targets, make_methods
+from ..progress import tracked
 from .explained_folder import ExplainedFolder, file_stamp, model_sha256
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
-from .progress import tracked
 from .timing import fastest_format, folded
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
@@ -166,7 +166,10 @@ def explain_files(
             ]
             _record(ready, folder, summary, report)
         _record(waiting, folder, summary, report)
-        summary.notes += [*gray_range_notes(gray_ranges), *constant_notes(constant, summary.results)]
+        summary.notes += [
+            *gray_range_notes(gray_ranges.items()),
+            *constant_notes(constant, len(constant), summary.results),
+        ]
         for path, reason in summary.unreadable.items():
             folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
     return summary

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.boxes_csv import Box, box_table, read_boxes, table_above
-from ..data.folder import LabeledFile, LabeledImages, class_folders, images_of, left_out_beside, order_notes
-from ..data.image_search import ImageSearch, LeftOut, Reason, find_images_below, left_out_notes
+from ..data.boxes_csv import box_table, read_boxes, table_above
+from ..data.folder import class_folders, files_of_classes, images_of, order_notes
+from ..data.image_checks import sizes_of, value_notes
+from ..data.image_search import LeftOut, Reason, find_images_below
+from ..data.labeled_images import BoxArrays, LabeledImages
 from ..data.own_boxes import absent_notes, own_boxes
-from ..data.sizes import scan_images, value_notes
+from ..data.remembered_checks import check_files
 from ..errors import ConfigError, DataError
 from ..image_files import GrayRange, read_image, read_with_range
 from ..preprocessing import Preprocessing
@@ -31,12 +34,20 @@ _SPLIT = "val"
 # ---------------------------------------------------------------- files
 
 
-def image_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class ListedFiles:
+    """Image files, and what was left out in looking for them."""
+
+    paths: Sequence[Path]
+    left_out: LeftOut
+
+
+def image_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> Sequence[Path]:
     """The image files among files and folders; see ``find_files``."""
     return find_files(given, outside=outside).paths
 
 
-def find_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> ImageSearch:
+def find_files(given: Sequence[str | Path], *, outside: str | Path | None = None) -> ListedFiles:
     """The image files among files and folders, each once, folders in order of name; and what is left out.
 
     Args:
@@ -47,22 +58,23 @@ def find_files(given: Sequence[str | Path], *, outside: str | Path | None = None
         DataError: there is no such file or folder, or a folder holds no image.
     """
     place = None if outside is None else Path(outside).resolve()
-    paths, left_out = list[Path](), list[LeftOut]()
+    parts, left_out = list[Sequence[Path]](), LeftOut()
     for path in map(Path, given):
         if not (path.is_dir() or path.is_file()):
             raise DataError(f"{path}: no such file or folder.")
         if place is not None and (path.resolve() == place or place in path.resolve().parents):
-            left_out.append(LeftOut(path, Reason.BELOW_OUTPUT))
+            left_out.add(path, Reason.BELOW_OUTPUT)
         elif path.is_dir():
             search = find_images_below(path, outside=place)
-            only_output = {one.reason for one in search.left_out} == {Reason.BELOW_OUTPUT}
-            paths += search.paths if only_output else images_of(path, search)
-            left_out += search.left_out
+            only_output = set(search.left_out.counts) == {Reason.BELOW_OUTPUT}
+            parts.append(search.paths if only_output else images_of(path, search))
+            left_out.update(search.left_out)
         else:
-            paths.append(path)
-    if given and not paths:
+            parts.append([path])
+    if given and not any(map(len, parts)):
         raise DataError(f"{outside}: all images lie below the folder to write. Choose another one, or other images.")
-    return ImageSearch(list(dict.fromkeys(paths)), left_out)
+    paths = parts[0] if len(parts) == 1 else list(dict.fromkeys(path for part in parts for path in part))
+    return ListedFiles(paths, left_out)
 
 
 @dataclass(frozen=True)
@@ -208,11 +220,12 @@ def images_with_notes(
         if table is not None:
             tables.setdefault(table, []).append(file)
     needed = list(files) if check_images else [file for table_files in tables.values() for file in table_files]
-    scanned = scan_images(needed, decode=check_images, bits=bits)
-    notes = value_notes(scanned) if check_images else []
+    checks, notes = check_files(needed, decode=check_images, bits=bits)
+    notes += value_notes(needed, checks)
+    sizes = {file: (width, height) for file, (width, height) in zip(needed, sizes_of(checks).tolist(), strict=True)}
     boxes: dict[Path, tuple[Tensor, tuple[str, ...]]] = {}
     for table, table_files in tables.items():
-        boxes |= _boxes(table, {file: scanned[file].size for file in table_files})
+        boxes |= _boxes(table, {file: sizes[file] for file in table_files})
         notes += absent_notes(table, [_name_in(table, file) for file in table_files])
     if boxes and len(boxes) < len(files):
         notes.append(f"boxes are known of {len(boxes)} of {len(files)} images")
@@ -270,6 +283,7 @@ def find_labeled(
     limit: int | None = None,
     seed: int = 0,
     check_images: bool = True,
+    workers: int = 0,
 ) -> LabeledFolder:
     """The images of ``root/SPLIT/CLASS/*``, or ``root/CLASS/*`` without splits, with boxes of ``root/boxes.csv``.
 
@@ -282,6 +296,7 @@ def find_labeled(
         limit: measure on so many images, drawn with the seed; None takes all.
         seed: of the draw.
         check_images: decode every image before anything is measured.
+        workers: processes that decode.
 
     Raises:
         DataError: a folder is missing or empty, an image cannot be read, or boxes cannot be right.
@@ -294,33 +309,31 @@ def find_labeled(
         folder = root
     folders = class_folders(folder)
     numbers, notes = _class_numbers(folders, classes, class_count, folder)
-    searches = {name: find_images_below(folder / name) for name in folders}
-    files = [(path, name) for name in folders for path in images_of(folder / name, searches[name])]
+    files, labels, left_out = files_of_classes(folder, folders)
     available = len(files)
     if limit is not None and limit < available:
-        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit]
-        files = [files[index] for index in sorted(drawn.tolist())]
+        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
+        files, labels = files.taken(drawn), labels[drawn]
     table = box_table(root)
-    boxes: dict[Path, tuple[Box, ...]] = {}
+    boxes: BoxArrays | None = None
     if check_images or table.is_file():
-        scanned = scan_images([path for path, _ in files], decode=check_images, bits=preprocessing.bits)
+        checks, said = check_files(files, decode=check_images, bits=preprocessing.bits, workers=workers)
+        notes += said
         if table.is_file():
-            sizes = {path: one.size for path, one in scanned.items()}
-            own = own_boxes(table, files, sizes, folders, others=True)
+            own = own_boxes(table, files, labels, sizes_of(checks), folders, others=True)
             boxes = own.boxes
             notes += own.notes
-        notes += value_notes(scanned)
-    if not boxes:
+        notes += value_notes(files, checks)
+    if boxes is None:
         missing = "knows none of these images" if table.is_file() else "does not exist"
         notes.append(f"no boxes: {table} {missing}")
     if not check_images:
         notes.append("the images were not decoded beforehand (check_images false)")
-    below_classes = [one for search in searches.values() for one in search.left_out]
-    notes += left_out_notes([*left_out_beside(folder, folders), *below_classes])
-    records = [LabeledFile(path, numbers[name], boxes[path] if boxes else None) for path, name in files]
-    images = LabeledImages(records, preprocessing.evaluation(), preprocessing.bits)
+    notes += left_out.notes()
+    own_numbers = np.array([numbers[name] for name in folders])[labels]
+    images = LabeledImages(files, own_numbers, preprocessing.evaluation(), preprocessing.bits, boxes=boxes)
     names = tuple(folders) if classes.names is None else classes.names
-    return LabeledFolder(folder, images, numbers, names, bool(boxes), available, tuple(notes))
+    return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
 
 
 def _class_numbers(

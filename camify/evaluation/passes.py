@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..data import collate
-from ..data.folder import LabeledImages
+from ..data.labeled_images import LabeledImages
 from ..errors import ConversionError
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
+from ..progress import tracked
 from . import engine
 from .engine import CENTER_BOX, ClassLogits, Rows
 from .intervals import Answers
 from .network import ExplainedNetwork
-from .progress import tracked
 from .scenarios import mirrored
 from .timing import method_costs
 

@@ -58,8 +58,8 @@ def ready(root, **options):
 def pairs(data, split):
     """(path below the root, class name) of every sample."""
     return [
-        (record.path.relative_to(data.root).as_posix(), data.class_names[record.label])
-        for record in data.splits[split].records
+        (path.relative_to(data.root).as_posix(), data.class_names[label])
+        for path, label in zip(data.splits[split].files, data.splits[split].labels, strict=True)
     ]
 
 
@@ -315,7 +315,7 @@ def test_without_check_nothing_is_decoded(root, monkeypatch):
     data = ready(root, check_images=False)
     assert not opened
     monkeypatch.undo()
-    index = [record.path for record in data.splits["train"].records].index(cut)
+    index = list(data.splits["train"].files).index(cut)
     with pytest.raises(DataError, match=r"cut\.jpg"):
         data.splits["train"][index]
 
@@ -674,6 +674,6 @@ def test_the_real_photographs(photos):
     data = ready(photos)
     assert data.class_names == ["apple", "banana", "kangaroo", "orange", "raccoon"]
     assert {split: len(found) for split, found in data.splits.items()} == {"train": 441, "val": 189}
-    assert all(record.boxes for split in data.splits.values() for record in split.records)
+    assert all(split.boxes.counts.all() for split in data.splits.values())
     batch = next(iter(data.val_dataloader()))
     assert all(len(boxes) and boxes.min() >= 0 and boxes.max() <= 16 + 1e-4 for boxes in batch["boxes"])

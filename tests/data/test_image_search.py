@@ -9,7 +9,7 @@ from PIL import Image
 from camify.checkpoint.folder import MANIFEST
 from camify.data import ImageFolderDataModule
 from camify.data.folder import class_folders
-from camify.data.image_search import Reason, find_images_below, left_out_notes
+from camify.data.image_search import Reason, find_images_below
 from camify.errors import DataError
 from camify.evaluation.comparison import COMPARISON
 from camify.evaluation.evaluation_report import EVALUATION
@@ -71,10 +71,10 @@ def test_training_explaining_and_evaluating_leave_out_the_same_and_say_so(root, 
     ]
     data, search, labeled = ready(root), find_files([root]), evaluated(root)
     printed = capsys.readouterr().out
-    taken = [record.path.name for record in data.splits["val"].records if record.path.parent == folder]
+    taken = [path.name for path in data.splits["val"].files if path.parent == folder]
     assert taken == [path.name for path in search.paths if path.parent == folder] == found
-    assert taken == [record.path.name for record in labeled.images.records if record.path.parent == folder]
-    assert data.notes == left_out_notes(search.left_out) == said
+    assert taken == [path.name for path in labeled.images.files if path.parent == folder]
+    assert data.notes == search.left_out.notes() == said
     assert list(labeled.notes[1:]) == said
     assert all(note in printed for note in said)
 
@@ -97,7 +97,7 @@ def test_many_endings_are_counted(tmp_path):
     for number, suffix in enumerate(["txt"] * 3 + ["xml"] * 2 + list("abcdef")):
         (tmp_path / f"{number}.{suffix}").touch()
     save(tmp_path / "a.png")
-    (note,) = left_out_notes(find_images_below(tmp_path).left_out)
+    (note,) = find_images_below(tmp_path).left_out.notes()
     assert ": 3 .txt, 2 .xml, 1 " in note
     assert ", 3 others; the first is " in note
 
@@ -116,7 +116,7 @@ def test_linked_folders_are_followed(root, tmp_path):
     link(root / "train" / "cat" / "more", tmp_path / "elsewhere")
     search = find_images_below(root / "train" / "cat")
     assert names(search, root / "train" / "cat") == ["0.png", "more/deep/x.png"]
-    assert search.left_out == []
+    assert not search.left_out.counts
     assert len(ready(root).splits["train"]) == 3
     assert len(find_files([root]).paths) == 5
 
@@ -130,8 +130,7 @@ def test_links_that_lead_back_are_cut_with_a_line(root, target):
     link(cat / "alink", cat / "inner")
     search = find_images_below(cat)
     assert names(search, cat) == ["0.png", "inner/1.png"]
-    cut = [one.path for one in search.left_out if one.reason is Reason.LINK]
-    assert cat / "alink" in cut
+    assert search.left_out.first[Reason.LINK] == cat / "alink"
     assert len(ready(root).splits["train"]) == 3
     assert any(note.startswith(Reason.LINK.value) for note in ready(root).notes)
 
@@ -144,7 +143,7 @@ def test_two_folders_that_link_to_each_other(tmp_path):
     assert names(find_images_below(tmp_path / "a"), tmp_path / "a") == ["1.png", "to_b/2.png"]
     both = find_images_below(tmp_path)
     assert names(both, tmp_path) == ["a/1.png", "b/2.png"]
-    assert len([one for one in both.left_out if one.reason is Reason.LINK]) == 2
+    assert both.left_out.counts[Reason.LINK].total() == 2
 
 
 def test_a_link_to_itself_is_a_file_that_cannot_be_read(root):
@@ -170,7 +169,7 @@ def test_results_of_camify_are_no_input(root, marker):
     data, search = ready(root), find_files([root / "val"])
     assert len(data.splits["val"]) == len(search.paths) == len(evaluated(root).images) == 2
     assert note in data.notes
-    assert note in left_out_notes(search.left_out)
+    assert note in search.left_out.notes()
     assert note in evaluated(root).notes
     named = root / "val" / "cat" / "out"
     assert names(find_files([named]), named) == ["pictures/0_cam.png"], "what is named is taken"
@@ -181,7 +180,7 @@ def test_files_below_the_folder_to_write_are_counted(root):
     save(out / "0_cam.png")
     search = find_files([root / "val", out / "0_cam.png"], outside=out)
     assert len(search.paths) == 2
-    assert left_out_notes(search.left_out) == [f"{Reason.BELOW_OUTPUT.value}: 2; the first is {out}"]
+    assert search.left_out.notes() == [f"{Reason.BELOW_OUTPUT.value}: 2; the first is {out}"]
 
 
 # --- boxes ------------------------------------------------------------------------------------------------
@@ -196,7 +195,7 @@ def test_labels_that_fit_no_class_are_counted_with_a_guess(root):
     write_boxes(root, *rows, "val/dog/0.png,1,1,9,9,Dog", "train/dog/0.png,1,1,9,9,Dog", "train/dog/0.png,1,1,9,9,dog ",
                 "train/cat/0.png,1,1,9,9,zebra", "train/cat/0.png,1,1,9,9,dog")  # fmt: skip
     table = root / "boxes.csv"
-    guesses = "2 of label 'Dog' (did you mean dog?); 1 of label 'zebra'; 1 of label 'dog ' (did you mean dog?)"
+    guesses = "2 of label 'Dog' (did you mean dog?); 1 of label 'dog ' (did you mean dog?); 1 of label 'zebra'"
     assert ready(root).notes == [
         f"{table}: 4 boxes fit no class and are left out: {guesses}",
         f"{table}: 1 box is left out, since it is of another class than the image",

@@ -11,13 +11,18 @@ from PIL import Image, features
 
 import camify
 from camify.data import ImageFolderDataModule, Preprocessing
-from camify.data.sizes import scan_images, value_notes
+from camify.data.image_checks import value_notes
+from camify.data.remembered_checks import check_files
 from camify.errors import CheckpointError, ConfigError, DataError
 from camify.image_files import image_suffixes, read_image
 from camify.preprocessing import agreed_preprocessing, refuse_contradiction
 
 SIDE = 16
 UNIT = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+def notes_of(files):
+    return value_notes(files, check_files(files, decode=True)[0])
 
 
 def gray(bits=16, dtype=np.uint16, seed=0):
@@ -133,7 +138,7 @@ def test_inverted_files_come_out_as_they_are_meant(tmp_path):
     assert np.array_equal(read(tmp_path / "16.tif"), 255 - (sixteen >> 8))
     assert np.array_equal(read(tmp_path / "12 of 16.tif", 12), 255 - (gray(12) >> 4))
     with pytest.raises(DataError, match=r"12 of 16\.tif: gray values up to 4095 of 65535: it comes out nearly white"):
-        value_notes(scan_images([tmp_path / "12 of 16.tif"], decode=True))
+        notes_of([tmp_path / "12 of 16.tif"])
 
 
 def test_what_a_file_says_of_its_bits_is_taken(tmp_path):
@@ -144,7 +149,7 @@ def test_what_a_file_says_of_its_bits_is_taken(tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([4095, 0], ">u2").tobytes())
     assert read(tmp_path / "a.pgm").tolist() == [[255, 0]]
     for name in ("a.tif", "a.pgm"):
-        assert value_notes(scan_images([tmp_path / name], decode=True)) == []
+        assert notes_of([tmp_path / name]) == []
 
 
 def test_a_single_picture_warns(tmp_path):
@@ -211,9 +216,10 @@ def test_fine_details_of_a_jpeg_are_not_taken_for_one_color(tmp_path):
     points[::64, ::64] = 255
     for name, image in (("chess", chess), ("points", points), ("flat", np.full_like(chess, 9))):
         Image.fromarray(image).save(tmp_path / f"{name}.jpg", quality=100)
-    scanned = {path.stem: one for path, one in scan_images(sorted(tmp_path.iterdir()), decode=True).items()}
-    assert [name for name, one in scanned.items() if one.is_constant] == ["flat"]
-    assert scanned["points"].brightest > 200
+    files = sorted(tmp_path.iterdir())
+    checks = dict(zip((path.stem for path in files), check_files(files, decode=True)[0], strict=True))
+    assert [name for name, check in checks.items() if check["is_constant"]] == ["flat"]
+    assert checks["points"]["brightest"] > 200
 
 
 # --- where the number of bits is kept ---------------------------------------------------------------------

@@ -11,8 +11,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
 from camify.data import Preprocessing, collate
+from camify.data.remembered_checks import check_files
 from camify.data.samples import finish
-from camify.data.sizes import scan_images
 from camify.errors import CheckpointError, ConfigError, DataError
 from camify.preprocessing import IMAGENET_MEAN, IMAGENET_STD, read_image
 
@@ -248,7 +248,7 @@ def test_an_image_file_starts_no_program(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image"):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg"):
-        scan_images([tmp_path / "a.jpg"], decode=True)
+        check_files([tmp_path / "a.jpg"], decode=True)
     assert not started
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from camify.cli.commands import main
-from camify.data import ImageFolderDataModule, Preprocessing, sizes
-from camify.data.folder import class_folders, image_paths
-from camify.data.image_search import Reason
+from camify.data import ImageFolderDataModule, Preprocessing, image_checks
+from camify.data.folder import class_folders
+from camify.data.image_search import Reason, find_images_below
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate
 from camify.evaluation.images import find_labeled, image_files, images_with_notes
@@ -37,10 +37,10 @@ def copy(root, tmp_path):
 def test_classes_go_by_name(root):
     found = labeled(root)
     assert found.classes == {name: NAMES.index(name) for name in sorted(SHOWN)}
-    for record in found.images.records:
-        assert record.label == NAMES.index(record.path.parent.name)
+    for path, label in zip(found.images.files, found.images.labels, strict=True):
+        assert label == NAMES.index(path.parent.name)
     assert found.has_boxes
-    assert [len(record.boxes) for record in found.images.records] == [2, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]
+    assert found.images.boxes.counts.tolist() == [2, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]
     assert found.available == 12
     (note,) = found.notes
     assert note == f"{root / 'boxes.csv'}: 1 box is left out, since it is of another class than the image"
@@ -60,8 +60,8 @@ def test_a_folder_without_splits(copy):
 
 def test_limit_draws_images(root):
     first, again, other = (labeled(root, limit=5, seed=seed) for seed in (1, 1, 2))
-    assert [r.path for r in first.images.records] == [r.path for r in again.images.records]
-    assert [r.path for r in first.images.records] != [r.path for r in other.images.records]
+    assert first.images.files == again.images.files
+    assert first.images.files != other.images.files
     assert (len(first.images), first.available) == (5, 12)
     assert len(labeled(root, limit=50).images) == 12
 
@@ -175,8 +175,8 @@ def test_hidden_files_are_left_out_everywhere_alike(copy, net):
     (copy / "val" / ".DS").mkdir()
     files = image_files([copy])
     assert len(files) == 12
-    assert files == image_paths(copy)
-    assert [record.path for record in labeled(copy).images.records] == files
+    assert files == list(find_images_below(copy).paths)
+    assert labeled(copy).images.files == files
     assert image_files([copy / "val" / "ant" / "._0.png"]) == [copy / "val" / "ant" / "._0.png"], (
         "what is named is taken"
     )
@@ -320,8 +320,8 @@ def test_class_folders_that_are_numbers_go_by_number(tmp_path, root):
 def test_checking_images_can_be_left_out(copy, net, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        "camify.data.sizes.decode_image",
-        lambda *given, decode=sizes.decode_image: (decoded.append(1), decode(*given))[1],
+        "camify.data.image_checks.decode_image",
+        lambda *given, decode=image_checks.decode_image: (decoded.append(1), decode(*given))[1],
     )
     whole = evaluate(net, copy, faithfulness=0, mosaics=0)
     assert len(decoded) == 12

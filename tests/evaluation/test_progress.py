@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from camify.cli.commands import main
-from camify.evaluation.progress import tracked
+from camify.progress import tracked
 
 
 @pytest.mark.parametrize(("total", "lines"), [(2, [1, 2]), (3, [1, 2, 3]), (40, range(4, 41, 4)), (25, None)])

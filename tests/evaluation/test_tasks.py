@@ -140,8 +140,8 @@ def test_a_network_of_one_logit_is_measured_on_two_folders(two_folders, names):
         scores = net(images).sigmoid()[:, 0]
     wanted = torch.cat([1 - scores[:3], scores[3:]])  # of each folder's own class
     own = dict(zip(sorted(two_folders.rglob("*.png")), wanted.tolist(), strict=True))
-    for record, value in zip(result.data.images.records, result.answers.probabilities.tolist(), strict=True):
-        assert value == pytest.approx(own[record.path], abs=1e-6)
+    for path, value in zip(result.data.images.files, result.answers.probabilities.tolist(), strict=True):
+        assert value == pytest.approx(own[path], abs=1e-6)
     net.class_names = ["cat", "dog"]
     with pytest.raises(camify.ConfigError, match="no class of the network"):
         evaluate(net, two_folders, mosaics=0, faithfulness=0)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from camify.data.folder import ImageFolderDataModule
-from camify.data.sizes import scan_images
+from camify.data.remembered_checks import check_files
 from camify.errors import DataError
 from camify.evaluation.images import image_batches, images_with_notes
 from camify.image_files import IMAGE_FORMATS, open_image, read_image
@@ -95,7 +95,7 @@ def test_hostile_images_are_refused_by_name_everywhere(name, tmp_path):
     for read in (
         read_image,
         Preprocessing(32).read,
-        lambda file: scan_images([file], decode=True),
+        lambda file: check_files([file], decode=True),
         lambda file: images_with_notes([file]),
     ):
         with pytest.raises(DataError, match=name):
@@ -119,7 +119,7 @@ def test_named_pipes_and_devices_keep_nobody_waiting(decode, tmp_path):
         with pytest.raises(DataError, match=f"{path.name}.*no regular file"):
             read_image(path)
         with pytest.raises(DataError, match=path.name):
-            scan_images([path], decode=decode)
+            check_files([path], decode=decode)
     with pytest.raises(OSError, match="no such file"):
         open_image(tmp_path / "nothing.jpg")
     root = tmp_path / "root"

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from camify.cli.commands import main
 from camify.console import as_text, console, plain_text, print_error, tolerant_streams, warn
-from camify.evaluation.progress import tracked
+from camify.progress import tracked
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from rich.progress import track
 
-from ..console import console
+from .console import console
 
 __all__ = ["tracked"]
 

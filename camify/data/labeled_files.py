@@ -1,0 +1,293 @@
+"""What data modules of labeled image files share, however they are listed: checks, boxes, notes, splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, DataError
+from ..image_files import EncodedImage
+from ..preprocessing import Preprocessing
+from .boxes_csv import box_table
+from .file_list import FileList
+from .image_checks import CHECK, NOT_DECODED, sizes_of, value_notes
+from .labeled_images import BoxArrays, LabeledImages, LabelSets
+from .module import PreparedDataModule
+from .own_boxes import own_boxes
+from .remembered_checks import RememberedChecks, check_files
+
+__all__ = ["CHECKS", "SPLITS", "LabeledFiles", "LabeledFilesDataModule"]
+
+SPLITS = ("train", "val", "test")
+CHECKS = ("start", "first_epoch", "never")
+"""When images are decoded to see whether they can be: before training starts, while it goes through them, or not."""
+
+
+@dataclass(frozen=True)
+class LabeledFiles:
+    """The images of a split.
+
+    Attributes:
+        files: the images.
+        labels: numbers of their classes (N,), or several each.
+    """
+
+    files: Sequence[Path | EncodedImage]
+    labels: NDArray[Any] | LabelSets
+
+
+class LabeledFilesDataModule(PreparedDataModule):
+    """Splits of labeled image files below a root folder; a subclass lists them.
+
+    Args:
+        root: folder that all files lie below.
+        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits: see
+            ``ImageFolderDataModule``.
+        check: of ``CHECKS``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        image_size: int | tuple[int, int] | None,
+        batch_size: int,
+        num_workers: int,
+        augment: str | None,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        override_preprocessing: bool,
+        bits: int | None,
+        check: str,
+    ) -> None:
+        super().__init__(
+            {"size": image_size, "mean": mean, "std": std, "bits": bits},
+            Preprocessing(),
+            augment=augment,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            override_preprocessing=override_preprocessing,
+        )
+        if check not in CHECKS:
+            raise ConfigError(f"check={check!r} is unknown. Choose one of {', '.join(CHECKS)}.")
+        self.root, self.check = Path(root), check
+        self.splits: dict[str, LabeledImages] = {}
+        self._listed: dict[str, LabeledFiles] = {}
+        self._fingerprint: dict[str, str] = {}
+        self._content_notes: list[str] = []
+        self._seen: dict[str, NDArray[Any]] = {}  # what the first epoch saw, by split
+
+    # ------------------------------------------------------------ of a subclass
+
+    def list_files(self) -> dict[str, LabeledFiles]:
+        """The images of every split that there is."""
+        raise NotImplementedError
+
+    def listing_notes(self) -> list[str]:
+        """What has to be said about how they were listed."""
+        return []
+
+    # ------------------------------------------------------------ set up
+
+    @property
+    def listed(self) -> dict[str, LabeledFiles]:
+        """The images of every split, listed once."""
+        if not self._listed:
+            self._listed = self.list_files()
+        return self._listed
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be said about how the data were read; about boxes and values once they are set up."""
+        return [*self.listing_notes(), *self._content_notes]
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - every stage needs the same
+        """List files and boxes, look at every image, and take the network's preprocessing."""
+        self.settle_preprocessing()
+        for split, images in self.splits.items():
+            self._prepare(split, images)
+        if self.splits:
+            return
+        listed = self._listed = self.list_files()
+        if "val" not in listed:
+            raise DataError(self.without_val())
+        boxes = self._read_boxes(self._look_at(listed))
+        for split, one in listed.items():
+            self.splits[split] = LabeledImages(one.files, one.labels, self.transform_of(split), boxes=boxes.get(split))
+            self._prepare(split, self.splits[split])
+        self._content_notes += self._box_counts()
+        self.say_notes()
+
+    def without_val(self) -> str:
+        """What to do where there is no validation split."""
+        return f"{self.root / 'val'}: no such folder. Put validation images into val/CLASS/."
+
+    def _prepare(self, split: str, images: LabeledImages) -> None:
+        images.transform, images.bits = self.transform_of(split), self.preprocessing.bits
+        images.least_size = self.least_size(split)
+        images.reports_checks = self.check == "first_epoch"
+
+    def _look_at(self, listed: dict[str, LabeledFiles]) -> dict[str, NDArray[Any]]:
+        """What is seen of the images of every split, (N,) of ``CHECK``, as far as that is needed; else nothing."""
+        self._content_notes = []
+        decode = self.check == "start"
+        if not (decode or self.has_box_source()):
+            return {}
+        files = _joined(self.root, [one.files for one in listed.values()])
+        checks, notes = check_files(
+            files, decode=decode, bits=self.preprocessing.bits, workers=self.num_workers, trainer=self.trainer
+        )
+        self._content_notes += [*notes, *value_notes(files, checks)]
+        ends = np.cumsum([len(one.files) for one in listed.values()])[:-1]
+        return dict(zip(listed, np.split(checks, ends), strict=True))
+
+    # ------------------------------------------------------------ boxes
+
+    def has_box_source(self) -> bool:
+        """Whether there are boxes to read, for which the sizes of the images must be known."""
+        return box_table(self.root).is_file()
+
+    def _read_boxes(self, checks: dict[str, NDArray[Any]]) -> dict[str, BoxArrays]:
+        """Boxes by split; none where there is no table."""
+        if not self.has_box_source():
+            return {}
+        listed = self.listed
+        files = _joined(self.root, [one.files for one in listed.values()])
+        if not isinstance(files, FileList):
+            raise DataError(f"{box_table(self.root)}: names files, and these images are none.")
+        sizes = np.concatenate([sizes_of(checks[split]) for split in listed])
+        own = own_boxes(box_table(self.root), files, _joined_labels(listed), sizes, self.class_names)
+        self._content_notes += own.notes
+        if own.boxes is None:
+            return {}
+        ends = np.cumsum([0, *(len(one.files) for one in listed.values())])
+        return {split: own.boxes.taken(range(ends[number], ends[number + 1])) for number, split in enumerate(listed)}
+
+    def _box_counts(self) -> list[str]:
+        """How many images of each split have boxes, where some have, and some not."""
+        counts = {
+            split: (0 if images.boxes is None else int((images.boxes.counts > 0).sum()), len(images))
+            for split, images in self.splits.items()
+        }
+        if not any(boxed for boxed, _ in counts.values()) or all(boxed == total for boxed, total in counts.values()):
+            return []
+        listed = ", ".join(f"{boxed} of {total} images of {split}" for split, (boxed, total) in counts.items())
+        note = f"{box_table(self.root)}: boxes of {listed}"
+        if not counts["val"][0]:
+            note += "; val has none, so not box accuracy is measured there but grid pointing, which needs none"
+        return [note]
+
+    # ------------------------------------------------------------ identity
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells whether the data is still the same, by split, as it was when this was first asked.
+
+        Names and sizes of all files count, the content of 1,000 of each split, and ``boxes.csv``.
+        """
+        if not self._fingerprint:
+            for split, one in self.listed.items():
+                if isinstance(one.files, FileList):
+                    count = f"{len(one.files)} images of {self.count_classes(split)} classes"
+                    self._fingerprint[split] = f"{count}, digest {_digest(self.root, one.files)}"
+            table = box_table(self.root)
+            lone = FileList(self.root, [table.name])
+            self._fingerprint[table.name] = _digest(self.root, lone) if table.is_file() else "none"
+        return dict(self._fingerprint)
+
+    def count_classes(self, split: str) -> int:
+        """Number of classes that images of a split have."""
+        labels = self.listed[split].labels
+        return len(np.unique(labels.labels if isinstance(labels, LabelSets) else labels))
+
+    # ------------------------------------------------------------ checks while training
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002 - Lightning's signature
+        """Take what the images' files looked like out of a batch; said when the first epoch is over."""
+        seen = batch.pop("check", None) if isinstance(batch, dict) else None
+        if seen is None or self.check != "first_epoch" or self.trainer is None:
+            return batch
+        split = "train" if self.trainer.training else "val"
+        if self.trainer.current_epoch > 0 and split == "train":
+            self._end_first_epoch()
+        elif split in self.splits:
+            checks = self._seen.setdefault(split, np.zeros(len(self.splits[split]), CHECK))
+            for number, check in seen:
+                checks[number] = check
+        return batch
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
+        """Say what the images that were seen looked like, where that was not said."""
+        self._end_first_epoch()
+
+    def _end_first_epoch(self) -> None:
+        """Say what has to be said of the images that this process saw, and remember them."""
+        if not self._seen:
+            return
+        every = {split: self._seen.get(split, np.zeros(len(images), CHECK)) for split, images in self.splits.items()}
+        checks = np.concatenate(list(every.values()))
+        checks["brightest"][checks["width"] == 0] = NOT_DECODED
+        files = _joined(self.root, [images.files for images in self.splits.values()])
+        try:
+            notes = value_notes(files, checks)
+        except DataError as error:  # all come out black, and have been trained on
+            notes = [str(error).removesuffix(".")]
+        if isinstance(files, FileList) and (self.trainer is None or self.trainer.is_global_zero):
+            remembered = RememberedChecks(files, self.preprocessing.bits)
+            remembered.keep(checks)
+            notes += remembered.notes
+        self.say(notes)
+        self._seen = {}
+        self.check = "never"
+        for images in self.splits.values():
+            images.reports_checks = False
+
+
+def _joined(root: Path, lists: Sequence[Sequence[Path | EncodedImage]]) -> Sequence[Path | EncodedImage]:
+    files = [files for files in lists if isinstance(files, FileList)]
+    if len(files) == len(lists):
+        return FileList.joined(root, files)
+    return _Joined(lists)
+
+
+class _Joined(Sequence[Path | EncodedImage]):
+    """Several lists of images, one after the other."""
+
+    def __init__(self, lists: Sequence[Sequence[Path | EncodedImage]]) -> None:
+        self.lists = lists
+        self.ends = np.cumsum([len(one) for one in lists])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """An image by number."""
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.lists[part][index - int(self.ends[part - 1]) if part else index]
+
+
+def _joined_labels(listed: dict[str, LabeledFiles]) -> NDArray[Any] | LabelSets:
+    labels = [one.labels for one in listed.values()]
+    several = [one for one in labels if isinstance(one, LabelSets)]
+    return LabelSets.joined(several) if several else np.concatenate([np.asarray(one) for one in labels])
+
+
+def _digest(root: Path, files: FileList) -> str:
+    """A number of names and sizes of files, and of the ends of some, which differ where the beginnings are alike."""
+    digest = hashlib.sha256()
+    looked_into = max(1, len(files) // 1000)
+    prefix = files.folder.relative_to(root).as_posix()
+    prefix = "" if prefix == "." else f"{prefix}/"
+    sizes = files.stamps()[:, 0].tolist()
+    for number, (name, size) in enumerate(zip(files.names(), sizes, strict=True)):
+        digest.update(f"{prefix + Path(name).as_posix()!a}{size}".encode("ascii"))
+        if number % looked_into == 0:
+            with (files.folder / name).open("rb") as file:
+                file.seek(max(0, size - 4096))
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:12]
