@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import overload
 
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["FileList"]
+
+_TOGETHER = 10_000  # names that are taken apart at once
 
 
 class FileList(Sequence[Path]):
@@ -31,26 +34,25 @@ class FileList(Sequence[Path]):
 
     def __init__(self, folder: str | Path, names: Iterable[str] = ()) -> None:
         self.folder = Path(folder)
-        encoded, ends = bytearray(), [0]
-        for name in names:
-            encoded += os.fsencode(name)
-            ends.append(len(encoded))
-        self._encoded = np.frombuffer(bytes(encoded), dtype=np.uint8)
-        self._ends = np.array(ends, dtype=np.int64)
+        parts, remaining = list[bytes](), iter(names)
+        while some := list(islice(remaining, _TOGETHER)):
+            parts.append(os.fsencode("\0".join(some)) + b"\0")  # which no name of a file holds
+        self._encoded = np.frombuffer(b"".join(parts), dtype=np.uint8)
+        self._ends = np.concatenate([[0], np.flatnonzero(self._encoded == 0) + 1])
         self._stamps: NDArray[np.int64] | None = None
 
     @classmethod
     def joined(cls, folder: str | Path, lists: Iterable[FileList]) -> FileList:
         """Several lists of files below one folder, one after the other."""
         folder = Path(folder)
-        parts = list(lists)
-        names = (
-            name
-            for part in parts
-            for prefix in [part.folder.relative_to(folder)]
-            for name in (part.names() if prefix == Path() else (f"{prefix}{os.sep}{name}" for name in part.names()))
-        )
-        return cls(folder, names)
+
+        def names() -> Iterator[str]:
+            for part in lists:
+                below = part.folder.relative_to(folder)
+                prefix = "" if below == Path() else f"{below}{os.sep}"
+                yield from map(prefix.__add__, part.names())
+
+        return cls(folder, names())
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -62,7 +64,8 @@ class FileList(Sequence[Path]):
     def __getitem__(self, index: int | slice) -> Path | FileList:
         """A path, or some of the files."""
         if isinstance(index, slice):
-            return self.taken(np.arange(len(self))[index])
+            first, end, step = index.indices(len(self))
+            return self._part(first, max(first, end)) if step == 1 else self.taken(np.arange(len(self))[index])
         return self.folder / self.name(index)
 
     def __iter__(self) -> Iterator[Path]:
@@ -83,26 +86,38 @@ class FileList(Sequence[Path]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return os.fsdecode(self._encoded[self._ends[index] : self._ends[index + 1]].tobytes())
+        return os.fsdecode(self._encoded[self._ends[index] : self._ends[index + 1] - 1].tobytes())
 
     def names(self) -> Iterator[str]:
         """The names of all files, relative to the folder."""
-        encoded, first = self._encoded.tobytes(), 0
-        for end in self._ends[1:].tolist():
-            yield os.fsdecode(encoded[first:end])
-            first = end
+        for first in range(0, len(self), _TOGETHER):
+            end = min(first + _TOGETHER, len(self))
+            text = os.fsdecode(self._encoded[self._ends[first] : self._ends[end] - 1].tobytes())
+            yield from text.split("\0")
+
+    def _part(self, first: int, end: int) -> FileList:
+        """Files that lie next to each other, in the same memory."""
+        part = type(self)(self.folder)
+        part._encoded, part._ends = self._encoded, self._ends[first : end + 1]
+        part._stamps = None if self._stamps is None else self._stamps[first:end]
+        return part
 
     def stamps(self) -> NDArray[np.int64]:
         """Size in bytes and time of the last change in ns of every file (N, 2), when first asked; -1: gone."""
         if self._stamps is None:
-            self._stamps = np.full((len(self), 2), -1, np.int64)
             folder = f"{self.folder}{os.sep}"
-            for number, name in enumerate(self.names()):
-                with suppress(OSError):
-                    status = os.stat(folder + name)  # noqa: PTH116 - a million of them
-                    self._stamps[number] = status.st_size, status.st_mtime_ns
+            stamps = array("q", chain.from_iterable(_stamp(folder + name) for name in self.names()))
+            self._stamps = np.array(stamps, np.int64).reshape(-1, 2)
         return self._stamps
 
     def taken(self, numbers: NDArray[np.int64] | Sequence[int]) -> FileList:
         """The files of these numbers, in this order."""
         return type(self)(self.folder, (self.name(int(number)) for number in numbers))
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    try:
+        status = os.stat(file)  # noqa: PTH116 - a million of them
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

@@ -114,11 +114,13 @@ class LabeledFilesDataModule(PreparedDataModule):
             self._prepare(split, images)
         if self.splits:
             return
-        listed = self._listed = self.list_files()
-        if "val" not in listed:
+        self._listed = self.list_files()
+        if "val" not in self._listed:
             raise DataError(self.without_val())
-        boxes = self._read_boxes(self._look_at(listed))
-        for split, one in listed.items():
+        files = joined_files(self.root, [one.files for one in self._listed.values()])
+        boxes = self._read_boxes(files, self._look_at(files))
+        self._listed = self._in_one_memory(files)
+        for split, one in self._listed.items():
             self.splits[split] = LabeledImages(one.files, one.labels, self.transform_of(split), boxes=boxes.get(split))
             self._prepare(split, self.splits[split])
         self._content_notes += self._box_counts()
@@ -133,19 +135,29 @@ class LabeledFilesDataModule(PreparedDataModule):
         images.least_size = self.least_size(split)
         images.reports_checks = self.check == "first_epoch"
 
-    def _look_at(self, listed: dict[str, LabeledFiles]) -> dict[str, NDArray[Any]]:
-        """What is seen of the images of every split, (N,) of ``CHECK``, as far as that is needed; else nothing."""
+    def _parts(self) -> dict[str, tuple[int, int]]:
+        """Where the images of every split begin and end among those of all."""
+        ends = np.cumsum([0, *(len(one.files) for one in self.listed.values())]).tolist()
+        return {split: (ends[number], ends[number + 1]) for number, split in enumerate(self.listed)}
+
+    def _in_one_memory(self, files: Sequence[Path | EncodedImage]) -> dict[str, LabeledFiles]:
+        """The splits, their files a part of all, whose sizes and times are known then."""
+        if not isinstance(files, FileList):
+            return self._listed
+        parts = self._parts().items()
+        return {split: LabeledFiles(files[first:end], self._listed[split].labels) for split, (first, end) in parts}
+
+    def _look_at(self, files: Sequence[Path | EncodedImage]) -> NDArray[Any] | None:
+        """What is seen of all images, (N,) of ``CHECK``, as far as that is needed; else None."""
         self._content_notes = []
         decode = self.check == "start"
         if not (decode or self.has_box_source()):
-            return {}
-        files = _joined(self.root, [one.files for one in listed.values()])
+            return None
         checks, notes = check_files(
             files, decode=decode, bits=self.preprocessing.bits, workers=self.num_workers, trainer=self.trainer
         )
         self._content_notes += [*notes, *value_notes(files, checks)]
-        ends = np.cumsum([len(one.files) for one in listed.values()])[:-1]
-        return dict(zip(listed, np.split(checks, ends), strict=True))
+        return checks
 
     # ------------------------------------------------------------ boxes
 
@@ -153,21 +165,18 @@ class LabeledFilesDataModule(PreparedDataModule):
         """Whether there are boxes to read, for which the sizes of the images must be known."""
         return box_table(self.root).is_file()
 
-    def _read_boxes(self, checks: dict[str, NDArray[Any]]) -> dict[str, BoxArrays]:
+    def _read_boxes(self, files: Sequence[Path | EncodedImage], checks: NDArray[Any] | None) -> dict[str, BoxArrays]:
         """Boxes by split; none where there is no table."""
-        if not self.has_box_source():
+        if checks is None or not self.has_box_source():
             return {}
-        listed = self.listed
-        files = _joined(self.root, [one.files for one in listed.values()])
         if not isinstance(files, FileList):
             raise DataError(f"{box_table(self.root)}: names files, and these images are none.")
-        sizes = np.concatenate([sizes_of(checks[split]) for split in listed])
-        own = own_boxes(box_table(self.root), files, _joined_labels(listed), sizes, self.class_names)
+        labels = _joined_labels(self.listed)
+        own = own_boxes(box_table(self.root), files, labels, sizes_of(checks), self.class_names)
         self._content_notes += own.notes
         if own.boxes is None:
             return {}
-        ends = np.cumsum([0, *(len(one.files) for one in listed.values())])
-        return {split: own.boxes.taken(range(ends[number], ends[number + 1])) for number, split in enumerate(listed)}
+        return {split: own.boxes.part(first, end) for split, (first, end) in self._parts().items()}
 
     def _box_counts(self) -> list[str]:
         """How many images of each split have boxes, where some have, and some not."""
@@ -232,7 +241,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         every = {split: self._seen.get(split, np.zeros(len(images), CHECK)) for split, images in self.splits.items()}
         checks = np.concatenate(list(every.values()))
         checks["brightest"][checks["width"] == 0] = NOT_DECODED
-        files = _joined(self.root, [images.files for images in self.splits.values()])
+        files = joined_files(self.root, [images.files for images in self.splits.values()])
         try:
             notes = value_notes(files, checks)
         except DataError as error:  # all come out black, and have been trained on
@@ -248,7 +257,7 @@ class LabeledFilesDataModule(PreparedDataModule):
             images.reports_checks = False
 
 
-def _joined(root: Path, lists: Sequence[Sequence[Path | EncodedImage]]) -> Sequence[Path | EncodedImage]:
+def joined_files(root: Path, lists: Sequence[Sequence[Path | EncodedImage]]) -> Sequence[Path | EncodedImage]:
     files = [files for files in lists if isinstance(files, FileList)]
     if len(files) == len(lists):
         return FileList.joined(root, files)

@@ -55,11 +55,11 @@ class BoxArrays:
         """Number of boxes of every image."""
         return np.diff(self.ends, prepend=0)
 
-    def taken(self, numbers: NDArray[Any] | Sequence[int]) -> BoxArrays:
-        """The boxes of some of the images."""
-        parts = [self[int(number)] for number in numbers]
-        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        return BoxArrays(ends, np.concatenate(parts) if parts else np.zeros((0, 4), np.float32))
+    def part(self, first: int, end: int) -> BoxArrays:
+        """The boxes of images that lie next to each other, in the same memory."""
+        start = int(self.ends[first - 1]) if first else 0
+        ends = self.ends[first:end]
+        return BoxArrays(ends - start, self.boxes[start : int(ends[-1]) if len(ends) else start])
 
 
 @dataclass(frozen=True)
