@@ -31,6 +31,7 @@ from ..conversion import find_recipe
 from ..errors import ConfigError
 from ..files import write_whole
 from ..former_names import current_name
+from ..task import Task
 from ..training.callbacks.overlays import CAMOverlayLogger
 from ..training.callbacks.predictions import PredictionTable
 from ..training.callbacks.progress_bar import use_epoch_progress_bar
@@ -219,6 +220,7 @@ class FineTuningCLI(LightningCLI):
             }
         )
         parser.link_arguments("data", "model.class_names", compute_fn=_class_names, apply_on="instantiate")
+        parser.link_arguments("data", "model.data_task", compute_fn=_data_task, apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored options do not overrule the configuration."""
@@ -241,8 +243,6 @@ class FineTuningCLI(LightningCLI):
         if recipe is not None and config.trainer.max_epochs is None:
             config.trainer.max_epochs = recipe.fine_tuning.epochs
         config.checkpoint.monitor = config.checkpoint.monitor and current_name(config.checkpoint.monitor)
-        if options.loss.task == "multilabel" and config.checkpoint.monitor == "val/acc":
-            config.checkpoint.monitor = "val/map"
         self._settle_folder(config)
 
     def _settle_folder(self, config: Namespace) -> None:
@@ -288,6 +288,8 @@ class FineTuningCLI(LightningCLI):
         use_epoch_progress_bar(trainer)
         trainer.claimed_folder = Path(config.default_root_dir)  # type: ignore[attr-defined]
         best = self._get(self.config_init, "checkpoint")
+        if self.model.task is Task.MULTILABEL and best.monitor == "val/acc":
+            best.monitor = "val/map"
         if best.save_last and best.monitor is not None:  # Lightning's own would be that of the best epoch
             best.save_last = False
             trainer.callbacks.append(  # type: ignore[attr-defined]
@@ -324,6 +326,10 @@ def _without_allow(args: ArgsType) -> tuple[ArgsType, list[str]]:
 def _class_names(data: pl.LightningDataModule) -> list[str] | None:
     names = getattr(data, "class_names", None)
     return None if names is None else list(names)
+
+
+def _data_task(data: pl.LightningDataModule) -> str | None:
+    return getattr(data, "task", None)
 
 
 def _keep_together(loggers: Any, folder: Path) -> None:

@@ -6,7 +6,8 @@ A new reader is a file of its own with a data module and samples as ``samples.co
 
 from ..preprocessing import Preprocessing
 from .folder import ImageFolderDataModule
+from .image_table import ImageTableDataModule
 from .samples import collate
 from .shapes import ShapesDataModule
 
-__all__ = ["ImageFolderDataModule", "Preprocessing", "ShapesDataModule", "collate"]
+__all__ = ["ImageFolderDataModule", "ImageTableDataModule", "Preprocessing", "ShapesDataModule", "collate"]

@@ -13,7 +13,8 @@ from ..errors import DataError
 from .boxes_csv import box_table
 from .file_list import FileList
 from .image_search import ImageSearch, LeftOut, Reason, find_images_below, is_hidden, is_image, is_own_output
-from .labeled_files import SPLITS, LabeledFiles, LabeledFilesDataModule
+from .labeled_files import LabeledFiles, LabeledFilesDataModule
+from .splits import SPLITS, class_order
 
 __all__ = ["ImageFolderDataModule", "class_folders", "files_of_classes", "images_of", "order_notes"]
 
@@ -126,7 +127,7 @@ def class_folders(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in folders if not is_own_output(entry))
     if not names:
         raise DataError(f"{folder}: holds no class folders. Put images into {folder.name}/CLASS/.")
-    return sorted(names, key=int) if _are_numbers(names) else names
+    return class_order(names)
 
 
 def order_notes(class_names: Sequence[str]) -> list[str]:

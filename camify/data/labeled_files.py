@@ -22,9 +22,8 @@ from .module import PreparedDataModule
 from .own_boxes import own_boxes
 from .remembered_checks import RememberedChecks, check_files
 
-__all__ = ["CHECKS", "SPLITS", "LabeledFiles", "LabeledFilesDataModule"]
+__all__ = ["CHECKS", "LabeledFiles", "LabeledFilesDataModule", "joined_files"]
 
-SPLITS = ("train", "val", "test")
 CHECKS = ("start", "first_epoch", "never")
 """When images are decoded to see whether they can be: before training starts, while it goes through them, or not."""
 
@@ -51,6 +50,9 @@ class LabeledFilesDataModule(PreparedDataModule):
             ``ImageFolderDataModule``.
         check: of ``CHECKS``.
     """
+
+    may_have_other_boxes = False
+    """Whether the table of boxes may also name images that are not listed."""
 
     def __init__(
         self,
@@ -172,7 +174,8 @@ class LabeledFilesDataModule(PreparedDataModule):
         if not isinstance(files, FileList):
             raise DataError(f"{box_table(self.root)}: names files, and these images are none.")
         labels = _joined_labels(self.listed)
-        own = own_boxes(box_table(self.root), files, labels, sizes_of(checks), self.class_names)
+        others = self.may_have_other_boxes
+        own = own_boxes(box_table(self.root), files, labels, sizes_of(checks), self.class_names, others=others)
         self._content_notes += own.notes
         if own.boxes is None:
             return {}
@@ -258,6 +261,7 @@ class LabeledFilesDataModule(PreparedDataModule):
 
 
 def joined_files(root: Path, lists: Sequence[Sequence[Path | EncodedImage]]) -> Sequence[Path | EncodedImage]:
+    """Several lists of images, one after the other; of files below a root folder with names relative to it."""
     files = [files for files in lists if isinstance(files, FileList)]
     if len(files) == len(lists):
         return FileList.joined(root, files)

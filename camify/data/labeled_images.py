@@ -20,7 +20,7 @@ from .image_checks import check_of
 from .loading import seed_sample
 from .samples import finish
 
-__all__ = ["BoxArrays", "LabelSets", "LabeledImages"]
+__all__ = ["BoxArrays", "LabelSets", "LabeledImages", "taken"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,14 @@ class LabelSets:
             )
         return cls(ends, np.concatenate([one.labels for one in sets]), sets[0].class_count, values)
 
+    def taken(self, numbers: NDArray[Any]) -> LabelSets:
+        """The labels of some of the images."""
+        counts = np.diff(self.ends, prepend=0)[numbers]
+        ends = np.cumsum(counts)
+        places = np.repeat(self.ends[numbers] - ends, counts) + np.arange(counts.sum())
+        values = None if self.values is None else self.values[places]
+        return LabelSets(ends, self.labels[places], self.class_count, values)
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -109,6 +117,11 @@ class LabelSets:
         values = 1.0 if self.values is None else torch.from_numpy(self.values[part].copy())
         row[torch.from_numpy(self.labels[part].astype(np.int64))] = values
         return row
+
+
+def taken(labels: NDArray[Any] | LabelSets, numbers: NDArray[Any]) -> NDArray[Any] | LabelSets:
+    """The labels of some of the images."""
+    return labels.taken(numbers) if isinstance(labels, LabelSets) else labels[numbers]
 
 
 class LabeledImages(Dataset[dict[str, Any]]):

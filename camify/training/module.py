@@ -109,6 +109,7 @@ class CAMFineTuner(pl.LightningModule):
         augmentation: what is changed of images and features in training.
         cache: the features of frozen epochs, kept.
         metrics: which maps are measured, and by what.
+        data_task: what the labels of the data mean, as far as the data say so; ``task`` goes before it.
         **others: any option of the groups by its own name.
 
     Attributes:
@@ -142,6 +143,7 @@ class CAMFineTuner(pl.LightningModule):
         augmentation: AugmentationOptions = AugmentationOptions(),
         cache: CacheOptions = CacheOptions(),
         metrics: MetricsOptions = MetricsOptions(),
+        data_task: Literal["multiclass", "multilabel", "binary"] | None = None,
         **others: Any,
     ) -> None:
         super().__init__()
@@ -153,7 +155,10 @@ class CAMFineTuner(pl.LightningModule):
                 stacklevel=2,
             )
         by_name = {name: given[name] for name in FLAT} | others
-        self.options = options = FineTuningOptions.of(recipe, {name: given[name] for name in GROUPS}, by_name)
+        options = FineTuningOptions.of(recipe, {name: given[name] for name in GROUPS}, by_name)
+        if options.loss.task is None:
+            options = replace(options, loss=replace(options.loss, task=data_task))
+        self.options = options
         self.save_hyperparameters({"class_names": class_names, "recipe": recipe, **options.by_name()})
         if class_names is not None and len(class_names) < 2:
             raise ConfigError(f"class_names={class_names}: a classifier needs at least two classes.")

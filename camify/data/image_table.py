@@ -1,0 +1,207 @@
+"""Images whose labels stand in a table, CSV or Parquet, in one column or one column a class."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, DataError
+from ..image_files import image_suffixes
+from .file_list import FileList
+from .image_search import find_images_below
+from .label_table import LabelTable, read_label_table
+from .labeled_files import LabeledFiles, LabeledFilesDataModule
+from .labeled_images import LabelSets, taken
+from .splits import SPLITS, set_aside
+
+__all__ = ["ImageTableDataModule"]
+
+_SHOWN = 10
+
+
+class ImageTableDataModule(LabeledFilesDataModule):
+    """Images named by a table: ``image,label[,split]`` in CSV or Parquet; several labels an image make it multi-label.
+
+    Several labels stand in one cell (``cat|dog``), or there is one column a class with 1, 0 or nothing (unknown). Names
+    of images are relative to ``root``, with or without their ends (``.jpg``). Classes are sorted by name, by number
+    where all are numbers; of columns in their order. Without a column of splits, ``val_share`` of each class is set
+    aside. Checks, boxes and notes are those of ``ImageFolderDataModule``.
+
+    Args:
+        table: the file.
+        root: folder of the images; None: the table's.
+        image_column: names of images; None: the usual names (image, file_name, path, ...).
+        label_column: likewise (label, class, category, ...); where there is none, each other column is a class.
+        split_column: likewise (split, subset, ...), holding train, val or test.
+        separator: between several labels of a cell; ``""``: one label each; None: ``|`` or ``;`` where there are any.
+        class_names: all classes in order; None: those of the table.
+        val_share: of the training images, set aside for validation where the table has no ``val``.
+        split_seed: of that draw.
+        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits: see
+            ``ImageFolderDataModule``.
+        check: ``"start"``, ``"first_epoch"`` or ``"never"``, likewise.
+
+    Attributes:
+        task: ``"multilabel"`` where images have several labels, else None.
+
+    Raises:
+        DataError: a line of the table cannot be right, or images are not there; says which.
+
+    Example:
+        A table ``labels.csv`` beside the images::
+
+            image,label,split
+            photos/0001.jpg,cat,train
+            photos/0002.jpg,dog,val
+    """
+
+    may_have_other_boxes = True
+
+    def __init__(
+        self,
+        table: str,
+        root: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        separator: str | None = None,
+        class_names: list[str] | None = None,
+        val_share: float = 0.2,
+        split_seed: int = 0,
+        image_size: int | tuple[int, int] | None = None,
+        batch_size: int = 32,
+        num_workers: int = 2,
+        augment: str | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        override_preprocessing: bool = False,
+        bits: int | None = None,
+        check: str = "start",
+    ) -> None:
+        path = Path(table)
+        super().__init__(
+            root or str(path.parent), image_size=image_size, batch_size=batch_size, num_workers=num_workers,
+            augment=augment, mean=mean, std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
+        )  # fmt: skip
+        self.save_hyperparameters(logger=False)  # a resumed run must have the same
+        if not 0 < val_share < 1:
+            raise ConfigError(f"val_share={val_share} must lie between 0 and 1.")
+        if not path.is_file():
+            raise DataError(f"{path}: no such file. Give table the CSV or Parquet file that names images and labels.")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder. Give root the folder that the names of images begin in.")
+        self.table, self.val_share, self.split_seed = path, val_share, split_seed
+        self._rows: LabelTable = read_label_table(
+            path, image_column=image_column, label_column=label_column, split_column=split_column,
+            separator=separator, class_names=class_names,
+        )  # fmt: skip
+        self.class_names = self._rows.class_names
+        self.task = "multilabel" if isinstance(self._rows.labels, LabelSets) else None
+        self._notes = list(self._rows.notes)
+
+    def list_files(self) -> dict[str, LabeledFiles]:
+        """The images of every split that the table has."""
+        self._notes = list(self._rows.notes)
+        files, labels = self._files(), self._rows.labels
+        splits = self._rows.splits
+        if splits is None or not (splits == SPLITS.index("val")).any():
+            splits = self._set_aside(splits)
+        return {
+            split: LabeledFiles(
+                files.taken(numbers), labels.taken(numbers) if isinstance(labels, LabelSets) else labels[numbers]
+            )
+            for number, split in enumerate(SPLITS)
+            for numbers in [np.flatnonzero(splits == number)]
+            if len(numbers)
+        }
+
+    def listing_notes(self) -> list[str]:
+        """What has to be said about the table."""
+        return self._notes
+
+    def _set_aside(self, splits: NDArray[np.int8] | None) -> NDArray[np.int8]:
+        """The splits (N,), with a share of the training images set aside for validation."""
+        splits = np.zeros(len(self._rows.names), np.int8) if splits is None else splits.copy()
+        training = np.flatnonzero(splits == SPLITS.index("train"))
+        labels = self._rows.labels
+        aside = training[set_aside(taken(labels, training), self.val_share, self.split_seed)]
+        splits[aside] = SPLITS.index("val")
+        self._notes.append(
+            f"{self.table}: names no validation images, so {len(aside)} of {len(training)} training images were set"
+            f" aside (val_share={self.val_share:g}, split_seed={self.split_seed})"
+        )
+        return splits
+
+    # ------------------------------------------------------------ names of images
+
+    def _files(self) -> FileList:
+        """The images, in the table's order.
+
+        Raises:
+            DataError: some are not there, or are named twice; names the lines.
+        """
+        names = [self._below_root(name, line) for name, line in zip(self._rows.names, self._rows.lines, strict=True)]
+        files = FileList(self.root, names)
+        gone = np.flatnonzero(files.stamps()[:, 0] < 0)
+        if len(gone):
+            names = self._with_suffixes(names, gone.tolist())
+            files = FileList(self.root, names)
+        counts = Counter(names)
+        if len(counts) < len(names):
+            self._refuse_repeated(names, counts)
+        return files
+
+    def _below_root(self, name: str, line: int) -> str:
+        place = Path(name.replace("\\", "/"))
+        if "\0" in name or ".." in place.parts:
+            raise DataError(f"{self.table}:{line}: image {name[:80]!r} leads out of {self.root}.")
+        if not place.is_absolute():
+            return str(place)
+        try:
+            return str(place.relative_to(self.root.resolve()))
+        except ValueError:
+            raise DataError(
+                f"{self.table}:{line}: image {name[:80]!r} does not lie below {self.root}. Give root a folder that all"
+                " images lie below."
+            ) from None
+
+    def _with_suffixes(self, names: Sequence[str], gone: Sequence[int]) -> list[str]:
+        """The names, those without an image's end as the one file below root that begins so.
+
+        Raises:
+            DataError: images are not there.
+        """
+        by_stem: dict[str, str | None] = {}
+        if any(Path(names[number]).suffix.lower() not in image_suffixes() for number in gone):
+            for name in find_images_below(self.root).paths.names():
+                for stem in {os.path.splitext(name)[0], Path(name).stem}:  # noqa: PTH122
+                    by_stem[stem] = None if stem in by_stem else name
+        completed = list(names)
+        problems = []
+        for number in gone:
+            full = by_stem.get(names[number])
+            if full is None:
+                why = "several files have that name" if names[number] in by_stem else "no such file"
+                problems.append(f"{self.table}:{self._rows.lines[number]}: {self.root / names[number]}: {why}.")
+            else:
+                completed[number] = full
+        if problems:
+            hint = f" Names are relative to {self.root}; give root another folder." if len(gone) == len(names) else ""
+            more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            raise DataError("\n".join(problems[:_SHOWN]) + more + hint)
+        return completed
+
+    def _refuse_repeated(self, names: Sequence[str], counts: Counter[str]) -> None:
+        first = {name: number for number, name in reversed(list(enumerate(names)))}
+        again = next(number for number, name in enumerate(names) if first[name] != number)
+        lines = self._rows.lines
+        repeated = sum(count > 1 for count in counts.values())
+        raise DataError(
+            f"{self.table}:{lines[again]}: image {names[again]!r} stands in line {lines[first[names[again]]]} already"
+            f" ({repeated} images stand there several times). Several labels of an image stand in one line: cat|dog."
+        )
