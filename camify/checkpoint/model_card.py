@@ -33,6 +33,7 @@ or where an object ends. Pictures unlike those it was trained on get maps too.
 """
 _ROWS = {  # figure: its name in the results, of the legacy network, of the center baseline
     "accuracy": ("val/acc", "legacy/acc", None),
+    "mean average precision": ("val/map", "legacy/map", None),
     "box accuracy": ("val/max_box_acc", None, "val/center_box_acc"),
 }
 

@@ -15,7 +15,7 @@ from ..former_names import with_current_keys
 from ..image_files import open_image, upright_rgb
 from .run_page import Frame, ImageTrack, RunReport
 
-__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "read_run"]
+__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "read_run", "score_of"]
 
 RESULTS, INDEX = "results.json", "overlays/index.json"
 MAP_FIGURES = {
@@ -24,6 +24,9 @@ MAP_FIGURES = {
     "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
 }
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
+
+SCORES = {"val/acc": "accuracy", "val/map": "mean average precision"}
+"""What is shown of the classes: the figure's name; the second of labels that do not exclude each other."""
 
 _MOST_BYTES = 13_500_000  # of the pictures in one page: a third more as text
 _MOST_EPOCHS_OF_HIGHLIGHTS = 20
@@ -47,13 +50,14 @@ def read_run(folder: str | Path) -> RunReport:
         history = [{key: value for key, value in row.items() if value is not None} for row in results["history"]]
         quality = next((key for key in MAP_FIGURES if any(key in row for row in history)), next(iter(MAP_FIGURES)))
         name, baseline, beside = MAP_FIGURES[quality]
+        score = score_of(*history)
         config = _inside(folder, "config.yaml")
         return RunReport(
             title=folder.resolve().name,
             finished=bool(results["finished"]),
             subtitle=f"{results['source']}, {len(results['classes'] or ())} classes, {results.get('data', 'data')}",
             certificate=results.get("certificate") or {},
-            results=_rows(results, quality),
+            results=_rows(results, quality, score[0]),
             quality=(quality, name),
             baseline=(beside, history[-1].get(baseline) if history else None),
             history=history,
@@ -61,6 +65,7 @@ def read_run(folder: str | Path) -> RunReport:
             config=config.read_text(encoding="utf-8") if config.is_file() else "",
             environment=results.get("environment", {}),
             commands=commands(folder),
+            score=score,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(
@@ -83,15 +88,20 @@ def commands(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
+def score_of(*rows: Mapping[str, Any]) -> tuple[str, str]:
+    """The figure of the classes that is there, key and name; accuracy where there is none yet."""
+    return next(((key, name) for row in rows for key, name in SCORES.items() if key in row), next(iter(SCORES.items())))
+
+
+def _rows(results: Mapping[str, Any], quality: str, score: str) -> list[dict[str, Any]]:
     legacy, start, exported = (results.get(key) or {} for key in ("legacy", "start", "exported"))
-    has_accuracy = legacy.get("val/acc") is not None
+    has_score = legacy.get(score) is not None
     rows = [
         {
             "name": "legacy network",
-            "accuracy": legacy.get("val/acc"),
+            "score": legacy.get(score),
             "quality": None,
-            "note": "as it came; it has no class maps" if has_accuracy else "other classes: not comparable",
+            "note": "as it came; it has no class maps" if has_score else "other classes: not comparable",
         }
     ]
     later = [("converted", start, "before the first step")]
@@ -99,7 +109,7 @@ def _rows(results: Mapping[str, Any], quality: str) -> list[dict[str, Any]]:
         later.append(("converted and fine-tuned", exported, f"best epoch ({exported['epoch']:.0f}), exported"))
     for name, figures, note in later:
         if figures:
-            row = {"name": name, "accuracy": figures.get("val/acc"), "quality": figures.get(quality), "note": note}
+            row = {"name": name, "score": figures.get(score), "quality": figures.get(quality), "note": note}
             rows.append(row)
     return rows
 

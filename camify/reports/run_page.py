@@ -102,7 +102,7 @@ class RunReport:
         certificate: ``rows``, each with ``part``, ``status`` (kept, dropped or new), ``layers`` and
             ``parameters``, and ``facts``, texts by label.
         results: rows of the before/after table, the legacy model first and, once finished, the new one
-            last: ``name``, ``accuracy`` and ``quality`` (0 to 1, or None) and ``note``.
+            last: ``name``, ``score`` and ``quality`` (0 to 1, or None) and ``note``.
         quality: key in the history, and name, of the figure of the maps.
         baseline: name of what that figure must beat, and its value on the same data, 0 to 1, or None.
         history: one mapping of metrics per epoch, each with ``epoch``.
@@ -110,6 +110,7 @@ class RunReport:
         config: the run's configuration, YAML.
         environment: versions and machine, texts by label.
         commands: (what it does, command) to go on with.
+        score: key in the history, and name, of the figure of the classes.
     """
 
     title: str
@@ -124,6 +125,7 @@ class RunReport:
     config: str
     environment: Mapping[str, str]
     commands: Sequence[tuple[str, str]]
+    score: tuple[str, str] = ("val/acc", "accuracy")
 
 
 @contextmanager
@@ -166,7 +168,7 @@ def _page(report: RunReport) -> str:
         report=report,
         newest=newest,
         before=report.results[0] if report.results else {},
-        accuracy=newest.get("accuracy", latest.get("val/acc")),
+        score=newest.get("score", latest.get(report.score[0])),
         quality=newest.get("quality", latest.get(key)),
         kinds=kinds,
         epochs=sorted({frame.epoch for frame in frames}),
@@ -177,8 +179,8 @@ def _page(report: RunReport) -> str:
         charts=[
             chart("Loss", [line(report.history, *item) for item in LOSSES.items()], number_text),
             chart(
-                "Accuracy",
-                [line(report.history, "val/acc", "accuracy"), line(report.history, key, name)],
+                report.score[1].capitalize(),
+                [line(report.history, *report.score), line(report.history, key, name)],
                 share_text,
                 top=1.0,
                 baseline=report.baseline,

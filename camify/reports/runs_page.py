@@ -12,6 +12,7 @@ __all__ = ["render_runs"]
 
 _CURVES = {
     "val/acc": ("Accuracy", share_text),
+    "val/map": ("Mean average precision", share_text),
     "val/max_box_acc": ("Box accuracy", share_text),
     "val/grid_pointing": ("Grid pointing", share_text),
     "val/loss": ("Validation loss", number_text),

@@ -57,8 +57,8 @@ def report(epochs: int = 3, *, name: str = "cat.jpg", finished: bool = True) -> 
             "facts": {"largest identity error": "2e-07", "map size": "12 by 12"},
         },
         results=[
-            {"name": "legacy", "accuracy": 0.951, "quality": None, "note": "no map"},
-            {"name": "camify", "accuracy": 0.972, "quality": 0.634, "note": ""},
+            {"name": "legacy", "score": 0.951, "quality": None, "note": "no map"},
+            {"name": "camify", "score": 0.972, "quality": 0.634, "note": ""},
         ],
         quality=("val/max_box_acc", "box accuracy"),
         baseline=("center box", 0.412),
@@ -106,7 +106,7 @@ def test_text_is_never_markup():
             "rows": [{"part": NASTY, "status": NASTY, "layers": NASTY, "parameters": 1}],
             "facts": {NASTY: NASTY},
         },
-        results=[{"name": NASTY, "accuracy": 0.5, "quality": 0.5, "note": NASTY}] * 2,
+        results=[{"name": NASTY, "score": 0.5, "quality": 0.5, "note": NASTY}] * 2,
         history=[{"epoch": 0, NASTY: 1.0}],
         images=[replace(track, true_class=NASTY) for track in nasty.images],
         config=NASTY,
@@ -186,7 +186,7 @@ def test_missing_values_are_an_en_dash():
     broken = replace(
         broken,
         baseline=("center box", None),
-        results=[{"name": "legacy", "accuracy": None, "quality": math.nan, "note": None}],
+        results=[{"name": "legacy", "score": None, "quality": math.nan, "note": None}],
         history=[
             {"epoch": 0, "train/loss": math.nan, "val/acc": math.inf},
             {"epoch": 1, "val/loss": 0.5},

@@ -73,7 +73,7 @@ def test_the_folder_holds_all_that_the_page_needs(tmp_path):
     report = read_run(write_run(tmp_path / "mine"))
     assert (report.title, report.finished, report.quality) == ("mine", True, ("val/max_box_acc", "box accuracy"))
     assert report.baseline == ("center box", 0.25)
-    assert [row["accuracy"] for row in report.results] == [0.9, 0.4, 0.6]
+    assert [row["score"] for row in report.results] == [0.9, 0.4, 0.6]
     assert [row["quality"] for row in report.results] == [None, 0.1, 0.4]
     assert [(track.name, track.kind, len(track.frames)) for track in report.images] == [
         ("image 0", "watched", 3), ("image 1", "watched", 3), ("<b>odd</b>", "mistakes", 1),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ...console import console, shell_quoted, shown
 from ...conversion import find_recipe
-from ...reports.run_folder import MAP_FIGURES
+from ...reports.run_folder import MAP_FIGURES, SCORES, score_of
 from ..loaders import count_samples
 from ..module import CAMFineTuner
 from ..run_length import run_length_of
@@ -88,11 +88,10 @@ def epoch_line(
 ) -> None:
     """Print one epoch's figures, with their change and what the run began with; and which epoch had ``better`` maps."""
     parts = [f"epoch {now['epoch']:.0f}"]
-    if "val/acc" in now:
-        beside = "".join(f", {who} {row['val/acc']:.3f}" for who, row in baselines.items() if "val/acc" in row)
-        parts.append(f"accuracy {now['val/acc']:.3f}{_change('val/acc', now, before)}{beside}")
-    if "val/map" in now:
-        parts.append(f"mean average precision {now['val/map']:.3f}{_change('val/map', now, before)}")
+    for key, name in SCORES.items():
+        if key in now:
+            beside = "".join(f", {who} {row[key]:.3f}" for who, row in baselines.items() if key in row)
+            parts.append(f"{name} {now[key]:.3f}{_change(key, now, before)}{beside}")
     told: set[str] = set()
     for key, (name, baseline, beside) in MAP_FIGURES.items():
         if key in now:
@@ -114,13 +113,14 @@ def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping
     screen = console(soft_wrap=True)
     figures = {key: names for key, names in MAP_FIGURES.items() if key in exported}
     table = Table(title=f"best epoch: {exported['epoch']:.0f}", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("", "accuracy", *(name for name, *_ in figures.values())):
+    score, score_name = score_of(exported)
+    for column in ("", score_name, *(name for name, *_ in figures.values())):
         table.add_column(column, justify="left" if column == "" else "right")
     legacy, start = baselines.get("legacy", {}), baselines.get("start", {})
-    table.add_row("legacy network", _figure(legacy.get("val/acc")), *("no maps" for _ in figures))
+    table.add_row("legacy network", _figure(legacy.get(score)), *("no maps" for _ in figures))
     if start:
-        table.add_row("converted, before training", *(_figure(start.get(key)) for key in ("val/acc", *figures)))
-    table.add_row("now", _figure(exported.get("val/acc")), *(_figure(exported[key]) for key in figures), style="bold")
+        table.add_row("converted, before training", *(_figure(start.get(key)) for key in (score, *figures)))
+    table.add_row("now", _figure(exported.get(score)), *(_figure(exported[key]) for key in figures), style="bold")
     for baseline, beside in dict.fromkeys((baseline, beside) for _, baseline, beside in figures.values()):
         table.add_row(
             f"best fixed {beside}" if beside == "center box" else beside,
