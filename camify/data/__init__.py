@@ -6,8 +6,13 @@ A new reader is a file of its own with a data module and samples as ``samples.co
 
 from ..preprocessing import Preprocessing
 from .folder import ImageFolderDataModule
+from .hugging_face import HuggingFaceDataModule
 from .image_table import ImageTableDataModule
 from .samples import collate
 from .shapes import ShapesDataModule
+from .torchvision_data import TorchvisionDataModule
 
-__all__ = ["ImageFolderDataModule", "ImageTableDataModule", "Preprocessing", "ShapesDataModule", "collate"]
+__all__ = [
+    "HuggingFaceDataModule", "ImageFolderDataModule", "ImageTableDataModule", "Preprocessing", "ShapesDataModule",
+    "TorchvisionDataModule", "collate",
+]  # fmt: skip

@@ -20,7 +20,8 @@ from ..errors import DataError
 from ..files import read_text
 
 __all__ = [
-    "COLUMNS", "Box", "BoxRows", "absent_images", "box_table", "read_box_rows", "read_boxes", "table_above",
+    "COLUMNS", "Box", "BoxRows", "absent_images", "box_problem", "box_table", "read_box_rows", "read_boxes",
+    "table_above",
 ]  # fmt: skip
 
 _FILE = "boxes.csv"
@@ -160,9 +161,15 @@ def _parse(row: Mapping[str, str], size: NDArray[np.int64] | None) -> Box | str:
     if size is None:
         return f"image {row['image']!r} is not in the data set. Names are relative to the data's root folder."
     try:
-        x0, y0, x1, y1 = box = _numbers(row)
+        box = _numbers(row)
     except ValueError:
         return f"a coordinate is not a number: {', '.join(row[column] for column in COLUMNS[1:5])}"
+    return box_problem(box, size) or box
+
+
+def box_problem(box: Box, size: NDArray[np.int64]) -> str | None:
+    """What is wrong with a box, x0, y0, x1, y1, on an image of that (width, height); None where nothing is."""
+    x0, y0, x1, y1 = box
     width, height = size.tolist()
     if not all(map(math.isfinite, box)):
         return f"box {box}: a coordinate is not finite."
@@ -172,7 +179,7 @@ def _parse(row: Mapping[str, str], size: NDArray[np.int64] | None) -> Box | str:
         return f"box {box}: all values are at most 1. Are they normalized? Pixels are needed."
     if min(x0, y0) < 0 or x1 > width or y1 > height:
         return f"box {box} leaves the image ({width} x {height} px). Clip it."
-    return box
+    return None
 
 
 def _numbers(row: Mapping[str, str]) -> Box:

@@ -13,7 +13,8 @@ from ..errors import DataError
 from .boxes_csv import box_table
 from .file_list import FileList
 from .image_search import ImageSearch, LeftOut, Reason, find_images_below, is_hidden, is_image, is_own_output
-from .labeled_files import LabeledFiles, LabeledFilesDataModule
+from .labeled_files import LabeledFilesDataModule
+from .labeled_images import LabeledFiles
 from .splits import SPLITS, class_order
 
 __all__ = ["ImageFolderDataModule", "class_folders", "files_of_classes", "images_of", "order_notes"]

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..image_files import image_suffixes
 from .file_list import FileList
 from .image_search import find_images_below
 from .label_table import LabelTable, read_label_table
-from .labeled_files import LabeledFiles, LabeledFilesDataModule
-from .labeled_images import LabelSets, taken
-from .splits import SPLITS, set_aside
+from .labeled_files import LabeledFilesDataModule
+from .labeled_images import LabeledFiles, LabelSets
+from .splits import SPLITS, with_val
 
 __all__ = ["ImageTableDataModule"]
 
@@ -89,8 +88,6 @@ class ImageTableDataModule(LabeledFilesDataModule):
             augment=augment, mean=mean, std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
-        if not 0 < val_share < 1:
-            raise ConfigError(f"val_share={val_share} must lie between 0 and 1.")
         if not path.is_file():
             raise DataError(f"{path}: no such file. Give table the CSV or Parquet file that names images and labels.")
         if not self.root.is_dir():
@@ -106,36 +103,20 @@ class ImageTableDataModule(LabeledFilesDataModule):
 
     def list_files(self) -> dict[str, LabeledFiles]:
         """The images of every split that the table has."""
-        self._notes = list(self._rows.notes)
-        files, labels = self._files(), self._rows.labels
-        splits = self._rows.splits
-        if splits is None or not (splits == SPLITS.index("val")).any():
-            splits = self._set_aside(splits)
-        return {
-            split: LabeledFiles(
-                files.taken(numbers), labels.taken(numbers) if isinstance(labels, LabelSets) else labels[numbers]
-            )
-            for number, split in enumerate(SPLITS)
-            for numbers in [np.flatnonzero(splits == number)]
-            if len(numbers)
-        }
+        rows = self._rows
+        every = LabeledFiles(self._files(), rows.labels)
+        splits = np.zeros(len(rows.names), np.int8) if rows.splits is None else rows.splits
+        numbers = {split: np.flatnonzero(splits == number) for number, split in enumerate(SPLITS)}
+        parts = {split: every.taken(some) for split, some in numbers.items() if len(some)}
+        if "train" not in parts:
+            raise DataError(f"{self.table}: no line is of split train.")
+        parts, notes = with_val(parts, self.val_share, self.split_seed, str(self.table))
+        self._notes = [*rows.notes, *notes]
+        return parts
 
     def listing_notes(self) -> list[str]:
         """What has to be said about the table."""
         return self._notes
-
-    def _set_aside(self, splits: NDArray[np.int8] | None) -> NDArray[np.int8]:
-        """The splits (N,), with a share of the training images set aside for validation."""
-        splits = np.zeros(len(self._rows.names), np.int8) if splits is None else splits.copy()
-        training = np.flatnonzero(splits == SPLITS.index("train"))
-        labels = self._rows.labels
-        aside = training[set_aside(taken(labels, training), self.val_share, self.split_seed)]
-        splits[aside] = SPLITS.index("val")
-        self._notes.append(
-            f"{self.table}: names no validation images, so {len(aside)} of {len(training)} training images were set"
-            f" aside (val_share={self.val_share:g}, split_seed={self.split_seed})"
-        )
-        return splits
 
     # ------------------------------------------------------------ names of images
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,15 @@ from ..preprocessing import Preprocessing
 from .boxes_csv import box_table
 from .file_list import FileList
 from .image_checks import CHECK, NOT_DECODED, sizes_of, value_notes
-from .labeled_images import BoxArrays, LabeledImages, LabelSets
+from .labeled_images import BoxArrays, JoinedImages, LabeledFiles, LabeledImages, LabelSets
 from .module import PreparedDataModule
 from .own_boxes import own_boxes
 from .remembered_checks import RememberedChecks, check_files
 
-__all__ = ["CHECKS", "LabeledFiles", "LabeledFilesDataModule", "joined_files"]
+__all__ = ["CHECKS", "LabeledFilesDataModule", "joined_files", "joined_labels"]
 
 CHECKS = ("start", "first_epoch", "never")
 """When images are decoded to see whether they can be: before training starts, while it goes through them, or not."""
-
-
-@dataclass(frozen=True)
-class LabeledFiles:
-    """The images of a split.
-
-    Attributes:
-        files: the images.
-        labels: numbers of their classes (N,), or several each.
-    """
-
-    files: Sequence[Path | EncodedImage]
-    labels: NDArray[Any] | LabelSets
 
 
 class LabeledFilesDataModule(PreparedDataModule):
@@ -120,7 +106,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         if "val" not in self._listed:
             raise DataError(self.without_val())
         files = joined_files(self.root, [one.files for one in self._listed.values()])
-        boxes = self._read_boxes(files, self._look_at(files))
+        boxes = self.read_boxes(files, self._look_at(files))
         self._listed = self._in_one_memory(files)
         for split, one in self._listed.items():
             self.splits[split] = LabeledImages(one.files, one.labels, self.transform_of(split), boxes=boxes.get(split))
@@ -167,13 +153,13 @@ class LabeledFilesDataModule(PreparedDataModule):
         """Whether there are boxes to read, for which the sizes of the images must be known."""
         return box_table(self.root).is_file()
 
-    def _read_boxes(self, files: Sequence[Path | EncodedImage], checks: NDArray[Any] | None) -> dict[str, BoxArrays]:
+    def read_boxes(self, files: Sequence[Path | EncodedImage], checks: NDArray[Any] | None) -> dict[str, BoxArrays]:
         """Boxes by split; none where there is no table."""
         if checks is None or not self.has_box_source():
             return {}
         if not isinstance(files, FileList):
             raise DataError(f"{box_table(self.root)}: names files, and these images are none.")
-        labels = _joined_labels(self.listed)
+        labels = joined_labels(self.listed)
         others = self.may_have_other_boxes
         own = own_boxes(box_table(self.root), files, labels, sizes_of(checks), self.class_names, others=others)
         self._content_notes += own.notes
@@ -204,13 +190,17 @@ class LabeledFilesDataModule(PreparedDataModule):
         """
         if not self._fingerprint:
             for split, one in self.listed.items():
-                if isinstance(one.files, FileList):
-                    count = f"{len(one.files)} images of {self.count_classes(split)} classes"
-                    self._fingerprint[split] = f"{count}, digest {_digest(self.root, one.files)}"
+                count = f"{len(one.files)} images of {self.count_classes(split)} classes"
+                digest = _digest(self.root, one.files) if isinstance(one.files, FileList) else self.digest(split)
+                self._fingerprint[split] = f"{count}, digest {digest}"
             table = box_table(self.root)
             lone = FileList(self.root, [table.name])
             self._fingerprint[table.name] = _digest(self.root, lone) if table.is_file() else "none"
         return dict(self._fingerprint)
+
+    def digest(self, split: str) -> str:  # noqa: ARG002 - of a subclass
+        """What tells images that are no files of their own from others."""
+        return "unknown"
 
     def count_classes(self, split: str) -> int:
         """Number of classes that images of a split have."""
@@ -265,26 +255,11 @@ def joined_files(root: Path, lists: Sequence[Sequence[Path | EncodedImage]]) -> 
     files = [files for files in lists if isinstance(files, FileList)]
     if len(files) == len(lists):
         return FileList.joined(root, files)
-    return _Joined(lists)
+    return JoinedImages(lists)
 
 
-class _Joined(Sequence[Path | EncodedImage]):
-    """Several lists of images, one after the other."""
-
-    def __init__(self, lists: Sequence[Sequence[Path | EncodedImage]]) -> None:
-        self.lists = lists
-        self.ends = np.cumsum([len(one) for one in lists])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, index: Any) -> Any:
-        """An image by number."""
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.lists[part][index - int(self.ends[part - 1]) if part else index]
-
-
-def _joined_labels(listed: dict[str, LabeledFiles]) -> NDArray[Any] | LabelSets:
+def joined_labels(listed: dict[str, LabeledFiles]) -> NDArray[Any] | LabelSets:
+    """The labels of all splits, one after the other."""
     labels = [one.labels for one in listed.values()]
     several = [one for one in labels if isinstance(one, LabelSets)]
     return LabelSets.joined(several) if several else np.concatenate([np.asarray(one) for one in labels])

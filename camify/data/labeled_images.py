@@ -16,11 +16,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..image_files import EncodedImage, read_reduced
+from .file_list import FileList
 from .image_checks import check_of
 from .loading import seed_sample
 from .samples import finish
 
-__all__ = ["BoxArrays", "LabelSets", "LabeledImages", "taken"]
+__all__ = ["BoxArrays", "JoinedImages", "LabelSets", "LabeledFiles", "LabeledImages", "TakenImages", "taken"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,54 @@ class LabelSets:
         values = 1.0 if self.values is None else torch.from_numpy(self.values[part].copy())
         row[torch.from_numpy(self.labels[part].astype(np.int64))] = values
         return row
+
+
+@dataclass(frozen=True)
+class LabeledFiles:
+    """The images of a split.
+
+    Attributes:
+        files: the images.
+        labels: numbers of their classes (N,), or several each.
+    """
+
+    files: Sequence[Path | EncodedImage]
+    labels: NDArray[Any] | LabelSets
+
+    def taken(self, numbers: NDArray[Any]) -> LabeledFiles:
+        """Some of the images."""
+        files = self.files.taken(numbers) if isinstance(self.files, FileList) else TakenImages(self.files, numbers)
+        return LabeledFiles(files, taken(self.labels, numbers))
+
+
+class TakenImages(Sequence[Path | EncodedImage]):
+    """Some images of a list, read when they are asked for."""
+
+    def __init__(self, images: Sequence[Path | EncodedImage], numbers: NDArray[Any]) -> None:
+        self.images, self.numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """An image by number."""
+        return self.images[int(self.numbers[index])]
+
+
+class JoinedImages(Sequence[Path | EncodedImage]):
+    """Several lists of images, one after the other."""
+
+    def __init__(self, lists: Sequence[Sequence[Path | EncodedImage]]) -> None:
+        self.lists = lists
+        self.ends = np.cumsum([len(one) for one in lists])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """An image by number."""
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.lists[part][index - int(self.ends[part - 1]) if part else index]
 
 
 def taken(labels: NDArray[Any] | LabelSets, numbers: NDArray[Any]) -> NDArray[Any] | LabelSets:

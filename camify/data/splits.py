@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .labeled_images import LabelSets
+from ..errors import ConfigError
+from .labeled_images import LabeledFiles, LabelSets
 
-__all__ = ["SPLITS", "SPLIT_NAMES", "class_order", "set_aside"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "class_order", "set_aside", "with_val"]
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -31,6 +32,34 @@ def class_order(names: Iterable[str]) -> list[str]:
     listed = list(names)
     numbers = all(name.isascii() and name.isdecimal() for name in listed)
     return sorted(listed, key=int) if numbers else sorted(listed)
+
+
+def with_val(
+    parts: Mapping[str, LabeledFiles], share: float, seed: int, source: str
+) -> tuple[dict[str, LabeledFiles], list[str]]:
+    """The splits, with a share of the training images set aside for validation where there are none; and a note then.
+
+    Args:
+        parts: by name; ``train`` at least.
+        share: see ``set_aside``.
+        seed: likewise.
+        source: where the images are from, for the note.
+
+    Raises:
+        ConfigError: the share does not lie between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"val_share={share} must lie between 0 and 1.")
+    if "val" in parts:
+        return dict(parts), []
+    train = parts["train"]
+    aside = set_aside(train.labels, share, seed)
+    note = (
+        f"{source}: names no validation images, so {int(aside.sum())} of {len(aside)} training images were set aside"
+        f" (val_share={share:g}, split_seed={seed})"
+    )
+    order = {**parts, "train": train.taken(np.flatnonzero(~aside)), "val": train.taken(np.flatnonzero(aside))}
+    return {split: order[split] for split in SPLITS if split in order}, [note]
 
 
 def set_aside(labels: NDArray[Any] | Sequence[int] | LabelSets, share: float, seed: int) -> NDArray[np.bool_]:
