@@ -11,8 +11,9 @@ from .image_table import ImageTableDataModule
 from .samples import collate
 from .shapes import ShapesDataModule
 from .torchvision_data import TorchvisionDataModule
+from .web_dataset import WebDatasetDataModule
 
 __all__ = [
     "HuggingFaceDataModule", "ImageFolderDataModule", "ImageTableDataModule", "Preprocessing", "ShapesDataModule",
-    "TorchvisionDataModule", "collate",
+    "TorchvisionDataModule", "WebDatasetDataModule", "collate",
 ]  # fmt: skip

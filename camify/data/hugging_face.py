@@ -162,8 +162,9 @@ class HuggingFaceDataModule(LabeledFilesDataModule):
         def number_of(row: int, label: Any) -> int:
             number = numbers.get(_named(label, names))
             if number is None:
+                shown_label = _named(label, names) or str(label)
                 raise DataError(
-                    f"{self.root}, {split} row {row}: label {(_named(label, names) or str(label))[:40]!r} is none of the classes"
+                    f"{self.root}, {split} row {row}: label {shown_label[:40]!r} is none of the classes"
                     f" ({', '.join(self.class_names[:5])}{', ...' if len(self.class_names) > 5 else ''})."
                 )
             return number

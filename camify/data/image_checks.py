@@ -118,7 +118,7 @@ def _checked(file: Path | EncodedImage, decode: bool, bits: int | None) -> tuple
         with open_image(file) as image:
             width, height = image.size
             tag = image.getexif().get(ExifTags.Base.Orientation)
-            place = (width, height, tag if tag in range(1, 9) else 1)
+            place = (width, height, tag if tag in range(1, 9) and image.format != "TIFF" else 1)  # Pillow turns those
             if not decode:
                 return (*place, NOT_DECODED, False, False, 0, 0, 0, False, False)
             image.draft("RGB", (64, 64))  # JPEG at an eighth: quicker, and reads the whole file all the same

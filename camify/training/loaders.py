@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..batch import Batch
@@ -16,6 +19,7 @@ from .labels import spread
 __all__ = [
     "count_samples",
     "has_boxes",
+    "indexed",
     "is_dry_run",
     "read_images",
     "single_loader",
@@ -25,6 +29,7 @@ __all__ = [
 
 
 _CHUNK = 32  # samples of a batch of `some_batches`
+_KEPT = 128  # samples of a stream
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
@@ -35,6 +40,39 @@ def is_dry_run(trainer: pl.Trainer) -> bool:
 def single_loader(loaders: Any) -> Any:
     """The first of several loaders, or the one there is."""
     return loaders[0] if isinstance(loaders, list | tuple) else loaders
+
+
+class FirstSamples(Dataset[Any]):
+    """The first samples of a stream, kept: what looks at single samples again and again takes these."""
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self.samples = list(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+
+_first_samples: WeakKeyDictionary[Any, FirstSamples] = WeakKeyDictionary()
+
+
+def indexed(loaders: Any) -> Any:
+    """The loader whose samples can be asked for by number: of a stream one of its first 128 samples.
+
+    They are read once, in this process, as they stand there: shards are written in the order of chance. No random
+    numbers are drawn.
+    """
+    loader = single_loader(loaders)
+    stream = getattr(loader, "dataset", None)
+    if not isinstance(stream, IterableDataset) or getattr(loader, "collate_fn", None) is None:
+        return loader
+    kept = _first_samples.get(stream)
+    if kept is None:
+        with isolate_rng():
+            kept = _first_samples[stream] = FirstSamples(list(islice(iter(stream), _KEPT)))
+    return DataLoader(kept, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
 
 
 def count_samples(loaders: Any) -> int | None:

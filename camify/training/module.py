@@ -37,7 +37,7 @@ from .early_checks import refuse_nan_images, refuse_smaller_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
-from .loaders import has_boxes, read_images, single_loader
+from .loaders import has_boxes, indexed, read_images
 from .loggers import guard_loggers
 from .losses import Objective, classification_loss, object_masks, smaller_mirrored
 from .map_drift import MapDrift
@@ -446,7 +446,7 @@ class CAMFineTuner(pl.LightningModule):
     def _play_grid_pointing(self, network: CAMNet, stage: str, *, boxes: bool) -> dict[str, float]:
         if self.trainer.sanity_checking or (boxes and not self.quality.chosen):
             return {}
-        loader = single_loader(self._loaders(stage))
+        loader = indexed(self._loaders(stage))
         rank, count = self.global_rank, self.trainer.world_size
         labels, read = self.labeled_images(loader)
         return self.quality.grid_pointing(network, labels, read, rank=rank, world_size=count)

@@ -14,7 +14,7 @@ from ...eval_mode import eval_mode
 from ...former_names import with_current_keys
 from ...logits import logits_of
 from ..cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
-from ..loaders import is_dry_run, whole_split
+from ..loaders import indexed, is_dry_run, whole_split
 from ..scores import class_score, score_inputs
 
 __all__ = ["MeasureBaselines", "measure", "validation_batches"]
@@ -99,7 +99,7 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
         if mapped is not None:
             figures = quality.compute()
             if quality.chosen or "max_box_acc" not in figures:
-                loader = whole_split(trainer.val_dataloaders)
+                loader = indexed(whole_split(trainer.val_dataloaders))
                 labels, read = module.labeled_images(loader)
                 figures |= quality.grid_pointing(mapped, labels, read, rank=rank, world_size=count)
     network.to(home)

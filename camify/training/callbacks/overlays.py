@@ -27,7 +27,7 @@ from ...former_names import with_current_keys
 from ...methods import find_method
 from ...model import CAMNet
 from ...normalizers import Normalizer
-from ..loaders import is_dry_run, single_loader
+from ..loaders import indexed, is_dry_run
 from ..run_folder import run_folder
 from .highlights import DrawnHighlight, Highlights
 from .image_loggers import ImageLog, Offer
@@ -134,7 +134,7 @@ class CAMOverlayLogger(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse names of images that are none."""
         if self.images:
-            watched_by_name(single_loader(trainer.val_dataloaders).dataset, self.images)
+            watched_by_name(indexed(trainer.val_dataloaders).dataset, self.images)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -19,7 +19,7 @@ from ...methods import make_methods, observe
 from ...model import CAMNet
 from ...preprocessing import as_three_channels
 from ..labels import read_labels
-from ..loaders import single_loader
+from ..loaders import indexed
 
 __all__ = [
     "Observation",
@@ -108,7 +108,7 @@ def read_watched(
     Raises:
         ConfigError: a name is that of no image, or of several.
     """
-    loader = single_loader(trainer.val_dataloaders)
+    loader = indexed(trainer.val_dataloaders)
     dataset = loader.dataset
     indices = watched_by_name(dataset, images) if images else []
     if not indices:
