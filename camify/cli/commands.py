@@ -39,6 +39,8 @@ from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
 from ..sources import Source, resolve
 from ..task import Classes, Task, class_index
+from .data import COMMANDS as DATA_COMMANDS
+from .data import add_commands as add_data_commands
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
 from .option_types import Count, Number, Seed, Share, Sides
@@ -183,6 +185,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("evaluate", command)
 
     add_commands(commands, _Parser)
+    add_data_commands(commands, _Parser)
     return parser
 
 
@@ -404,4 +407,5 @@ _COMMANDS = {
     "report": _report,
     "evaluate": _evaluate,
     **COMMANDS,
+    **DATA_COMMANDS,
 }
