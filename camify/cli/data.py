@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from ..console import console, plain_text
-from ..data.box_formats.importing import FRAMES, VOC_ORIGINS, import_boxes, table_text
+from ..data.box_formats.importing import FRAMES, import_boxes, table_text
 from ..data.box_formats.kinds import KINDS
+from ..data.box_formats.writing import BOX_FILES, LOCAL_FILES, BoxFiles
 from ..data.boxes_csv import COLUMNS, box_table
 from ..data.folder import images_of
 from ..data.image_search import find_images_below
 from ..errors import ConfigError, DataError
 from ..files import require_writable, write_whole
 
-__all__ = ["COMMANDS", "add_commands"]
+__all__ = ["COMMANDS", "add_box_options", "add_commands", "box_files"]
 
 _MOST_ROWS = 20
 
@@ -37,14 +38,26 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("--kind", choices=tuple(KINDS), default=None, help="default: as the content says")
     command.add_argument(
         "--voc_origin",
-        choices=VOC_ORIGINS,
-        type=int,
+        type=Literal[0, 1] | None,
         default=None,
         help="first pixel of VOC's; default: from the boxes",
     )
     command.add_argument("--exif", choices=FRAMES, default=None, help="where boxes lie, if no size says it")
     command.add_argument("--overwrite", type=bool, default=False, help="replace a table of boxes that exists")
     verbs.add_subcommand("import", command)
+
+
+def add_box_options(command: ArgumentParser) -> None:
+    """What explain asks for files of boxes for other tools."""
+    command.add_argument(
+        "--boxes", nargs="+", choices=tuple(BOX_FILES), default=[], help="also as files of these tools"
+    )
+    command.add_argument("--image_url_prefix", type=str, default=LOCAL_FILES, help="where Label Studio gets the images")
+
+
+def box_files(options: Namespace) -> BoxFiles:
+    """The files of boxes that are asked for."""
+    return BoxFiles(tuple(dict.fromkeys(options.boxes)), options.image_url_prefix)
 
 
 def _data(options: Namespace) -> None:
@@ -63,7 +76,7 @@ def _import(options: Namespace) -> None:
     )
     screen = console(soft_wrap=True)
     for note in imported.notes:
-        screen.print(f"{note}.")
+        screen.print(f"{note[0].upper()}{note[1:]}.")
     if not imported.rows:
         raise DataError(f"{options.source}: no boxes are left of it, as said above. Nothing was written.")
     write_whole(out, table_text(imported.rows))
