@@ -31,12 +31,10 @@ class ImageNames:
         self.root = root
         self.names = {path: path.relative_to(root).as_posix() for path in images}
         self._by_name = {name: path for path, name in self.names.items()}
-        kinds = ("name", "stem", "upload")
-        self._indices: dict[str, defaultdict[str, list[Path]]] = {kind: defaultdict(list) for kind in kinds}
+        self._indices: dict[str, defaultdict[str, list[Path]]] = {"name": defaultdict(list), "stem": defaultdict(list)}
         for path in images:
             self._indices["name"][path.name].append(path)
             self._indices["stem"][path.stem].append(path)
-            self._indices["upload"][_uploaded(path.name)].append(path)
         self._trees = dict[tuple[str, str], _Folders]()
 
     def find(self, image: ForeignImage) -> Path | None:
@@ -53,10 +51,17 @@ class ImageNames:
                 return self._by_name[name]
         for name in _spellings(image.name):
             for index, key in self._keys(name):
-                files = self._indices[index].get(key)
+                files = self._index(index).get(key)
                 if files:
                     return files[0] if len(files) == 1 else self._nearest(index, key, name, image)
         return None
+
+    def _index(self, kind: str) -> defaultdict[str, list[Path]]:
+        if kind not in self._indices:  # of uploads, which few collections have
+            self._indices[kind] = defaultdict(list)
+            for path in self.names:
+                self._indices[kind][_uploaded(path.name)].append(path)
+        return self._indices[kind]
 
     def _keys(self, name: str) -> list[tuple[str, str]]:
         """In which index an image is looked for, and under which name, the surest first."""

@@ -47,11 +47,12 @@ def number(value: Any, field: str, where: str) -> float:
     Raises:
         DataError: it is none, or larger than any image.
     """
+    kind = type(value)
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | Line):
-            raise TypeError
-        if isinstance(value, str) and (not value.isascii() or "_" in value):
+        if kind is Line and (not value.isascii() or "_" in value):
             raise ValueError
+        if kind is not Line and kind is not int and kind is not float:
+            raise TypeError
         given = float(value)
     except OverflowError:
         given = math.inf
