@@ -1,4 +1,4 @@
-"""Boxes written in each format come back as they were, also of a turned photograph and of names with anything in them."""
+"""Boxes written in each format come back as they were, of a turned photograph and of any names too."""
 
 from __future__ import annotations
 

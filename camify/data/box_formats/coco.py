@@ -37,10 +37,10 @@ def read_coco(path: Path) -> ForeignBoxes:
         one = require_mapping(one, "it", where)
         key = _key(require(one, "id", where), "id", where)
         if key in by_id:
-            fail(where, f"id {key} is that of another image too ({by_id[key].name}). Give each image its own id.")
+            fail(where, f"its id is that of another image too ({by_id[key].name!r}). Give each image its own id.")
         size = size_of(one["width"], one["height"], where) if _is_stated(one) else None
         name = text(require(one, "file_name", where), "file_name", where)
-        by_id[key] = ForeignImage(name, path, f"image {key}", size)
+        by_id[key] = ForeignImage(name, path, f"image {_id(one, place)}", size)
     for place, one in enumerate(require_list(require(top, "annotations", str(path)), "annotations", str(path))):
         _add(found, path, one, f"annotation {_id(one, place)}", by_id, names)
     info = top.get("info")
@@ -58,7 +58,7 @@ def _categories(path: Path, top: Mapping[str, Any]) -> dict[Any, str]:
         key = _key(require(one, "id", where), "id", where)
         name = text(require(one, "name", where), "name", where)
         if names.setdefault(key, name) != name:
-            fail(where, f"id {key} is both {names[key]!r} and {name!r}. Give each category its own id.")
+            fail(where, f"its id is that of {names[key]!r} and of {name!r}. Give each category its own id.")
     return names
 
 

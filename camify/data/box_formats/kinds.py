@@ -307,11 +307,9 @@ _KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
 def _kinds_of_json(path: Path, head: str) -> list[str]:
     """By the keys of the whole: its beginning says them, or all of it is read."""
     if head[0] == "[":
-        return (
-            ["labelstudio"]
-            if re.search(r'"(rectanglelabels|predictions|annotations|from_name|data)"\s*:', head)
-            else []
-        )
+        if '"image_id"' in head and '"bbox"' in head:
+            return ["coco"]  # of results; the reader says what is missing
+        return ["labelstudio"] if _TASKS.search(head) else []
     keys = _top_keys(head)
     if not any(key in keys for _, known in _KEYS for key in known):
         try:
