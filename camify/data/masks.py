@@ -84,14 +84,14 @@ def read_mask(path: Path, size: tuple[int, int], orientation: int = 1) -> NDArra
             image = image.convert("L") if image.mode == "LA" else image
             if image.size != size and image.size == size[::-1] and orientation >= 5:
                 image = image.transpose(_TURNS[orientation])
-            found, values = image.size, np.asarray(image)
+            extent, values = image.size, np.asarray(image)
             has_palette = image.mode == "P"
     except Exception as error:  # decoders raise whatever a damaged file makes them raise
         raise DataError(f"{path}: cannot be read as a mask ({str(error) or type(error).__name__}).") from error
-    if found != size:
+    if extent != size:
         raise DataError(
-            f"{path}: has {found[0]} x {found[1]} pixels, and its image has {size[0]} x {size[1]}. Save it at the size"
-            " of the image."
+            f"{path}: has {extent[0]} x {extent[1]} pixels, and its image has {size[0]} x {size[1]}. Save it at the"
+            " size of the image."
         )
     if values.dtype.kind == "f":
         raise DataError(

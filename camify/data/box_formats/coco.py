@@ -30,7 +30,7 @@ def read_coco(path: Path) -> ForeignBoxes:
             " images, categories and annotations.",
         )
     top = require_mapping(content, "the file", str(path))
-    found, by_id = ForeignBoxes(), dict[Any, ForeignImage]()
+    collection, by_id = ForeignBoxes(), dict[Any, ForeignImage]()
     names = _categories(path, top)
     for place, one in enumerate(require_list(require(top, "images", str(path)), "images", str(path))):
         where = f"{path}, image {_id(one, place)}"
@@ -42,12 +42,12 @@ def read_coco(path: Path) -> ForeignBoxes:
         name = text(require(one, "file_name", where), "file_name", where)
         by_id[key] = ForeignImage(name, path, f"image {_id(one, place)}", size)
     for place, one in enumerate(require_list(require(top, "annotations", str(path)), "annotations", str(path))):
-        _add(found, path, one, f"annotation {_id(one, place)}", by_id, names)
+        _add(collection, path, one, f"annotation {_id(one, place)}", by_id, names)
     info = top.get("info")
     # Its width and height are the stored ones while its boxes are upright (HumanSignal/label-studio#6608).
-    found.tells_frame = not (isinstance(info, dict) and info.get("contributor") == "Label Studio")
-    found.images = list(by_id.values())
-    return found
+    collection.tells_frame = not (isinstance(info, dict) and info.get("contributor") == "Label Studio")
+    collection.images = list(by_id.values())
+    return collection
 
 
 def _categories(path: Path, top: Mapping[str, Any]) -> dict[Any, str]:
@@ -63,20 +63,25 @@ def _categories(path: Path, top: Mapping[str, Any]) -> dict[Any, str]:
 
 
 def _add(
-    found: ForeignBoxes, path: Path, one: Any, place: str, images: Mapping[Any, ForeignImage], names: Mapping[Any, str]
+    collection: ForeignBoxes,
+    path: Path,
+    one: Any,
+    place: str,
+    images: Mapping[Any, ForeignImage],
+    names: Mapping[Any, str],
 ) -> None:
     where = f"{path}, {place}"
     one = require_mapping(one, "it", where)
     image = _known(images, require(one, "image_id", where), "image_id", "images", where)
     name = _known(names, require(one, "category_id", where), "category_id", "categories", where)
     if one.get("iscrowd"):
-        found.left_out.add(_CROWD, where)
+        collection.left_out.add(_CROWD, where)
         return
     if not one.get("bbox"):
-        found.left_out.add(_NO_BOX, where)
+        collection.left_out.add(_NO_BOX, where)
         return
     if one.get("score") is not None:
-        found.left_out.add(_SCORED, where)
+        collection.left_out.add(_SCORED, where)
     x, y, width, height = (number(value, "bbox", where) for value in require_list(one["bbox"], "bbox", where, 4))
     image.boxes.append(ForeignBox((x, y, x + width, y + height), name, place))
 

@@ -26,34 +26,34 @@ def read_cvat(path: Path) -> ForeignBoxes:
     root = load_xml(path)
     if root.tag != "annotations":
         fail(f"{path}, line 1", f"the first element is <{root.tag}>. Files of CVAT begin with <annotations>.")
-    found = ForeignBoxes()
+    collection = ForeignBoxes()
     for one in root.iter("image"):
         where = f"{path}, line {_line(one)}"
         name = text(require(one.attrib, "name", where), "name", where)
         width, height = (Line(require(one.attrib, side, where)) for side in ("width", "height"))
         image = ForeignImage(name, path, f"line {_line(one)}", size_of(width, height, where))
         for shape in one:
-            _add(found, image, shape)
-        found.images.append(image)
+            _add(collection, image, shape)
+        collection.images.append(image)
     for track in root.iter("track"):
-        found.left_out.add(_TRACKS, f"{path}, line {_line(track)}")
-    return found
+        collection.left_out.add(_TRACKS, f"{path}, line {_line(track)}")
+    return collection
 
 
 def _line(one: Element) -> int:
     return int(getattr(one, "line", 0))
 
 
-def _add(found: ForeignBoxes, image: ForeignImage, shape: Element) -> None:
+def _add(collection: ForeignBoxes, image: ForeignImage, shape: Element) -> None:
     place = f"line {_line(shape)}"
     where = f"{image.file}, {place}"
     if shape.tag not in ("box", "polygon"):
         if shape.tag != "tag":  # of the whole image
-            found.left_out.add(OTHER, where)
+            collection.left_out.add(OTHER, where)
         return
     label = text(require(shape.attrib, "label", where), "label", where)
     if shape.tag == "polygon":
-        found.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGON, where)
         pairs = [pair.split(",") for pair in require(shape.attrib, "points", where).split(";")]
         if any(len(pair) != 2 for pair in pairs):
             fail(where, "points is not x,y;x,y;... Correct it.")
@@ -64,7 +64,7 @@ def _add(found: ForeignBoxes, image: ForeignImage, shape: Element) -> None:
     angle = number(Line(shape.get("rotation", "0")), "rotation", where)
     encloses = angle % 360 != 0
     if encloses:
-        found.left_out.add(_TURNED, where)
+        collection.left_out.add(_TURNED, where)
         x0, y0, x1, y1 = _around(x0, y0, x1, y1, angle)
     image.boxes.append(ForeignBox((x0, y0, x1, y1), label, place, encloses=encloses))
 

@@ -73,30 +73,32 @@ def import_boxes(
     if voc_origin not in (None, *VOC_ORIGINS) or exif not in (None, *FRAMES):
         raise ConfigError(f"voc_origin={voc_origin!r}: choose 0 or 1; exif={exif!r}: choose stored or upright.")
     source, root = Path(source), Path(root)
-    found, kind = read_boxes_of(source, kind)
-    notes = list(found.notes)
-    if voc_origin is not None and not found.one_based:
+    collection, kind = read_boxes_of(source, kind)
+    notes = list(collection.notes)
+    if voc_origin is not None and not collection.one_based:
         raise ConfigError(f"{source}: --voc_origin is of Pascal VOC and ImageNet; this is {kind}. Leave it out.")
     names = ImageNames(images, root)
-    matched = _matched(found, names, source, notes)
+    matched = _matched(collection, names, source, notes)
     known = read_image_sizes([path for _, path in matched], sizes)
     origin = 0
-    if found.one_based and matched:
+    if collection.one_based and matched:
         origin, why = voc_origin_of(matched, known, voc_origin)
         notes.append(f"{source}: {why}")
-    found.notes = []
-    placed = place_boxes(found, matched, known, origin=origin, exif=exif)
+    collection.notes = []
+    placed = place_boxes(collection, matched, known, origin=origin, exif=exif)
     rows = [
         (names.names[path], *box, label)
         for path in sorted(placed, key=names.names.__getitem__)
         for box, label in placed[path]
     ]
     _refuse_unwritable(rows)
-    notes += [*found.left_out.notes, *found.notes]
+    notes += [*collection.left_out.notes, *collection.notes]
     return ImportedBoxes(rows, notes, kind, len({row[0] for row in rows}))
 
 
-def _matched(found: ForeignBoxes, names: ImageNames, source: Path, notes: list[str]) -> list[tuple[ForeignImage, Path]]:
+def _matched(
+    collection: ForeignBoxes, names: ImageNames, source: Path, notes: list[str]
+) -> list[tuple[ForeignImage, Path]]:
     """The images that are there and have boxes, with their files; the others are said.
 
     Raises:
@@ -104,7 +106,7 @@ def _matched(found: ForeignBoxes, names: ImageNames, source: Path, notes: list[s
     """
     matched, absent, by_original = list[tuple[ForeignImage, Path]](), list[ForeignImage](), list[ForeignImage]()
     taken = dict[Path, ForeignImage]()
-    for image in found.images:
+    for image in collection.images:
         path = names.find(image)
         if path is None:
             absent.append(image)
@@ -117,7 +119,7 @@ def _matched(found: ForeignBoxes, names: ImageNames, source: Path, notes: list[s
             )
         taken[path] = image
         if _other_folders(image.name, names.names[path]):
-            found.left_out.add(_BY_NAME, f"{image.name}, which is {names.names[path]}")
+            collection.left_out.add(_BY_NAME, f"{image.name}, which is {names.names[path]}")
         if original_of(image.name.rpartition("/")[2]) is not None and original_of(path.name) is None:
             by_original.append(image)
         if image.boxes:
@@ -135,7 +137,7 @@ def _matched(found: ForeignBoxes, names: ImageNames, source: Path, notes: list[s
             f"{len(by_original)} images are Roboflow's copies of the ones that are here: their boxes fit only where it"
             f" neither turned, mirrored nor cropped them; the first is {by_original[0].name}"
         )
-    notes += leak_notes([image.name for image in found.images])
+    notes += leak_notes([image.name for image in collection.images])
     return matched
 
 

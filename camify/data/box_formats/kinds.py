@@ -217,14 +217,14 @@ def read_boxes_of(path: Path, kind: str | None) -> tuple[ForeignBoxes, str]:
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"--kind {kind!r}: is unknown. Known are {', '.join(KINDS)}.")
     source = _Source.of(path)
-    kind = kind or _found_kind(source)
+    kind = kind or _kind_of(source)
     return KINDS[kind][1](source), kind
 
 
 # ---------------------------------------------------------------- from content
 
 
-def _found_kind(source: _Source) -> str:
+def _kind_of(source: _Source) -> str:
     """The one kind that a source may be.
 
     Raises:

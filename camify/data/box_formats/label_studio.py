@@ -30,21 +30,21 @@ def read_label_studio(path: Path) -> ForeignBoxes:
     """
     content = load_json(path)
     tasks = require_list([content] if isinstance(content, dict) else content, "the file", str(path))
-    found, done = ForeignBoxes(relative=True), list[tuple[ForeignImage, list[Any], str]]()
+    collection, done = ForeignBoxes(relative=True), list[tuple[ForeignImage, list[Any], str]]()
     has_annotations = any(isinstance(task, dict) and (task.get("annotations") or _is_minimal(task)) for task in tasks)
     for place, task in enumerate(tasks):
         task = require_mapping(task, f"task at place {place}", str(path))
         key = task.get("id")
         name = f"task {key}" if isinstance(key, int) and abs(key) < 10**30 else f"task at place {place}"
         where = f"{path}, {name}"
-        results = _results(found, task, where, has_annotations=has_annotations)
+        results = _results(collection, task, where, has_annotations=has_annotations)
         if results is not None:
             done.append((ForeignImage(_image(task, where), path, name), results, where))
     for image, results, where in done:
         for place, result in enumerate(results):
-            _add(found, image, require_mapping(result, f"result {place}", where), f"{image.place}, result {place}")
-    found.images = [image for image, _, _ in done]
-    return found
+            _add(collection, image, require_mapping(result, f"result {place}", where), f"{image.place}, result {place}")
+    collection.images = [image for image, _, _ in done]
+    return collection
 
 
 def _is_minimal(task: Mapping[str, Any]) -> bool:
@@ -62,7 +62,9 @@ def _minimal(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {"type": kind, "value": one, **sizes, "image_rotation": one.get("image_rotation", 0)}
 
 
-def _results(found: ForeignBoxes, task: Mapping[str, Any], where: str, *, has_annotations: bool) -> list[Any] | None:
+def _results(
+    collection: ForeignBoxes, task: Mapping[str, Any], where: str, *, has_annotations: bool
+) -> list[Any] | None:
     """The results of the annotation of a task that counts; None where it has none."""
     if "data" not in task:
         return list(_minimal(task))
@@ -71,12 +73,12 @@ def _results(found: ForeignBoxes, task: Mapping[str, Any], where: str, *, has_an
     entries = [require_mapping(one, kind, where) for one in given]
     entries = [one for one in entries if not one.get("was_cancelled")]
     if not entries:
-        found.left_out.add(_UNDONE, where)
+        collection.left_out.add(_UNDONE, where)
         return None
     if not has_annotations:
-        found.left_out.add(_PREDICTED, where)
+        collection.left_out.add(_PREDICTED, where)
     if len(entries) > 1:
-        found.left_out.add(_SEVERAL, where)
+        collection.left_out.add(_SEVERAL, where)
     last = max(entries, key=lambda one: one["updated_at"] if isinstance(one.get("updated_at"), str) else "")
     if not isinstance(last.get("updated_at"), str):
         last = entries[-1]
@@ -96,20 +98,20 @@ def _image(task: Mapping[str, Any], where: str) -> str:
     return text(paths[0], "data", where)
 
 
-def _add(found: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any], place: str) -> None:
+def _add(collection: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any], place: str) -> None:
     where = f"{image.file}, {place}"
     kind = require(result, "type", where)
     if not isinstance(kind, str) or kind not in _LABELS:
         if isinstance(kind, str) and kind.endswith("labels"):
-            found.left_out.add(OTHER, where)
+            collection.left_out.add(OTHER, where)
         return
     value = require_mapping(require(result, "value", where), "value", where)
     labels = require_list(value.get(_LABELS[kind]) or [], _LABELS[kind], where)
     if not labels:
-        found.left_out.add(_NO_LABEL, where)
+        collection.left_out.add(_NO_LABEL, where)
         return
     if number(result.get("image_rotation") or 0, "image_rotation", where):
-        found.left_out.add(_TURNED_VIEW, where)
+        collection.left_out.add(_TURNED_VIEW, where)
         return
     size = size_of(require(result, "original_width", where), require(result, "original_height", where), where)
     if image.size not in (None, size):
@@ -117,7 +119,7 @@ def _add(found: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any], pl
     image.size = size
     encloses = True
     if kind == "polygonlabels":
-        found.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGON, where)
         points = require_list(require(value, "points", where), "points", where)
         pairs = [[number(v, "points", where) for v in require_list(pair, "points", where, 2)] for pair in points]
         if not pairs:
@@ -128,7 +130,7 @@ def _add(found: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any], pl
         angle = number(value.get("rotation") or 0, "rotation", where)
         encloses = angle % 360 != 0
         if encloses:
-            found.left_out.add(_TURNED_BOX, where)
+            collection.left_out.add(_TURNED_BOX, where)
         corners = _around(**sides, angle=angle if encloses else 0.0, size=size)
     x0, y0, x1, y1 = (corner / 100 for corner in corners)
     for label in labels:

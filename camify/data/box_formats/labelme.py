@@ -22,7 +22,7 @@ def read_labelme(files: Sequence[Path]) -> ForeignBoxes:
     Raises:
         DataError: names the file, the shape by its place, and the field.
     """
-    found = ForeignBoxes()
+    collection = ForeignBoxes()
     for path in files:
         top = require_mapping(load_json(path), "the file", str(path))
         image_path = text(require(top, "imagePath", str(path)), "imagePath", str(path))
@@ -30,25 +30,25 @@ def read_labelme(files: Sequence[Path]) -> ForeignBoxes:
         size = size_of(top["imageWidth"], top["imageHeight"], str(path)) if stated else None
         image = ForeignImage(image_path, path, "imagePath", size)
         for place, shape in enumerate(require_list(require(top, "shapes", str(path)), "shapes", str(path))):
-            _add(found, image, shape, f"shape {place}")
-        found.images.append(image)
-    return found
+            _add(collection, image, shape, f"shape {place}")
+        collection.images.append(image)
+    return collection
 
 
-def _add(found: ForeignBoxes, image: ForeignImage, shape: Any, place: str) -> None:
+def _add(collection: ForeignBoxes, image: ForeignImage, shape: Any, place: str) -> None:
     where = f"{image.file}, {place}"
     shape = require_mapping(shape, "it", where)
     kind = shape.get("shape_type") or "polygon"  # of old versions, which had nothing else
     label = text(require(shape, "label", where), "label", where)
     if not isinstance(kind, str) or kind not in _SHAPES:
-        found.left_out.add(OTHER, where)
+        collection.left_out.add(OTHER, where)
         return
     pairs = require_list(require(shape, "points", where), "points", where)
     if len(pairs) < _SHAPES[kind]:
         fail(where, f"points has {len(pairs)} of them; a {kind} has {_SHAPES[kind]} or more. Draw it again.")
     points = [[number(value, "points", where) for value in require_list(pair, "points", where, 2)] for pair in pairs]
     if kind == "polygon":
-        found.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGON, where)
     image.boxes.append(ForeignBox(bounds(points), label, place, encloses=kind == "polygon"))
 
 

@@ -70,12 +70,17 @@ def voc_origin_of(matched: Matched, sizes: Mapping[Path, ImageSizes], given: int
 
 
 def place_boxes(
-    found: ForeignBoxes, matched: Matched, sizes: Mapping[Path, ImageSizes], *, origin: int = 0, exif: str | None = None
+    collection: ForeignBoxes,
+    matched: Matched,
+    sizes: Mapping[Path, ImageSizes],
+    *,
+    origin: int = 0,
+    exif: str | None = None,
 ) -> dict[Path, list[tuple[Box, str]]]:
     """Boxes with labels in pixels of the upright image, by image; what is assumed or changed is added to the notes.
 
     Args:
-        found: of the file.
+        collection: of the file.
         matched: its images that are there.
         sizes: of these.
         origin: number of the first pixel; ends are inclusive where it is 1.
@@ -88,7 +93,7 @@ def place_boxes(
     placed = dict[Path, list[tuple[Box, str]]]()
     for image, path in matched:
         size = sizes[path]
-        frame = _frame(image, size, tells=found.tells_frame)
+        frame = _frame(image, size, tells=collection.tells_frame)
         if frame is None:
             undecided.append(path)
         if frame == "stored":
@@ -96,18 +101,18 @@ def place_boxes(
         is_stored = (frame or exif or "upright") == "stored"
         canvas = size.stored if is_stored else size.upright
         stated = _oriented(image.size, canvas)
-        if stated is not None and stated != canvas and not found.relative:
-            found.left_out.add(_RESIZED, f"{image.file}, {image.place}")
-        unit = (1.0, 1.0) if found.relative else (stated or canvas)
+        if stated is not None and stated != canvas and not collection.relative:
+            collection.left_out.add(_RESIZED, f"{image.file}, {image.place}")
+        unit = (1.0, 1.0) if collection.relative else (stated or canvas)
         factors = (canvas[0] / unit[0], canvas[1] / unit[1])
         boxes = placed[path] = []
         for box in image.boxes:
-            corners = _placed(box, image, canvas, factors, origin, found)
+            corners = _placed(box, image, canvas, factors, origin, collection)
             if corners is not None:
                 turned = upright_box(corners, size) if is_stored else corners
                 x0, y0, x1, y1 = (round(corner, 4) for corner in turned)
                 boxes.append(((x0, y0, x1, y1), box.label))
-    found.notes += _frame_notes(undecided, known_stored, exif)
+    collection.notes += _frame_notes(undecided, known_stored, exif)
     return placed
 
 
@@ -177,7 +182,7 @@ def _frame_notes(undecided: Sequence[Path], known_stored: Sequence[Path], exif: 
 
 def _placed(
     box: ForeignBox, image: ForeignImage, canvas: tuple[int, int], factors: tuple[float, float], origin: int,
-    found: ForeignBoxes,
+    collection: ForeignBoxes,
 ) -> Box | None:  # fmt: skip
     """The corners in pixels of the canvas; None where there is no box."""
     where, first = f"{image.file}, {box.place}", float(origin)
@@ -186,16 +191,16 @@ def _placed(
     x1, y1 = x1 * factors[0], y1 * factors[1]  # the last pixel, 1-based, is where the next one begins, 0-based
     if x1 < x0 - _NEAR or y1 < y0 - _NEAR:
         raise DataError(
-            f"{where}: box {_shown(box.corners)} has its ends before its starts{_hint(found)}. Correct or remove it."
+            f"{where}: box {_shown(box.corners)} has its ends before its starts{_hint(collection)}. Correct or remove it."
         )
     width, height = canvas
     beyond = max(-x0, -y0, x1 - width, y1 - height)
     if beyond > 1 and not box.encloses:
-        raise DataError(_leaves(box, where, canvas, found, (x0, y0, x1, y1)))
+        raise DataError(_leaves(box, where, canvas, collection, (x0, y0, x1, y1)))
     if beyond > _NEAR and not box.encloses:
-        found.left_out.add(_CLIPPED, where)
+        collection.left_out.add(_CLIPPED, where)
     x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-    return _kept((x0, y0, x1, y1), where, found.left_out)
+    return _kept((x0, y0, x1, y1), where, collection.left_out)
 
 
 def _kept(corners: Box, where: str, left_out: LeftOut) -> Box | None:
@@ -209,22 +214,22 @@ def _kept(corners: Box, where: str, left_out: LeftOut) -> Box | None:
     return corners
 
 
-def _leaves(box: ForeignBox, where: str, canvas: tuple[int, int], found: ForeignBoxes, pixels: Box) -> str:
+def _leaves(box: ForeignBox, where: str, canvas: tuple[int, int], collection: ForeignBoxes, pixels: Box) -> str:
     width, height = canvas
     unit, cause = "pixels", "Is it of another image?"
-    if found.relative:
+    if collection.relative:
         unit = "shares of the image"
         if max(map(abs, box.corners)) > 2:
             cause = "Are they pixels? Shares, or percent, are needed."
     elif max(pixels[2] - height, pixels[3] - width) <= 1 and min(pixels) >= -1:
         cause = "It fits the image turned by 90 degrees: --exif may say how."
-    elif found.one_based:
+    elif collection.one_based:
         cause = "Is it x, y, width, height, or of another image?"
     return f"{where}: box {_shown(box.corners)} ({unit}) leaves the image, which has {width} x {height} pixels. {cause}"
 
 
-def _hint(found: ForeignBoxes) -> str:
-    return " (is it x, y, width, height?)" if found.one_based else ""
+def _hint(collection: ForeignBoxes) -> str:
+    return " (is it x, y, width, height?)" if collection.one_based else ""
 
 
 def _shown(corners: Box) -> str:

@@ -16,7 +16,7 @@ def read_cub(folder: Path) -> ForeignBoxes:
     Raises:
         DataError: names the file, the line and the number.
     """
-    images, found, seen = folder / "images.txt", ForeignBoxes(), dict[str, ForeignImage]()
+    images, collection, seen = folder / "images.txt", ForeignBoxes(), dict[str, ForeignImage]()
     for line, words in words_of_lines(images):
         where = f"{images}, line {line}"
         if len(words) < 2:
@@ -37,8 +37,8 @@ def read_cub(folder: Path) -> ForeignBoxes:
         x, y, width, height = (number(word, name, where) for name, word in zip("xywh", words[1:], strict=True))
         label = text(image.name.rpartition("/")[0].rpartition("/")[2], "the folder of the image", where)
         image.boxes.append(ForeignBox((x, y, x + width, y + height), label, f"line {line}"))
-    found.images = list(seen.values())
-    return found
+    collection.images = list(seen.values())
+    return collection
 
 
 def read_wsol(path: Path) -> ForeignBoxes:
@@ -52,7 +52,7 @@ def read_wsol(path: Path) -> ForeignBoxes:
     """
     labels = _beside(path, "class_labels.txt", 2)
     sizes = _beside(path, "image_sizes.txt", 3)
-    images, found = dict[str, ForeignImage](), ForeignBoxes()
+    images, collection = dict[str, ForeignImage](), ForeignBoxes()
     for line, words in words_of_lines(path, ","):
         where = f"{path}, line {line}"
         if len(words) != 5:
@@ -65,10 +65,10 @@ def read_wsol(path: Path) -> ForeignBoxes:
         folder = name.rpartition("/")[0].rpartition("/")[2]
         label = text(str(labels[name][0]) if name in labels else folder, "the label", where)
         image.boxes.append(ForeignBox((x0, y0, x1, y1), label, f"line {line}"))
-    found.images = list(images.values())
+    collection.images = list(images.values())
     if labels:
-        found.notes.append(f"{path}: labels are the class numbers of class_labels.txt")
-    return found
+        collection.notes.append(f"{path}: labels are the class numbers of class_labels.txt")
+    return collection
 
 
 def _beside(path: Path, name: str, count: int) -> dict[str, list[Line]]:

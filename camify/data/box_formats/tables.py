@@ -56,22 +56,22 @@ def read_openimages(path: Path) -> ForeignBoxes:
     Raises:
         DataError: names the file, the line and the column.
     """
-    images, found, names = _Images(path), ForeignBoxes(relative=True), _descriptions(path.parent)
+    images, collection, names = _Images(path), ForeignBoxes(relative=True), _descriptions(path.parent)
     for line, row in table_rows(path, OPENIMAGES_COLUMNS):
         where = f"{path}, line {line}"
         image = images.of(text(row["ImageID"], "ImageID", where), line)
         if row.get("IsGroupOf", "0") == "1":
-            found.left_out.add(_GROUP, where)
+            collection.left_out.add(_GROUP, where)
             continue
         x0, y0, x1, y1 = (number(row[column], column, where) for column in ("XMin", "YMin", "XMax", "YMax"))
         label = text(row["LabelName"], "LabelName", where)
         image.boxes.append(ForeignBox((x0, y0, x1, y1), names.get(label, label), f"line {line}"))
-    found.images = list(images.by_name.values())
-    if not names and any(box.label.startswith("/m/") for image in found.images for box in image.boxes):
-        found.notes.append(
+    collection.images = list(images.by_name.values())
+    if not names and any(box.label.startswith("/m/") for image in collection.images for box in image.boxes):
+        collection.notes.append(
             f"{path}: labels are ids, such as /m/01yrx; put class-descriptions-boxable.csv beside it for their names"
         )
-    return found
+    return collection
 
 
 def _descriptions(folder: Path) -> dict[str, str]:
@@ -115,7 +115,7 @@ def read_hugging_face(folder: Path, files: Sequence[Path]) -> ForeignBoxes:
     Raises:
         DataError: names the file, the line and the field.
     """
-    found = ForeignBoxes()
+    collection = ForeignBoxes()
     for path in files:
         above = path.parent.relative_to(folder).as_posix()
         rows = _json_lines(path) if path.suffix == ".jsonl" else list(table_rows(path, ("file_name", "objects")))
@@ -128,8 +128,8 @@ def read_hugging_face(folder: Path, files: Sequence[Path]) -> ForeignBoxes:
             image = ForeignImage(name if above == "." else f"{above}/{name}", path, f"line {line}")
             objects = _parsed(row["objects"], where) if isinstance(row.get("objects"), Line) else row.get("objects")
             _add_objects(image, objects, line)
-            found.images.append(image)
-    return found
+            collection.images.append(image)
+    return collection
 
 
 def _json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:

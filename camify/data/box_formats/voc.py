@@ -21,7 +21,7 @@ def read_voc(files: Sequence[Path]) -> ForeignBoxes:
     Raises:
         DataError: names the file, the line and the field.
     """
-    found = ForeignBoxes(one_based=True)
+    collection = ForeignBoxes(one_based=True)
     for path in files:
         root = load_xml(path)
         if root.tag != "annotation":
@@ -30,9 +30,9 @@ def read_voc(files: Sequence[Path]) -> ForeignBoxes:
         folder = (root.findtext("folder") or "").strip()
         image = ForeignImage(_name(name, folder, path), path, "filename", _size(root, path))
         for one in root.iter("object"):
-            _add(found, image, one)
-        found.images.append(image)
-    return found
+            _add(collection, image, one)
+        collection.images.append(image)
+    return collection
 
 
 def _name(name: str, folder: str, path: Path) -> str:
@@ -52,13 +52,13 @@ def _size(root: Element, path: Path) -> tuple[int, int] | None:
     return size_of(Line(width), Line(height), where)
 
 
-def _add(found: ForeignBoxes, image: ForeignImage, one: Element) -> None:
+def _add(collection: ForeignBoxes, image: ForeignImage, one: Element) -> None:
     place = f"line {getattr(one, 'line', 0)}"
     where = f"{image.file}, {place}"
     label = text((one.findtext("name") or "").strip(), "name", where)
     box = one.find("bndbox")
     if box is None:
-        found.left_out.add(_NO_BOX, where)
+        collection.left_out.add(_NO_BOX, where)
         return
     texts = {corner: box.findtext(corner) for corner in _CORNERS}
     missing = [corner for corner, value in texts.items() if value is None]

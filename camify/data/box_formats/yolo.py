@@ -43,20 +43,20 @@ def read_yolo(folder: Path, files: Sequence[Path], names_file: Path | None = Non
     """
     in_labels = [path for path in files if "labels" in path.relative_to(folder).parent.parts]
     file, names, keypoints = _names(folder, names_file)
-    found = ForeignBoxes(relative=True, notes=[f"names of the classes are those of {file}"])
+    collection = ForeignBoxes(relative=True, notes=[f"names of the classes are those of {file}"])
     for path in in_labels or files:
         parts = path.relative_to(folder).with_suffix("").parts
         name = "/".join("images" if part == "labels" else part for part in parts)
         image = ForeignImage(name, path, "its name")
         for line, words in words_of_lines(path):
-            _add(found, image, words[:5] if keypoints else words, names, line)
+            _add(collection, image, words[:5] if keypoints else words, names, line)
         if not image.boxes:
-            found.left_out.add(_BACKGROUND, str(path))
-        found.images.append(image)
-    return found
+            collection.left_out.add(_BACKGROUND, str(path))
+        collection.images.append(image)
+    return collection
 
 
-def _add(found: ForeignBoxes, image: ForeignImage, words: list[Line], names: Mapping[int, str], line: int) -> None:
+def _add(collection: ForeignBoxes, image: ForeignImage, words: list[Line], names: Mapping[int, str], line: int) -> None:
     place = f"line {line}"
     where = f"{image.file}, {place}"
     kind = words[0]
@@ -69,13 +69,13 @@ def _add(found: ForeignBoxes, image: ForeignImage, words: list[Line], names: Map
         fail(where, f"has {count} numbers. A box has 5, with a score 6, a polygon 1 and two for each point.")
     values = [number(word, f"number {place_of}", where) for place_of, word in enumerate(words[1:], start=2)]
     if count > 6:
-        found.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGON, where)
         corners = bounds(list(zip(values[::2], values[1::2], strict=True)))
     else:
         x, y, width, height = values[:4]
         corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if count == 6:
-        found.left_out.add(_SCORED, where)
+        collection.left_out.add(_SCORED, where)
     image.boxes.append(ForeignBox(corners, names[int(kind)], place, encloses=count > 6))
 
 
