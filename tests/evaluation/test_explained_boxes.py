@@ -78,20 +78,8 @@ def test_every_format_holds_all_boxes_of_the_folder(net, photos, tmp_path, capsy
     sha = json.loads((out / "explain.json").read_text())["model_sha256"]
     (task, *_) = json.loads((out / "boxes_labelstudio.json").read_text())
     assert task["predictions"][0]["model_version"].endswith(sha[:12])
-    explain(
-        net,
-        out,
-        photos,
-        "--topk",
-        "2",
-        "--method",
-        "cam",
-        "gradcam",
-        "--boxes",
-        "labelstudio",
-        "--image_url_prefix",
-        "s3://b/",
-    )
+    again = ("--topk", "2", "--method", "cam", "gradcam", "--boxes", "labelstudio")
+    explain(net, out, photos, *again, "--image_url_prefix", "s3://b/")
     tasks = json.loads((out / "boxes_labelstudio.json").read_text())
     assert {one["data"]["image"] for one in tasks} >= {"s3://b/ant/2.jpg", "s3://b/ant/%C3%BC%201.jpg"}
 

@@ -1,4 +1,4 @@
-"""Boxes of predict for other tools: those of the network's rule, in pixels of the file; never in the place of others."""
+"""Boxes of predict for other tools: those of the network's rule, in pixels of the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 import camify
 from camify.cli.train import main
-from camify.data import ImageFolderDataModule, Preprocessing
+from camify.data import Preprocessing
 from camify.data.box_formats import import_boxes
 from camify.errors import ConfigError
 from camify.training.callbacks.predictions import PredictionTable
@@ -42,20 +42,17 @@ def made(tmp_path):
 def test_predict_writes_the_boxes_of_the_networks_rule(made, tmp_path, monkeypatch):
     monkeypatch.delenv("CAMIFY_RUN_FOLDER", raising=False)
     data, net = made
-    words = ["predict", "--model.model", str(net), "--data", "ImageFolderDataModule", "--data.init_args.root", str(data),
-             "--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run"),
-             "--trainer.callbacks+=PredictionTable", "--trainer.callbacks.boxes=[coco, yolo]"]  # fmt: skip
+    words = [
+        "predict", "--model.model", str(net), "--data", "ImageFolderDataModule", "--data.init_args.root", str(data),
+        "--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu",
+        "--trainer.default_root_dir", str(tmp_path / "run"),
+        "--trainer.callbacks+=PredictionTable", "--trainer.callbacks.boxes=[coco, yolo]",
+    ]  # fmt: skip
     for _ in range(2):
         main(words)
     names = {path.name for path in (tmp_path / "run").iterdir() if "boxes" in path.name or "predictions" in path.name}
-    assert names == {
-        "boxes_coco.json",
-        "boxes_coco-2.json",
-        "boxes_yolo",
-        "boxes_yolo-2",
-        "predictions.csv",
-        "predictions-2.csv",
-    }
+    kinds = ("boxes_coco{}.json", "boxes_yolo{}", "predictions{}.csv")
+    assert names == {kind.format(number) for kind in kinds for number in ("", "-2")}
     model, paths = camify.load(net), sorted((data / "test").rglob("*.png"))
     expected = {}
     for path in paths:
@@ -81,7 +78,3 @@ def test_what_has_no_files_or_no_maps_is_refused(made):
     prediction = {"logits": logits, "classes": logits.argmax(1)}
     with pytest.raises(ConfigError, match="the data module gives no paths of files"):
         callback.write_on_batch_end(None, module, prediction, None, batch, 0, 0)
-
-
-def test_the_data_module_of_folders_is_enough(made):
-    assert ImageFolderDataModule(str(made[0]), num_workers=0).class_names == ["dark", "light"]

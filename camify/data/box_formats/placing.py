@@ -191,7 +191,7 @@ def _placed(
     x1, y1 = x1 * factors[0], y1 * factors[1]  # the last pixel, 1-based, is where the next one begins, 0-based
     if x1 < x0 - _NEAR or y1 < y0 - _NEAR:
         raise DataError(
-            f"{where}: box {_shown(box.corners)} has its ends before its starts{_hint(collection)}. Correct or remove it."
+            f"{where}: box {_shown(box.corners)} has its ends before its starts{_hint(collection)}. Correct it."
         )
     width, height = canvas
     beyond = max(-x0, -y0, x1 - width, y1 - height)
