@@ -45,6 +45,7 @@ def test_the_table_is_read_as_it_was_written(root, images, tmp_path):
     imported = import_boxes(coco(tmp_path), images, root)
     table = write(root / "boxes.csv", table_text(imported.rows))
     found = read_boxes(table, IMAGES)
+    assert found == imported.by_image
     assert [(name, *box, label) for name, rows in found.items() for box, label in rows] == ROWS
 
 
@@ -122,6 +123,7 @@ def test_yolos_names_may_stand_in_other_places(root, images, tmp_path):
     (folder / "data.yaml").unlink()
     with pytest.raises(DataError, match=r"no file says their names. Write them into data\.yaml"):
         import_boxes(folder, images, root)
+    write(folder / "notes.json", '{"categories": [{"id": 0, "name": "cat"}], "info": {}}')  # as Label Studio adds it
     names = {"classes.txt": "cat\ndog\n", "obj.names": "cat\ndog\n", "data.yaml": "names: [cat, dog]\nnc: 2\n"}
     for name, text in names.items():
         file = write(folder / name, text)
@@ -294,7 +296,7 @@ def test_pixels_in_the_place_of_shares(root, images, tmp_path):
         ("/home/me/train/dog/a.png", "train/dog/a.jpg"), ("n0144_2.v", "train/cat/n0144_2.v.jpg"), ("./b.jpg", "b.jpg"),
         ("dog_jpg.rf.0123456789abcdef0123456789abcdef.jpg", "train/cat/dog.jpg"), ("http://x:80/y/b.jpg?z=1", "b.jpg"),
         ("/data/upload/4/89abcdef-my_cat_2.jpg", "train/cat/my cat (2).jpg"), ("x%20y.jpg", "train/x y.jpg"),
-        ("/data/local-files/?d=a/x%20y.jpg", "train/x y.jpg"),
+        ("/data/local-files/?d=a/x%20y.jpg", "train/x y.jpg"), ("/data/local-files/?d=a/x+y.jpg", "train/x y.jpg"),
     ],
 )  # fmt: skip
 def test_an_image_is_known_by_its_path_or_what_is_left_of_it(given, found, root, tmp_path):

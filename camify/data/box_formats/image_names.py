@@ -122,8 +122,8 @@ def _spellings(name: str) -> list[str]:
     """The paths that a name may stand for: as it is, without what addresses have besides, and without %20."""
     path = name.replace("\\", "/")
     if "?d=" in path:  # Label Studio's local files
-        path = parse_qs(urlsplit(path).query).get("d", [path])[0]
-        return [_plain(path)]
+        rest = path.partition("?d=")[2]
+        return [_plain(one) for one in (*parse_qs(urlsplit(path).query).get("d", []), unquote(rest))]
     if "://" in path:
         path = path.split("://", 1)[1].partition("/")[2].partition("?")[0]
     spellings = [_plain(path), _plain(unquote(path))]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConfigError, DataError
-from ..boxes_csv import COLUMNS
+from ..boxes_csv import COLUMNS, Box
 from .image_names import ImageNames, leak_notes, original_of
 from .kinds import read_boxes_of
 from .placing import place_boxes, voc_origin_of
@@ -39,6 +39,14 @@ class ImportedBoxes:
     notes: list[str]
     kind: str
     images: int
+
+    @property
+    def by_image(self) -> dict[str, list[tuple[Box, str]]]:
+        """Boxes with their labels by image, as ``boxes_csv.read_boxes`` gives them."""
+        boxes = dict[str, list[tuple[Box, str]]]()
+        for name, x0, y0, x1, y1, label in self.rows:
+            boxes.setdefault(name, []).append(((x0, y0, x1, y1), label))
+        return boxes
 
 
 def import_boxes(

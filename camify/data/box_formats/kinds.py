@@ -300,7 +300,7 @@ def _kinds_of_xml(head: str) -> list[str]:
 _TASKS = re.compile(r'"(rectanglelabels|predictions|annotations|from_name|data)"\s*:')
 _KEYS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("labelme", ("shapes",)),
-    ("coco", ("images", "annotations", "categories")),
+    ("coco", ("images", "annotations")),  # categories alone are Label Studio's notes.json, beside YOLO's labels
 )
 
 

@@ -122,7 +122,8 @@ def read_hugging_face(folder: Path, files: Sequence[Path]) -> ForeignBoxes:
         names = dict[str, int]()
         for line, row in rows:
             where = f"{path}, line {line}"
-            name = text(str(row["file_name"]) if "file_name" in row else None, "file_name", where)
+            given = row.get("file_name")
+            name = text(str(given) if isinstance(given, Line) else given, "file_name", where)
             if names.setdefault(name, line) != line:
                 fail(where, f"file_name {name!r} stands in line {names[name]} too. Write one line for each image.")
             image = ForeignImage(name if above == "." else f"{above}/{name}", path, f"line {line}")
