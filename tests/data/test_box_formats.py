@@ -159,6 +159,59 @@ def test_label_studios_short_export_and_its_predictions(root, images, tmp_path):
     assert "tasks without an annotation are left out: 1; the first is" in notes_of(imported)
 
 
+def test_label_studios_labels_may_stand_beside_the_shape(root, images, tmp_path):
+    """Of a configuration with Rectangle, Polygon and Labels: two results of one id."""
+    size = {"original_width": 40, "original_height": 80}
+    box = {"id": "q", "type": "rectangle", "value": {"x": 25, "y": 25, "width": 50, "height": 50}, **size}
+    polygon = {"id": "r", "type": "polygon", "value": {"points": [[25, 25], [75, 25], [75, 75]]}, **size}
+    labels = [{"id": one, "type": "labels", "value": {"labels": ["dog"]}, **size} for one in "qr"]
+    bare = {"id": "s", "type": "rectangle", "value": {"x": 0, "y": 0, "width": 9, "height": 9}, **size}
+    task = {"id": 1, "data": {"image": "b.png"}, "annotations": [{"result": [box, polygon, *labels, bare]}]}
+    imported = import_boxes(write(tmp_path / "tasks.json", json.dumps([task])), images, root)
+    assert imported.rows == [ROWS[2], ROWS[2]]
+    assert "boxes without a label are left out: 1; the first is" in notes_of(imported)
+
+
+def test_yolos_key_points_stand_behind_its_boxes(root, images, tmp_path):
+    write(tmp_path / "y" / "data.yaml", "names: [cat, dog]\nkpt_shape: [2, 3]\n")
+    write(tmp_path / "y" / "labels" / "b.txt", "1 0.5 0.5 0.5 0.5 0.1 0.1 2 0.9 0.9 2\n")
+    assert import_boxes(tmp_path / "y", images, root).rows == ROWS[2:]
+
+
+def test_wsolevaluations_class_numbers_and_several_lines(root, images, tmp_path):
+    folder = SAMPLES["wsol"](tmp_path)
+    write(folder / "class_labels.txt", "cat/Zürich 1.jpg,3\ndog/b.png,14\n")
+    write(folder / "localization.txt", "dog/b.png,10,20,30,60\ndog/b.png,0,0,5,5\n")
+    imported = import_boxes(folder, images, root)
+    assert imported.rows == [("dog/b.png", 10, 20, 30, 60, "14"), ("dog/b.png", 0, 0, 5, 5, "14")]
+    assert "labels are the class numbers of class_labels.txt" in notes_of(imported)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("voc", "b.xml"), ("labelme", "b.json"), ("yolo", "labels/dog/b.txt"), ("cub", "bounding_boxes.txt")],
+)
+def test_a_single_file_of_a_folder(kind, file, root, images, tmp_path):
+    source = SAMPLES[kind](tmp_path) / file
+    imported = import_boxes(source, images, root)
+    assert imported.kind == kind
+    assert imported.rows[-1] == ROWS[2]
+
+
+def test_what_files_of_splits_leave_out_is_counted_together(root, images, tmp_path):
+    for name in ("train", "val"):
+        content = json.loads(coco(tmp_path / "x").read_text("utf-8"))
+        content["images"] = content["images"][name == "val" :][:1]
+        known = content["images"][0]["id"]
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] == known]
+        content["annotations"][0]["iscrowd"] = 1
+        write(tmp_path / "sets" / f"{name}.json", json.dumps(content))
+    imported = import_boxes(tmp_path / "sets", images, root)
+    assert imported.rows == [ROWS[1]]
+    assert "crowd boxes are left out (iscrowd): 3; the first is" in notes_of(imported)
+    assert "train.json, annotation 1" in notes_of(imported)
+
+
 # ---------------------------------------------------------------- turned boxes
 
 

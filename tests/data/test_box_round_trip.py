@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from camify.data.box_formats import import_boxes
+from camify.data.box_formats.upright import sizes_of
 from camify.data.box_formats.writing import (
     BOX_FILES,
     PredictedBox,
@@ -104,6 +105,25 @@ def test_yolo_has_a_file_for_each_image(predictions, tmp_path):
     assert int(words[0]) == 0
     assert float(words[1]) == pytest.approx((box.corners[0] + box.corners[2]) / 2 / 97, abs=1e-8)
     assert float(words[5]) == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("kind", BOX_FILES)
+def test_the_photographs_boxes_come_back(kind, photos, tmp_path):
+    """968 boxes of 630 photographs, through the headers of their files."""
+    paths = sorted(photos.rglob("*.jpg"))
+    own = import_boxes(photos / "boxes.csv", paths, photos)
+    classes = sorted({row[5] for row in own.rows})
+    sizes = {path: sizes_of(path).upright for path in paths}
+    images = []
+    for path in paths:
+        name = path.relative_to(photos).as_posix()
+        boxes = [PredictedBox(box, label, classes.index(label), 0.5) for box, label in own.by_image[name]]
+        images.append(PredictedImage(name, sizes[path], tuple(boxes)))
+    write_box_file(kind, tmp_path / BOX_FILES[kind][0], Predictions(images, classes, "net"))
+    again = import_boxes(tmp_path / BOX_FILES[kind][0], paths, photos)
+    assert (len(again.rows), again.images) == (968, 630)
+    assert again.rows == own.rows
 
 
 def test_names_are_relative_to_the_folder_of_all(tmp_path):

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from .parsing import fail, load_json, number, require, require_list, require_mapping, size_of, text
-from .records import ForeignBox, ForeignBoxes, ForeignImage
+from .records import SCORED, ForeignBox, ForeignBoxes, ForeignImage
 
 __all__ = ["read_coco"]
 
 _CROWD = "crowd boxes are left out (iscrowd)"
 _NO_BOX = "annotations without a box are left out"
-_SCORED = "boxes have a score: they are predictions, and are taken as if somebody had drawn them"
 
 
 def read_coco(path: Path) -> ForeignBoxes:
@@ -81,7 +80,7 @@ def _add(
         collection.left_out.add(_NO_BOX, where)
         return
     if one.get("score") is not None:
-        collection.left_out.add(_SCORED, where)
+        collection.left_out.add(SCORED, where)
     x, y, width, height = (number(value, "bbox", where) for value in require_list(one["bbox"], "bbox", where, 4))
     image.boxes.append(ForeignBox((x, y, x + width, y + height), name, place))
 

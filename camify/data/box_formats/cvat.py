@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from .labelme import OTHER, POLYGON, bounds
+from .labelme import bounds
 from .parsing import Line, fail, load_xml, number, require, size_of, text
-from .records import ForeignBox, ForeignBoxes, ForeignImage
+from .records import OTHER_SHAPES, POLYGONS, TURNED, ForeignBox, ForeignBoxes, ForeignImage
 
 __all__ = ["read_cvat"]
 
 _CORNERS = ("xtl", "ytl", "xbr", "ybr")
-_TURNED = "turned boxes are replaced by the upright boxes around them"
 _TRACKS = "tracks of videos are left out (export the task as CVAT for images)"
 
 
@@ -49,11 +48,11 @@ def _add(collection: ForeignBoxes, image: ForeignImage, shape: Element) -> None:
     where = f"{image.file}, {place}"
     if shape.tag not in ("box", "polygon"):
         if shape.tag != "tag":  # of the whole image
-            collection.left_out.add(OTHER, where)
+            collection.left_out.add(OTHER_SHAPES, where)
         return
     label = text(require(shape.attrib, "label", where), "label", where)
     if shape.tag == "polygon":
-        collection.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGONS, where)
         pairs = [pair.split(",") for pair in require(shape.attrib, "points", where).split(";")]
         if any(len(pair) != 2 for pair in pairs):
             fail(where, "points is not x,y;x,y;... Correct it.")
@@ -64,7 +63,7 @@ def _add(collection: ForeignBoxes, image: ForeignImage, shape: Element) -> None:
     angle = number(Line(shape.get("rotation", "0")), "rotation", where)
     encloses = angle % 360 != 0
     if encloses:
-        collection.left_out.add(_TURNED, where)
+        collection.left_out.add(TURNED, where)
         x0, y0, x1, y1 = _around(x0, y0, x1, y1, angle)
     image.boxes.append(ForeignBox((x0, y0, x1, y1), label, place, encloses=encloses))
 

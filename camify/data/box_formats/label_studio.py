@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .labelme import OTHER, POLYGON, bounds
+from .labelme import bounds
 from .parsing import fail, load_json, number, require, require_list, require_mapping, size_of, text
-from .records import ForeignBox, ForeignBoxes, ForeignImage
+from .records import OTHER_SHAPES, POLYGONS, TURNED, ForeignBox, ForeignBoxes, ForeignImage
 
 __all__ = ["read_label_studio"]
 
@@ -17,9 +17,9 @@ _SEVERAL = "tasks have several annotations, of which the last is taken"
 _UNDONE = "tasks without an annotation are left out"
 _PREDICTED = "tasks have predictions and no annotation: the predictions are taken"
 _TURNED_VIEW = "boxes drawn on an image that was turned in Label Studio (image_rotation) are left out"
-_TURNED_BOX = "turned boxes are replaced by the upright boxes around them"
 _NO_LABEL = "boxes without a label are left out"
-_LABELS = {"rectanglelabels": "rectanglelabels", "rectangle": "labels", "polygonlabels": "polygonlabels"}
+_BOXES, _POLYGONS = ("rectanglelabels", "rectangle"), ("polygonlabels", "polygon")
+_LABELS = "labels"  # of a box or polygon that has none of its own, by its id
 
 
 def read_label_studio(path: Path) -> ForeignBoxes:
@@ -41,10 +41,18 @@ def read_label_studio(path: Path) -> ForeignBoxes:
         if results is not None:
             done.append((ForeignImage(_image(task, where), path, name), results, where))
     for image, results, where in done:
+        results = [require_mapping(one, f"result {place}", where) for place, one in enumerate(results)]
+        labels = _labels_by_id(results)
         for place, result in enumerate(results):
-            _add(collection, image, require_mapping(result, f"result {place}", where), f"{image.place}, result {place}")
+            _add(collection, image, result, labels, f"{image.place}, result {place}")
     collection.images = [image for image, _, _ in done]
     return collection
+
+
+def _labels_by_id(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The labels that stand in results of their own, as of a configuration with Rectangle and Labels."""
+    own = [one for one in results if one.get("type") == _LABELS and isinstance(one.get("value"), dict)]
+    return {str(one.get("id")): one["value"].get(_LABELS) for one in own}
 
 
 def _is_minimal(task: Mapping[str, Any]) -> bool:
@@ -56,7 +64,8 @@ def _minimal(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The boxes of the short export as the long one has them."""
     for value in task.values():
         for one in value if isinstance(value, list) else []:
-            kind = next((kind for kind in _LABELS if isinstance(one, dict) and kind in one), None)
+            known = (_BOXES[0], _POLYGONS[0])
+            kind = next((kind for kind in known if isinstance(one, dict) and kind in one), None)
             if kind is not None:
                 sizes = {name: one.get(name) for name in ("original_width", "original_height")}
                 yield {"type": kind, "value": one, **sizes, "image_rotation": one.get("image_rotation", 0)}
@@ -98,15 +107,21 @@ def _image(task: Mapping[str, Any], where: str) -> str:
     return text(paths[0], "data", where)
 
 
-def _add(collection: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any], place: str) -> None:
+def _add(
+    collection: ForeignBoxes,
+    image: ForeignImage,
+    result: Mapping[str, Any],
+    labels_by_id: Mapping[str, Any],
+    place: str,
+) -> None:
     where = f"{image.file}, {place}"
     kind = require(result, "type", where)
-    if not isinstance(kind, str) or kind not in _LABELS:
-        if isinstance(kind, str) and kind.endswith("labels"):
-            collection.left_out.add(OTHER, where)
+    if kind not in (*_BOXES, *_POLYGONS):
+        if isinstance(kind, str) and kind.endswith("labels") and kind != _LABELS:
+            collection.left_out.add(OTHER_SHAPES, where)
         return
     value = require_mapping(require(result, "value", where), "value", where)
-    labels = require_list(value.get(_LABELS[kind]) or [], _LABELS[kind], where)
+    labels = require_list(value.get(kind) or by_id.get(str(result.get("id"))) or [], kind, where)
     if not labels:
         collection.left_out.add(_NO_LABEL, where)
         return
@@ -118,8 +133,8 @@ def _add(collection: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any
         fail(where, f"original_width and original_height are {_by(size)}, those of a box before {_by(image.size)}.")
     image.size = size
     encloses = True
-    if kind == "polygonlabels":
-        collection.left_out.add(POLYGON, where)
+    if kind in _POLYGONS:
+        collection.left_out.add(POLYGONS, where)
         points = require_list(require(value, "points", where), "points", where)
         pairs = [[number(v, "points", where) for v in require_list(pair, "points", where, 2)] for pair in points]
         if not pairs:
@@ -130,11 +145,11 @@ def _add(collection: ForeignBoxes, image: ForeignImage, result: Mapping[str, Any
         angle = number(value.get("rotation") or 0, "rotation", where)
         encloses = angle % 360 != 0
         if encloses:
-            collection.left_out.add(_TURNED_BOX, where)
+            collection.left_out.add(TURNED, where)
         corners = _around(**sides, angle=angle if encloses else 0.0, size=size)
     x0, y0, x1, y1 = (corner / 100 for corner in corners)
     for label in labels:
-        name = text(label, _LABELS[kind], where)
+        name = text(label, kind, where)
         image.boxes.append(ForeignBox((x0, y0, x1, y1), name, place, encloses=encloses))
 
 

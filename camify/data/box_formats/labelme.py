@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .parsing import fail, load_json, number, require, require_list, require_mapping, size_of, text
-from .records import ForeignBox, ForeignBoxes, ForeignImage
+from .records import OTHER_SHAPES, POLYGONS, ForeignBox, ForeignBoxes, ForeignImage
 
 __all__ = ["bounds", "read_labelme"]
 
-POLYGON = "polygons are turned into the boxes around them"
-OTHER = "shapes that are neither boxes nor polygons are left out"
 _SHAPES = {"rectangle": 2, "polygon": 3}  # with the least number of points
 
 
@@ -41,14 +39,14 @@ def _add(collection: ForeignBoxes, image: ForeignImage, shape: Any, place: str) 
     kind = shape.get("shape_type") or "polygon"  # of old versions, which had nothing else
     label = text(require(shape, "label", where), "label", where)
     if not isinstance(kind, str) or kind not in _SHAPES:
-        collection.left_out.add(OTHER, where)
+        collection.left_out.add(OTHER_SHAPES, where)
         return
     pairs = require_list(require(shape, "points", where), "points", where)
     if len(pairs) < _SHAPES[kind]:
         fail(where, f"points has {len(pairs)} of them; a {kind} has {_SHAPES[kind]} or more. Draw it again.")
     points = [[number(value, "points", where) for value in require_list(pair, "points", where, 2)] for pair in pairs]
     if kind == "polygon":
-        collection.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGONS, where)
     image.boxes.append(ForeignBox(bounds(points), label, place, encloses=kind == "polygon"))
 
 

@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 from ..boxes_csv import Box
 
-__all__ = ["ForeignBox", "ForeignBoxes", "ForeignImage", "LeftOut"]
+__all__ = ["OTHER_SHAPES", "POLYGONS", "SCORED", "TURNED", "ForeignBox", "ForeignBoxes", "ForeignImage", "LeftOut"]
+
+POLYGONS = "polygons are turned into the boxes around them"
+OTHER_SHAPES = "shapes that are neither boxes nor polygons are left out"
+TURNED = "turned boxes are replaced by the upright boxes around them"
+SCORED = "boxes have a score: they are predictions, and are taken as if somebody had drawn them"
 
 
 class ForeignBox(NamedTuple):

@@ -13,13 +13,12 @@ from typing import Any
 import yaml
 
 from ...files import read_text
-from .labelme import POLYGON, bounds
+from .labelme import bounds
 from .parsing import Line, fail, number, text, words_of_lines
-from .records import ForeignBox, ForeignBoxes, ForeignImage
+from .records import POLYGONS, SCORED, ForeignBox, ForeignBoxes, ForeignImage
 
 __all__ = ["is_label_file", "read_yolo"]
 
-_SCORED = "boxes have a score: they are predictions, and are taken as if somebody had drawn them"
 _BACKGROUND = "files of labels are empty: images without objects"
 _OTHER = re.compile(r"(?i)(classes|labels|train|val|valid|test|trainval|notes|(readme|license|.*requirements).*)\.txt")
 _REMEDY = "Write them into data.yaml (names: [cat, dog]), or one a line into classes.txt, beside the labels."
@@ -69,13 +68,13 @@ def _add(collection: ForeignBoxes, image: ForeignImage, words: list[Line], names
         fail(where, f"has {count} numbers. A box has 5, with a score 6, a polygon 1 and two for each point.")
     values = [number(word, f"number {place_of}", where) for place_of, word in enumerate(words[1:], start=2)]
     if count > 6:
-        collection.left_out.add(POLYGON, where)
+        collection.left_out.add(POLYGONS, where)
         corners = bounds(list(zip(values[::2], values[1::2], strict=True)))
     else:
         x, y, width, height = values[:4]
         corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
     if count == 6:
-        collection.left_out.add(_SCORED, where)
+        collection.left_out.add(SCORED, where)
     image.boxes.append(ForeignBox(corners, names[int(kind)], place, encloses=count > 6))
 
 
