@@ -111,7 +111,7 @@ def _add(
     collection: ForeignBoxes,
     image: ForeignImage,
     result: Mapping[str, Any],
-    labels_by_id: Mapping[str, Any],
+    by_id: Mapping[str, Any],
     place: str,
 ) -> None:
     where = f"{image.file}, {place}"
