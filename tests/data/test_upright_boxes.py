@@ -95,6 +95,15 @@ def test_shares_of_a_turned_image(tmp_path):
     assert turned.rows == [("a.jpg", 2, 0, 6, 6, "cat")]  # 0, 2, 6, 6 of 12 x 8, clockwise
 
 
+def test_camifys_own_boxes_are_upright_by_definition(tmp_path):
+    path = picture(tmp_path / "images" / "a.jpg", STORED, 6)
+    file = write(tmp_path / "b.csv", "image,x0,y0,x1,y1,label\na.jpg,1,2,6,11,cat\n")
+    imported = import_boxes(file, [path], path.parent)
+    assert (imported.rows, imported.notes) == ([("a.jpg", 1, 2, 6, 11, "cat")], [])
+    with pytest.raises(ConfigError, match="--exif stored: boxes of kind camify are those of the upright image"):
+        import_boxes(file, [path], path.parent, exif="stored")
+
+
 def test_label_studios_coco_states_the_stored_size_for_upright_boxes(tmp_path):
     """HumanSignal/label-studio#6608."""
     path = picture(tmp_path / "images" / "a.jpg", STORED, 6)

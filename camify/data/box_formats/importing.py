@@ -85,6 +85,10 @@ def import_boxes(
     notes = list(collection.notes)
     if voc_origin is not None and not collection.one_based:
         raise ConfigError(f"{source}: --voc_origin is of Pascal VOC and ImageNet; this is {kind}. Leave it out.")
+    if exif == "stored" and collection.is_upright:
+        raise ConfigError(
+            f"{source}: --exif stored: boxes of kind {kind} are those of the upright image. Leave it out."
+        )
     names = ImageNames(images, root)
     matched = _matched(collection, names, source, notes)
     known = read_image_sizes([path for _, path in matched], sizes)
@@ -92,15 +96,14 @@ def import_boxes(
     if collection.one_based and matched:
         origin, why = voc_origin_of(matched, known, voc_origin)
         notes.append(f"{source}: {why}")
-    collection.notes = []
-    placed = place_boxes(collection, matched, known, origin=origin, exif=exif)
+    placed, frame_notes = place_boxes(collection, matched, known, origin=origin, exif=exif)
     rows = [
         (names.names[path], *box, label)
         for path in sorted(placed, key=names.names.__getitem__)
         for box, label in placed[path]
     ]
     _refuse_unwritable(rows)
-    notes += [*collection.left_out.notes, *collection.notes]
+    notes += [*collection.left_out.notes, *frame_notes]
     return ImportedBoxes(rows, notes, kind, len({row[0] for row in rows}))
 
 

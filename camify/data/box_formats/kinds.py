@@ -118,33 +118,22 @@ def _one_by_one(read: Callable[[Path], ForeignBoxes], kind: str, *suffixes: str)
             whole.images += part.images
             whole.notes += part.notes
             whole.tells_frame = whole.tells_frame and part.tells_frame
-            for reason, count in part.left_out.counts.items():
-                whole.left_out.counts[reason] = whole.left_out.counts.get(reason, 0) + count
-                whole.left_out.first.setdefault(reason, part.left_out.first[reason])
+            whole.left_out.add_all(part.left_out)
         return whole
 
     return read_all
 
 
-def _read_voc(source: _Source) -> ForeignBoxes:
-    return read_voc(_of_xml(source, "annotation"))
+def _all_together(read: Callable[[Sequence[Path]], ForeignBoxes], suffix: str) -> Callable[[_Source], ForeignBoxes]:
+    """A reader of files of which each is one image's."""
 
+    def read_all(source: _Source) -> ForeignBoxes:
+        files = source.all(suffix)
+        if not files:
+            raise DataError(f"{source.path}: holds no {suffix} files. Give the folder that does, or another kind.")
+        return read(files)
 
-def _of_xml(source: _Source, root: str) -> list[Path]:
-    """The XML files of a source, which must all be of a kind."""
-    files = source.all(".xml")
-    if not files:
-        raise DataError(f"{source.path}: holds no .xml files, which have <{root}> of a kind. Give another kind.")
-    return files
-
-
-def _read_labelme(source: _Source) -> ForeignBoxes:
-    if source.path.is_file():
-        return read_labelme([source.path])
-    files = source.all(".json")
-    if not files:
-        raise DataError(f"{source.path}: holds no .json files, as LabelMe writes them. Give another kind.")
-    return read_labelme(files)
+    return read_all
 
 
 def _read_yolo(source: _Source) -> ForeignBoxes:
@@ -188,10 +177,10 @@ def _read_hugging_face(source: _Source) -> ForeignBoxes:
 
 KINDS: dict[str, tuple[str, Callable[[_Source], ForeignBoxes]]] = {
     "coco": ("COCO .json", _one_by_one(read_coco, "coco", ".json")),
-    "voc": ("Pascal VOC or ImageNet LOC .xml, a file for each image", _read_voc),
+    "voc": ("Pascal VOC or ImageNet LOC .xml, a file for each image", _all_together(read_voc, ".xml")),
     "yolo": ("YOLO .txt, a file for each image, with data.yaml, classes.txt or obj.names", _read_yolo),
     "cvat": ("CVAT for images .xml", _one_by_one(read_cvat, "cvat", ".xml")),
-    "labelme": ("LabelMe .json, a file for each image", _read_labelme),
+    "labelme": ("LabelMe .json, a file for each image", _all_together(read_labelme, ".json")),
     "labelstudio": ("Label Studio .json", _one_by_one(read_label_studio, "labelstudio", ".json")),
     "openimages": ("OpenImages .csv", _one_by_one(read_openimages, "openimages", ".csv")),
     "imagenet_csv": ("ImageNet LOC_*_solution.csv", _one_by_one(read_imagenet, "imagenet_csv", ".csv")),

@@ -76,8 +76,10 @@ def place_boxes(
     *,
     origin: int = 0,
     exif: str | None = None,
-) -> dict[Path, list[tuple[Box, str]]]:
-    """Boxes with labels in pixels of the upright image, by image; what is assumed or changed is added to the notes.
+) -> tuple[dict[Path, list[tuple[Box, str]]], list[str]]:
+    """Boxes with labels in pixels of the upright image, by image, and what has to be said of turned images.
+
+    What is left out or changed is counted in the collection.
 
     Args:
         collection: of the file.
@@ -93,7 +95,7 @@ def place_boxes(
     placed = dict[Path, list[tuple[Box, str]]]()
     for image, path in matched:
         size = sizes[path]
-        frame = _frame(image, size, tells=collection.tells_frame)
+        frame = "upright" if collection.is_upright else _frame(image, size, tells=collection.tells_frame)
         if frame is None:
             undecided.append(path)
         if frame == "stored":
@@ -112,8 +114,7 @@ def place_boxes(
                 turned = upright_box(corners, size) if is_stored else corners
                 x0, y0, x1, y1 = (round(corner, 4) for corner in turned)
                 boxes.append(((x0, y0, x1, y1), box.label))
-    collection.notes += _frame_notes(undecided, known_stored, exif)
-    return placed
+    return placed, _frame_notes(undecided, known_stored, exif)
 
 
 def _frame(image: ForeignImage, size: ImageSizes, *, tells: bool) -> str | None:

@@ -63,6 +63,12 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.first.setdefault(reason, where)
 
+    def add_all(self, other: LeftOut) -> None:
+        """Add the cases of another one, which come after these."""
+        for reason, count in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            self.first.setdefault(reason, other.first[reason])
+
     @property
     def notes(self) -> list[str]:
         """A sentence for each reason."""
@@ -78,6 +84,7 @@ class ForeignBoxes:
         relative: whether coordinates are shares of the image, 0 to 1; else pixels.
         one_based: whether the format's standard is Pascal VOC's: the first pixel is 1, ends are inclusive.
         tells_frame: whether a stated size says in which frame, stored or upright, the boxes lie.
+        is_upright: whether boxes are those of the upright image by definition.
         left_out: what was left out or changed.
         notes: what has to be said besides.
     """
@@ -86,5 +93,6 @@ class ForeignBoxes:
     relative: bool = False
     one_based: bool = False
     tells_frame: bool = True
+    is_upright: bool = False
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: list[str] = field(default_factory=list)

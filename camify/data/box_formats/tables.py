@@ -45,7 +45,7 @@ def read_own(path: Path) -> ForeignBoxes:
         x0, y0, x1, y1 = (number(row[column], column, where) for column in COLUMNS[1:5])
         box = ForeignBox((x0, y0, x1, y1), text(row["label"], "label", where), f"line {line}")
         images.of(text(row["image"], "image", where), line).boxes.append(box)
-    return ForeignBoxes(list(images.by_name.values()))
+    return ForeignBoxes(list(images.by_name.values()), is_upright=True)
 
 
 def read_openimages(path: Path) -> ForeignBoxes:
