@@ -368,6 +368,19 @@ def test_equally_likely_images_are_refused_with_both(root, tmp_path):
         import_boxes(one_coco(tmp_path / "c.json", (1, 1, 9, 9), name="cat/a.jpg"), paths, root)
 
 
+def test_images_of_other_folders_are_other_images_where_folders_agree(root, tmp_path):
+    """A table of all classes, and images of two: 1.jpg and 2.jpg of the third are not those of the others."""
+    rows = "".join(f"{name},1,1,9,9,x\n" for name in ("ant/1.jpg", "bee/1.jpg", "cat/1.jpg", "cat/2.jpg"))
+    file = write(tmp_path / "b.csv", "image,x0,y0,x1,y1,label\n" + rows)
+    paths = [root / name for name in ("ant/1.jpg", "bee/1.jpg", "bee/2.jpg")]
+    imported = import_boxes(file, paths, root, sizes=lambda path: sizes_64_48)
+    assert [row[0] for row in imported.rows] == ["ant/1.jpg", "bee/1.jpg"]
+    assert f"images that are not below {root}: 2; the first is cat/1.jpg" in notes_of(imported)
+    moved = import_boxes(file, [root / "all" / "2.jpg"], root, sizes=lambda path: sizes_64_48)  # none agrees
+    assert [row[0] for row in moved.rows] == ["all/2.jpg"]
+    assert "known by their names alone" in notes_of(moved)
+
+
 def test_two_names_of_one_image_are_refused(root, tmp_path):
     write(tmp_path / "b.csv", "image,x0,y0,x1,y1,label\ntrain/a.jpg,1,1,9,9,cat\nval/a.jpg,2,2,9,9,cat\n")
     with pytest.raises(DataError, match=r"line 3: image 'val/a\.jpg' is a\.jpg, and so is 'train/a\.jpg'"):

@@ -46,15 +46,40 @@ class ImageNames:
         Raises:
             DataError: several files are equally likely.
         """
+        files = self.candidates(image)
+        return self.the_one(image, files) if files else None
+
+    def the_one(self, image: ForeignImage, files: Sequence[Path]) -> Path:
+        """The one file of those that an image may be.
+
+        Raises:
+            DataError: there are two.
+        """
+        if len(files) > 1:
+            first, second = (self.names[path] for path in files)
+            raise DataError(
+                f"{image.file}, {image.place}: image {image.name!r} may be {first} or {second} of {self.root}. Name its"
+                " folder there, or give --images one of the folders."
+            )
+        return files[0]
+
+    def candidates(self, image: ForeignImage) -> list[Path]:
+        """The files that an image may be, the likeliest; of several that are equally likely two."""
         for name in _spellings(image.name):
             if name in self._by_name:
-                return self._by_name[name]
+                return [self._by_name[name]]
         for name in _spellings(image.name):
             for index, key in self._keys(name):
                 files = self._index(index).get(key)
                 if files:
-                    return files[0] if len(files) == 1 else self._nearest(index, key, name, image)
-        return None
+                    return files if len(files) == 1 else self._nearest(index, key, name)
+        return []
+
+    def has_other_folder(self, image: ForeignImage, path: Path) -> bool | None:
+        """Whether an image's folder has another name here; None where one of the two names has no folder."""
+        given = image.name.replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+        own = self.names[path].rpartition("/")[0].rpartition("/")[2]
+        return given != own if given and own else None
 
     def _index(self, kind: str) -> defaultdict[str, list[Path]]:
         if kind not in self._indices:  # of uploads, which few collections have
@@ -76,20 +101,13 @@ class ImageNames:
             keys.append(("stem", original))
         return keys
 
-    def _nearest(self, index: str, key: str, name: str, image: ForeignImage) -> Path:
-        """Of the files of a name the one that has most folders, from the last on, in common with it."""
+    def _nearest(self, index: str, key: str, name: str) -> list[Path]:
+        """Of the files of a name those that have most folders, from the last on, in common with it; two at most."""
         if (index, key) not in self._trees:
             tree = self._trees[index, key] = _Folders()
             for path in self._indices[index][key]:
                 tree.add(path, self.names[path].split("/")[-2::-1])
-        best = self._trees[index, key].files(name.split("/")[-2::-1])
-        if len(best) > 1:
-            first, second = (self.names[path] for path in best[:2])
-            raise DataError(
-                f"{image.file}, {image.place}: image {image.name!r} may be {first} or {second} of {self.root}. Name its"
-                " folder there, or give --images one of the folders."
-            )
-        return best[0]
+        return self._trees[index, key].files(name.split("/")[-2::-1])
 
 
 class _Folders:

@@ -117,11 +117,14 @@ def _matched(
     """
     matched, absent, by_original = list[tuple[ForeignImage, Path]](), list[ForeignImage](), list[ForeignImage]()
     taken = dict[Path, ForeignImage]()
-    for image in collection.images:
-        path = names.find(image)
-        if path is None:
+    candidates = [(image, names.candidates(image)) for image in collection.images]
+    # Where folders agree, such as those of classes, an image of the same name in another folder is another image.
+    folders_agree = any(files and names.has_other_folder(image, files[0]) is False for image, files in candidates)
+    for image, files in candidates:
+        if not files or (folders_agree and names.has_other_folder(image, files[0])):
             absent.append(image)
             continue
+        path = names.the_one(image, files)
         if path in taken:
             first = taken[path]
             raise DataError(
@@ -129,7 +132,7 @@ def _matched(
                 f" ({first.file}, {first.place}). Name their folders there, or keep one of the two."
             )
         taken[path] = image
-        if _other_folders(image.name, names.names[path]):
+        if names.has_other_folder(image, path):
             collection.left_out.add(_BY_NAME, f"{image.name}, which is {names.names[path]}")
         if original_of(image.name.rpartition("/")[2]) is not None and original_of(path.name) is None:
             by_original.append(image)
@@ -153,12 +156,6 @@ def _matched(
 
 
 _BY_NAME = "images are known by their names alone, since their folders have other names here"
-
-
-def _other_folders(given: str, name: str) -> bool:
-    """Whether both names have a folder, and another one."""
-    folders = [one.replace("\\", "/").rpartition("/")[0].rpartition("/")[2] for one in (given, name)]
-    return all(folders) and folders[0] != folders[1]
 
 
 def _first(names: ImageNames) -> str:
