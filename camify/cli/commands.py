@@ -38,6 +38,9 @@ from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
 from ..sources import Source, resolve
 from ..task import Classes, Task, class_index
+from .data import COMMANDS as DATA_COMMANDS
+from .data import add_box_options, box_files
+from .data import add_commands as add_data_commands
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
 from .option_types import Count, Number, Seed, Share, Sides
@@ -137,6 +140,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
+    add_box_options(command)
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
     commands.add_subcommand("explain", command)
 
@@ -182,6 +186,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("evaluate", command)
 
     add_commands(commands, _Parser)
+    add_data_commands(commands, _Parser)
     return parser
 
 
@@ -319,7 +324,7 @@ def _explain(options: Namespace) -> None:
 
     done = explain_files(
         network, files, Path(options.out), wanted, batch_size=options.batch_size, workers=options.workers,
-        overwrite=options.overwrite, report=report,
+        overwrite=options.overwrite, report=report, boxes=box_files(options), inputs=[*map(Path, options.images)],
     )  # fmt: skip
     screen.print(table)
     before = f" ({done.before} were done before)" if done.before else ""
@@ -327,7 +332,7 @@ def _explain(options: Namespace) -> None:
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
     screen.print(f"Boxes{given}: {rules}", soft_wrap=True)
-    notes = list(done.notes)
+    notes = [*done.notes, *(f"boxes for other tools: {path}" for path in done.box_files)]
     if done.precision_error is not None:
         probability, heat = done.precision_error
         notes.insert(
@@ -403,4 +408,5 @@ _COMMANDS = {
     "report": _report,
     "evaluate": _evaluate,
     **COMMANDS,
+    **DATA_COMMANDS,
 }

@@ -295,7 +295,8 @@ class FineTuningCLI(LightningCLI):
             trainer.callbacks.append(  # type: ignore[attr-defined]
                 ModelCheckpoint(best.dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
             )
-        if self.subcommand == "predict":
+        given = any(isinstance(callback, PredictionTable) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.subcommand == "predict" and not given:
             trainer.callbacks.append(PredictionTable())  # type: ignore[attr-defined]
         return trainer
 

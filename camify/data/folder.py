@@ -42,6 +42,12 @@ class ImageFolderDataModule(LabeledFilesDataModule):
         override_preprocessing: size, mean, std and bits that are given go before what the network expects; else a
             contradiction is an error.
         bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None: the network's, else all.
+        boxes: file or folder of boxes in another format than ``root/boxes.csv``: COCO, VOC, YOLO, CVAT and more, known
+            by their content; see the page on boxes.
+        masks: folder of PNG files that are called as the images; what is not 0 is the object.
+        voc_origin: number of the first pixel in files of Pascal VOC, 0 or 1; None derives it.
+        exif: ``"stored"`` or ``"upright"``: which of the two boxes belong to, where EXIF turns an image and no size
+            decides; None: upright.
         check: ``"start"``: before training starts, ``"first_epoch"``: while it first goes through the images (one that
             cannot be read then stops it), ``"never"``; None: as ``check_images`` says.
 
@@ -63,11 +69,16 @@ class ImageFolderDataModule(LabeledFilesDataModule):
         override_preprocessing: bool = False,
         bits: int | None = None,
         check: str | None = None,
+        boxes: str | None = None,
+        masks: str | None = None,
+        voc_origin: int | None = None,
+        exif: str | None = None,
     ) -> None:
         super().__init__(
             root, image_size=image_size, batch_size=batch_size, num_workers=num_workers, augment=augment, mean=mean,
             std=std, override_preprocessing=override_preprocessing, bits=bits,
-            check=check or ("start" if check_images else "never"),
+            check=check or ("start" if check_images else "never"), boxes=boxes, masks=masks, voc_origin=voc_origin,
+            exif=exif,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         self.class_names = class_folders(self.root / "train")

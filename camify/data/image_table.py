@@ -41,8 +41,8 @@ class ImageTableDataModule(LabeledFilesDataModule):
         class_names: all classes in order; None: those of the table.
         val_share: of the training images, set aside for validation where the table has no ``val``.
         split_seed: of that draw.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits: see
-            ``ImageFolderDataModule``.
+        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits, boxes, masks, voc_origin,
+            exif: see ``ImageFolderDataModule``.
         check: ``"start"``, ``"first_epoch"`` or ``"never"``, likewise.
 
     Attributes:
@@ -81,11 +81,16 @@ class ImageTableDataModule(LabeledFilesDataModule):
         override_preprocessing: bool = False,
         bits: int | None = None,
         check: str = "start",
+        boxes: str | None = None,
+        masks: str | None = None,
+        voc_origin: int | None = None,
+        exif: str | None = None,
     ) -> None:
         path = Path(table)
         super().__init__(
             root or str(path.parent), image_size=image_size, batch_size=batch_size, num_workers=num_workers,
             augment=augment, mean=mean, std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
+            boxes=boxes, masks=masks, voc_origin=voc_origin, exif=exif,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         if not path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, DataError
 from ..image_files import EncodedImage
 from ..preprocessing import Preprocessing
-from .boxes_csv import box_table
+from .box_formats.importing import import_boxes
+from .boxes_csv import BoxRows, box_table
 from .file_list import FileList
 from .image_checks import CHECK, NOT_DECODED, sizes_of, value_notes
 from .labeled_images import BoxArrays, JoinedImages, LabeledFiles, LabeledImages, LabelSets
+from .masks import MaskList, mask_files
 from .module import PreparedDataModule
-from .own_boxes import own_boxes
+from .own_boxes import kept_rows, own_boxes
 from .remembered_checks import RememberedChecks, check_files
 
 __all__ = ["CHECKS", "LabeledFilesDataModule", "joined_files", "joined_labels"]
@@ -35,6 +38,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits: see
             ``ImageFolderDataModule``.
         check: of ``CHECKS``.
+        boxes, masks, voc_origin, exif: see ``ImageFolderDataModule``.
     """
 
     may_have_other_boxes = False
@@ -53,6 +57,10 @@ class LabeledFilesDataModule(PreparedDataModule):
         override_preprocessing: bool,
         bits: int | None,
         check: str,
+        boxes: str | None = None,
+        masks: str | None = None,
+        voc_origin: int | None = None,
+        exif: str | None = None,
     ) -> None:
         super().__init__(
             {"size": image_size, "mean": mean, "std": std, "bits": bits},
@@ -65,6 +73,10 @@ class LabeledFilesDataModule(PreparedDataModule):
         if check not in CHECKS:
             raise ConfigError(f"check={check!r} is unknown. Choose one of {', '.join(CHECKS)}.")
         self.root, self.check = Path(root), check
+        self.boxes, self.masks = (None if one is None else Path(one) for one in (boxes, masks))
+        self.voc_origin, self.exif = voc_origin, exif
+        if boxes is None and (voc_origin, exif) != (None, None):
+            raise ConfigError("voc_origin and exif say how the file of boxes is meant. Give boxes, or leave them out.")
         self.splits: dict[str, LabeledImages] = {}
         self._listed: dict[str, LabeledFiles] = {}
         self._fingerprint: dict[str, str] = {}
@@ -106,10 +118,13 @@ class LabeledFilesDataModule(PreparedDataModule):
         if "val" not in self._listed:
             raise DataError(self.without_val())
         files = joined_files(self.root, [one.files for one in self._listed.values()])
-        boxes = self.read_boxes(files, self._look_at(files))
+        checks = self._look_at(files)
+        boxes, masks = self.read_boxes(files, checks), self._read_masks(files, checks)
         self._listed = self._in_one_memory(files)
         for split, one in self._listed.items():
-            self.splits[split] = LabeledImages(one.files, one.labels, self.transform_of(split), boxes=boxes.get(split))
+            self.splits[split] = LabeledImages(
+                one.files, one.labels, self.transform_of(split), boxes=boxes.get(split), masks=masks.get(split)
+            )
             self._prepare(split, self.splits[split])
         self._content_notes += self._box_counts()
         self.say_notes()
@@ -139,7 +154,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         """What is seen of all images, (N,) of ``CHECK``, as far as that is needed; else None."""
         self._content_notes = []
         decode = self.check == "start"
-        if not (decode or self.has_box_source()):
+        if not (decode or self.has_box_source() or self.masks is not None):
             return None
         checks, notes = check_files(
             files, decode=decode, bits=self.preprocessing.bits, workers=self.num_workers, trainer=self.trainer
@@ -151,21 +166,49 @@ class LabeledFilesDataModule(PreparedDataModule):
 
     def has_box_source(self) -> bool:
         """Whether there are boxes to read, for which the sizes of the images must be known."""
-        return box_table(self.root).is_file()
+        return self.boxes is not None or box_table(self.root).is_file()
+
+    @property
+    def box_source(self) -> Path:
+        """Where boxes stand, or would stand."""
+        return self.boxes or box_table(self.root)
 
     def read_boxes(self, files: Sequence[Path | EncodedImage], checks: NDArray[Any] | None) -> dict[str, BoxArrays]:
         """Boxes by split; none where there is no table."""
         if checks is None or not self.has_box_source():
             return {}
         if not isinstance(files, FileList):
-            raise DataError(f"{box_table(self.root)}: names files, and these images are none.")
+            raise DataError(f"{self.box_source}: names files, and these images are none.")
         labels = joined_labels(self.listed)
-        others = self.may_have_other_boxes
-        own = own_boxes(box_table(self.root), files, labels, sizes_of(checks), self.class_names, others=others)
+        if self.boxes is None:
+            others = self.may_have_other_boxes
+            own = own_boxes(self.box_source, files, labels, sizes_of(checks), self.class_names, others=others)
+        else:
+            own = kept_rows(self.boxes, self._imported(self.boxes, files), labels, self.class_names)
         self._content_notes += own.notes
         if own.boxes is None:
             return {}
         return {split: own.boxes.part(first, end) for split, (first, end) in self._parts().items()}
+
+    def _imported(self, source: Path, files: FileList) -> BoxRows:
+        """The boxes of a foreign format."""
+        imported = import_boxes(source, files, self.root, voc_origin=self.voc_origin, exif=self.exif)
+        self._content_notes += [f"{source}: read as {imported.kind}", *imported.notes]
+        known = {row[0] for row in imported.rows}
+        names = (name.replace(os.sep, "/") for name in files.names())
+        numbers = {name: number for number, name in enumerate(names) if name in known}
+        return BoxRows.of((numbers[image], (x0, y0, x1, y1), label) for image, x0, y0, x1, y1, label in imported.rows)
+
+    def _read_masks(self, files: Sequence[Path | EncodedImage], checks: NDArray[Any] | None) -> dict[str, MaskList]:
+        """The masks by split; none where no folder of masks was given."""
+        if self.masks is None or checks is None:
+            return {}
+        if not isinstance(files, FileList):
+            raise DataError(f"{self.masks}: masks are called as files of images, and these images are none.")
+        every = mask_files(self.masks, files)
+        self._content_notes += every.notes
+        masks = MaskList.of(self.masks, [every.by_image.get(path) for path in files], checks["orientation"])
+        return {split: masks.part(first, end) for split, (first, end) in self._parts().items()}
 
     def _box_counts(self) -> list[str]:
         """How many images of each split have boxes, where some have, and some not."""
@@ -176,7 +219,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         if not any(boxed for boxed, _ in counts.values()) or all(boxed == total for boxed, total in counts.values()):
             return []
         listed = ", ".join(f"{boxed} of {total} images of {split}" for split, (boxed, total) in counts.items())
-        note = f"{box_table(self.root)}: boxes of {listed}"
+        note = f"{self.box_source}: boxes of {listed}"
         if not counts["val"][0]:
             note += "; val has none, so not box accuracy is measured there but grid pointing, which needs none"
         return [note]
@@ -193,9 +236,18 @@ class LabeledFilesDataModule(PreparedDataModule):
                 count = f"{len(one.files)} images of {self.count_classes(split)} classes"
                 digest = _digest(self.root, one.files) if isinstance(one.files, FileList) else self.digest(split)
                 self._fingerprint[split] = f"{count}, digest {digest}"
-            table = box_table(self.root)
-            lone = FileList(self.root, [table.name])
-            self._fingerprint[table.name] = _digest(self.root, lone) if table.is_file() else "none"
+            for source in (self.box_source, *([] if self.masks is None else [self.masks])):
+                names = (
+                    [source.name]
+                    if source.is_file()
+                    else [
+                        path.relative_to(source.parent).as_posix()
+                        for path in sorted(source.rglob("*"))
+                        if path.is_file()
+                    ]
+                )
+                digest = _digest(source.parent, FileList(source.parent, names))
+                self._fingerprint[source.name] = digest if names else "none"
         return dict(self._fingerprint)
 
     def digest(self, split: str) -> str:  # noqa: ARG002 - of a subclass

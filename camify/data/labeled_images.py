@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from ..image_files import EncodedImage, read_reduced
 from .file_list import FileList
 from .image_checks import check_of
 from .loading import seed_sample
+from .masks import MaskList
 from .samples import finish
 
 __all__ = ["BoxArrays", "JoinedImages", "LabelSets", "LabeledFiles", "LabeledImages", "TakenImages", "taken"]
@@ -183,6 +185,7 @@ class LabeledImages(Dataset[dict[str, Any]]):
         bits: see ``Preprocessing``.
         boxes: in pixels of the upright images, of each image's own class; of several labels all. None where the data
             have none.
+        masks: of the objects; None likewise.
         least_size: (height, width) that a decoded image has at least: large JPEGs are decoded at a part of their sides.
             None decodes all.
 
@@ -200,13 +203,14 @@ class LabeledImages(Dataset[dict[str, Any]]):
         bits: int | None = None,
         *,
         boxes: BoxArrays | None = None,
+        masks: MaskList | None = None,
         least_size: tuple[int, int] | None = None,
     ) -> None:
         self.files = files
         self.label_sets = labels if isinstance(labels, LabelSets) else None
         self._classes = np.zeros(0, np.int32) if isinstance(labels, LabelSets) else np.asarray(labels, np.int32)
         self.transform, self.bits, self.least_size = transform, bits, least_size
-        self.boxes = boxes
+        self.boxes, self.masks = boxes, masks
         self.has_boxes = boxes is not None and len(boxes.boxes) > 0
         self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.reports_checks = False
@@ -238,6 +242,9 @@ class LabeledImages(Dataset[dict[str, Any]]):
             if (height, width) != size:
                 boxes *= torch.tensor([width / size[1], height / size[0]] * 2, dtype=torch.float32)
             sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        if self.masks is not None:
+            mask = tv_tensors.Mask(self.masks.read(index, (size[1], size[0])))
+            sample["mask"] = TF.resize(mask, [height, width]) if (height, width) != size else mask
         if self.reports_checks:
             sample["check"] = (index, check_of(image, size, gray_range))
         seed_sample(self.epoch_seed, index)

@@ -55,8 +55,8 @@ class TorchvisionDataModule(LabeledFilesDataModule):
         options: more arguments of the torchvision class: ``{"partition": 2}``.
         val_share: of the training images, set aside where the set has no ``val``.
         split_seed: of that draw.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits, check: see
-            ``ImageFolderDataModule``.
+        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits, check, boxes, masks,
+            voc_origin, exif: see ``ImageFolderDataModule``.
 
     Raises:
         ConfigError: there is no such set, or it lies in pickles, which can run code.
@@ -79,10 +79,15 @@ class TorchvisionDataModule(LabeledFilesDataModule):
         override_preprocessing: bool = False,
         bits: int | None = None,
         check: str = "start",
+        boxes: str | None = None,
+        masks: str | None = None,
+        voc_origin: int | None = None,
+        exif: str | None = None,
     ) -> None:
         super().__init__(
             root, image_size=image_size, batch_size=batch_size, num_workers=num_workers, augment=augment, mean=mean,
             std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
+            boxes=boxes, masks=masks, voc_origin=voc_origin, exif=exif,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         if name in _PICKLED:

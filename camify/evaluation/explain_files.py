@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule
+from ..data.box_formats.writing import BOX_FILES, BoxFiles, refuse_foreign, refuse_shared_labels, relative_names
 from ..data.image_checks import constant_notes, gray_range_notes
 from ..drawing.encoding import encoded
 from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
@@ -27,7 +28,8 @@ from ..files import write_whole
 from ..image_files import GrayRange
 from ..methods import PRECISIONS, check_targets, make_methods
 from ..progress import tracked
-from .explained_folder import ExplainedFolder, file_stamp, model_sha256
+from .explained_boxes import write_explained_boxes
+from .explained_folder import RESULTS, ExplainedFolder, file_stamp, model_sha256
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
 from .timing import fastest_format, folded
@@ -83,6 +85,7 @@ class Summary:
             and that of a map in shares of its peak.
         box_rules: by method, how its boxes are cut.
         notes: what had to be assumed.
+        box_files: files of boxes for other tools.
     """
 
     results: int = 0
@@ -92,6 +95,7 @@ class Summary:
     precision_error: tuple[float, float] | None = None
     box_rules: dict[str, BoxRule] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    box_files: list[Path] = field(default_factory=list)
 
 
 def explain_files(
@@ -103,6 +107,8 @@ def explain_files(
     batch_size: int = 16,
     workers: int = 1,
     overwrite: bool = False,
+    boxes: BoxFiles | None = None,
+    inputs: Sequence[Path] = (),
     progress: Callable[[Iterable[ImageBatch], str, int], Iterable[ImageBatch]] = tracked,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Summary:
@@ -121,6 +127,8 @@ def explain_files(
         batch_size: images in one forward.
         workers: processes that decode images.
         overwrite: begin anew in a folder of another run, and replace what has the same name.
+        boxes: files for other tools with the boxes of the first method, of all images in the folder.
+        inputs: files and folders that were given: names in these files are relative to the folder of all of them.
         progress: wraps the batches, given what they are called and their number.
         report: is called with every result.
 
@@ -135,6 +143,7 @@ def explain_files(
         "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
         "bits": network.preprocessing.bits, "model_sha256": model_sha256(network.model),
     }  # fmt: skip
+    _require_box_files(boxes, out, files, inputs)
     prepared, waiting = False, list[Future[dict[str, Any]]]()
     with ExitStack() as stack:
         folder = stack.enter_context(ExplainedFolder(out, settings, overwrite))
@@ -172,7 +181,25 @@ def explain_files(
         ]
         for path, reason in summary.unreadable.items():
             folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
+        if boxes is not None and boxes.kinds:
+            method, model = next(iter(network.methods)), f"{network.name} {settings['model_sha256'][:12]}"
+            summary.box_files = write_explained_boxes(out, out / RESULTS, method, inputs, network.titles, model, boxes)
+            if len(network.methods) > 1:
+                summary.notes.append(f"the files of boxes hold those of {method}, the first method")
     return summary
+
+
+def _require_box_files(boxes: BoxFiles | None, out: Path, files: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse, before any work, files of boxes that cannot be written.
+
+    Raises:
+        ConfigError: something of that name is there that camify did not write.
+        DataError: images would share a file.
+    """
+    for kind in () if boxes is None else boxes.kinds:
+        refuse_foreign(out / BOX_FILES[kind][0])
+        if kind == "yolo":
+            refuse_shared_labels(relative_names([path.resolve() for path in files], inputs))
 
 
 def _record(
