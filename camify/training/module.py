@@ -37,7 +37,7 @@ from .early_checks import refuse_nan_images, refuse_smaller_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
-from .loaders import has_boxes, indexed, read_images
+from .loaders import count_samples, has_boxes, indexed, read_images
 from .loggers import guard_loggers
 from .losses import Objective, classification_loss, object_masks, smaller_mirrored
 from .map_drift import MapDrift
@@ -59,7 +59,7 @@ from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
 from .resume import refuse_changes
 from .run_length import RateFactor, run_length_of
-from .scores import class_score, score_inputs
+from .scores import bounded_score, class_score, score_inputs
 from .stages import TrainingStages
 from .stopping import StopSafely
 
@@ -465,6 +465,8 @@ class CAMFineTuner(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Maps are compared with those of the epoch before."""
+        images = count_samples(self.trainer.val_dataloaders)
+        self.val_accuracy = bounded_score(self.val_accuracy, self.task, self.num_classes, images).to(self.device)
         self._reset_metrics()
         self.map_drift.begin()
 

@@ -14,8 +14,8 @@ from ...eval_mode import eval_mode
 from ...former_names import with_current_keys
 from ...logits import logits_of
 from ..cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
-from ..loaders import indexed, is_dry_run, whole_split
-from ..scores import class_score, score_inputs
+from ..loaders import count_samples, indexed, is_dry_run, whole_split
+from ..scores import class_score, score_inputs, score_thresholds
 
 __all__ = ["MeasureBaselines", "measure", "validation_batches"]
 
@@ -79,7 +79,8 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> dict[str, f
     rank, count = trainer.global_rank, trainer.world_size
     home = next(network.parameters()).device
     task = module.task
-    name, score = class_score(task, module.num_classes, sync_on_compute=count > 1)
+    thresholds = score_thresholds(task, module.num_classes, count_samples(trainer.val_dataloaders))
+    name, score = class_score(task, module.num_classes, sync_on_compute=count > 1, thresholds=thresholds)
     score, figures = score.to(module.device), dict[str, float]()
     options = module.options.metrics
     clamp = options.clamp_weights
