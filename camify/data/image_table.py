@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from .labeled_files import LabeledFilesDataModule
 from .labeled_images import LabeledFiles, LabelSets
 from .splits import SPLITS, with_val
 
-__all__ = ["ImageTableDataModule"]
+__all__ = ["ImageTableDataModule", "table_files"]
 
 _SHOWN = 10
 
@@ -109,7 +110,7 @@ class ImageTableDataModule(LabeledFilesDataModule):
     def list_files(self) -> dict[str, LabeledFiles]:
         """The images of every split that the table has."""
         rows = self._rows
-        every = LabeledFiles(self._files(), rows.labels)
+        every = LabeledFiles(table_files(rows, self.table, self.root), rows.labels)
         splits = np.zeros(len(rows.names), np.int8) if rows.splits is None else rows.splits
         numbers = {split: np.flatnonzero(splits == number) for number, split in enumerate(SPLITS)}
         parts = {split: every.taken(some) for split, some in numbers.items() if len(some)}
@@ -123,71 +124,85 @@ class ImageTableDataModule(LabeledFilesDataModule):
         """What has to be said about the table."""
         return self._notes
 
-    # ------------------------------------------------------------ names of images
 
-    def _files(self) -> FileList:
-        """The images, in the table's order.
+def table_files(rows: LabelTable, table: Path, root: Path) -> FileList:
+    """The images of a table, in its order.
 
-        Raises:
-            DataError: some are not there, or are named twice; names the lines.
-        """
-        names = [self._below_root(name, line) for name, line in zip(self._rows.names, self._rows.lines, strict=True)]
-        files = FileList(self.root, names)
-        gone = np.flatnonzero(files.stamps()[:, 0] < 0)
-        if len(gone):
-            names = self._with_suffixes(names, gone.tolist())
-            files = FileList(self.root, names)
-        counts = Counter(names)
-        if len(counts) < len(names):
-            self._refuse_repeated(names, counts)
-        return files
+    Args:
+        rows: of the table.
+        table: the file, for messages.
+        root: folder that names begin in.
 
-    def _below_root(self, name: str, line: int) -> str:
-        place = Path(name.replace("\\", "/"))
-        if "\0" in name or ".." in place.parts:
-            raise DataError(f"{self.table}:{line}: image {name[:80]!r} leads out of {self.root}.")
-        if not place.is_absolute():
-            return str(place)
-        try:
-            return str(place.relative_to(self.root.resolve()))
-        except ValueError:
-            raise DataError(
-                f"{self.table}:{line}: image {name[:80]!r} does not lie below {self.root}. Give root a folder that all"
-                " images lie below."
-            ) from None
+    Raises:
+        DataError: some are not there, or are named twice; names the lines.
+    """
+    names = [
+        _below_root(name, f"{table}:{line}", root) for name, line in zip(rows.names, rows.lines.tolist(), strict=True)
+    ]
+    files = FileList(root, names)
+    gone = np.flatnonzero(files.stamps()[:, 0] < 0)
+    if len(gone):
+        names = _with_suffixes(names, gone.tolist(), rows, table, root)
+        files = FileList(root, names)
+    counts = Counter(names)
+    if len(counts) < len(names):
+        _refuse_repeated(names, counts, rows, table)
+    return files
 
-    def _with_suffixes(self, names: Sequence[str], gone: Sequence[int]) -> list[str]:
-        """The names, those without an image's end as the one file below root that begins so.
 
-        Raises:
-            DataError: images are not there.
-        """
-        by_stem: dict[str, str | None] = {}
-        if any(Path(names[number]).suffix.lower() not in image_suffixes() for number in gone):
-            for name in find_images_below(self.root).paths.names():
-                for stem in {os.path.splitext(name)[0], Path(name).stem}:  # noqa: PTH122
-                    by_stem[stem] = None if stem in by_stem else name
-        completed = list(names)
-        problems = []
-        for number in gone:
-            full = by_stem.get(names[number])
-            if full is None:
-                why = "several files have that name" if names[number] in by_stem else "no such file"
-                problems.append(f"{self.table}:{self._rows.lines[number]}: {self.root / names[number]}: {why}.")
-            else:
-                completed[number] = full
-        if problems:
-            hint = f" Names are relative to {self.root}; give root another folder." if len(gone) == len(names) else ""
-            more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            raise DataError("\n".join(problems[:_SHOWN]) + more + hint)
-        return completed
+@cache
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
-    def _refuse_repeated(self, names: Sequence[str], counts: Counter[str]) -> None:
-        first = {name: number for number, name in reversed(list(enumerate(names)))}
-        again = next(number for number, name in enumerate(names) if first[name] != number)
-        lines = self._rows.lines
-        repeated = sum(count > 1 for count in counts.values())
+
+def _below_root(name: str, where: str, root: Path) -> str:
+    place = Path(name.replace("\\", "/"))
+    if "\0" in name or ".." in place.parts:
+        raise DataError(f"{where}: image {name[:80]!r} leads out of {root}.")
+    if not place.is_absolute():
+        return str(place)
+    try:
+        return str(place.relative_to(_resolved(root)))
+    except ValueError:
         raise DataError(
-            f"{self.table}:{lines[again]}: image {names[again]!r} stands in line {lines[first[names[again]]]} already"
-            f" ({repeated} images stand there several times). Several labels of an image stand in one line: cat|dog."
-        )
+            f"{where}: image {name[:80]!r} does not lie below {root}. Give root a folder that all images lie below."
+        ) from None
+
+
+def _with_suffixes(names: Sequence[str], gone: Sequence[int], rows: LabelTable, table: Path, root: Path) -> list[str]:
+    """The names, those without an image's end as the one file below root that begins so.
+
+    Raises:
+        DataError: images are not there.
+    """
+    by_stem: dict[str, str | None] = {}
+    if any(Path(names[number]).suffix.lower() not in image_suffixes() for number in gone):
+        for name in find_images_below(root).paths.names():
+            for stem in {os.path.splitext(name)[0], Path(name).stem}:  # noqa: PTH122
+                by_stem[stem] = None if stem in by_stem else name
+    completed = list(names)
+    problems = []
+    for number in gone:
+        full = by_stem.get(names[number])
+        if full is None:
+            why = "several files have that name" if names[number] in by_stem else "no such file"
+            problems.append(f"{table}:{rows.lines[number]}: {root / names[number]}: {why}.")
+        else:
+            completed[number] = full
+    if problems:
+        hint = f" Names are relative to {root}; give root another folder, or put the table beside the images."
+        hint = hint if len(gone) == len(names) else ""
+        more = f"\n... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError("\n".join(problems[:_SHOWN]) + more + hint)
+    return completed
+
+
+def _refuse_repeated(names: Sequence[str], counts: Counter[str], rows: LabelTable, table: Path) -> None:
+    first = {name: number for number, name in reversed(list(enumerate(names)))}
+    again = next(number for number, name in enumerate(names) if first[name] != number)
+    lines = rows.lines
+    repeated = sum(count > 1 for count in counts.values())
+    raise DataError(
+        f"{table}:{lines[again]}: image {names[again]!r} stands in line {lines[first[names[again]]]} already"
+        f" ({repeated} images stand there several times). Several labels of an image stand in one line: cat|dog."
+    )

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.boxes_csv import box_table, read_boxes, table_above
+from ..data.file_list import FileList
 from ..data.folder import class_folders, files_of_classes, images_of, order_notes
 from ..data.image_checks import sizes_of, value_notes
 from ..data.image_search import LeftOut, Reason, find_images_below
-from ..data.labeled_images import BoxArrays, LabeledImages
+from ..data.image_table import table_files
+from ..data.label_table import read_label_table
+from ..data.labeled_images import BoxArrays, LabeledImages, LabelSets
 from ..data.own_boxes import absent_notes, own_boxes
 from ..data.remembered_checks import check_files
+from ..data.splits import SPLIT_NAMES
 from ..errors import ConfigError, DataError
 from ..image_files import GrayRange, read_image, read_with_range
 from ..preprocessing import Preprocessing
@@ -219,14 +224,14 @@ def images_with_notes(
         table = table_above(file)
         if table is not None:
             tables.setdefault(table, []).append(file)
-    needed = list(files) if check_images else [file for table_files in tables.values() for file in table_files]
+    needed = list(files) if check_images else [file for boxed in tables.values() for file in boxed]
     checks, notes = check_files(needed, decode=check_images, bits=bits)
     notes += value_notes(needed, checks)
     sizes = {file: (width, height) for file, (width, height) in zip(needed, sizes_of(checks).tolist(), strict=True)}
     boxes: dict[Path, tuple[Tensor, tuple[str, ...]]] = {}
-    for table, table_files in tables.items():
-        boxes |= _boxes(table, {file: sizes[file] for file in table_files})
-        notes += absent_notes(table, [_name_in(table, file) for file in table_files])
+    for table, boxed in tables.items():
+        boxes |= _boxes(table, {file: sizes[file] for file in boxed})
+        notes += absent_notes(table, [_name_in(table, file) for file in boxed])
     if boxes and len(boxes) < len(files):
         notes.append(f"boxes are known of {len(boxes)} of {len(files)} images")
     return [EvaluationImage(file.name, file, *boxes.get(file, (None, ()))) for file in files], notes
@@ -288,8 +293,8 @@ def find_labeled(
     """The images of ``root/SPLIT/CLASS/*``, or ``root/CLASS/*`` without splits, with boxes of ``root/boxes.csv``.
 
     Args:
-        root: the data's folder.
-        split: None takes ``val``, or ``root`` itself where it has no folder of that name.
+        root: the data's folder; or a table of images and labels (see ``ImageTableDataModule``), one label each.
+        split: None takes ``val``, or ``root`` itself where it has no folder of that name; all of a table without splits.
         preprocessing: how an image becomes an input.
         classes: the network's.
         class_count: how many classes the network has; 2 of one logit.
@@ -304,12 +309,12 @@ def find_labeled(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} must be at least 1.")
-    folder = root / (split or _SPLIT)
-    if split is None and not folder.is_dir():
-        folder = root
-    folders = class_folders(folder)
+    if root.is_file():
+        folder, folders, files, labels, listing_notes = _of_table(root, split)
+        root = folder
+    else:
+        folder, folders, files, labels, listing_notes = _of_folder(root, split)
     numbers, notes = _class_numbers(folders, classes, class_count, folder)
-    files, labels, left_out = files_of_classes(folder, folders)
     available = len(files)
     if limit is not None and limit < available:
         drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
@@ -329,11 +334,47 @@ def find_labeled(
         notes.append(f"no boxes: {table} {missing}")
     if not check_images:
         notes.append("the images were not decoded beforehand (check_images false)")
-    notes += left_out.notes()
+    notes += listing_notes
     own_numbers = np.array([numbers[name] for name in folders])[labels]
     images = LabeledImages(files, own_numbers, preprocessing.evaluation(), preprocessing.bits, boxes=boxes)
     names = tuple(folders) if classes.names is None else classes.names
     return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
+
+
+_Listed = tuple[Path, list[str], FileList, NDArray[np.int32], list[str]]
+"""The folder of the images, their classes, the images, the place of each one's class, and notes."""
+
+
+def _of_folder(root: Path, split: str | None) -> _Listed:
+    folder = root / (split or _SPLIT)
+    if split is None and not folder.is_dir():
+        folder = root
+    folders = class_folders(folder)
+    files, labels, left_out = files_of_classes(folder, folders)
+    return folder, folders, files, labels, left_out.notes()
+
+
+def _of_table(table: Path, split: str | None) -> _Listed:
+    rows, root = read_label_table(table), table.parent
+    if isinstance(rows.labels, LabelSets):
+        raise DataError(
+            f"{table}: images have several labels, and figures of maps are those of one class an image. Give a table of"
+            " one label each."
+        )
+    files, labels = table_files(rows, table, root), rows.labels
+    if rows.splits is not None:
+        wanted = _SPLIT if split is None else split
+        if wanted.lower() not in SPLIT_NAMES:
+            raise ConfigError(f"--split {wanted!r}: a table has train, val and test.")
+        chosen = np.flatnonzero(rows.splits == SPLIT_NAMES[wanted.lower()])
+        if not len(chosen):
+            raise DataError(f"{table}: no line is of split {wanted}.")
+        files, labels = files.taken(chosen), labels[chosen]
+    elif split is not None:
+        raise ConfigError(f"--split {split!r}: {table} has no column split.")
+    present = np.unique(labels)
+    names = [rows.class_names[number] for number in present]
+    return root, names, files, np.searchsorted(present, labels).astype(np.int32), rows.notes
 
 
 def _class_numbers(
