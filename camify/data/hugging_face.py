@@ -75,8 +75,7 @@ class HuggingFaceDataModule(LabeledFilesDataModule):
         test_split: likewise.
         val_share: of the training images, set aside where there is no ``val``.
         split_seed: of that draw.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits, check: see
-            ``ImageFolderDataModule``.
+        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
 
     Raises:
         ConfigError: the library is missing, or a column or split that was named.

@@ -42,9 +42,7 @@ class ImageTableDataModule(LabeledFilesDataModule):
         class_names: all classes in order; None: those of the table.
         val_share: of the training images, set aside for validation where the table has no ``val``.
         split_seed: of that draw.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits, boxes, masks, voc_origin,
-            exif: see ``ImageFolderDataModule``.
-        check: ``"start"``, ``"first_epoch"`` or ``"never"``, likewise.
+        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
 
     Attributes:
         task: ``"multilabel"`` where images have several labels, else None.

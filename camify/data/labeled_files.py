@@ -35,10 +35,7 @@ class LabeledFilesDataModule(PreparedDataModule):
 
     Args:
         root: folder that all files lie below.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits: see
-            ``ImageFolderDataModule``.
-        check: of ``CHECKS``.
-        boxes, masks, voc_origin, exif: see ``ImageFolderDataModule``.
+        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
     """
 
     may_have_other_boxes = False

@@ -55,8 +55,7 @@ class TorchvisionDataModule(LabeledFilesDataModule):
         options: more arguments of the torchvision class: ``{"partition": 2}``.
         val_share: of the training images, set aside where the set has no ``val``.
         split_seed: of that draw.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits, check, boxes, masks,
-            voc_origin, exif: see ``ImageFolderDataModule``.
+        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
 
     Raises:
         ConfigError: there is no such set, or it lies in pickles, which can run code.

@@ -273,8 +273,7 @@ class WebDatasetDataModule(PreparedDataModule):
         test: of test images.
         samples_per_epoch: training samples of an epoch; needed with several processes. None: all.
         shuffle: samples that wait, of which the next is drawn; files are drawn as well.
-        image_size, batch_size, num_workers, augment, mean, std, override_preprocessing, bits: see
-            ``ImageFolderDataModule``.
+        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
 
     Raises:
         ConfigError: the library is missing, or several processes do not know how long an epoch is.

@@ -294,7 +294,7 @@ def find_labeled(
 
     Args:
         root: the data's folder; or a table of images and labels (see ``ImageTableDataModule``), one label each.
-        split: None takes ``val``, or ``root`` itself where it has no folder of that name; all of a table without splits.
+        split: None takes ``val``, or ``root`` itself where it has no such folder; all of a table without splits.
         preprocessing: how an image becomes an input.
         classes: the network's.
         class_count: how many classes the network has; 2 of one logit.
