@@ -298,6 +298,8 @@ class ExplainedFolder:
                     report(row)
         for part in parts:
             part.unlink()
+        if self._lock is not None:
+            (self.folder / LOCK).write_text("", encoding="ascii")  # as one process leaves it
 
 
 def _holds(path: Path, text: str) -> bool:
