@@ -14,12 +14,13 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
 from .errors import ConfigError, ProcessError
 
-__all__ = ["ONE", "EndedElsewhere", "Ranks", "current", "started"]
+__all__ = ["ONE", "EndedElsewhere", "Ranks", "current", "sample_keys", "started"]
 
 _T = TypeVar("_T")
 _LONGEST = timedelta(days=7)  # that one process may work while the others wait; of one that dies its connection tells
@@ -156,6 +157,21 @@ def current() -> Ranks:
         return ONE
     rank = distributed.get_rank()
     return Ranks(rank, distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def sample_keys(numbers: Tensor) -> Tensor:
+    """A draw in [0, 1), float64, for each number of an item (int64); the same in every process and run.
+
+    The items of the k smallest keys are a uniform sample of k, in whichever order and by whom they are seen: the
+    sample of several processes is that of one. (SplitMix64, Steele, Lea & Flood 2014.)
+    """
+    values = numbers.cpu().numpy().astype(np.uint64)
+    with np.errstate(over="ignore"):
+        values = (values + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+        values ^= values >> np.uint64(31)
+    return torch.from_numpy((values >> np.uint64(11)).astype(np.float64)) * 2.0**-53
 
 
 @contextmanager
