@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 import camify
 from camify.training.early_checks import refuse_sharded_weights
+from camify.training.loaders import whole_split
 from tests.metrics.two_processes import needs_fork
 from tests.training.conftest import SIZE, SmallLegacy
 
@@ -244,3 +246,17 @@ def test_tasks_of_a_slurm_job_stop_on_its_signal_and_go_on(tmp_path):
 def test_a_strategy_that_splits_weights_is_refused(strategy):
     with pytest.raises(camify.ConfigError, match=f"{strategy.__name__} splits the weights.*Give ddp_find_unused"):
         refuse_sharded_weights(SimpleNamespace(strategy=strategy()))
+
+
+def test_a_shuffled_split_is_read_in_order_and_shared_without_rest():
+    data = list(range(11))
+    loader = DataLoader(data, batch_size=3, shuffle=True, drop_last=True)
+
+    def read(*part, **options):
+        return torch.cat(list(whole_split(loader, *part, **options))).tolist()
+
+    assert read() == data
+    assert (read(0, 2), read(1, 2)) == (data[::2], data[1::2])
+    assert read(every=4) == [0, 4, 8]
+    drawn = DataLoader(data, sampler=WeightedRandomSampler([1.0] * 11, 5))
+    assert whole_split(drawn) is drawn, "a way of its own"
