@@ -80,7 +80,7 @@ class _Screen(Console):
             yield segment if segment.control or text == "\n" else Segment(shown(text, _LAYOUT), segment.style)
 
 
-def console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
     """The one console of camify, on stdout or stderr as they are when something is printed.
 
     It shows text as it is, in any encoding; where nobody reads any more (a closed pipe, a full disk) it falls silent.
@@ -88,9 +88,11 @@ def console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     Args:
         stderr: instead of stdout.
         soft_wrap: long lines, such as paths and commands, are left to the terminal to wrap, so that they can be copied.
+        quiet: show nothing: of several processes the first one speaks.
     """
     stream = _Stream("stderr" if stderr else "stdout")
-    return _Screen(file=stream, stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    return _Screen(file=stream, stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, **plain)  # type: ignore[arg-type]
 
 
 def as_text(table: Table) -> str:

@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "ForeignFormatError",
     "NotFiniteError",
+    "ProcessError",
     "TrainingError",
 ]
 
@@ -54,6 +55,10 @@ class ConfigError(CamifyError, ValueError):
 
 class TrainingError(CamifyError, RuntimeError):
     """Training cannot go on; nothing that was reached is lost."""
+
+
+class ProcessError(CamifyError, RuntimeError):
+    """A process that shared the work has ended before its part was done."""
 
 
 class ConstantMapWarning(UserWarning):

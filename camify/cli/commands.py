@@ -19,19 +19,20 @@ from ..checkpoint.folder import OWN_FILES as CHECKPOINT_FILES
 from ..console import console, plain_text, shell_quoted
 from ..conversion import HEADS, INPUT_FORMATS, RECIPES, convert, fit_head, inspect
 from ..errors import ConfigError, ConversionError, DataError
-from ..evaluation import evaluate
 from ..evaluation.class_names import read_class_names
 from ..evaluation.comparison import compare_files
+from ..evaluation.evaluation import evaluate_in_ranks
 from ..evaluation.evaluation_report import EVALUATION, OWN_FILES
 from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import find_files, image_batches
-from ..evaluation.network import explained_network, usable_device
+from ..evaluation.network import ExplainedNetwork, explained_network, usable_device
 from ..files import free_folder, require_writable, write_whole
 from ..methods import METHODS, PRECISIONS
 from ..methods.feature_split import LogitsOf
 from ..model import CAMNet
 from ..preprocessing import NORMALIZATIONS
+from ..ranks import Ranks, started
 from ..reports.html import is_own_page
 from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
@@ -86,9 +87,19 @@ def main(args: Sequence[str] | None = None) -> None:
         train(None if args is None else words)
         return
     set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)  # options name no classes
-    with one_line_errors():
-        config = _parser().parse_args(words)
-        _COMMANDS[config.subcommand](config[config.subcommand])
+    with one_line_errors(), started() as ranks, one_line_errors(ranks.rank):
+        with ranks.agree():
+            config = _parser().parse_args(words)
+            command = config.subcommand
+            if ranks.world_size > 1 and command not in _SHARED:
+                raise ConfigError(
+                    f"camify {command} works in one process: run it without torchrun. {' and '.join(_SHARED)} share"
+                    " their images among several."
+                )
+        if command in _SHARED:
+            _SHARED[command](config[command], ranks)
+        else:
+            _COMMANDS[command](config[command])
 
 
 def _parser() -> ArgumentParser:
@@ -275,26 +286,12 @@ def _fit_to_old_head(net: CAMNet, source: Source, images: Sequence[str]) -> None
     screen.print(str(report))
 
 
-def _explain(options: Namespace) -> None:
-    require_writable(Path(options.out), "--out", folder=True)
-    usable_device(options.device)
-    colormap = _colormap(options.colormap)
-    search = find_files(options.images, outside=options.out)
+def _explain(options: Namespace, ranks: Ranks) -> None:
+    search = ranks.first(lambda: find_files(options.images, outside=options.out))
     files = search.paths
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # weights that are drawn are the same again when the run goes on
-        source = resolve(options.model).explained_by(options.method)
-    source.model.to(options.device)
-    layers = [name.strip() for name in (options.layer or "").split(",")]
-    layer = layers if len(layers) > 1 else options.layer
-    network = explained_network(
-        source, options.model, options.method, layer=layer, options=options.options, task=options.task,
-        bits=options.bits, preprocessing=options.preprocessing,
-    )  # fmt: skip
-    if options.class_names is not None:
-        names = read_class_names(options.class_names, network.class_counts)
-        network.classes = Classes(network.classes.task, tuple(names))
-    screen = console()
+    with ranks.agree():
+        network, wanted = _explained(options, ranks)
+    screen = console(quiet=not ranks.is_first)
     for note in [*network.notes, *search.left_out.notes()]:
         screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
     if "scorecam" in options.method:
@@ -303,14 +300,6 @@ def _explain(options: Namespace) -> None:
             " that takes a minute or more an image on a CPU.",
             soft_wrap=True,
         )
-    wanted = ExplainOptions(
-        targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
-        topk=options.topk,
-        threshold=options.threshold,
-        colormap=colormap,
-        picture=options.picture,
-        precision=options.precision,
-    )
     table = Table(box=None, padding=(0, 2))
     for column in ("image", "class", "probability", "logit", "picture"):
         table.add_column(column, overflow="fold")
@@ -325,10 +314,44 @@ def _explain(options: Namespace) -> None:
     done = explain_files(
         network, files, Path(options.out), wanted, batch_size=options.batch_size, workers=options.workers,
         overwrite=options.overwrite, report=report, boxes=box_files(options), inputs=[*map(Path, options.images)],
+        ranks=ranks,
     )  # fmt: skip
-    screen.print(table)
+    if ranks.is_first:
+        screen.print(table)
+        _say_explained(done, options, len(files))
+
+
+def _explained(options: Namespace, ranks: Ranks) -> tuple[ExplainedNetwork, ExplainOptions]:
+    """The network with its methods on its device, and what is drawn; nothing is written."""
+    require_writable(Path(options.out), "--out", folder=True)
+    device, colormap = usable_device(options.device, ranks), _colormap(options.colormap)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights that are drawn are the same again when the run goes on
+        source = resolve(options.model).explained_by(options.method)
+    source.model.to(device)
+    layers = [name.strip() for name in (options.layer or "").split(",")]
+    layer = layers if len(layers) > 1 else options.layer
+    network = explained_network(
+        source, options.model, options.method, layer=layer, options=options.options, task=options.task,
+        bits=options.bits, preprocessing=options.preprocessing,
+    )  # fmt: skip
+    if options.class_names is not None:
+        names = read_class_names(options.class_names, network.class_counts)
+        network.classes = Classes(network.classes.task, tuple(names))
+    return network, ExplainOptions(
+        targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
+        topk=options.topk,
+        threshold=options.threshold,
+        colormap=colormap,
+        picture=options.picture,
+        precision=options.precision,
+    )
+
+
+def _say_explained(done: Summary, options: Namespace, count: int) -> None:
+    screen = console()
     before = f" ({done.before} were done before)" if done.before else ""
-    screen.print(f"{done.results} of {len(files)} images explained{before}: {options.out}", soft_wrap=True)
+    screen.print(f"{done.results} of {count} images explained{before}: {options.out}", soft_wrap=True)
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
     screen.print(f"Boxes{given}: {rules}", soft_wrap=True)
@@ -365,20 +388,26 @@ def _compare(options: Namespace) -> None:
     console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
 
 
-def _evaluate(options: Namespace) -> None:
-    free_folder(Path(options.output), EVALUATION, OWN_FILES, "--output", overwrite=options.overwrite)
-    usable_device(options.device)
-    names = None if options.class_names is None else read_class_names(options.class_names)
-    result = evaluate(
-        options.model, options.data, methods=options.method, class_names=names, split=options.split,
+def _evaluate(options: Namespace, ranks: Ranks) -> None:
+    ranks.first(lambda: _free_output(options))
+    with ranks.agree():
+        device = usable_device(options.device, ranks)
+        names = None if options.class_names is None else read_class_names(options.class_names)
+    result = evaluate_in_ranks(
+        ranks, options.model, options.data, methods=options.method, class_names=names, split=options.split,
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
-        mosaics=options.mosaics, threshold=options.threshold, device=options.device, workers=options.workers,
+        mosaics=options.mosaics, threshold=options.threshold, device=device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
         preprocessing=options.preprocessing,
     )  # fmt: skip
-    folder = result.save(options.output, overwrite=options.overwrite)
-    screen = console()
-    screen.print(f"{result}\nWritten: {folder / 'evaluation.md'}, evaluation.json, images.csv", soft_wrap=True)
+    if result is not None:
+        folder = result.save(options.output, overwrite=options.overwrite)
+        written = f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv"
+        console().print(f"{result}\n{written}", soft_wrap=True)
+
+
+def _free_output(options: Namespace) -> None:
+    free_folder(Path(options.output), EVALUATION, OWN_FILES, "--output", overwrite=options.overwrite)
 
 
 def _report(options: Namespace) -> None:
@@ -403,10 +432,10 @@ def _colormap(name: str) -> str:
 _COMMANDS = {
     "inspect": _inspect,
     "convert": _convert,
-    "explain": _explain,
     "compare": _compare,
     "report": _report,
-    "evaluate": _evaluate,
     **COMMANDS,
     **DATA_COMMANDS,
 }
+_SHARED = {"explain": _explain, "evaluate": _evaluate}
+"""Commands whose work several processes share."""

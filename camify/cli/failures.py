@@ -51,8 +51,10 @@ class Failure(NamedTuple):
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(rank: int = 0) -> Iterator[None]:
     """Within it everything that a user can cause ends the program with one line on stderr and an exit code.
+
+    Of several processes, which torchrun started, one that is not the first says which one it is.
 
     Lines of code that help stand below it. 2 for what was given, 1 where memory or disk are full, 130 after Ctrl-C.
     Other errors, of camify, of libraries, or of the user's own callbacks and data modules, keep their traceback; so do
@@ -62,7 +64,8 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            print_error("camify: stopped.")
+            if rank == 0:
+                print_error("camify: stopped.")
             sys.exit(128 + signal.SIGINT)
         except Exception as error:
             failure = explained(error)
@@ -72,7 +75,8 @@ def one_line_errors() -> Iterator[None]:
                 raise
             if os.environ.get(_DEBUG, "0") not in ("", "0"):
                 _print_traceback(error)
-            print_error(f"camify: error: {failure.message}")
+            who = f"process {rank}: " if rank else ""
+            print_error(f"camify: error: {who}{failure.message}")
             for line in failure.lines:
                 console(stderr=True, soft_wrap=True).print(f"    {line}")
             sys.exit(failure.code)

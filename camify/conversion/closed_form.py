@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,12 @@ from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode
 from ..logits import logits_of
 from ..model import CAMNet
+from ..ranks import ONE, Ranks
 from ..task import Task
+from .row_sums import RowSums
 
 __all__ = ["FitReport", "fit_head"]
 
-_KEPT = 2048  # rows kept for a second look
 _CHUNK = 32  # images per forward, where they come as one tensor
 _GRID = torch.logspace(-9, 3, 49, dtype=torch.float64)  # lambda, in units of the largest eigenvalue
 _STRIDE = 4  # every fourth of the grid is one per decade
@@ -72,6 +73,7 @@ def fit_head(
     teacher: nn.Module | None = None,
     labels: Tensor | bool | None = None,
     ridge: float | Literal["one_se"] | None = None,
+    ranks: Ranks = ONE,
 ) -> FitReport:
     """Least squares for ``model.classifier`` on the pooled features, in place, from one pass over the images.
 
@@ -100,6 +102,8 @@ def fit_head(
         labels: class indices (N,) of an image tensor, or True: the loader's. Either these or a teacher.
         ridge: lambda of ``sum |y - W x - b|^2 + lambda |W|^2``, so it grows with N; 0 is the least-norm solution. None
             and ``"one_se"`` choose it.
+        ranks: of several processes, which all call this, each with its part of the images: every so many-th of them,
+            from its own number on. Their sums are added; all get the same head, that of one process up to rounding.
 
     Raises:
         ConfigError: neither or both of teacher and labels, or a ridge that is neither of these.
@@ -108,7 +112,7 @@ def fit_head(
     """
     start = time.perf_counter()
     _check(model, images_or_loader, teacher, labels, ridge)
-    head, sums, quality_sums = model.classifier, _Sums(), torch.zeros(2, dtype=torch.float64)
+    head, sums, quality_sums = model.classifier, RowSums(ranks), torch.zeros(2, dtype=torch.float64)
     with eval_mode(model), eval_mode(teacher or model):
         for batch in _batches(images_or_loader, labels):
             images, batch_labels = batch.images, batch.labels
@@ -121,8 +125,22 @@ def fit_head(
                 raise DataError(f"Features or targets are not finite in images {sums.n} to {sums.n + len(y) - 1}.")
             sums.add(pooled, y)
             quality_sums += torch.stack(_quality(logits, y, teacher is None)).cpu() * len(y)
+    sums.join(model.classifier)
+    ranks.add(quality_sums)
     if sums.n < 2:
         raise DataError(f"{sums.n} images: at least 2 are needed to fit a classifier.")
+    before = (quality_sums / sums.n).tolist()
+    weight, bias, report = ranks.first(lambda: _solved(head, sums, ridge, before, labels=teacher is None))
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    model.results, model.untrained = {}, ()
+    return replace(report, seconds=time.perf_counter() - start)
+
+
+def _solved(
+    head: nn.Linear, sums: RowSums, ridge: float | str | None, before: Sequence[float], *, labels: bool
+) -> tuple[Tensor, Tensor, FitReport]:
+    """The weight, the bias and the report, whose figures before are agreement and KL."""
     sums.center()
     r2_before = sums.r2(head.weight.to(sums.mean_x), head.bias.to(sums.mean_x))
     solutions = _Ridge(sums)
@@ -134,76 +152,26 @@ def fit_head(
     bias = sums.mean_y - weight @ sums.mean_x
     residuals = solutions.held_out(lam)
     r2_after, r2_loo = sums.r2(weight, bias), 1 - float(residuals.square().sum(1).mean()) * sums.n / sums.tss
-    scale = _scale(targets - residuals, targets, solutions.spread(lam)) if teacher is None else 1.0
+    scale = _scale(targets - residuals, targets, solutions.spread(lam)) if labels else 1.0
     weight, bias = (scale * weight).to(head.weight), (scale * bias).to(head.bias)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise DataError(f"The solution does not fit into {head.weight.dtype}. Use float32, or a larger ridge.")
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
-    model.results, model.untrained = {}, ()
-    quality_after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, teacher is None)
-    kind, figures = "labels" if teacher is None else "teacher", (quality_sums / sums.n).tolist()
-    return FitReport(
-        target=kind,
+    quality_after = _quality(rows @ weight.to(rows).T + bias.to(rows), targets, labels)
+    return weight.cpu(), bias.cpu(), FitReport(
+        target="labels" if labels else "teacher",
         n=sums.n,
         kept=len(rows),
         ridge=lam,
-        agreement_before=figures[0],
+        agreement_before=before[0],
         agreement_after=float(quality_after[0]),
         agreement_loo=float(_agreement(targets - residuals, targets)),
-        kl_before=figures[1],
+        kl_before=before[1],
         kl_after=float(quality_after[1]),
         r2_before=r2_before,
         r2_after=r2_after,
         r2_loo=r2_loo,
-        seconds=time.perf_counter() - start,
-    )
-
-
-class _Sums:
-    """The sums of rows x (C) and y (K), from a shift near their means, and a uniform sample of the rows."""
-
-    def __init__(self) -> None:
-        self.n, self.generator = 0, torch.Generator().manual_seed(0)
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        if self.n == 0:
-            # Sums about a point near the mean: their centering later does not cancel digits.
-            self.shift_x, self.shift_y = x.mean(0), y.mean(0)
-            self.x, self.y, self.yy = torch.zeros_like(x[0]), torch.zeros_like(y[0]), y.new_zeros(())
-            self.xx, self.xy = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1], y.shape[1])
-            self.rows, self.targets = x.new_zeros(_KEPT, x.shape[1]), y.new_zeros(_KEPT, y.shape[1])
-        # Reservoir sampling (Vitter 1985, R): row i takes a slot drawn from 0..i, where there is such a slot.
-        index = torch.arange(self.n, self.n + len(x))
-        drawn = (torch.rand(len(x), generator=self.generator, dtype=torch.float64) * (index + 1)).long()
-        for row, slot in enumerate(torch.where(index < _KEPT, index, drawn).tolist()):
-            if slot < _KEPT:
-                self.rows[slot], self.targets[slot] = x[row], y[row]
-        x, y = x - self.shift_x, y - self.shift_y
-        self.n += len(x)
-        for total, part in zip(
-            (self.x, self.y, self.xx, self.xy, self.yy),
-            (x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum()),
-            strict=True,
-        ):
-            total += part
-
-    def center(self) -> None:
-        """The means, and the second moments about them, in place of the sums."""
-        x, y = self.x / self.n, self.y / self.n
-        self.mean_x, self.mean_y = self.shift_x + x, self.shift_y + y
-        self.xx -= self.n * torch.outer(x, x)
-        self.xy -= self.n * torch.outer(x, y)
-        self.tss = float(self.yy - self.n * y.square().sum())
-        if not self.tss > 1e-12 * self.n * float(self.mean_y.square().sum()):
-            raise DataError(f"All {self.n} targets are the same: nothing to fit. Give images of several classes.")
-
-    def r2(self, weight: Tensor, bias: Tensor) -> float:
-        """1 - RSS / TSS of the head's logits, centered over the classes."""
-        weight, gap = weight - weight.mean(0), self.mean_y - (bias - bias.mean())
-        gap = gap - weight @ self.mean_x
-        rss = self.tss + ((weight @ self.xx - 2 * self.xy.T) * weight).sum() + self.n * gap.square().sum()
-        return 1 - float(rss) / self.tss
+        seconds=math.nan,
+    )  # fmt: skip
 
 
 class _Ridge:
@@ -218,7 +186,7 @@ class _Ridge:
     the second a sum of positive terms, so that it keeps its digits where h_i is almost 1.
     """
 
-    def __init__(self, sums: _Sums) -> None:
+    def __init__(self, sums: RowSums) -> None:
         values, vectors = torch.linalg.eigh(sums.xx)
         use = values > values[-1].clamp_min(0) * len(values) * torch.finfo(torch.float64).eps
         self.values: Tensor = values[use]

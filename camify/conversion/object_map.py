@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
@@ -19,6 +18,8 @@ from ..maps import class_maps, select, upsample
 from ..metrics.functional import best_iou_by_threshold, box_masks
 from ..model import CAMNet
 from ..normalizers import normalize_maps
+from ..ranks import ONE, Ranks
+from .cell_sums import CellSums, KeptImage
 
 __all__ = ["ObjectMapReport", "fit_object_map"]
 
@@ -27,7 +28,6 @@ STRENGTH = 2.0
 _STRENGTHS = (0.0, 1.0, STRENGTH, 4.0, 8.0)
 _PENALTIES = tuple(10 ** (power / 2) for power in range(-4, 9))  # lambda, in units of the mean eigenvalue
 _FREE = 1e3  # the mean feature's direction is scaled by this, so that it is as good as not penalized
-_KEPT = 128  # images with boxes that are left out in turn
 _LEAST = 3  # with fewer of them nothing is left out: their penalty is the one below
 _FEW = 10.0
 _TO_CHOOSE = 10  # with fewer of them the strength is not chosen: chance would
@@ -85,6 +85,7 @@ def fit_object_map(
     *,
     strength: float | None = None,
     penalty: float | None = None,
+    ranks: Ranks = ONE,
 ) -> ObjectMapReport:
     """Fit the vector that all classes share so that the maps say where the object is; no prediction changes.
 
@@ -103,8 +104,7 @@ def fit_object_map(
     maps, of 0 (off), 1, 2, 4 and 8: another than 2 is taken where it is better by more than one standard error, of 10
     images or more.
 
-    One pass; only sums (C^2 numbers, float64) and the features of at most 128 images with boxes, a sample evenly
-    spread, are kept.
+    One pass; only sums (C^2 numbers, float64) and the features of at most 128 images with boxes, drawn, are kept.
 
     Args:
         model: the network, in place; its logits stay as they are. A box rule that cut another object map is dropped.
@@ -114,6 +114,9 @@ def fit_object_map(
             be 0; or masks (N, H, W), bool. True: the batches' own masks, or boxes where they have no masks.
         strength: of the shared map; None chooses it.
         penalty: of the regression, in units of the mean eigenvalue; None chooses it.
+        ranks: of several processes, which all call this, each with its part of the images: every so many-th of them,
+            from its own number on. Their sums are added, what is kept of images goes to the first one, and all get the
+            same vector, that of one process up to rounding.
 
     Raises:
         ConfigError: ``boxes``, ``strength`` or ``penalty`` have values that cannot be.
@@ -137,22 +140,53 @@ def fit_object_map(
     start = time.perf_counter()
     boxes = None if boxes is False else boxes
     _check(model, images_or_loader, boxes, strength, penalty)
-    sums = _CellSums()
-    source, weight_KC = "mean feature", model.map_weight("contrast", two_sided=True)
+    sums = CellSums(model.classifier.in_features, ranks)
+    kinds, weight_KC = set[str](), model.map_weight("contrast", two_sided=True)
     with eval_mode(model):
         for batch in _batches(images_or_loader, boxes):
             masks_NHW = None
             if boxes is not None:
                 masks_NHW = batch.masks if batch.masks is not None else _masks_of(batch)
-                source = "masks" if batch.masks is not None else "boxes" if masks_NHW is not None else source
+                kinds |= {"masks"} if batch.masks is not None else {"boxes"} if masks_NHW is not None else set()
             images = batch.images.to(model.classifier.weight)
             features = images if batch.size is not None else model.forward_features(images)
             classes = model.classes.predicted(model.classes.two_sided(model.forward_head(features)))
             maps = select(class_maps(features, weight_KC), classes)
             sums.add(features.float().cpu(), maps.float().cpu(), masks_NHW, batch)
+    sums.join()
+    kinds = ranks.everywhere(set[str]().union(*ranks.gather(kinds)))
+    source = next((kind for kind in ("masks", "boxes") if kind in kinds), "mean feature")
+    vector, report, refusal = ranks.first(lambda: _solved(sums, source, strength, penalty, boxes is not None))
+    if vector is None or report is None:
+        raise DataError(refusal)
+    like = model.classifier.weight
+    object_weight = vector.to(like)
+    if not bool(object_weight.isfinite().all()):
+        raise DataError(f"The object map does not fit into {like.dtype}. Use float32.")
+    model.object_weight = object_weight
+    report = replace(report, seconds=time.perf_counter() - start)
+    model.object_map = report.to_dict()
+    if model.box_rule is not None and model.box_rule.kind == "object":
+        model.box_rule = None
+    return report
+
+
+def _solved(
+    sums: CellSums, source: str, strength: float | None, penalty: float | None, with_boxes: bool
+) -> tuple[Tensor | None, ObjectMapReport | None, str]:
+    """The shared vector (C,), float64, and the report; or why there is none, which all processes are to say."""
+    try:
+        return *_vector(sums, source, strength, penalty, with_boxes), ""
+    except DataError as error:
+        return None, None, str(error)
+
+
+def _vector(
+    sums: CellSums, source: str, strength: float | None, penalty: float | None, with_boxes: bool
+) -> tuple[Tensor, ObjectMapReport]:
     if sums.images == 0:
         raise DataError("There are no images: nothing to fit an object map to.")
-    if boxes is not None and sums.with_objects == 0:
+    if with_boxes and sums.with_objects == 0:
         raise DataError("boxes: no image has a box or a mask. Give some, or leave boxes out.")
     direction = sums.mean_feature()
     chosen_penalty, held_out = None, None
@@ -165,90 +199,12 @@ def fit_object_map(
         chosen = STRENGTH if strength is None else float(strength)
     else:
         chosen, contrast, object_ = _strength(sums, held_out, strength)
-    like = model.classifier.weight
-    model.object_weight = (chosen * unit * direction).to(like)
-    if not bool(model.object_weight.isfinite().all()):
-        raise DataError(f"The object map does not fit into {like.dtype}. Use float32.")
-    report = ObjectMapReport(
-        source, sums.images, sums.with_objects, chosen, chosen_penalty, contrast, object_, time.perf_counter() - start
+    return chosen * unit * direction, ObjectMapReport(
+        source, sums.images, sums.with_objects, chosen, chosen_penalty, contrast, object_, math.nan
     )
-    model.object_map = report.to_dict()
-    if model.box_rule is not None and model.box_rule.kind == "object":
-        model.box_rule = None
-    return report
 
 
-@dataclass
-class _Kept:
-    """An image with objects: its cells' features (P, C), the share of each that is covered (P,), map and boxes."""
-
-    cells: Tensor
-    covered: Tensor
-    map: Tensor
-    boxes: Tensor | None
-    size: tuple[int, int]
-
-
-class _CellSums:
-    """Sums over cells: of all images for the mean and the spread within images, of those with objects for the fit."""
-
-    def __init__(self) -> None:
-        self.images = self.with_objects = self.cells = 0
-        self.kept: list[_Kept] = []
-        self._every = 1
-
-    def add(self, features_NCHW: Tensor, maps_NHW: Tensor, masks_NHW: Tensor | None, batch: Batch) -> None:
-        cells_NPC = features_NCHW.flatten(2).transpose(1, 2)
-        if not bool(cells_NPC.isfinite().all()):
-            raise DataError(f"Features are not finite in images {self.images} to {self.images + len(cells_NPC) - 1}.")
-        if self.images == 0:
-            count = cells_NPC.shape[2]
-            self.mean = torch.zeros(count, dtype=torch.float64)
-            self.within = torch.zeros(count, count, dtype=torch.float64)
-            self.total, self.gram = torch.zeros_like(self.mean), torch.zeros_like(self.within)
-            self.product, self.covered, self.class_variance = torch.zeros_like(self.mean), 0.0, 0.0
-        means_NC = cells_NPC.mean(1)
-        self.mean += means_NC.double().sum(0)
-        centered = (cells_NPC - means_NC[:, None]).flatten(0, 1) / math.sqrt(cells_NPC.shape[1])
-        self.within += (centered.T @ centered).double()
-        self.class_variance += float(maps_NHW.double().flatten(1).var(1, correction=0).sum())
-        self.images += len(cells_NPC)
-        if masks_NHW is None:
-            return
-        for place in masks_NHW.flatten(1).any(1).nonzero().flatten().tolist():
-            mask = masks_NHW[place].float().cpu()
-            covered = F.adaptive_avg_pool2d(mask[None, None], (maps_NHW.shape[1], maps_NHW.shape[2])).flatten()
-            cells = cells_NPC[place]
-            self.total += cells.double().sum(0)
-            self.gram += (cells.T @ cells).double()
-            self.product += (cells.T @ covered).double()
-            self.covered += float(covered.double().sum())
-            self.cells += len(cells)
-            if self.with_objects % self._every == 0:
-                boxes = None if batch.masks is not None or batch.boxes is None else batch.boxes[place].cpu()
-                self.kept.append(_Kept(cells.clone(), covered, maps_NHW[place], boxes, batch.image_size))
-            self.with_objects += 1
-            if len(self.kept) > _KEPT:  # half of them go, and from here on every second one more comes
-                self.kept, self._every = self.kept[::2], 2 * self._every
-
-    def mean_feature(self) -> Tensor:
-        """The mean feature's direction (C,), of unit length."""
-        mean = self.mean / self.images
-        length = float(mean.norm())
-        if not length > 0:
-            raise DataError("The mean feature of the images is 0: there is no shared direction to fit.")
-        return mean / length
-
-    def deviation(self, direction_C: Tensor) -> float:
-        """How much the shared map of a vector varies within an image: standard deviation, root mean square."""
-        return math.sqrt(max(float(direction_C @ self.within @ direction_C), 0.0) / self.images)
-
-    def class_deviation(self) -> float:
-        """The same of the predicted classes' contrast maps."""
-        return math.sqrt(self.class_variance / self.images)
-
-
-def _regression(sums: _CellSums, mean_C: Tensor, penalty: float | None) -> tuple[Tensor, float, list[Tensor] | None]:
+def _regression(sums: CellSums, mean_C: Tensor, penalty: float | None) -> tuple[Tensor, float, list[Tensor] | None]:
     """The vector (C,), its penalty, and for every kept image its shared map (P,) by a fit to the others."""
     scaled = torch.eye(len(mean_C), dtype=torch.float64) + (_FREE - 1) * torch.outer(mean_C, mean_C)
     center, mean_covered = sums.total / sums.cells, sums.covered / sums.cells
@@ -292,7 +248,7 @@ def _held_out(
     return error, maps
 
 
-def _strength(sums: _CellSums, held_out: list[Tensor], given: float | None) -> tuple[float, float, float]:
+def _strength(sums: CellSums, held_out: list[Tensor], given: float | None) -> tuple[float, float, float]:
     """The strength, and box accuracies of the contrast maps and of the object maps of that strength, held out."""
     deviation = math.sqrt(sum(float(shared.var(correction=0)) for shared in held_out) / len(held_out))
     unit = sums.class_deviation() / deviation if deviation > 0 else 0.0
@@ -315,7 +271,7 @@ def _strength(sums: _CellSums, held_out: list[Tensor], given: float | None) -> t
     return chosen, float(scores[0.0].mean()), float(scores[chosen].mean())
 
 
-def _hits(kept: _Kept, map_HW: Tensor) -> Tensor:
+def _hits(kept: KeptImage, map_HW: Tensor) -> Tensor:
     """Whether the best box of a map hits at every IoU and threshold, (3, T)."""
     heat = normalize_maps(upsample(map_HW[None], kept.size))[0]
     truth = kept.boxes

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, DataError
 from ..image_files import EncodedImage
 from ..preprocessing import Preprocessing
+from ..ranks import current
 from .box_formats.importing import import_boxes
 from .boxes_csv import BoxRows, box_table
 from .file_list import FileList
@@ -154,7 +155,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         if not (decode or self.has_box_source() or self.masks is not None):
             return None
         checks, notes = check_files(
-            files, decode=decode, bits=self.preprocessing.bits, workers=self.num_workers, trainer=self.trainer
+            files, decode=decode, bits=self.preprocessing.bits, workers=self.num_workers, ranks=current()
         )
         self._content_notes += [*notes, *value_notes(files, checks)]
         return checks

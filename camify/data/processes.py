@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import Dataset
 
-from ..errors import CamifyError, DataError
+from ..ranks import Ranks
 
 __all__ = ["each_once", "made_by_first"]
 
@@ -28,27 +29,15 @@ def each_once(dataset: Dataset[Any], trainer: pl.Trainer | None) -> UnrepeatedDi
     )
 
 
-def made_by_first(make: Callable[[], Iterator[Item]], trainer: pl.Trainer | None) -> Iterator[Item]:
+def made_by_first(make: Callable[[], Iterator[Item]], ranks: Ranks) -> Iterator[Item]:
     """Items that the first process makes, given to all one by one: nobody waits longer than for one of them.
 
     Raises:
-        CamifyError: as making them raises; in the other processes a DataError of the same words.
+        EndedElsewhere: in the others, where making them raises in the first.
     """
-    if trainer is None or trainer.world_size == 1:
+    if ranks.world_size == 1:
         yield from make()
         return
-    items = make() if trainer.is_global_zero else None
-    while True:
-        state: tuple[str, Any] = ("end", None)
-        if items is not None:
-            try:
-                state = next((("item", item) for item in items), state)
-            except CamifyError as error:
-                trainer.strategy.broadcast(("error", str(error)))
-                raise
-        kind, value = trainer.strategy.broadcast(state)
-        if kind == "error":
-            raise DataError(value)
-        if kind == "end":
-            return
-        yield value
+    items = make() if ranks.is_first else iter(())
+    while given := ranks.first(lambda: list(islice(items, 1))):
+        yield from given

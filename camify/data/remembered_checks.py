@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import PIL
-import pytorch_lightning as pl
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import write_whole
 from ..image_files import EncodedImage
+from ..ranks import ONE, Ranks
 from .file_list import FileList
 from .image_checks import CHECK, NOT_DECODED, check_readable, refuse_unreadable
 from .processes import made_by_first
@@ -132,7 +132,7 @@ def check_files(
     decode: bool,
     bits: int | None = None,
     workers: int = 0,
-    trainer: pl.Trainer | None = None,
+    ranks: Ranks = ONE,
 ) -> tuple[NDArray[Any], list[str]]:
     """``check_images``, with what is remembered of files; of several processes the first one looks, for all.
 
@@ -141,7 +141,7 @@ def check_files(
         decode: else only their headers are read.
         bits: see ``Preprocessing``.
         workers: processes that decode.
-        trainer: whose processes these are; None: this one alone.
+        ranks: of several processes, which all call this.
 
     Returns:
         An array (N,) of ``CHECK``, and what has to be said.
@@ -150,7 +150,7 @@ def check_files(
         DataError: names the files that are no readable images, up to 100.
     """
     checks, bad, notes = np.zeros(len(files), CHECK), dict[int, str](), list[str]()
-    for numbers, rows, reasons, said in made_by_first(lambda: _parts(files, decode, bits, workers), trainer):
+    for numbers, rows, reasons, said in made_by_first(lambda: _parts(files, decode, bits, workers), ranks):
         if len(numbers) and int(numbers.max()) >= len(files):
             raise DataError("The processes do not see the same files. Give every machine the same data.")
         checks[numbers] = rows

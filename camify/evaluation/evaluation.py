@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, ConversionError, DataError
 from ..metrics.functional import mosaic_plan
 from ..preprocessing import Preprocessing
+from ..ranks import ONE, Ranks
 from ..sources import Source, resolve
 from ..sources.source import require_network
 from ..task import Classes, Task
@@ -23,7 +24,7 @@ from .intervals import Answers, Figure, class_figures, figure, localization_figu
 from .network import ExplainedNetwork, explained_network, placed_on, short_names
 from .passes import GRID, Run, measure_all, measure_cost, measure_mosaics, measure_sample
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_in_ranks"]
 
 _STABILITY = ("flip", "shift")
 _INTERVALS = (
@@ -85,34 +86,58 @@ def evaluate(
     Raises:
         CamifyError: something given cannot be used; before anything is measured, where it can be known.
     """
-    if batch_size < 1 or faithfulness < 0 or mosaics < 0 or workers < 0:
-        raise ConfigError(
-            f"batch_size={batch_size} must be at least 1; faithfulness={faithfulness}, mosaics={mosaics} and"
-            f" workers={workers} at least 0."
-        )
-    if threshold is not None and not 0 <= threshold < 1:
-        raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
-    source, name = _source(model, methods)
+    made = evaluate_in_ranks(ONE, **locals())
+    if made is None:
+        raise RuntimeError("a single process is the first one")
+    return made
+
+
+def evaluate_in_ranks(
+    ranks: Ranks, model: str | nn.Module, data: str | Path, *, methods: Sequence[str],
+    class_names: Sequence[str] | None, split: str | None, limit: int | None, batch_size: int, seed: int,
+    faithfulness: int, mosaics: int, threshold: float | None, device: str | torch.device | None, workers: int,
+    options: Mapping[str, Any] | None, task: str | Task | None, check_images: bool, bits: int | None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None,
+) -> Evaluation | None:  # fmt: skip
+    """``evaluate`` by several processes, which all call it: each runs whole batches, in turns.
+
+    The batches, and so the rows, are those of one process; what is found wrong with the data is found by the first one.
+
+    Returns:
+        The figures, in the first process; None in the others.
+
+    Raises:
+        CamifyError: as ``evaluate``.
+        EndedElsewhere: another process raised that.
+    """
+    with ranks.agree():
+        if batch_size < 1 or faithfulness < 0 or mosaics < 0 or workers < 0:
+            raise ConfigError(
+                f"batch_size={batch_size} must be at least 1; faithfulness={faithfulness}, mosaics={mosaics} and"
+                f" workers={workers} at least 0."
+            )
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
+        with torch.random.fork_rng(devices=[]):
+            if ranks.world_size > 1:
+                torch.manual_seed(seed)  # weights that are drawn are the same in all
+            source, name = _source(model, methods)
     with placed_on(source.model, device):
-        network = explained_network(
-            source,
-            name,
-            methods,
-            options=options,
-            task=task,
-            class_names=class_names,
-            bits=bits,
-            preprocessing=preprocessing,
-        )
-        images = find_labeled(
-            Path(data), split, network.preprocessing, network.classes, network.class_count,
-            limit=limit, seed=seed, check_images=check_images, workers=workers,
+        with ranks.agree():
+            network = explained_network(
+                source, name, methods, options=options, task=task, class_names=class_names, bits=bits,
+                preprocessing=preprocessing,
+            )  # fmt: skip
+        images = ranks.first(
+            lambda: find_labeled(
+                Path(data), split, network.preprocessing, network.classes, network.class_count,
+                limit=limit, seed=seed, check_images=check_images, workers=workers,
+            )
         )  # fmt: skip
         if network.classes.task is Task.BINARY:  # which of the two the logit stands for
             network.classes = Classes(Task.BINARY, images.names)
-        return _measure(
-            network, images, Run(images.images, batch_size, workers, seed, threshold), faithfulness, mosaics
-        )
+        run = Run(images.images, batch_size, workers, seed, threshold, ranks)
+        return _measure(network, images, run, faithfulness, mosaics)
 
 
 def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
@@ -124,12 +149,17 @@ def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str
     return Source(model, name, names, preprocessing=preprocessing), name
 
 
-def _measure(network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int) -> Evaluation:
+def _measure(
+    network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int
+) -> Evaluation | None:
     start, seed = time.perf_counter(), run.seed
-    answers, rows = measure_all(network, run)
+    answers_by_name, rows = measure_all(network, run)
     grids, reason = _grids(network, run, mosaics)
     drawn = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))[:faithfulness]
     sample = measure_sample(network, run, sorted(drawn.tolist())) if faithfulness else {}
+    if not run.ranks.is_first:
+        return None
+    answers = Answers(**answers_by_name)
     return Evaluation(
         network=network,
         data=data,
@@ -221,6 +251,7 @@ def _facts(
         ("sample for stability and faithfulness", f"{sample} images, drawn with seed {run.seed}"),
         ("mosaics", mosaics),
         ("intervals", _INTERVALS),
+        *([("processes", str(run.ranks.world_size))] if run.ranks.world_size > 1 else []),
         ("time", f"{seconds:.0f} s"),
     ]
 

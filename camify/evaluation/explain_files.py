@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,14 +30,16 @@ from ..files import write_whole
 from ..image_files import GrayRange
 from ..methods import PRECISIONS, check_targets, make_methods
 from ..progress import tracked
+from ..ranks import ONE, Ranks
 from .explained_boxes import write_explained_boxes
 from .explained_folder import RESULTS, ExplainedFolder, file_stamp, model_sha256
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
-from .timing import fastest_format, folded
+from .timing import fastest_format, folded, use_format
 
 __all__ = ["ExplainOptions", "Summary", "explain_files"]
 
+_T = TypeVar("_T")
 _FORMATS = ("png", "jpg")
 _FEW = 64  # images, for which preparing the network for speed does not pay
 
@@ -86,6 +90,8 @@ class Summary:
         box_rules: by method, how its boxes are cut.
         notes: what had to be assumed.
         box_files: files of boxes for other tools.
+        gray_ranges: the values of gray files of more than 8 bits.
+        constant: files all of whose pixels are equal.
     """
 
     results: int = 0
@@ -96,6 +102,8 @@ class Summary:
     box_rules: dict[str, BoxRule] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     box_files: list[Path] = field(default_factory=list)
+    gray_ranges: dict[Path, GrayRange] = field(default_factory=dict)
+    constant: list[Path] = field(default_factory=list)
 
 
 def explain_files(
@@ -111,13 +119,15 @@ def explain_files(
     inputs: Sequence[Path] = (),
     progress: Callable[[Iterable[ImageBatch], str, int], Iterable[ImageBatch]] = tracked,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
+    ranks: Ranks = ONE,
 ) -> Summary:
     """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
 
     A line is written when the image's files are whole: a run that was interrupted goes on behind the last one, with the
     same network (by its hash), and does again what has changed or was damaged. A file that cannot be read has a line
-    with its ``error``. Memory does not depend on the number of images. ``explain.json`` holds the options, the box
-    rules and the network's hash.
+    with its ``error``. Of several processes each explains whole batches, in turns: files, names and the order of the
+    lines are those of one process, and any number of them goes on with what any number began. Memory does not depend on
+    the number of images. ``explain.json`` holds the options, the box rules and the network's hash.
 
     Args:
         network: with its methods, all from one forward; it may be put into another memory format.
@@ -130,63 +140,150 @@ def explain_files(
         boxes: files for other tools with the boxes of the first method, of all images in the folder.
         inputs: files and folders that were given: names in these files are relative to the folder of all of them.
         progress: wraps the batches, given what they are called and their number.
-        report: is called with every result.
+        report: is called with every result, in order; of several processes in the first one, at the end.
+        ranks: of several processes, which all call this.
+
+    Returns:
+        What the run did; in a process that is not the first its own part.
 
     Raises:
         ConfigError: the folder holds another run, or other files, or another process writes there.
         ConversionError: a method needs a CAM-ready network.
     """
     rules = box_rules(network.methods, options.threshold)
-    settings = {
+    with ExitStack() as stack:
+        with ranks.agree():
+            _require_box_files(boxes, out, files, inputs)
+            settings = _settings(network, options, rules)
+            folder = ExplainedFolder(out, settings, overwrite, ranks)
+        pending, names, before = ranks.first(lambda: _plan(stack.enter_context(folder), files, options))
+        stack.callback(folder.end)
+        summary = Summary(before=before, box_rules=rules, notes=folder.notes)
+        own = ranks.share(pending, batch_size)
+        loader = image_batches(own, network.preprocessing, batch_size=batch_size, workers=workers)
+        batches = iter(progress(loader, "explaining, batch", len(loader)) if ranks.is_first else loader)
+        waiting = list[ImageBatch]()
+        shared = ranks.first(lambda: _first_images(batches, waiting))  # on which all processes prepare alike
+        if shared is not None and len(pending) > _FEW:
+            network = _prepared(network, shared, ranks, summary)
+        steps = _explained(chain(waiting, batches), network, rules, options, summary, measure=ranks.is_first)
+        with ranks.agree():
+            started = list(islice(steps, 1))  # what is wrong shows before anything is written
+        if pending:
+            folder.begin()
+        now, joined = (report, _nobody) if ranks.world_size == 1 else (_nobody, report)
+        write, restore = partial(_write_image, network, options), network.preprocessing.restore
+        _write_all(chain(started, steps), write, restore, out, names, folder, summary, now)
+        for path, reason in summary.unreadable.items():
+            folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
+        folder.end()
+        parts = ranks.gather(summary)
+        ranks.first(lambda: folder.join(files, joined))
+        if not parts:
+            return summary
+        whole = _whole_summary(parts, files)
+        if boxes is not None and boxes.kinds:
+            method, model = next(iter(network.methods)), f"{network.name} {settings['model_sha256'][:12]}"
+            whole.box_files = write_explained_boxes(out, out / RESULTS, method, inputs, network.titles, model, boxes)
+            if len(network.methods) > 1:
+                whole.notes.append(f"the files of boxes hold those of {method}, the first method")
+        return whole
+
+
+def _nobody(_: dict[str, Any]) -> None:
+    """Nothing is reported."""
+
+
+def _settings(network: ExplainedNetwork, options: ExplainOptions, rules: Mapping[str, BoxRule]) -> dict[str, Any]:
+    return {
         "model": network.name, **asdict(options), "targets": list(options.targets), "methods": list(network.methods),
         "layer": network.layer, "options": network.options, "task": network.classes.task.value,
         "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
         "bits": network.preprocessing.bits, "model_sha256": model_sha256(network.model),
     }  # fmt: skip
-    _require_box_files(boxes, out, files, inputs)
-    prepared, waiting = False, list[Future[dict[str, Any]]]()
-    with ExitStack() as stack:
-        folder = stack.enter_context(ExplainedFolder(out, settings, overwrite))
-        pending = folder.pending(files)
-        names = folder.names(pending, (f"_cam.{options.picture}", ".npy"))
-        summary = Summary(before=len(files) - len(pending), box_rules=rules, notes=folder.notes)
-        batches = image_batches(pending, network.preprocessing, batch_size=batch_size, workers=workers)
-        prepared = len(pending) <= _FEW
-        pool = stack.enter_context(ThreadPoolExecutor(2))
-        gray_ranges, constant = dict[Path, GrayRange](), list[Path]()
-        for batch in progress(batches, "explaining, batch", len(batches)):
-            summary.unreadable |= batch.unreadable
-            gray_ranges |= batch.gray_ranges
-            constant += batch.constant
-            if not batch.paths:
-                continue
-            if not prepared:
-                network, prepared = _with_folded_norms(network, batch.images), True
-                summary.memory_format = fastest_format(network.model, batch.images)
-            if summary.precision_error is None and options.precision != "fp32":
-                summary.precision_error = _precision_error(network, batch.images[:4], rules, options)
-            maps = _batch_maps(network, batch.images, rules, options)  # what is wrong shows before anything is written
-            if not summary.results and not waiting:
-                folder.begin()
-            pictures, ready = network.preprocessing.restore(batch.images), waiting
+
+
+def _plan(
+    folder: ExplainedFolder, files: Sequence[Path], options: ExplainOptions
+) -> tuple[list[Path], dict[Path, str], int]:
+    """What is still to be done, the names of its output, and how many are done."""
+    pending = folder.pending(files)
+    return pending, folder.names(pending, (f"_cam.{options.picture}", ".npy")), len(files) - len(pending)
+
+
+def _first_images(batches: Iterator[ImageBatch], read: list[ImageBatch]) -> Tensor | None:
+    """The first images that can be read; the batches up to theirs are added to ``read``."""
+    for batch in batches:
+        read.append(batch)
+        if batch.paths:
+            return batch.images
+    return None
+
+
+def _prepared(network: ExplainedNetwork, images: Tensor, ranks: Ranks, summary: Summary) -> ExplainedNetwork:
+    """The network as it runs fastest on images (N, C, H, W); the same in all processes."""
+    with ranks.agree():
+        network = _with_folded_norms(network, images)
+    summary.memory_format = ranks.first(lambda: fastest_format(network.model, images))
+    if not ranks.is_first:
+        use_format(network.model, summary.memory_format)
+    return network
+
+
+def _explained(
+    batches: Iterable[ImageBatch], network: ExplainedNetwork, rules: Mapping[str, BoxRule], options: ExplainOptions,
+    summary: Summary, *, measure: bool,
+) -> Iterator[tuple[ImageBatch, _BatchMaps]]:  # fmt: skip
+    """Batches with images that could be read, and their maps; what is seen of the files goes into the summary."""
+    for batch in batches:
+        summary.unreadable |= batch.unreadable
+        summary.gray_ranges |= batch.gray_ranges
+        summary.constant += batch.constant
+        if not batch.paths:
+            continue
+        if measure and summary.precision_error is None and options.precision != "fp32":
+            summary.precision_error = _precision_error(network, batch.images[:4], rules, options)
+        yield batch, _batch_maps(network, batch.images, rules, options)
+
+
+def _write_all(
+    steps: Iterable[tuple[ImageBatch, _BatchMaps]], write: Callable[..., dict[str, Any]],
+    restore: Callable[[Tensor], Tensor], out: Path,
+    names: Mapping[Path, str], folder: ExplainedFolder, summary: Summary, report: Callable[[dict[str, Any]], None],
+) -> None:  # fmt: skip
+    """Draw beside the next forward: the rows of a batch are written when that is made."""
+    waiting = list[Future[dict[str, Any]]]()
+    with ThreadPoolExecutor(2) as pool:
+        for batch, maps in steps:
+            pictures, ready = restore(batch.images), waiting
             waiting = [
-                pool.submit(_write_image, network, options, maps, index, picture, path, size, out / names[path])
+                pool.submit(write, maps, index, picture, path, size, out / names[path])
                 for index, (picture, path, size) in enumerate(zip(pictures, batch.paths, batch.sizes, strict=True))
             ]
             _record(ready, folder, summary, report)
         _record(waiting, folder, summary, report)
-        summary.notes += [
-            *gray_range_notes(gray_ranges.items()),
-            *constant_notes(constant, len(constant), summary.results),
-        ]
-        for path, reason in summary.unreadable.items():
-            folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
-        if boxes is not None and boxes.kinds:
-            method, model = next(iter(network.methods)), f"{network.name} {settings['model_sha256'][:12]}"
-            summary.box_files = write_explained_boxes(out, out / RESULTS, method, inputs, network.titles, model, boxes)
-            if len(network.methods) > 1:
-                summary.notes.append(f"the files of boxes hold those of {method}, the first method")
-    return summary
+
+
+def _whole_summary(parts: Sequence[Summary], files: Sequence[Path]) -> Summary:
+    """The summary of all processes, and its notes, in the order of the files."""
+    places = {path: place for place, path in enumerate(files)}
+    whole = replace(
+        parts[0],
+        results=sum(part.results for part in parts),
+        unreadable=_in_order([part.unreadable for part in parts], places),
+        gray_ranges=_in_order([part.gray_ranges for part in parts], places),
+        constant=sorted((path for part in parts for path in part.constant), key=places.__getitem__),
+    )
+    whole.notes = [
+        *parts[0].notes, *gray_range_notes(whole.gray_ranges.items()),
+        *constant_notes(whole.constant, len(whole.constant), whole.results),
+    ]  # fmt: skip
+    return whole
+
+
+def _in_order(parts: Sequence[Mapping[Path, _T]], places: Mapping[Path, int]) -> dict[Path, _T]:
+    together = {path: value for part in parts for path, value in part.items()}
+    return {path: together[path] for path in sorted(together, key=places.__getitem__)}
 
 
 def _require_box_files(boxes: BoxFiles | None, out: Path, files: Sequence[Path], inputs: Sequence[Path]) -> None:

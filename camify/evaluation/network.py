@@ -22,6 +22,7 @@ from ..methods.explanation import require_forward_only
 from ..methods.forward_pass import unwrapped
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
+from ..ranks import ONE, Ranks
 from ..sources import Source, resolve
 from ..task import Classes, Task
 
@@ -232,14 +233,22 @@ def placed_on(model: nn.Module, device: str | torch.device | None) -> Iterator[N
         model.to(homes.pop())
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """A device that torch can use here.
+def usable_device(device: str | torch.device, ranks: Ranks = ONE) -> torch.device:
+    """A device that torch can use here; of several processes with ``cuda`` each takes the one of its number.
 
     Raises:
-        ConfigError: there is none of that name, or it has no memory left for a single number.
+        ConfigError: there is none of that name, or it has no memory left for a single number; or several processes are
+            to share one.
     """
     try:
         usable = torch.device(device)
+        if usable.type == "cuda" and ranks.world_size > 1:
+            if ":" in str(device):
+                raise ConfigError(
+                    f"device={str(device)!r}: {ranks.world_size} processes would share it. Give cuda, of which each"
+                    " process takes its own, or start one process."
+                )
+            usable = torch.device("cuda", ranks.local_rank)
         float(torch.zeros(1, device=usable))
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
         raise _unusable(device, error) from error

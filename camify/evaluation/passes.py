@@ -15,9 +15,9 @@ from ..data.labeled_images import LabeledImages
 from ..errors import ConversionError
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from ..progress import tracked
+from ..ranks import ONE, Ranks
 from . import engine
 from .engine import CENTER_BOX, ClassLogits, Rows
-from .intervals import Answers
 from .network import ExplainedNetwork
 from .scenarios import mirrored
 from .timing import method_costs
@@ -26,6 +26,7 @@ __all__ = ["GRID", "Run", "measure_all", "measure_cost", "measure_mosaics", "mea
 
 GRID = 2
 _TIMED = 4  # images
+_ANSWERS = "answers of the network"  # among the rows of methods
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Run:
         workers: processes that decode.
         seed: of all draws.
         threshold: of the maps' boxes; None finds the best.
+        ranks: the processes that share the passes; all call them, and the first one gets the rows.
     """
 
     images: LabeledImages
@@ -45,9 +47,14 @@ class Run:
     workers: int
     seed: int
     threshold: float | None
+    ranks: Ranks = ONE
 
     def batches(self, numbers: Sequence[int], size: int, label: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Numbers of images and what ``collate`` makes of them, ``size`` together, with progress on stderr."""
+        """Numbers of images and what ``collate`` makes of them, ``size`` together, with progress on stderr.
+
+        Of several processes each gets its own batches, which are those of one process.
+        """
+        numbers = self.ranks.share(numbers, size)
         loader: DataLoader[Any] = DataLoader(
             Subset(self.images, numbers),
             batch_size=size,
@@ -55,49 +62,78 @@ class Run:
             collate_fn=collate,
         )
         first = 0
-        for batch in tracked(loader, label, len(loader)):
-            yield list(numbers[first : first + size]), batch
+        for batch in tracked(loader, label, len(loader)) if self.ranks.is_first else loader:
+            yield numbers[first : first + size], batch
             first += size
+
+    def whole(self, network: ExplainedNetwork, own: dict[str, Rows], count: int, size: int) -> dict[str, Rows]:
+        """The rows of all processes by name, in the order of one; in the others than the first there are none.
+
+        Args:
+            network: learns which methods other processes found that it cannot serve.
+            own: of this process.
+            count: of rows.
+            size: how many rows a batch has.
+        """
+        parts = self.ranks.gather((own, network.unserved))
+        for _, unserved in parts:
+            network.unserved |= {name: reason for name, reason in unserved.items() if name not in network.unserved}
+        if len(parts) < 2:
+            return own if parts else {}
+        numbers = [Ranks(rank, len(parts)).share(range(count), size) for rank in range(len(parts))]
+        order = torch.tensor([number for part in numbers for number in part]).argsort()
+        filled = [rows for (rows, _), part in zip(parts, numbers, strict=True) if part]
+        return {
+            name: {key: torch.cat([rows[name][key] for rows in filled])[order] for key in filled[0][name]}
+            for name in own
+            if all(name in rows for rows in filled)
+        }
 
 
 # ---------------------------------------------------------------- every image
 
 
-def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Answers, dict[str, Rows]]:
-    """One forward of every image: the network's answers, and rows by method and baseline for its true class.
+def measure_all(network: ExplainedNetwork, run: Run) -> tuple[Rows, dict[str, Rows]]:
+    """One forward of every image: the fields of ``Answers``, and rows by method and baseline for its true class.
 
     Raises:
         ConversionError: the network cannot be run, or serves none of the methods.
         DataError: a map is not finite.
     """
-    answers: dict[str, list[Tensor]] = {}
-    rows: dict[str, dict[str, list[Tensor]]] = {}
-    for numbers, batch in run.batches(range(len(run.images)), run.batch_size, "measuring, batch"):
-        labels, boxes = batch["label"], batch.get("boxes")
-        with network.observe(batch["image"]) as forward:
-            size = (forward.images.shape[-2], forward.images.shape[-1])
-            targets = labels.to(forward.images.device)
-            raw = network.raw_maps(forward, targets)
-            calibrated = {name: raw[name] for name in network.calibrated if name in raw and boxes is not None}
-            predicted = network.boxes(forward, calibrated, targets, size)
-            logits = forward.logits.cpu()
-        if not raw:
-            raise ConversionError(f"--method: {' '.join(network.unserved.values())}")
-        parts = engine.baseline_rows(boxes, size, numbers, run.seed, run.threshold)
-        for name, heat in network.heats(raw, size).items():
-            evidence = network.evidence(name, raw[name], size)
-            parts[name] = engine.map_rows(
-                heat, evidence, boxes=boxes, threshold=run.threshold, predicted=predicted.get(name)
-            )
-        for name, values in parts.items():
-            _add(rows.setdefault(name, {}), values)
-        nothing = torch.zeros(len(labels), 3, dtype=torch.bool)
-        box_rows = {
-            "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
-            "hard": nothing if boxes is None else engine.hard_images(parts[CENTER_BOX]),
-        }
-        _add(answers, engine.answer_rows(logits, labels, network.classes) | box_rows)
-    return Answers(**_joined(answers)), {name: _joined(parts) for name, parts in rows.items()}
+    columns: dict[str, dict[str, list[Tensor]]] = {}
+    batches = run.batches(range(len(run.images)), run.batch_size, "measuring, batch")
+    for parts in run.ranks.begin_together(_image_rows(network, run, *batch) for batch in batches):
+        _add_all(columns, parts)
+    rows = run.whole(network, _joined(columns), len(run.images), run.batch_size)
+    return rows.pop(_ANSWERS, {}), rows
+
+
+def _image_rows(
+    network: ExplainedNetwork, run: Run, numbers: Sequence[int], batch: dict[str, Any]
+) -> dict[str, Mapping[str, Tensor]]:
+    """Of a batch the network's answers, and the rows by method and baseline."""
+    labels, boxes = batch["label"], batch.get("boxes")
+    with network.observe(batch["image"]) as forward:
+        size = (forward.images.shape[-2], forward.images.shape[-1])
+        targets = labels.to(forward.images.device)
+        raw = network.raw_maps(forward, targets)
+        calibrated = {name: raw[name] for name in network.calibrated if name in raw and boxes is not None}
+        predicted = network.boxes(forward, calibrated, targets, size)
+        logits = forward.logits.cpu()
+    if not raw:
+        raise ConversionError(f"--method: {' '.join(network.unserved.values())}")
+    parts = engine.baseline_rows(boxes, size, numbers, run.seed, run.threshold)
+    for name, heat in network.heats(raw, size).items():
+        evidence = network.evidence(name, raw[name], size)
+        parts[name] = engine.map_rows(
+            heat, evidence, boxes=boxes, threshold=run.threshold, predicted=predicted.get(name)
+        )
+    nothing = torch.zeros(len(labels), 3, dtype=torch.bool)
+    box_rows = {
+        "with_boxes": nothing[:, 0] if boxes is None else torch.tensor([len(truth) > 0 for truth in boxes]),
+        "hard": nothing if boxes is None else engine.hard_images(parts[CENTER_BOX]),
+    }
+    return {**parts, _ANSWERS: engine.answer_rows(logits, labels, network.classes) | box_rows}
 
 
 def measure_cost(network: ExplainedNetwork, run: Run) -> dict[str, Any]:
@@ -124,19 +160,25 @@ def measure_mosaics(network: ExplainedNetwork, run: Run, plan_MC: Tensor) -> dic
         ConversionError: the network does not take images of twice the size.
     """
     cells = GRID * GRID
-    rows: dict[str, dict[str, list[Tensor]]] = {}
+    columns: dict[str, dict[str, list[Tensor]]] = {}
     at_once = max(1, run.batch_size // cells)
-    for _, batch in run.batches(plan_MC.flatten().tolist(), at_once * cells, "mosaics, batch"):
-        images, classes = tiled(batch["image"], GRID), batch["label"].reshape(-1, cells)
-        size = (images.shape[-2], images.shape[-1])
-        masks = cell_masks(torch.arange(cells).repeat(len(images)), GRID, *size)
-        with network.observe(images) as forward:
-            raw = network.raw_maps(forward, classes.to(forward.images.device))
-        for name, maps in raw.items():
-            evidence = network.evidence(name, maps, size).cpu().flatten(0, 1)
-            share = energy_share(evidence, masks).reshape(-1, cells)
-            _add(rows.setdefault(name, {}), {"grid": share, "classes": classes})
-    return {name: _joined(parts) for name, parts in rows.items()}
+    refusal = ""
+    try:
+        for _, batch in run.batches(plan_MC.flatten().tolist(), at_once * cells, "mosaics, batch"):
+            images, classes = tiled(batch["image"], GRID), batch["label"].reshape(-1, cells)
+            size = (images.shape[-2], images.shape[-1])
+            masks = cell_masks(torch.arange(cells).repeat(len(images)), GRID, *size)
+            with network.observe(images) as forward:
+                raw = network.raw_maps(forward, classes.to(forward.images.device))
+            for name, maps in raw.items():
+                evidence = network.evidence(name, maps, size).cpu().flatten(0, 1)
+                share = energy_share(evidence, masks).reshape(-1, cells)
+                _add_all(columns, {name: {"grid": share, "classes": classes}})
+    except ConversionError as error:  # in all processes that have a mosaic; the others must not wait for them
+        refusal = str(error)
+    if any(run.ranks.gather(bool(refusal))):
+        raise ConversionError(refusal)
+    return run.whole(network, {} if refusal else _joined(columns), len(plan_MC), at_once)
 
 
 # ---------------------------------------------------------------- a sample, changed
@@ -148,30 +190,37 @@ def measure_sample(network: ExplainedNetwork, run: Run, numbers: Sequence[int]) 
     The rows of ``faithfulness_rows`` and ``curve_rows``; of methods also those of ``stability_rows``. Masked and
     emptied images fade into the mean color, insertion begins blurred.
     """
-    rows: dict[str, dict[str, list[Tensor]]] = {}
-    for batch_numbers, batch in run.batches(numbers, run.batch_size, "measuring closely, batch"):
-        with network.observe(batch["image"]) as forward:
-            images, targets = forward.images, forward.logits.argmax(1)
-            size = (images.shape[-2], images.shape[-1])
-            scores = network.classes.scores(forward.logits, targets)
-            heats = network.heats(network.raw_maps(forward, targets), size)
-            methods = list(heats)
-            heats |= {
-                name: maps.to(images) for name, maps in engine.baseline_maps(size, batch_numbers, run.seed).items()
-            }
-            logits = ClassLogits(forward)
-            curves = {
-                name: engine.curve_rows(logits, images, heat, targets, batch_size=run.batch_size)
-                for name, heat in heats.items()
-            }
-        changed = [_heats(network, change(images), targets) for change in (mirrored, shifted)]
-        for name, heat in heats.items():
-            method = name if name in methods else None
-            parts = _faithfulness(network, method, images, heat, targets, scores) | curves[name]
-            if method is not None:
-                parts |= engine.stability_rows(heat, *(maps[name] for maps in changed))
-            _add(rows.setdefault(name, {}), parts)
-    return {name: _joined(parts) for name, parts in rows.items()}
+    columns: dict[str, dict[str, list[Tensor]]] = {}
+    batches = run.batches(numbers, run.batch_size, "measuring closely, batch")
+    for parts in run.ranks.begin_together(_sample_rows(network, run, *batch) for batch in batches):
+        _add_all(columns, parts)
+    return run.whole(network, _joined(columns), len(numbers), run.batch_size)
+
+
+def _sample_rows(
+    network: ExplainedNetwork, run: Run, numbers: Sequence[int], batch: dict[str, Any]
+) -> dict[str, Mapping[str, Tensor]]:
+    with network.observe(batch["image"]) as forward:
+        images, targets = forward.images, forward.logits.argmax(1)
+        size = (images.shape[-2], images.shape[-1])
+        scores = network.classes.scores(forward.logits, targets)
+        heats = network.heats(network.raw_maps(forward, targets), size)
+        methods = list(heats)
+        heats |= {name: maps.to(images) for name, maps in engine.baseline_maps(size, numbers, run.seed).items()}
+        logits = ClassLogits(forward)
+        curves = {
+            name: engine.curve_rows(logits, images, heat, targets, batch_size=run.batch_size)
+            for name, heat in heats.items()
+        }
+    changed = [_heats(network, change(images), targets) for change in (mirrored, shifted)]
+    rows: dict[str, Mapping[str, Tensor]] = {}
+    for name, heat in heats.items():
+        method = name if name in methods else None
+        parts = _faithfulness(network, method, images, heat, targets, scores) | curves[name]
+        if method is not None:
+            parts |= engine.stability_rows(heat, *(maps[name] for maps in changed))
+        rows[name] = parts
+    return rows
 
 
 def _faithfulness(
@@ -193,10 +242,11 @@ def _heats(network: ExplainedNetwork, images: Tensor, targets: Tensor) -> dict[s
     return network.heats(raw, (images.shape[-2], images.shape[-1]))
 
 
-def _add(columns: dict[str, list[Tensor]], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        columns.setdefault(name, []).append(value.detach().cpu())
+def _add_all(columns: dict[str, dict[str, list[Tensor]]], parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, values in parts.items():
+        for key, value in values.items():
+            columns.setdefault(name, {}).setdefault(key, []).append(value.detach().cpu())
 
 
-def _joined(columns: Mapping[str, list[Tensor]]) -> Rows:
-    return {name: torch.cat(parts) for name, parts in columns.items()}
+def _joined(columns: Mapping[str, Mapping[str, list[Tensor]]]) -> dict[str, Rows]:
+    return {name: {key: torch.cat(parts) for key, parts in of_name.items()} for name, of_name in columns.items()}

@@ -18,7 +18,7 @@ from ..model import CAMNet
 from ..reports.tables import Table, number
 from .network import ExplainedNetwork
 
-__all__ = ["ALL", "cost_table", "fastest_format", "folded", "interleaved_medians", "method_costs"]
+__all__ = ["ALL", "cost_table", "fastest_format", "folded", "interleaved_medians", "method_costs", "use_format"]
 
 ALL = "all of them together"
 _BUDGET = 6.0  # seconds for one network
@@ -154,10 +154,14 @@ def fastest_format(model: nn.Module, images: Tensor) -> str:
             plain.append(_forward_seconds(model, images))
             model.to(memory_format=torch.channels_last)
             last.append(_forward_seconds(model, images.contiguous(memory_format=torch.channels_last)))
-    if min(last[1:]) < _WORTH_IT * min(plain[1:]):
-        return "channels_last"
-    model.to(memory_format=torch.contiguous_format)
-    return "contiguous"
+    fastest = "channels_last" if min(last[1:]) < _WORTH_IT * min(plain[1:]) else "contiguous"
+    use_format(model, fastest)
+    return fastest
+
+
+def use_format(model: nn.Module, name: str) -> None:
+    """Put a network into a memory format that ``fastest_format`` names."""
+    model.to(memory_format=torch.channels_last if name == "channels_last" else torch.contiguous_format)
 
 
 def _forward_seconds(model: nn.Module, images: Tensor) -> float:

@@ -22,7 +22,10 @@ __all__ = ["calibrate_boxes"]
 
 @torch.no_grad()
 def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRule:
-    """The rule with which the maps of the true classes give the best boxes; see ``camify.choose_box_rule``."""
+    """The rule with which the maps of the true classes give the best boxes; see ``camify.choose_box_rule``.
+
+    Of several processes the first one alone runs it: it reads at most 512 images, and nobody waits for it.
+    """
     home = network.classifier.weight.device
     batches = _examples(trainer, module)
     try:
@@ -35,10 +38,5 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
 def _examples(trainer: pl.Trainer, module: Any) -> Iterator[Batch]:
     """Validation images, as many as are needed, evenly over the split: in folders one class follows the other."""
     step = max(1, math.ceil((count_samples(trainer.val_dataloaders) or 0) / MOST_IMAGES))
-    number = 0
-    for batch, targets in validation_batches(trainer, module):
-        places = [place for place in range(len(batch)) if (number + place) % step == 0]
-        number += len(batch)
-        if places:
-            boxes = None if batch.boxes is None else [batch.boxes[place] for place in places]
-            yield Batch(batch.images[places], targets[places], boxes)
+    for batch, targets in validation_batches(trainer, module, every=step):
+        yield Batch(batch.images, targets, batch.boxes)

@@ -23,6 +23,7 @@ from ..metrics.checks import check_class_scores, check_map_boxes, check_masks, c
 from ..metrics.functional import masked_images, masks_of_objects, mosaic_plan, shifted, tiled
 from ..model import CAMNet
 from ..normalizers import Normalizer, normalize_maps
+from ..ranks import current
 from ..task import Classes
 
 __all__ = ["CAM_METRICS", "CAMMetrics", "ValidationBatch", "logits_and_maps", "maps_of"]
@@ -340,7 +341,7 @@ class CAMMetrics(nn.Module):
 
         The metrics begin anew.
         """
-        several = not self.alone and torch.distributed.is_available() and torch.distributed.is_initialized()
+        several = not self.alone and current().world_size > 1
         if not self.names or not (self.means.update_called or several):
             return {}  # several processes compute together, whether each has seen what the metrics need or not
         means, figures = self.means.compute(), dict[str, float]()

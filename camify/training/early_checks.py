@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ..batch import Batch
 from ..errors import CamifyError, ConfigError, DataError, TrainingError
@@ -16,7 +17,10 @@ from ..model import CAMNet
 from .cam_metrics import CAM_METRICS
 from .losses import smaller_mirrored
 
-__all__ = ["refuse_nan_images", "refuse_nothing_trained", "refuse_smaller_images", "refuse_unknown_monitors"]
+__all__ = [
+    "refuse_nan_images", "refuse_nothing_trained", "refuse_sharded_weights", "refuse_smaller_images",
+    "refuse_unknown_monitors",
+]  # fmt: skip
 
 _BY_LIGHTNING = ("epoch", "step")  # what its checkpoints can follow besides
 _FOLLOWS = {"monitor": "monitor", "wanted_quality": "quality"}  # attributes of callbacks that name a figure
@@ -76,6 +80,22 @@ def refuse_nothing_trained(trainer: pl.Trainer) -> None:
     if batches > 0:
         why = f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}"
     raise TrainingError(f"Nothing was trained: {why}. The weights are as they were, and nothing is exported.")
+
+
+def refuse_sharded_weights(trainer: pl.Trainer) -> None:
+    """Refuse strategies that keep in each process a piece of every weight.
+
+    Maps, closed-form starts, baselines and pictures run parts of the network by themselves, and need whole weights.
+
+    Raises:
+        ConfigError: names the strategy, and what to take.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        raise ConfigError(
+            f"--trainer.strategy: {type(trainer.strategy).__name__} splits the weights among the processes, and class"
+            " maps need them whole. Give ddp_find_unused_parameters_true; where memory is short, smaller batches with"
+            " --trainer.accumulate_grad_batches, or --trainer.precision bf16-mixed."
+        )
 
 
 def refuse_nan_images(batch: Batch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -16,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, fx, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..batch import Batch
 from ..errors import ConfigError
@@ -24,11 +25,13 @@ from ..eval_mode import eval_mode
 from ..files import temporary_folder
 from ..logits import logits_of
 from ..model import CAMNet
+from ..ranks import ONE, Ranks, current
 from .loaders import single_loader
 from .run_folder import run_folder
 
 __all__ = ["FeatureCache", "FrozenPart", "changes_by_chance", "run_new_layers"]
 
+_SHARED = Path("/dev/shm")  # noqa: S108 - the name is drawn; memory of a machine that its processes can share, on Linux
 _CHUNK = 32  # images of a batch of `batches`
 _PROBED = 16  # training samples that are read twice to see whether chance is in them
 
@@ -100,6 +103,10 @@ class FeatureCache(Dataset[dict[str, Any]]):
         mirrored: instead, every image and its mirror image are kept, and each epoch draws one of the two.
         teacher: gives logits of the same images.
         folder: of the run.
+        device: where features are computed.
+        ranks: the processes of the run. Those of one machine compute their part each and keep all features together, in
+            one mapped file: in shared memory, or in ``folder``.
+        per_machine: how many of them a machine has.
 
     Raises:
         ConfigError: features would take more than the limit, chance is in the samples, or new layers are not the last.
@@ -117,8 +124,12 @@ class FeatureCache(Dataset[dict[str, Any]]):
         teacher: nn.Module | None,
         folder: Path,
         device: torch.device,
+        ranks: Ranks = ONE,
+        per_machine: int = 1,
     ) -> None:
         _check_chain(network)
+        self._ranks, self._per_machine, self._place = ranks, per_machine, ranks.rank % per_machine
+        self._parent = folder
         self.loader, self.view = loader, 0
         self.views, self.mirrored = 2 if mirrored else views or 1, mirrored
         self._turned: Tensor | None = None
@@ -133,21 +144,26 @@ class FeatureCache(Dataset[dict[str, Any]]):
             )
             part = FrozenPart(network)
             for view in range(self.views):
-                torch.manual_seed(view)
+                torch.manual_seed(view + self.views * self._place)
                 self._add_view(part, teacher, limit_gb, device, mirror=mirrored and view == 1)
 
     @torch.no_grad()
     def _add_view(
         self, part: FrozenPart, teacher: nn.Module | None, limit_gb: float, device: torch.device, *, mirror: bool
     ) -> None:
+        data: Any = self.loader.dataset
+        count = len(data)
+        own = slice(self._place, count, self._per_machine)
+        if 0 < count < self._per_machine:
+            raise ConfigError(f"feature_cache: {count} training images are fewer than the processes of a machine.")
         reader: DataLoader[Any] = DataLoader(
-            self.loader.dataset,
+            data if self._per_machine == 1 else Subset(data, range(count)[own]),
             batch_size=self.loader.batch_size or 32,
             num_workers=self.loader.num_workers,
             collate_fn=self.loader.collate_fn,
         )
-        count = len(self.loader.dataset)  # type: ignore[arg-type]
         store: Tensor | None = None
+        kept: Tensor | None = None
         rest: dict[str, list[Any]] = {}
         start = 0
         with eval_mode(part), eval_mode(teacher or part):
@@ -155,20 +171,36 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 known = _mirrored(Batch.of(batch)) if mirror else Batch.of(batch)
                 images, sample = known.images.to(device), _beside(known)
                 features_NCHW = part(images.to(next(part.parameters()))).float().cpu()
-                if store is None:
+                if store is None or kept is None:
                     store = self._empty((count, *features_NCHW.shape[1:]), limit_gb)
-                store[start : start + len(features_NCHW)] = features_NCHW
+                    kept = store[own]
+                kept[start : start + len(features_NCHW)] = features_NCHW
                 start += len(features_NCHW)
                 if teacher is not None:
-                    own = images.to(next(teacher.parameters()))
-                    sample["teacher"] = logits_of(teacher, own, finite=False).float().cpu()
+                    taught = logits_of(teacher, images.to(next(teacher.parameters())), finite=False)
+                    sample["teacher"] = taught.float().cpu()
                 sample["size"] = torch.tensor(images.shape[-2:]).expand(len(images), 2)
                 for key, value in sample.items():
                     rest.setdefault(key, []).append(value)
         if store is None:
             raise ConfigError("feature_cache: there are no training samples.")
         self._features.append(store)
-        self._rest.append({key: _join(parts) for key, parts in rest.items()})
+        self._rest.append(self._of_machine({key: _join(parts) for key, parts in rest.items()}, count))
+
+    def _of_machine(self, own: dict[str, Any], count: int) -> dict[str, Any]:
+        """What is known of all samples; and all features are there when all processes have been here."""
+        ranks = self._ranks
+        if ranks.world_size == 1:
+            return own
+        parts = ranks.everywhere(ranks.gather(own if ranks.rank < self._per_machine else None)[: self._per_machine])
+        whole: dict[str, Any] = {}
+        for place, part in enumerate(one for one in parts if one is not None):
+            for key, values in part.items():
+                if key not in whole:
+                    is_tensor = isinstance(values, Tensor)
+                    whole[key] = values.new_empty(count, *values.shape[1:]) if is_tensor else [None] * count
+                whole[key][place :: self._per_machine] = values
+        return whole
 
     def _empty(self, shape: tuple[int, ...], limit_gb: float) -> Tensor:
         need = 4 * math.prod(shape) * self.views / 1e9
@@ -177,11 +209,32 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 f"feature_cache: features of {shape[0]} samples in {self.views} views take {need:.2f} GB, more than"
                 f" feature_cache_gb={limit_gb:g}. Raise it, use feature_cache=disk, or fewer cached_views."
             )
+        if self._ranks.world_size > 1:
+            return self._shared(shape)
         if self._folder is None:
             return torch.empty(shape, dtype=torch.float32)
         path = self._folder / f"{len(self._features)}.npy"
         _reserve(path, 4 * math.prod(shape))
         return torch.from_numpy(np.memmap(path, mode="r+", dtype=np.float32, shape=shape))
+
+    def _shared(self, shape: tuple[int, ...]) -> Tensor:
+        """A mapped file of all processes of this machine, which goes when the last of them has gone."""
+        ranks, size = self._ranks, 4 * math.prod(shape)
+        path: Path | None = None
+        with ranks.agree():
+            if self._place == 0:
+                parent = self._folder or self._parent
+                if self._folder is None and _SHARED.is_dir() and shutil.disk_usage(_SHARED).free > 1.1 * size:
+                    parent = _SHARED
+                path = parent / f"camify-features-{secrets.token_hex(8)}"
+                _reserve(path, size)
+        paths: list[Any] = ranks.everywhere(ranks.gather(path))
+        with ranks.agree():
+            own = paths[ranks.rank - self._place]  # that of the first process of this machine
+            store = torch.from_numpy(np.memmap(own, mode="r+", dtype=np.float32, shape=shape))
+        if path is not None:
+            path.unlink()  # all have it open
+        return store
 
     def __len__(self) -> int:
         return len(self._features[0])
@@ -202,13 +255,17 @@ class FeatureCache(Dataset[dict[str, Any]]):
             batch["features"][place] = self._features[1][indices[place]]
         return batch
 
-    def batches(self, network: CAMNet) -> Iterator[dict[str, Any]]:
-        """All images once, as they are, in order: ``features`` are the last spatial map (N, C, h, w)."""
+    def batches(self, network: CAMNet, ranks: Ranks = ONE) -> Iterator[dict[str, Any]]:
+        """All images once, as they are, in order: ``features`` are the last spatial map (N, C, h, w).
+
+        Of several processes each gets its part, every so many-th image.
+        """
         self._turned, before, view = None, self._turned, self.view
         self.view = 0
         try:
-            for start in range(0, len(self), _CHUNK):
-                batch = self.__getitems__(range(start, min(start + _CHUNK, len(self))))
+            numbers = range(ranks.rank, len(self), ranks.world_size)
+            for start in range(0, len(numbers), _CHUNK):
+                batch = self.__getitems__(numbers[start : start + _CHUNK])
                 like = next(network.parameters())
                 with torch.no_grad(), eval_mode(network):
                     batch["features"] = run_new_layers(network, batch["features"].to(like))
@@ -237,8 +294,6 @@ class FeatureCache(Dataset[dict[str, Any]]):
     def of(cls, module: Any, trainer: pl.Trainer) -> FeatureCache:
         """The cache that a fine-tuner's options ask for."""
         loader, options = single_loader(trainer.train_dataloader), module.options.cache
-        if trainer.world_size > 1:
-            raise ConfigError("feature_cache works in one process. Leave it out, or train with one device.")
         if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
             raise ConfigError(
                 "feature_cache needs a DataLoader over a data set of known length. Leave feature_cache out."
@@ -258,6 +313,8 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 teacher=module.teacher,
                 folder=folder,
                 device=module.device,
+                ranks=current(),
+                per_machine=trainer.num_devices if trainer.world_size > 1 else 1,
             )
 
 

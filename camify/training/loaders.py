@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..batch import Batch
+from ..ranks import ONE, Ranks
 from .labels import spread
 
 __all__ = [
@@ -92,10 +93,10 @@ def read_images(loader: Any, numbers: Sequence[int]) -> Tensor:
     return Batch.of(loader.collate_fn([loader.dataset[number] for number in numbers])).images
 
 
-def some_batches(loader: Any, most: int) -> Iterator[Batch]:
+def some_batches(loader: Any, most: int, ranks: Ranks = ONE) -> Iterator[Batch]:
     """At most so many samples, evenly spread; of data without length, or whose samples are batches, the first batches.
 
-    Random numbers are drawn: isolate them where that matters.
+    Of several processes each gets its part. Random numbers are drawn: isolate them where that matters.
     """
     count = count_samples(loader)
     if getattr(loader, "batch_sampler", None) is None or count is None:
@@ -104,23 +105,38 @@ def some_batches(loader: Any, most: int) -> Iterator[Batch]:
             batch = Batch.of(given)
             yield batch
             seen += len(batch)
-            if seen >= most:
+            if seen * ranks.world_size >= most:
                 return
         return
-    numbers, dataset = spread(count, most), single_loader(loader).dataset
+    numbers, dataset = ranks.share(spread(count, most)), single_loader(loader).dataset
     for first in range(0, len(numbers), _CHUNK):
         yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + _CHUNK]]))
 
 
-def whole_split(loaders: Any, rank: int = 0, world_size: int = 1) -> Any:
-    """A loader's samples, all of them where several processes share them otherwise; of several each one's own part."""
+def whole_split(loaders: Any, rank: int = 0, world_size: int = 1, *, every: int = 1) -> Any:
+    """A loader's samples in order, each once; of several processes each one's own part, every ``world_size``-th.
+
+    A loader that neither shuffles nor shares its samples among processes, or that has a way of its own, is taken as it
+    is.
+
+    Args:
+        loaders: a loader, or several of which the first one is taken.
+        rank: of this process.
+        world_size: number of processes.
+        every: take every so many-th sample alone.
+    """
     loader = single_loader(loaders)
-    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+    sampler = getattr(loader, "sampler", None)
+    shuffles = type(sampler) is RandomSampler and not sampler.replacement
+    if getattr(loader, "batch_sampler", None) is None or not hasattr(loader.dataset, "__len__"):
+        return loader
+    if not isinstance(sampler, DistributedSampler) and not shuffles and every == 1:
         return loader
     data = loader.dataset
+    step = every * world_size
     return DataLoader(
-        data if world_size == 1 else Subset(data, range(rank, len(data), world_size)),
-        batch_size=loader.batch_size,
+        data if step == 1 else Subset(data, range(rank * every, len(data), step)),
+        batch_size=loader.batch_size or _CHUNK,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..conversion.object_map import STRENGTH
 from ..maps import contrast_maps, select
+from ..ranks import current
 
 __all__ = ["MeanFeature", "predicted_contrast"]
 
@@ -42,15 +43,12 @@ class MeanFeature:
         """
         if self.total is None or not float(self.total.norm()) > 0:
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.total = self.total.to(features_NCHW.device)  # as NCCL needs it
-            torch.distributed.all_reduce(self.total)
+        ranks = current()
+        ranks.add(self.total)
         direction_C = (self.total / self.total.norm()).to(features_NCHW)
         shared_NHW = torch.einsum("nchw,c->nhw", features_NCHW, direction_C)
         unit = _deviation(maps_NHW) / _deviation(shared_NHW).clamp_min(torch.finfo(torch.float32).tiny)
-        self.object_weight = STRENGTH * unit * direction_C
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(self.object_weight, 0)
+        self.object_weight = ranks.everywhere((STRENGTH * unit * direction_C).cpu()).to(features_NCHW)
 
 
 def _deviation(maps_NHW: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -29,11 +28,12 @@ from ..maps import class_maps, map_weight, select
 from ..model import CAMNet
 from ..normalizers import Normalizer
 from ..preprocessing import Preprocessing, refuse_contradiction
+from ..ranks import current
 from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps, maps_of
 from .checkpoint_files import refuse_other_shapes
-from .early_checks import refuse_nan_images, refuse_smaller_images
+from .early_checks import refuse_nan_images, refuse_sharded_weights, refuse_smaller_images
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
@@ -328,7 +328,7 @@ class CAMFineTuner(pl.LightningModule):
         taught = batch.teacher if cached and self.teacher else self._teach(inputs)
         of_maps = {} if features is None else self._maps_for_loss(inputs, features, masks is not None)
         terms = self.objective(logits, labels, teacher_NK=taught, masks_NHW=masks, **of_maps)
-        for name, value in terms.items():
+        for name, value in zip(terms, _mean_over_processes(list(terms.values())), strict=True):
             self.log(
                 f"train/{name}", value, on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=len(labels)
             )
@@ -502,6 +502,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data module; they travel in the checkpoint."""
+        refuse_sharded_weights(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
         if names is not None and self.class_names is not None and list(names) != list(self.class_names):
@@ -614,6 +615,19 @@ class CAMFineTuner(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:  # fmt: skip
         """Clip as the trainer says, else by ``gradient_clip``; the gradients were found finite before."""
-        if gradient_clip_val is None and not isinstance(self.trainer.strategy, FSDPStrategy):
+        if gradient_clip_val is None:
             gradient_clip_val = self.options.optimization.gradient_clip
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+
+def _mean_over_processes(values: list[Tensor]) -> list[Tensor]:
+    """Losses of a step, over the batches of all processes, which are equally large.
+
+    Not by Lightning's ``sync_dist``: it waits for all processes where the first one reads a figure for its record.
+    """
+    ranks = current()
+    if ranks.world_size == 1:
+        return values
+    together = torch.stack([value.detach() for value in values])
+    ranks.add(together)
+    return list(together / ranks.world_size)

@@ -14,6 +14,7 @@ from ..console import shown
 from ..conversion import ObjectMapReport, fit_object_map
 from ..errors import DataError
 from ..model import CAMNet
+from ..ranks import Ranks, current
 from .loaders import single_loader, some_batches
 from .stages import TrainingStages
 
@@ -28,8 +29,9 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
     None, and a warning, where it cannot be fitted: it never stops what a run leaves.
 
     Kept features are taken where the run has them, else at most 2,048 images are run, evenly over a split whose length
-    is known.
+    is known. All processes call it, with the same network, and each runs its part.
     """
+    ranks = current()
     loader = single_loader(trainer.train_dataloader)
     has_boxes = bool(getattr(getattr(loader, "dataset", None), "has_boxes", False)) or None
     home = network.classifier.weight.device
@@ -37,7 +39,9 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
     plainly = data.without_augmentation() if hasattr(data, "without_augmentation") else nullcontext()
     with plainly, isolate_rng():
         try:
-            return fit_object_map(network.to(module.device), _images(trainer, network, loader), boxes=has_boxes)
+            return fit_object_map(
+                network.to(module.device), _images(trainer, network, loader, ranks), boxes=has_boxes, ranks=ranks
+            )
         except DataError as error:
             rank_zero_warn(shown(f"The export has no object map: {error}"))
             return None
@@ -45,7 +49,7 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
             network.to(home)
 
 
-def _images(trainer: pl.Trainer, network: CAMNet, loader: Any) -> Iterable[Any]:
+def _images(trainer: pl.Trainer, network: CAMNet, loader: Any, ranks: Ranks) -> Iterable[Any]:
     stages = next(one for one in trainer.callbacks if isinstance(one, TrainingStages))  # type: ignore[attr-defined]
-    kept: Iterable[Any] | None = stages.kept_batches(network)
-    return some_batches(loader, _MOST) if kept is None else kept
+    kept: Iterable[Any] | None = stages.kept_batches(network, ranks)
+    return some_batches(loader, _MOST, ranks) if kept is None else kept

@@ -175,7 +175,7 @@ class OptimizationOptions:
             which a new head was as right as fine-tuning everything; else 1. See ``camify.training.plan``.
         gradient_clip: largest norm of a step's gradient, longer ones are scaled down to it; default 10, which few
             steps of networks with batch norm reach, while others diverge without it; 0 is off, as it is in published
-            recipes. ``Trainer(gradient_clip_val=...)`` goes before. Lightning cannot clip by norm under FSDP: off.
+            recipes. ``Trainer(gradient_clip_val=...)`` goes before.
         channels_last: weights in that memory format; what runs through them follows.
         compile: let ``torch.compile`` compile the features.
 

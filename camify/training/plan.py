@@ -155,8 +155,6 @@ def _why_not_kept(trainer: pl.Trainer, loader: Any, options: FineTuningOptions) 
     """Why features of training images cannot be kept; None where they can."""
     change = options.augmentation
     augment = getattr(getattr(trainer, "datamodule", None), "augment", "none")  # of the user's own data not known
-    if trainer.world_size > 1:
-        return "there are several processes"
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None or count_samples(loader) is None:
         return "the training data have no known length"
     if change.cutmix or change.hide_and_seek or change.adl_layers:

@@ -56,9 +56,10 @@ def enter_epoch(trainer: pl.Trainer, base_seed: int) -> None:
 def go_on(trainer: pl.Trainer, base_seed: int, checkpoint: Mapping[str, Any]) -> None:
     """Stand where a run stopped within an epoch: the same batches are passed over, then the generators are as then."""
     for loader in trainer.fit_loop._combined_loader.flattened if trainer.fit_loop._combined_loader else ():
-        set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
-        if set_epoch is not None:  # Lightning tells it later, when batches have been drawn
-            set_epoch(trainer.current_epoch)
+        for holder in (loader, getattr(loader, "batch_sampler", None)):
+            set_epoch = getattr(getattr(holder, "sampler", None), "set_epoch", None)
+            if set_epoch is not None:  # Lightning tells it later, when batches have been drawn
+                set_epoch(trainer.current_epoch)
     enter_epoch(trainer, base_seed)
     fetcher = _fetcher(trainer)
     for _ in range(trainer.fit_loop.epoch_loop.batch_progress.current.ready):

@@ -66,7 +66,7 @@ def claimed_folder(folder: Path, *, go_on: bool) -> Iterator[Path]:
     if not is_first_process():
         yield folder
         return
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     chosen, number, is_new, descriptor = folder, 2, False, None
     while True:
         is_new = not chosen.exists()

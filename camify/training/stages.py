@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ..conversion import balance_head, fit_head
 from ..errors import ConfigError
 from ..model import CAMNet
+from ..ranks import ONE, Ranks, current
 from .augmentation import drop_attention
 from .checkpoint_files import follow_moved_run
 from .early_checks import refuse_nothing_trained, refuse_unknown_monitors
@@ -78,15 +79,15 @@ class TrainingStages(pl.Callback):
         ridge = options.conversion.init == "ridge" and trainer.global_step == 0 and pl_module.cam_net is not None
         believed = beside.trusted(pl_module)
         if ridge and believed is not None:
-            _fit_classifier(pl_module, whole_split(trainer.train_dataloader), believed)
+            _fit_classifier(pl_module, _own_part(trainer), believed)
         # Where it does not teach, the legacy's memory is needed no more.
         legacy = believed if options.loss.teacher == "legacy" else None
         beside.let_go(teacher=None if legacy is None else legacy.to(pl_module.device))
         if ridge and believed is None:
-            images = whole_split(trainer.train_dataloader)
+            images = _own_part(trainer)
             if pl_module.plan is not None and pl_module.plan.feature_cache != "off":
                 self._cache = self._cache or FeatureCache.of(pl_module, trainer)
-                images = self._cache.batches(pl_module.model)
+                images = self._cache.batches(pl_module.model, current())
             _fit_classifier(pl_module, images, None)
         if self._resumed is not None:
             renew_rates(trainer)
@@ -155,9 +156,9 @@ class TrainingStages(pl.Callback):
         if pl_module.cam_net is not None:
             pl_module.cam_net.known_features = None
 
-    def kept_batches(self, network: CAMNet) -> Iterable[Any] | None:
+    def kept_batches(self, network: CAMNet, ranks: Ranks = ONE) -> Iterable[Any] | None:
         """The training images' kept features, see ``FeatureCache.batches``; None where none are kept."""
-        return None if self._cache is None else self._cache.batches(network)
+        return None if self._cache is None else self._cache.batches(network, ranks)
 
     def _drop_cache(self) -> None:
         if self._cache is not None:
@@ -192,12 +193,20 @@ def _class_weights(given: list[float] | str, trainer: pl.Trainer, module: Any) -
     return balanced_weights(module.targets_of(known[1]), module.num_classes, task=module.task)
 
 
+def _own_part(trainer: pl.Trainer) -> Any:
+    """This process's part of the training images, in order."""
+    ranks = current()
+    return whole_split(trainer.train_dataloader, ranks.rank, ranks.world_size)
+
+
 def _fit_classifier(module: Any, images: Any, legacy: nn.Module | None) -> None:
-    """In every process the same: each reads the whole split."""
+    """In every process the same: each runs its part of the images, and their sums are added."""
+    ranks = current()
     if legacy is None:
-        module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se")
+        module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se", ranks=ranks)
     else:
         home = next(legacy.parameters()).device
-        module.fit_report = fit_head(module.model, images, teacher=legacy.to(module.device), ridge="one_se")
+        teacher = legacy.to(module.device)
+        module.fit_report = fit_head(module.model, images, teacher=teacher, ridge="one_se", ranks=ranks)
         legacy.to(home)
     balance_head(module.model)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ..console import console
@@ -44,11 +43,10 @@ class StopSafely(pl.Callback):
         handle = partial(self._request, trainer)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._handlers_before[signal.SIGINT] = signal.signal(signal.SIGINT, handle)
-        environment = trainer._accelerator_connector.cluster_environment
-        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         of_the_user = callable(trainer._signal_connector._original_handlers.get(signal.SIGTERM))
-        if not requeues and not of_the_user:
-            # Lightning's own handler leaves other processes waiting, and ends validation with nothing kept.
+        if not of_the_user:
+            # Lightning's own handler leaves other processes waiting, and ends validation with nothing kept; of a job
+            # of SLURM that it is to queue again it heeds no SIGTERM at all.
             self._handlers_before[signal.SIGTERM] = signal.signal(signal.SIGTERM, handle)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

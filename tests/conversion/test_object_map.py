@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import camify
+from camify.batch import Batch
+from camify.conversion import cell_sums
 from camify.conversion import object_map as module
 from camify.errors import ConfigError, ConversionError, DataError
 
@@ -99,7 +101,7 @@ def test_without_boxes_it_is_the_mean_feature_at_the_strength_that_it_says():
 @pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
 def test_the_regression_and_its_held_out_maps_are_those_of_fits_without_each_image(penalty):
     net, (images, boxes) = network(), scenes(7)
-    sums = module._CellSums()
+    sums = cell_sums.CellSums(net.classifier.in_features)
     cells, target = cells_of(net, images), covered(boxes)
     for batch in module._batches(images, boxes):
         features, masks = net.forward_features(batch.images), module._masks_of(batch)
@@ -123,7 +125,7 @@ def test_the_penalty_is_the_one_of_least_held_out_error(monkeypatch):
     errors = {}
     for penalty in module._PENALTIES:
         monkeypatch.setattr(module, "_PENALTIES", (penalty,))
-        sums = module._CellSums()
+        sums = cell_sums.CellSums(net.classifier.in_features)
         for batch in module._batches(images, boxes):
             features = net.forward_features(batch.images)
             sums.add(features, features[:, 0], module._masks_of(batch), batch)
@@ -264,17 +266,22 @@ def test_data_that_give_nothing_to_fit_are_refused():
         net.forward_with_maps(images, kind="objects")
 
 
-def test_of_many_images_with_boxes_an_even_sample_is_kept(monkeypatch):
-    monkeypatch.setattr(module, "_KEPT", 8)
-    net, (images, boxes) = network(), scenes(40)
-    report = camify.fit_object_map(net, images, boxes)
-    assert report.with_objects == 40
-    sums = module._CellSums()
-    for start in range(0, 40, 5):
-        for batch in module._batches(images[start : start + 5], boxes[start : start + 5]):
-            features = net.forward_features(batch.images)
-            sums.add(features, features[:, 0], module._masks_of(batch), batch)
-    wanted = torch.arange(0, 40, sums._every)
-    assert len(sums.kept) <= 8
-    for kept, index in zip(sums.kept, wanted.tolist(), strict=True):
-        torch.testing.assert_close(kept.boxes, boxes[index])
+def test_of_many_images_with_boxes_a_uniform_sample_is_kept(monkeypatch):
+    """Every fifth of the pass has its share; the same images whatever the batches are."""
+    monkeypatch.setattr(cell_sums, "_KEPT", 40)
+    samples = []
+    for size in (5, 16):
+        sums = cell_sums.CellSums(2)
+        for start in range(0, 200, size):
+            count = min(size, 200 - start)
+            boxes = [torch.tensor([[0.0, 0.0, 1.0 + start + place, 4.0]]) for place in range(count)]
+            batch = Batch(torch.zeros(count, 3, 8, 300), None, boxes)
+            sums.add(torch.ones(count, 2, 2, 2), torch.zeros(count, 2, 2), module._masks_of(batch), batch)
+        assert sums.with_objects == 200
+        sums.join()
+        samples.append([int(kept.boxes[0, 2]) - 1 for kept in sums.kept])
+        assert samples[-1] == [kept.number for kept in sums.kept] == sorted(set(samples[-1]))
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == 40
+    shares = torch.histc(torch.tensor(samples[0], dtype=torch.float32), 5, 0, 200)
+    assert (shares - 8).abs().max() < 5 * (8 * 0.8) ** 0.5

@@ -16,7 +16,6 @@ import camify
 from camify.data import ImageFolderDataModule, image_checks
 from camify.data.file_list import FileList
 from camify.data.image_checks import CHECK
-from camify.data.processes import made_by_first
 from camify.data.remembered_checks import RememberedChecks, check_files
 from camify.errors import ConfigError, DataError
 
@@ -134,39 +133,6 @@ def test_others_of_a_folder_stay_remembered(root):
     checks, known = RememberedChecks(files, None).known()
     assert known.all()
     assert checks.dtype == CHECK
-
-
-class Strategy:
-    """Hands on what was said, as processes do."""
-
-    def __init__(self):
-        self.said = []
-
-    def broadcast(self, value):
-        self.said.append(value)
-        return value
-
-
-def test_other_processes_get_what_the_first_one_makes():
-    class Trainer:
-        world_size, is_global_zero, strategy = 2, True, Strategy()
-
-    def make():
-        yield 1
-        raise DataError("two is bad")
-
-    with pytest.raises(DataError, match="two is bad"):
-        list(made_by_first(make, Trainer))
-    heard = iter(Trainer.strategy.said)
-
-    class Other(Trainer):
-        is_global_zero = False
-
-    Other.strategy.broadcast = lambda value: next(heard)
-    other = made_by_first(make, Other)
-    assert next(other) == 1
-    with pytest.raises(DataError, match="two is bad"):
-        next(other)
 
 
 # --- while training ---------------------------------------------------------------------------------------

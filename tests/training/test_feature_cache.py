@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 import camify
-from camify.training.feature_cache import FrozenPart, run_new_layers
+from camify.ranks import ONE, current
+from camify.training.feature_cache import FeatureCache, FrozenPart, run_new_layers
+from tests.metrics.two_processes import in_two_processes, needs_fork
 from tests.training.conftest import SIZE, BlobData, Blobs, SmallLegacy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
@@ -161,3 +165,36 @@ def test_more_than_the_limit_is_refused_before_anything_is_computed(data, make_t
 def test_what_cannot_be_cached_is_refused(options, words):
     with pytest.raises(camify.ConfigError, match=words):
         tuner(**{"feature_cache": "memory"} | options)
+
+
+@needs_fork
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_processes_of_a_machine_keep_the_features_of_one(tmp_path, where):
+    """Each computes every second image; both have all, under the images' own numbers."""
+    net = tuner().model
+    teacher = SmallLegacy().eval()
+
+    def keep(ranks, count):
+        cache = FeatureCache(
+            net, DataLoader(Blobs(21, 0), batch_size=4, collate_fn=camify.data.collate), where=where, limit_gb=1,
+            views=None, mirrored=True, teacher=teacher, folder=tmp_path, device=torch.device("cpu"), ranks=ranks,
+            per_machine=count,
+        )  # fmt: skip
+        batches = [cache.__getitems__(range(21))]
+        cache.view = 1
+        batches.append(cache.__getitems__(range(21)))
+        own = [batch["features"] for batch in cache.batches(net, ranks)]
+        cache.close()
+        return {"views": batches, "own": torch.cat(own)}
+
+    alone = keep(ONE, 1)
+    found = in_two_processes(lambda _: keep(current(), 2), tmp_path)
+    for rank, kept in enumerate(found):
+        for one, other in zip(alone["views"], kept["views"], strict=True):
+            assert one.keys() == other.keys()
+            assert other.pop("path") == one["path"]
+            one = {key: value for key, value in one.items() if key != "path"}
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(kept["own"], alone["own"][rank::2], rtol=1e-5, atol=1e-6)
+    assert not list(tmp_path.rglob("*features*"))
+    assert not list(Path("/dev/shm").glob("camify-features-*"))

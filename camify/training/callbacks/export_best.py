@@ -21,6 +21,7 @@ from ...errors import CheckpointError
 from ...eval_mode import eval_mode
 from ...files import to_json, write_whole
 from ...model import CAMNet
+from ...ranks import current
 from ..box_calibration import calibrate_boxes
 from ..loaders import is_dry_run, single_loader
 from ..object_maps import fit_objects
@@ -48,14 +49,21 @@ class ExportBest(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Export with the figures of the last validation."""
-        if trainer.is_global_zero and not is_dry_run(trainer):
+        if not is_dry_run(trainer):
             figures = {key: float(v) for key, v in trainer.callback_metrics.items() if key.startswith("val/")}
             self.exported = self.export(trainer, pl_module, figures)
 
     def export(self, trainer: pl.Trainer, module: Any, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the best weights with these figures; what was written, as ``exported`` has it."""
-        best, folder = best_weights(trainer), run_folder(trainer)
+        """Write the best weights with these figures; what was written, as ``exported`` has it.
+
+        All processes call it: the first one writes, the others run their part of the images that it needs.
+        """
+        best, folder = current().first(lambda: best_weights(trainer)), run_folder(trainer)
         weights = None if best is None else best[0]
+        if not trainer.is_global_zero:
+            if module.cam_net is not None:
+                finish_maps(_with_weights(module.cam_net, weights), trainer, module)
+            return {}
         if module.cam_net is None:
             file = folder / "legacy.safetensors"
             export_legacy(module.model, weights, file, module.class_names)
@@ -82,10 +90,11 @@ class ExportBest(pl.Callback):
 
 
 def finish_maps(network: CAMNet, trainer: pl.Trainer, module: Any) -> None:
-    """Fit the object map of a trained network, and choose how its maps become boxes."""
+    """Fit the object map of a trained network, all processes together; in the first choose how maps become boxes."""
     if network.pool_name == "gap":
         fit_objects(network, trainer, module)
-    network.box_rule = calibrate_boxes(network, trainer, module)
+    if trainer.is_global_zero:
+        network.box_rule = calibrate_boxes(network, trainer, module)
 
 
 def best_weights(trainer: pl.Trainer) -> tuple[dict[str, Tensor], str] | None:
@@ -115,9 +124,7 @@ def export_cam_net(
     Raises:
         CheckpointError: the loaded network is not the saved one.
     """
-    live = copy.deepcopy(network).cpu().float()
-    if weights is not None:
-        live.load_state_dict(weights, strict=True)
+    live = _with_weights(network, weights)
     live.results, live.box_rule = dict(results), None
     finish(live)
     live.known_features = None
@@ -129,6 +136,13 @@ def export_cam_net(
     if not error <= _SAME:
         raise CheckpointError(f"{folder}: the loaded network differs from the saved one by {error:.1e}.")
     return error
+
+
+def _with_weights(network: CAMNet, weights: Mapping[str, Tensor] | None) -> CAMNet:
+    live = copy.deepcopy(network).cpu().float()
+    if weights is not None:
+        live.load_state_dict(weights, strict=True)
+    return live
 
 
 def _overlays(network: CAMNet, images: Tensor) -> bytes | None:

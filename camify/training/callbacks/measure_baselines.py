@@ -62,10 +62,10 @@ class MeasureBaselines(pl.Callback):
 
 
 def validation_batches(
-    trainer: pl.Trainer, module: Any, rank: int = 0, world_size: int = 1
+    trainer: pl.Trainer, module: Any, rank: int = 0, world_size: int = 1, *, every: int = 1
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Every validation batch and its targets on the module's device; of several processes each one's own part."""
-    for given in whole_split(trainer.val_dataloaders, rank, world_size):
+    """The validation batches and their targets on the module's device; see ``whole_split``."""
+    for given in whole_split(trainer.val_dataloaders, rank, world_size, every=every):
         batch = Batch.of(given).to(module.device)
         yield batch, module.targets(batch)
 

@@ -21,6 +21,7 @@ from ...console import console, shell_quoted, shown
 from ...files import to_json, write_whole
 from ...former_names import with_current_keys
 from ...model import CAMNet
+from ...ranks import current
 from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
 from ...reports.run_page import render_page
 from ..loaders import count_samples, is_dry_run
@@ -106,9 +107,12 @@ class RunRecord(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the best epoch, write the final results and page, say what came out."""
-        if not isinstance(pl_module, CAMFineTuner) or not trainer.is_global_zero or is_dry_run(trainer):
+        if not isinstance(pl_module, CAMFineTuner) or is_dry_run(trainer):
             return
-        if not self.history:
+        if not current().everywhere(bool(self.history)):
+            return
+        if not trainer.is_global_zero:
+            self.export.export(trainer, pl_module, {})
             return
         epoch = _best_epoch(trainer, self.history)
         folder = run_folder(trainer)
