@@ -19,8 +19,8 @@ from ..sources.source import require_network
 from ..task import Classes, Task
 from .engine import CENTER_BOX, IOUS, Rows
 from .evaluation_report import Evaluation, Figures
-from .images import LabeledFolder, find_labeled
 from .intervals import Answers, Figure, class_figures, figure, localization_figures, mean_figures
+from .labeled_data import LabeledFolder, find_labeled
 from .network import ExplainedNetwork, explained_network, placed_on, short_names
 from .passes import GRID, Run, measure_all, measure_cost, measure_mosaics, measure_sample
 

@@ -26,8 +26,8 @@ from ..reports.tables import (
     text_tables,
 )
 from .engine import BASELINES, CENTER_BOX, STEPS, Rows
-from .images import LabeledFolder
 from .intervals import MEAN_ROWS, Answers, Figure, best_cut
+from .labeled_data import LabeledFolder
 from .network import ExplainedNetwork
 from .timing import cost_table
 

@@ -22,8 +22,8 @@ import camify
 from camify.conversion import Source
 from camify.data.shape_renderer import CLASS_NAMES, render_scene
 from camify.evaluation.engine import STEPS, THRESHOLDS
-from camify.evaluation.images import find_labeled
 from camify.evaluation.intervals import localization_figures
+from camify.evaluation.labeled_data import find_labeled
 from camify.evaluation.network import explained_network
 from camify.evaluation.passes import GRID, Run, measure_all, measure_mosaics, measure_sample
 from camify.metrics.functional import center_boxes, mosaic_plan

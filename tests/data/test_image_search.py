@@ -14,7 +14,8 @@ from camify.errors import DataError
 from camify.evaluation.comparison import COMPARISON
 from camify.evaluation.evaluation_report import EVALUATION
 from camify.evaluation.explained_folder import SETTINGS
-from camify.evaluation.images import find_files, find_labeled
+from camify.evaluation.images import find_files
+from camify.evaluation.labeled_data import find_labeled
 from camify.files import OUTPUT_MARKERS
 from camify.preprocessing import Preprocessing
 from camify.task import Classes

@@ -17,7 +17,8 @@ from camify.data.folder import class_folders
 from camify.data.image_search import Reason, find_images_below
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate
-from camify.evaluation.images import find_labeled, image_files, images_with_notes
+from camify.evaluation.images import image_files, images_with_notes
+from camify.evaluation.labeled_data import find_labeled
 from camify.evaluation.network import placed_on
 from camify.sources.demo_network import TinyVGG
 from camify.task import Classes
