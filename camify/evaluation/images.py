@@ -21,7 +21,8 @@ from ..image_files import GrayRange, read_image, read_with_range
 from ..preprocessing import Preprocessing
 
 __all__ = [
-    "EvaluationImage", "ImageBatch", "boxes_of_class", "find_files", "image_batches", "image_files", "images_with_notes",
+    "EvaluationImage", "ImageBatch", "boxes_of_class", "find_files", "image_batches", "image_files",
+    "images_with_notes",
 ]  # fmt: skip
 
 # ---------------------------------------------------------------- files

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from ..data.file_list import FileList
 from ..data.folder import class_folders, files_of_classes, order_notes
 from ..data.image_checks import sizes_of, value_notes
 from ..data.image_table import table_files
-from ..data.label_table import read_label_table
+from ..data.label_table import LabelTable, read_label_table
 from ..data.labeled_images import BoxArrays, LabeledImages, LabelSets
 from ..data.own_boxes import own_boxes
 from ..data.remembered_checks import check_files
@@ -83,12 +84,11 @@ def find_labeled(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} must be at least 1.")
-    if root.is_file():
-        folder, folders, files, labels, listing_notes = _of_table(root, split)
-        root = folder
-    else:
-        folder, folders, files, labels, listing_notes = _of_folder(root, split)
+    listing = _of_table(root, split) if root.is_file() else _of_folder(root, split)
+    folder, folders = listing.folder, listing.class_names
+    root = folder if root.is_file() else root
     numbers, notes = _class_numbers(folders, classes, class_count, folder)
+    files, labels, listing_notes = listing.list_files()
     available = len(files)
     if limit is not None and limit < available:
         drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
@@ -115,40 +115,57 @@ def find_labeled(
     return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
 
 
-_Listed = tuple[Path, list[str], FileList, NDArray[np.int32], list[str]]
-"""The folder of the images, their classes, the images, the place of each one's class, and notes."""
+class _Listing(NamedTuple):
+    """The folder of the images, their classes, and what lists them: with the place of each one's class, and notes."""
+
+    folder: Path
+    class_names: list[str]
+    list_files: Callable[[], tuple[FileList, NDArray[np.int32], list[str]]]
 
 
-def _of_folder(root: Path, split: str | None) -> _Listed:
+def _of_folder(root: Path, split: str | None) -> _Listing:
     folder = root / (split or _SPLIT)
     if split is None and not folder.is_dir():
         folder = root
-    folders = class_folders(folder)
-    files, labels, left_out = files_of_classes(folder, folders)
-    return folder, folders, files, labels, left_out.notes()
+    names = class_folders(folder)
+
+    def list_files() -> tuple[FileList, NDArray[np.int32], list[str]]:
+        files, labels, left_out = files_of_classes(folder, names)
+        return files, labels, left_out.notes()
+
+    return _Listing(folder, names, list_files)
 
 
-def _of_table(table: Path, split: str | None) -> _Listed:
-    rows, root = read_label_table(table), table.parent
+def _of_table(table: Path, split: str | None) -> _Listing:
+    rows = read_label_table(table)
     if isinstance(rows.labels, LabelSets):
         raise DataError(
             f"{table}: images have several labels, and figures of maps are those of one class an image. Give a table of"
             " one label each."
         )
-    files, labels = table_files(rows, table, root), rows.labels
-    if rows.splits is not None:
-        wanted = _SPLIT if split is None else split
-        if wanted.lower() not in SPLIT_NAMES:
-            raise ConfigError(f"--split {wanted!r}: a table has train, val and test.")
-        chosen = np.flatnonzero(rows.splits == SPLIT_NAMES[wanted.lower()])
-        if not len(chosen):
-            raise DataError(f"{table}: no line is of split {wanted}.")
-        files, labels = files.taken(chosen), labels[chosen]
-    elif split is not None:
-        raise ConfigError(f"--split {split!r}: {table} has no column split.")
-    present = np.unique(labels)
-    names = [rows.class_names[number] for number in present]
-    return root, names, files, np.searchsorted(present, labels).astype(np.int32), rows.notes
+    chosen, labels = _of_split(rows, table, split), rows.labels
+    present = np.unique(labels[chosen])
+
+    def list_files() -> tuple[FileList, NDArray[np.int32], list[str]]:
+        places = np.searchsorted(present, labels[chosen]).astype(np.int32)
+        return table_files(rows, table, table.parent).taken(chosen), places, rows.notes
+
+    return _Listing(table.parent, [rows.class_names[number] for number in present], list_files)
+
+
+def _of_split(rows: LabelTable, table: Path, split: str | None) -> NDArray[np.int64]:
+    """The numbers of the rows of a split; all where the table has no splits."""
+    if rows.splits is None:
+        if split is not None:
+            raise ConfigError(f"--split {split!r}: {table} has no column split.")
+        return np.arange(len(rows.names))
+    wanted = _SPLIT if split is None else split
+    if wanted.lower() not in SPLIT_NAMES:
+        raise ConfigError(f"--split {wanted!r}: a table has train, val and test.")
+    chosen = np.flatnonzero(rows.splits == SPLIT_NAMES[wanted.lower()])
+    if not len(chosen):
+        raise DataError(f"{table}: no line is of split {wanted}.")
+    return chosen
 
 
 def _class_numbers(

@@ -23,6 +23,7 @@ from camify.evaluation.network import placed_on
 from camify.sources.demo_network import TinyVGG
 from camify.task import Classes
 
+from ..data.equal import equal
 from .conftest import NAMES, PREPROCESSING, SHOWN
 
 
@@ -388,3 +389,30 @@ def test_a_network_on_several_devices_is_not_moved(net):
     with placed_on(wrapped, None):
         pass
     assert wrapped.moves == []
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_a_table_gives_what_folders_give(copy):
+    """Also where it names the images in another order, or holds other splits."""
+    folder = labeled(copy)
+    rows = [f"{path.relative_to(copy).as_posix()},{path.parent.name},val" for path in reversed(folder.images.files)]
+    table = copy / "labels.csv"
+    table.write_text("\n".join(["image,label,split", *rows]) + "\n", encoding="utf-8")
+    found = labeled(table)
+    assert found.classes == folder.classes
+    assert sorted(map(str, found.images.files)) == sorted(map(str, folder.images.files))
+    theirs = {sample["path"]: sample for sample in folder.images}
+    assert equal({sample["path"]: sample for sample in found.images}, theirs)
+    with pytest.raises(DataError, match=r"labels\.csv: no line is of split test"):
+        labeled(table, "test")
+    with pytest.raises(ConfigError, match="a table has train, val and test"):
+        labeled(table, "mine")
+    table.write_text("\n".join(["image,label", *(row.removesuffix(",val") for row in rows)]), encoding="utf-8")
+    assert len(labeled(table).images) == 12
+    with pytest.raises(ConfigError, match="has no column split"):
+        labeled(table, "val")
+    table.write_text(f"image,labels\n{rows[0].split(',')[0]},ant|bee\n", encoding="utf-8")
+    with pytest.raises(DataError, match="images have several labels"):
+        labeled(table)
