@@ -6,7 +6,7 @@ import csv
 import io
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def read_label_table(
     split_column: str | None = None,
     separator: str | None = None,
     class_names: Sequence[str] | None = None,
+    whole: Collection[str] = (),
 ) -> LabelTable:
     """The images of a table and their labels.
 
@@ -77,6 +78,7 @@ def read_label_table(
         split_column: of ``train``, ``val``, ``test`` (or how these are usually called), likewise.
         separator: stands between several labels of a cell; ``""``: none does; None: ``|`` or ``;`` where there are any.
         class_names: all classes in order; None: those of the table, sorted, numbers by number; of columns their order.
+        whole: names of classes that are not taken apart, whatever they hold; also those of ``class_names``.
 
     Raises:
         DataError: a line cannot be right, or a column is missing; names up to ten lines.
@@ -111,7 +113,8 @@ def read_label_table(
     if not names:
         raise DataError(f"{path}: no labeled images follow the first line.")
     notes = [f"{path}: {empty} lines without a label are left out"] if empty else []
-    labels, known = _labels(path, lines, cells, columns, separator, class_names, notes)
+    whole = {*whole, *(class_names or ())}
+    labels, known = _labels(path, lines, cells, columns, separator, class_names, whole, notes)
     return LabelTable(
         names, np.array(lines, np.int64), labels, known,
         None if columns.split is None else np.array(splits, np.int8), notes,
@@ -236,7 +239,7 @@ def _marks(row: dict[str, str], classes: Sequence[str]) -> list[tuple[int, float
 
 def _labels(
     path: Path, lines: Sequence[int], cells: list[Any], columns: _Columns, separator: str | None,
-    class_names: Sequence[str] | None, notes: list[str],
+    class_names: Sequence[str] | None, whole: Collection[str], notes: list[str],
 ) -> tuple[NDArray[np.int32] | LabelSets, list[str]]:  # fmt: skip
     if columns.label is None:
         if class_names is not None and list(class_names) != list(columns.classes):
@@ -246,10 +249,10 @@ def _labels(
             )
         return _of_marks(cells, len(columns.classes)), list(columns.classes)
     if separator is None:
-        separator = next((one for one in SEPARATORS if any(one in cell for cell in cells)), "")
+        separator = next((one for one in SEPARATORS if any(one in cell for cell in cells if cell not in whole)), "")
         if separator:
             notes.append(f"{path}: {separator} was taken to stand between several labels of an image; separator='' not")
-    rows = [[part.strip() for part in cell.split(separator) if part.strip()] for cell in cells] if separator else None
+    rows = [_taken_apart(cell, separator, whole) for cell in cells] if separator else None
     parts: Iterator[str] = (part for row in rows for part in row) if rows is not None else iter(cells)
     names = class_order(dict.fromkeys(parts)) if class_names is None else list(class_names)
     numbers = {name: number for number, name in enumerate(names)}
@@ -257,6 +260,10 @@ def _labels(
     if rows is None:
         return np.array([numbers[cell] for cell in cells], np.int32), names
     return LabelSets.of([sorted({numbers[part] for part in row}) for row in rows], len(names)), names
+
+
+def _taken_apart(cell: str, separator: str, whole: Collection[str]) -> list[str]:
+    return [cell] if cell in whole else [part.strip() for part in cell.split(separator) if part.strip()]
 
 
 def _refuse_unknown(path: Path, lines: Sequence[int], rows: Iterable[Sequence[str]], names: Sequence[str]) -> None:

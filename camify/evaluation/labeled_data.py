@@ -84,7 +84,7 @@ def find_labeled(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} must be at least 1.")
-    listing = _of_table(root, split) if root.is_file() else _of_folder(root, split)
+    listing = _of_table(root, split, classes.names or ()) if root.is_file() else _of_folder(root, split)
     folder, folders = listing.folder, listing.class_names
     root = folder if root.is_file() else root
     numbers, notes = _class_numbers(folders, classes, class_count, folder)
@@ -136,8 +136,8 @@ def _of_folder(root: Path, split: str | None) -> _Listing:
     return _Listing(folder, names, list_files)
 
 
-def _of_table(table: Path, split: str | None) -> _Listing:
-    rows = read_label_table(table)
+def _of_table(table: Path, split: str | None, known: Sequence[str]) -> _Listing:
+    rows = read_label_table(table, whole=known)
     if isinstance(rows.labels, LabelSets):
         raise DataError(
             f"{table}: images have several labels, and figures of maps are those of one class an image. Give a table of"
