@@ -30,7 +30,7 @@ def test_every_option_has_one_name_a_default_and_a_line_that_explains_it():
     assert len(names) == len(set(names)) == len(GROUP_OF)
     assert set(FLAT) <= set(names)
     arguments = inspect.signature(camify.CAMFineTuner).parameters
-    assert set(arguments) == {"model", "class_names", "recipe", *FLAT, *GROUPS, "others"}
+    assert set(arguments) == {"model", "class_names", "recipe", *FLAT, *GROUPS, "data_task", "others"}
     for group in GROUPS.values():
         group()  # each has a default
         documented = re.findall(
