@@ -45,6 +45,7 @@ class ImageFolderDataModule(LabeledFilesDataModule):
         boxes: file or folder of boxes in another format than ``root/boxes.csv``: COCO, VOC, YOLO, CVAT and more, known
             by their content; see the page on boxes.
         masks: folder of PNG files that are called as the images; what is not 0 is the object.
+        boxes_kind: the format of ``boxes``, where several are there: ``"coco"``, ``"voc"``, ...; None finds it.
         voc_origin: number of the first pixel in files of Pascal VOC, 0 or 1; None derives it.
         exif: ``"stored"`` or ``"upright"``: which of the two boxes belong to, where EXIF turns an image and no size
             decides; None: upright.
@@ -71,14 +72,15 @@ class ImageFolderDataModule(LabeledFilesDataModule):
         check: str | None = None,
         boxes: str | None = None,
         masks: str | None = None,
+        boxes_kind: str | None = None,
         voc_origin: int | None = None,
         exif: str | None = None,
     ) -> None:
         super().__init__(
             root, image_size=image_size, batch_size=batch_size, num_workers=num_workers, augment=augment, mean=mean,
             std=std, override_preprocessing=override_preprocessing, bits=bits,
-            check=check or ("start" if check_images else "never"), boxes=boxes, masks=masks, voc_origin=voc_origin,
-            exif=exif,
+            check=check or ("start" if check_images else "never"), boxes=boxes, masks=masks, boxes_kind=boxes_kind,
+            voc_origin=voc_origin, exif=exif,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         self.class_names = class_folders(self.root / "train")

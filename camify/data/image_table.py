@@ -82,6 +82,7 @@ class ImageTableDataModule(LabeledFilesDataModule):
         check: str = "start",
         boxes: str | None = None,
         masks: str | None = None,
+        boxes_kind: str | None = None,
         voc_origin: int | None = None,
         exif: str | None = None,
     ) -> None:
@@ -89,7 +90,7 @@ class ImageTableDataModule(LabeledFilesDataModule):
         super().__init__(
             root or str(path.parent), image_size=image_size, batch_size=batch_size, num_workers=num_workers,
             augment=augment, mean=mean, std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
-            boxes=boxes, masks=masks, voc_origin=voc_origin, exif=exif,
+            boxes=boxes, masks=masks, boxes_kind=boxes_kind, voc_origin=voc_origin, exif=exif,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         if not path.is_file():
@@ -117,6 +118,10 @@ class ImageTableDataModule(LabeledFilesDataModule):
         parts, notes = with_val(parts, self.val_share, self.split_seed, str(self.table))
         self._notes = [*rows.notes, *notes]
         return parts
+
+    def other_sources(self) -> list[Path]:
+        """The table, and masks."""
+        return [self.table, *super().other_sources()]
 
     def listing_notes(self) -> list[str]:
         """What has to be said about the table."""

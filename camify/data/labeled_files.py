@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError
+from ..errors import CamifyError, ConfigError, DataError
 from ..image_files import EncodedImage
 from ..preprocessing import Preprocessing
 from ..ranks import current
@@ -29,6 +30,7 @@ __all__ = ["CHECKS", "LabeledFilesDataModule", "joined_files", "joined_labels"]
 
 CHECKS = ("start", "first_epoch", "never")
 """When images are decoded to see whether they can be: before training starts, while it goes through them, or not."""
+_OPTIONS = {"images": "root", "kind": "boxes_kind"}
 
 
 class LabeledFilesDataModule(PreparedDataModule):
@@ -57,6 +59,7 @@ class LabeledFilesDataModule(PreparedDataModule):
         check: str,
         boxes: str | None = None,
         masks: str | None = None,
+        boxes_kind: str | None = None,
         voc_origin: int | None = None,
         exif: str | None = None,
     ) -> None:
@@ -72,9 +75,9 @@ class LabeledFilesDataModule(PreparedDataModule):
             raise ConfigError(f"check={check!r} is unknown. Choose one of {', '.join(CHECKS)}.")
         self.root, self.check = Path(root), check
         self.boxes, self.masks = (None if one is None else Path(one) for one in (boxes, masks))
-        self.voc_origin, self.exif = voc_origin, exif
-        if boxes is None and (voc_origin, exif) != (None, None):
-            raise ConfigError("voc_origin and exif say how the file of boxes is meant. Give boxes, or leave them out.")
+        self.boxes_kind, self.voc_origin, self.exif = boxes_kind, voc_origin, exif
+        if boxes is None and (boxes_kind, voc_origin, exif) != (None, None, None):
+            raise ConfigError("boxes_kind, voc_origin and exif say how boxes are meant. Give boxes, or leave them out.")
         self.splits: dict[str, LabeledImages] = {}
         self._listed: dict[str, LabeledFiles] = {}
         self._fingerprint: dict[str, str] = {}
@@ -190,8 +193,13 @@ class LabeledFilesDataModule(PreparedDataModule):
 
     def _imported(self, source: Path, files: FileList) -> BoxRows:
         """The boxes of a foreign format."""
-        imported = import_boxes(source, files, self.root, voc_origin=self.voc_origin, exif=self.exif)
-        self._content_notes += [f"{source}: read as {imported.kind}", *imported.notes]
+        try:
+            imported = import_boxes(
+                source, files, self.root, kind=self.boxes_kind, voc_origin=self.voc_origin, exif=self.exif
+            )
+        except CamifyError as error:
+            raise type(error)(_own_options(str(error))) from error
+        self._content_notes += [f"{source}: read as {imported.kind}", *map(_own_options, imported.notes)]
         known = {row[0] for row in imported.rows}
         names = (name.replace(os.sep, "/") for name in files.names())
         numbers = {name: number for number, name in enumerate(names) if name in known}
@@ -234,7 +242,7 @@ class LabeledFilesDataModule(PreparedDataModule):
                 count = f"{len(one.files)} images of {self.count_classes(split)} classes"
                 digest = _digest(self.root, one.files) if isinstance(one.files, FileList) else self.digest(split)
                 self._fingerprint[split] = f"{count}, digest {digest}"
-            for source in (self.box_source, *([] if self.masks is None else [self.masks])):
+            for source in (self.box_source, *self.other_sources()):
                 names = (
                     [source.name]
                     if source.is_file()
@@ -247,6 +255,10 @@ class LabeledFilesDataModule(PreparedDataModule):
                 digest = _digest(source.parent, FileList(source.parent, names))
                 self._fingerprint[source.name] = digest if names else "none"
         return dict(self._fingerprint)
+
+    def other_sources(self) -> list[Path]:
+        """Files and folders besides images and boxes that the data are read from."""
+        return [] if self.masks is None else [self.masks]
 
     def digest(self, split: str) -> str:  # noqa: ARG002 - of a subclass
         """What tells images that are no files of their own from others."""
@@ -264,7 +276,8 @@ class LabeledFilesDataModule(PreparedDataModule):
         seen = batch.pop("check", None) if isinstance(batch, dict) else None
         if seen is None or self.check != "first_epoch" or self.trainer is None:
             return batch
-        split = "train" if self.trainer.training else "val"
+        measured = "test" if "test" in self.splits and (self.trainer.testing or self.trainer.predicting) else "val"
+        split = "train" if self.trainer.training else measured
         if self.trainer.current_epoch > 0 and split == "train":
             self._end_first_epoch()
         elif split in self.splits:
@@ -298,6 +311,11 @@ class LabeledFilesDataModule(PreparedDataModule):
         self.check = "never"
         for images in self.splits.values():
             images.reports_checks = False
+
+
+def _own_options(text: str) -> str:
+    """What is said of options of ``camify data import``, of those of a data module."""
+    return re.sub(r"--(images|kind|voc_origin|exif)", lambda option: _OPTIONS.get(option[1], option[1]), text)
 
 
 def joined_files(root: Path, lists: Sequence[Sequence[Path | EncodedImage]]) -> Sequence[Path | EncodedImage]:

@@ -80,13 +80,14 @@ class TorchvisionDataModule(LabeledFilesDataModule):
         check: str = "start",
         boxes: str | None = None,
         masks: str | None = None,
+        boxes_kind: str | None = None,
         voc_origin: int | None = None,
         exif: str | None = None,
     ) -> None:
         super().__init__(
             root, image_size=image_size, batch_size=batch_size, num_workers=num_workers, augment=augment, mean=mean,
             std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
-            boxes=boxes, masks=masks, voc_origin=voc_origin, exif=exif,
+            boxes=boxes, masks=masks, boxes_kind=boxes_kind, voc_origin=voc_origin, exif=exif,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         if name in _PICKLED:

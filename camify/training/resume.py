@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 _FREE = {  # options that say where a run is and how it is watched, not what it is
-    "root", "num_workers", "check_images", "feature_cache", "feature_cache_gb", "compile",
-    "cam_metrics", "grid_mosaics",
+    "root", "table", "path", "boxes", "masks", "num_workers", "check_images", "check", "feature_cache",
+    "feature_cache_gb", "compile", "cam_metrics", "grid_mosaics",
 }  # fmt: skip
 _AVERAGING = (StochasticWeightAveraging, WeightAveraging)
 _KEY = "camify_run"  # the network's record has another: see CKPT_RECORD

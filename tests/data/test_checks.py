@@ -202,7 +202,7 @@ def test_boxes_of_another_format(root):
     assert data.splits["train"].boxes.counts.sum() == 1
     assert any("read as coco" in note for note in data.notes)
     assert any("1 box is left out, since it is of another class than the image" in note for note in data.notes)
-    with pytest.raises(ConfigError, match="voc_origin and exif say how the file of boxes is meant"):
+    with pytest.raises(ConfigError, match="boxes_kind, voc_origin and exif say how boxes are meant"):
         ImageFolderDataModule(str(root), voc_origin=1)
 
 
