@@ -41,6 +41,7 @@ def check_layers(net: CAMNet, legacy: nn.Module, new_convs: list[tuple[int, int]
 
 
 @pytest.mark.parametrize("name", VGGS)
+@pytest.mark.slow
 def test_every_vgg_becomes_features_without_the_last_pool_and_a_cam_head(name):
     legacy = narrow_vgg(name)
     images = torch.randn(1, 3, 96, 96)
@@ -92,6 +93,7 @@ def test_vgg11_at_224_has_a_map_of_14x14():
         assert relative(net.features(images), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_alexnet_at_224_has_a_map_of_13x13_and_two_convolutions():
     legacy = real("alexnet")
     images = torch.randn(1, 3, 224, 224)

@@ -29,6 +29,7 @@ NATIVES = {
 
 
 @pytest.mark.parametrize("name", NATIVES)
+@pytest.mark.slow
 def test_a_native_cam_network_keeps_its_logits_and_its_classifier(name):
     legacy = shake(getattr(MODELS, name)(num_classes=12, **NATIVES[name])).eval()
     size = 96 if name != "googlenet" else 128

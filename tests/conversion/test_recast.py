@@ -161,6 +161,7 @@ def test_a_log_softmax_at_the_end_is_left_to_the_user():
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
+@pytest.mark.slow
 def test_torchvisions_flattening_networks(name):
     legacy = real("alexnet") if name == "alexnet" else narrow_vgg(name)
     size = 224 if name == "alexnet" else 96  # at 96 px VGG's adaptive pool enlarges 3 x 3 to 7 x 7

@@ -171,6 +171,7 @@ def test_every_recipe_has_its_list_and_its_sources():
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if "inception" in name else name for name in PUBLISHED],
 )
+@pytest.mark.slow
 def test_a_recipe_is_the_published_network_layer_for_layer(name):
     _, end, cells, layers, pool, dropout, drawn = PUBLISHED[name]
     net = converted(name)
@@ -284,6 +285,7 @@ def inception_by_hand(network: nn.Module, images: torch.Tensor, large: bool) -> 
 
 @pytest.mark.parametrize("name", ["choe2020/inceptionv3", "choe2020/inceptionv3-28"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_inception_is_the_network_built_by_hand(name):
     net, images = converted(name), torch.randn(1, 3, 112, 112)
     x = inception_by_hand(legacy("inception_v3"), images, large=name.endswith("28"))

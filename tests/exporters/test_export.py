@@ -83,6 +83,7 @@ def test_boxes_are_those_of_the_metrics(net, files, suffix):
 
 
 @pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
+@pytest.mark.slow
 def test_a_rule_of_mirrored_finer_object_maps_cut_by_otsu(tmp_path, suffix):
     """Its boxes are those of ``predict_boxes``; loaded as a source, what its own maps cannot give is said."""
     net = network()
@@ -144,6 +145,7 @@ def test_onnx_names_its_axes_and_says_how_to_use_it(net, files):
     assert str(camify.__path__[0]).encode() not in files[".onnx"].path.read_bytes()
 
 
+@pytest.mark.slow
 def test_pt2_runs_where_there_is_torch_alone(net, files, tmp_path):
     """In a Python that cannot import camify or torchvision."""
     code = f"""

@@ -225,6 +225,7 @@ def test_the_demos_weights_come_with_the_package(tmp_path, monkeypatch):
     assert all(torch.equal(value, state[key]) for key, value in found.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_loading_needs_no_lightning(places):
     code = "import sys, camify; camify.load(sys.argv[1]); assert 'pytorch_lightning' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

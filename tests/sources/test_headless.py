@@ -46,6 +46,7 @@ def resnet(tmp_path):
         ("mobilenet_v3_small", True), ("squeezenet1_1", False),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_file_of_features_alone_finds_its_network(tmp_path, name, half):
     path = tmp_path / "w.safetensors"
     state = features_of(name, path, half)
@@ -63,6 +64,7 @@ def test_a_file_of_features_alone_finds_its_network(tmp_path, name, half):
 
 
 @pytest.mark.parametrize("head", ["gap", "direct"])
+@pytest.mark.slow
 def test_a_new_head_is_put_on_them(tmp_path, resnet, head):
     net = camify.convert(resnet, head=head, class_names=["a", "b"], head_channels=8 if head == "gap" else None,
                          input_size=64, seed=0)  # fmt: skip
@@ -152,6 +154,7 @@ def test_timms_files_without_a_classifier(tmp_path, name):
         assert camify.convert(source, head="direct", num_classes=3, input_size=64).num_classes == 3
 
 
+@pytest.mark.slow
 def test_torchvisions_own_features_are_a_source_without_head(monkeypatch):
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in torchvision.models.vgg16().state_dict().items()}
@@ -230,6 +233,7 @@ def test_features_in_the_forms_of_self_supervised_training(tmp_path, written, no
 
 
 @pytest.mark.parametrize("name", ["torchvision/vgg11@", ""])
+@pytest.mark.slow
 def test_features_of_vgg_saved_on_their_own(tmp_path, name):
     """Keras's "no top" as torch has it: ``model.features.state_dict()``, whose names begin with a number."""
     features = torchvision.models.vgg11(weights=None).features

@@ -53,6 +53,7 @@ def test_wrapped_files_find_their_network(tmp_path, suffix):
         assert convert(str(path), head="direct", input_size=64).num_classes == 4
 
 
+@pytest.mark.slow
 def test_tensors_beside_the_network_do_not_hide_it(tmp_path):
     state, path = network("resnet18", 3).state_dict(), tmp_path / "w.ckpt"
     content = {**{f"model.{key}": value for key, value in state.items()}, "criterion.weight": torch.ones(3)}

@@ -133,6 +133,7 @@ def test_validate_and_test_write_nothing_and_predict_a_table(finished, capsys):
         assert float(row["probability"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_folder_can_be_trained_on(finished, config, tmp_path):
     run("fit", "--config", config, "--model.model", str(finished / "run" / "export"))
     first, second = (camify.load(folder / "run" / "export") for folder in (finished, tmp_path))

@@ -86,6 +86,7 @@ def test_several_methods_are_drawn_from_one_forward(legacy, data, make_trainer, 
     assert all(f'<button type="button" data-method="{name}"' in page for name in methods)
 
 
+@pytest.mark.slow
 def test_the_first_of_several_is_drawn_as_if_it_were_alone(legacy, data, make_trainer, tmp_path):
     drawn = []
     for name, method in (("alone", "gradcam"), ("first", ["gradcam", "reciprocam"])):

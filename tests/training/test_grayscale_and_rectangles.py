@@ -41,6 +41,7 @@ def fit(data, out, model, *options):
     return camify.load(out)
 
 
+@pytest.mark.slow
 def test_a_grayscale_checkpoint_is_trained_and_explained(data, tmp_path):
     gray, run = tmp_path / "gray", tmp_path / "run"
     camify_main([
@@ -57,6 +58,7 @@ def test_a_grayscale_checkpoint_is_trained_and_explained(data, tmp_path):
     assert (own.preprocessing.mean, own.preprocessing.std) == ((0.25,), (0.5,))
 
 
+@pytest.mark.slow
 def test_rectangles(data, tmp_path):
     folder = tmp_path / "net"
     camify_main(["convert", "torchvision/squeezenet1_1@none", str(folder), "--head", "direct", "--input_size", "64x96"])

@@ -50,6 +50,7 @@ def test_tensorboard(picture, tmp_path):
     assert same(Image.open(tmp_path / "a.png"), picture)
 
 
+@pytest.mark.slow
 def test_weights_and_biases(picture, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -65,6 +65,7 @@ WHOLE: dict[str, dict[str, torch.Tensor]] = {}
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
 @pytest.mark.parametrize("step", [3, 6, 8, 15])  # of 6 an epoch: in a frozen epoch, at its end, unfreezing, after it
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_goes_on_from_that_batch(make_trainer, tmp_path, step, cache):
     options = {"freeze_epochs": 1, "feature_cache": cache, "hide_and_seek": 0.0 if cache == "memory" else 0.3}
     if cache not in WHOLE:

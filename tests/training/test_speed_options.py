@@ -40,6 +40,7 @@ class Average(pl.Callback):
             self.state = {k: self.decay * old + (1 - self.decay) * now[k] for k, old in self.state.items()}
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_validated_and_exported(make_trainer, tmp_path):
     module, average = tuner(), Average(0.8)
     kept = ModelCheckpoint(tmp_path, "best", None, save_on_train_epoch_end=True)
@@ -87,6 +88,7 @@ def test_averages_go_on_after_resuming(make_trainer, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"channels_last": True}])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+@pytest.mark.slow
 def test_half_precision_and_memory_format_learn_the_same(make_trainer, precision, options):
     module = tuner(optimizer="adamw", lr=0.005, freeze_epochs=0, box_weight=0.2, **options)
     torch.manual_seed(0)
