@@ -132,7 +132,7 @@ def check(network, shape, head):
 SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=20, **SETTINGS)
+@settings(max_examples=10, **SETTINGS)
 @given(networks())
 def test_random_networks_convert_or_are_refused(case):
     network, shape = case

@@ -226,6 +226,7 @@ def test_other_sizes_of_images(model, images):
 
 
 @pytest.mark.filterwarnings("ignore:`torch")  # looking at all objects wakes deprecated ones
+@pytest.mark.slow
 def test_networks_and_maps_are_let_go(images):
     model = TinyVGG(4)
     method = methods.GradCAM(model)

@@ -65,6 +65,7 @@ def test_scorecam(networks, name, variant, formula):
     "layer", ["layer2", "layer4.0.conv1", "layer4.1.bn1", "layer3.0.downsample.0", "layer4.1.relu"]
 )
 @pytest.mark.parametrize("formula", ["gradcam", "layercam", "reciprocam"])
+@pytest.mark.slow
 def test_any_layer(networks, layer, formula):
     """Also inside a residual block, before an in-place step, and a module that runs twice."""
     model, _, _ = networks("resnet18")

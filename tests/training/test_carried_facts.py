@@ -191,6 +191,7 @@ def test_other_classes_of_a_network_change_its_last_layer_only():
 # ------------------------------------------------------------ tasks
 
 
+@pytest.mark.slow
 def test_a_network_of_one_logit_is_fine_tuned_measured_and_predicted(trainer, tmp_path):
     torch.manual_seed(0)
     labels = torch.arange(32) % 2

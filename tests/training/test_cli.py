@@ -179,6 +179,7 @@ def test_missing_files_and_commands(capsys):
     assert "subcommand" in refused(capsys)
 
 
+@pytest.mark.slow
 def test_every_configuration_in_the_repository_parses(monkeypatch, capsys):
     from pathlib import Path
 

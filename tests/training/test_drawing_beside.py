@@ -189,6 +189,7 @@ def names_of_threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("camify")]
 
 
+@pytest.mark.slow
 def test_pictures_and_page_are_made_in_another_thread_which_ends(legacy, data, make_trainer, monkeypatch):
     threads = {}
     for name in ("camify.training.callbacks.overlays._draw", "camify.training.callbacks.run_record._write_page"):
@@ -248,6 +249,7 @@ def test_a_run_that_breaks_leaves_everything_it_had_handed_over(
     assert names_of_threads() == []
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_is_reported_once(legacy, data, make_trainer, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
