@@ -37,7 +37,7 @@ class ImageTableDataModule(LabeledFilesDataModule):
         root: folder of the images; None: the table's.
         image_column: names of images; None: the usual names (image, file_name, path, ...).
         label_column: likewise (label, class, category, ...); where there is none, each other column is a class.
-        split_column: likewise (split, subset, ...), holding train, val or test.
+        split_column: likewise (split, subset, ...), holding train, val or test; ``""``: none.
         separator: between several labels of a cell; ``""``: one label each; None: ``|`` or ``;`` where there are any.
         class_names: all classes in order; None: those of the table.
         val_share: of the training images, set aside for validation where the table has no ``val``.

@@ -57,6 +57,7 @@ class _Columns:
     label: str | None
     split: str | None
     classes: tuple[str, ...]  # one column each
+    unread: tuple[str, ...]
 
 
 def read_label_table(
@@ -75,7 +76,7 @@ def read_label_table(
         path: ``.parquet``, else CSV in UTF-8 with commas, semicolons or tabs.
         image_column: names of images; None: the first of the usual names that is there.
         label_column: of labels, likewise; where there is none, all other columns must hold 0 and 1, a class each.
-        split_column: of ``train``, ``val``, ``test`` (or how these are usually called), likewise.
+        split_column: of ``train``, ``val``, ``test`` (or how these are usually called), likewise; ``""``: none.
         separator: stands between several labels of a cell; ``""``: none does; None: ``|`` or ``;`` where there are any.
         class_names: all classes in order; None: those of the table, sorted, numbers by number; of columns their order.
         whole: names of classes that are not taken apart, whatever they hold; also those of ``class_names``.
@@ -85,7 +86,7 @@ def read_label_table(
         ConfigError: a column that was named is not there.
     """
     header, rows = _rows(path)
-    columns = _columns(path, header, image_column, label_column, split_column)
+    columns = _columns(path, header, image_column, label_column, split_column, class_names)
     names, lines, splits, cells, problems = list[str](), array("q"), array("b"), list[Any](), list[str]()
     empty = 0
     for line, row in rows:
@@ -95,10 +96,14 @@ def read_label_table(
         if split is not None and split.lower() not in SPLIT_NAMES:
             problems.append(
                 f"{path}:{line}: split {split[:40]!r} is none of train, val, test (also: training, validation, dev)."
+                " If the column says something else, name another split_column, or '' for none."
             )
         cell = row[columns.label].strip() if columns.label is not None else _marks(row, columns.classes)
         if isinstance(cell, _Wrong):
-            problems.append(f"{path}:{line}: column {cell.column} holds {cell.value!r}; 1, 0, or nothing are read.")
+            problems.append(
+                f"{path}:{line}: column {cell.column} holds {cell.value!r}; 1, 0, or nothing are read. If it"
+                " is no class, name the classes with class_names."
+            )
         if len(problems) > _SHOWN:
             break
         if cell == "":
@@ -113,6 +118,9 @@ def read_label_table(
     if not names:
         raise DataError(f"{path}: no labeled images follow the first line.")
     notes = [f"{path}: {empty} lines without a label are left out"] if empty else []
+    if columns.unread:
+        more = ", ..." if len(columns.unread) > _SHOWN else ""
+        notes.append(f"{path}: columns that are not read: {', '.join(columns.unread[:_SHOWN])}{more}")
     whole = {*whole, *(class_names or ())}
     labels, known = _labels(path, lines, cells, columns, separator, class_names, whole, notes)
     return LabelTable(
@@ -190,12 +198,17 @@ def _text(value: Any) -> str:
     return "" if value is None or value != value else str(value)
 
 
-def _columns(path: Path, header: list[str], image: str | None, label: str | None, split: str | None) -> _Columns:
+def _columns(
+    path: Path, header: list[str], image: str | None, label: str | None, split: str | None,
+    class_names: Sequence[str] | None,
+) -> _Columns:  # fmt: skip
     by_name = {name.lower(): name for name in header}
 
     def column(given: str | None, usual: Sequence[str], option: str) -> str | None:
         if given is None:
             return next((by_name[name] for name in usual if name in by_name), None)
+        if given == "":
+            return None
         if given not in header:
             raise ConfigError(f"{option}={given!r}: {path} has no such column. Columns: {', '.join(header[:20])}.")
         return given
@@ -208,10 +221,14 @@ def _columns(path: Path, header: list[str], image: str | None, label: str | None
         )
     splits = column(split, SPLIT_COLUMNS, "split_column")
     labels = column(label, LABEL_COLUMNS, "label_column")
-    classes = tuple(name for name in header if name not in (images, splits)) if labels is None else ()
+    others = tuple(name for name in header if name not in (images, splits, labels))
+    classes = () if labels is not None else others if class_names is None else tuple(class_names)
+    absent = [name for name in classes if name not in others]
+    if absent:
+        raise DataError(f"{path}:1: no column is called {absent[0]!r}, a class. Columns: {', '.join(header[:20])}.")
     if labels is None and not classes:
         raise DataError(f"{path}:1: no column has labels. Columns: {', '.join(header[:20])}. Call one label.")
-    return _Columns(images, labels, splits, classes)
+    return _Columns(images, labels, splits, classes, tuple(name for name in others if name not in classes))
 
 
 @dataclass(frozen=True)
@@ -242,11 +259,6 @@ def _labels(
     class_names: Sequence[str] | None, whole: Collection[str], notes: list[str],
 ) -> tuple[NDArray[np.int32] | LabelSets, list[str]]:  # fmt: skip
     if columns.label is None:
-        if class_names is not None and list(class_names) != list(columns.classes):
-            raise DataError(
-                f"{path}: its columns are the classes {list(columns.classes)[:5]}, and class_names are"
-                f" {list(class_names)[:5]}."
-            )
         return _of_marks(cells, len(columns.classes)), list(columns.classes)
     if separator is None:
         separator = next((one for one in SEPARATORS if any(one in cell for cell in cells if cell not in whole)), "")

@@ -122,6 +122,21 @@ def test_classes_that_are_numbers_go_by_number_and_an_order_can_be_given(root):
     assert "labels.csv:2: label '10' is none of the classes (1, 9)" in said
 
 
+def test_columns_that_say_something_else(root):
+    """Other columns are said, folds are no splits, and classes can be picked."""
+    rows = [(name, label, str(number % 5), "9") for number, (name, label, _) in enumerate(rows_of(root))]
+    table = write(root / "labels.csv", rows, ("image", "label", "fold", "age"))
+    assert "If the column says something else, name another split_column" in error(table)
+    data = ready(table, split_column="")
+    assert any("columns that are not read: fold, age" in note for note in data.notes)
+    (root / "boxes.csv").unlink()
+    marked = [(name, "34", "1", "0") for name, _, _ in rows_of(root)]
+    table = write(root / "marks.csv", marked, ("image", "age", "a", "b"))
+    assert "column age holds '34'" in error(table)
+    assert ready(table, class_names=["b", "a"]).class_names == ["b", "a"]
+    assert "no column is called 'c', a class" in error(table, class_names=["a", "c"])
+
+
 def test_without_val_a_share_of_each_class_is_set_aside(root):
     data = ready(write(root / "labels.csv", [row[:2] for row in rows_of(root)], ("file_name", "class")), val_share=0.34)
     assert sorted(data.splits["val"].labels) == [0, 0, 1, 1, 2, 2]
