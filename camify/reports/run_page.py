@@ -170,6 +170,7 @@ def _page(report: RunReport) -> str:
         before=report.results[0] if report.results else {},
         score=newest.get("score", latest.get(report.score[0])),
         quality=newest.get("quality", latest.get(key)),
+        measured=report.score[0] == "val/acc" or any(key in row for row in report.history),  # else it never is
         kinds=kinds,
         epochs=sorted({frame.epoch for frame in frames}),
         methods=methods,

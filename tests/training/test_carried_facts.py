@@ -280,7 +280,17 @@ def test_the_task_travels_with_the_checkpoint(trainer, tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     module = camify.CAMFineTuner(net, class_names=["a", "b", "c"], head="direct", input_size=16, task="multilabel")
     data = DataLoader(TensorDataset(images, labels), 4)
-    trainer(RunRecord(quiet=True)).fit(module, data, data)
+    overlays = camify.CAMOverlayLogger(num_images=4)
+    trainer(RunRecord(quiet=True), overlays).fit(module, data, data)
+    watched = json.loads((tmp_path / "run" / "overlays" / "index.json").read_text())["watched"]
+    for index, one in enumerate(watched):
+        for frame in one["frames"]:
+            predicted = int(overlays.history[frame["epoch"]]["classes"][index])
+            right = bool(overlays._watched.present[index, predicted])
+            assert ("predicted" not in frame) == right, "a picture of its own is that of a mistake"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "mean average precision" in page
+    assert "center box" not in page
     loaded = camify.load(tmp_path / "run" / "export")
     assert str(loaded.task) == "multilabel"
     assert json.loads((tmp_path / "run" / "export" / "camify.json").read_text())["task"] == "multilabel"

@@ -145,7 +145,9 @@ class OverlayFiles:
         return 0 if labels is None else int(labels[index])
 
     def _is_wrong(self, epoch: int, index: int) -> bool:
-        return int(self.observations[epoch]["classes"][index]) != self._true(index)
+        """Whether the predicted class is not the image's, or of several labels none of them."""
+        predicted, present = int(self.observations[epoch]["classes"][index]), self.watched.present
+        return predicted != self._true(index) if present is None else not bool(present[index, predicted])
 
     def _boxes(self, index: int) -> Tensor | None:
         boxes = self.watched.batch.boxes
@@ -167,10 +169,14 @@ class OverlayFiles:
 
     def _frame(self, epoch: int, index: int, method: str, *, of_predicted: bool = False) -> _Drawn:
         observation = self.observations[epoch]
+        # Of several labels that are right the predicted one is shown; else the place of the true class is 1.
+        pair = [0, 1] if self.watched.present is None or self._is_wrong(epoch, index) else [0, 0]
+        classes = (int(observation["classes"][index]), self._true(index))
+        figures = (observation["maps"][method], observation["logits"], observation["probabilities"])
         return self._overlay(
             self.watched.pictures[index],
-            (int(observation["classes"][index]), self._true(index)),
-            (observation["maps"][method][index], observation["logits"][index], observation["probabilities"][index]),
+            (classes[pair[0]], classes[pair[1]]),
+            (figures[0][index][pair], figures[1][index][pair], figures[2][index][pair]),
             self._boxes(index),
             f"{self.watched.names[index]} · epoch {epoch}{self._note(method)}",
             threshold=float(observation["threshold"]),

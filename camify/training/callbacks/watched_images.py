@@ -60,6 +60,7 @@ class WatchedImages:
     batch: Batch  # its labels are classes (n,)
     pictures: Tensor  # (n, 3, H, W) in [0, 1]
     names: list[str]
+    present: Tensor | None = None  # (n, K) bool of several labels each, else None
 
 
 def choose_watched(count: int, labels: Sequence[int] | None, total: int, seed: int) -> list[int]:
@@ -119,13 +120,12 @@ def read_watched(
     batch = Batch.of(loader.collate_fn([dataset[index] for index in indices]))
     if batch.labels is None:
         raise DataError("The validation data have no labels: the true class's map cannot be shown.")
-    batch.labels = network.classes.of_targets(
-        network.task.targets(batch.labels, network.num_classes, allow_unknown=True)
-    )
+    targets = network.task.targets(batch.labels, network.num_classes, allow_unknown=True)
+    batch.labels = network.classes.of_targets(targets)
     pictures = pictures_of(batch.images, network)
     stems = [str(index) for index in indices] if batch.paths is None else [Path(path).stem for path in batch.paths]
     names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
-    return WatchedImages(batch, pictures, names)
+    return WatchedImages(batch, pictures, names, None if network.task.exclusive else targets >= 0.5)
 
 
 def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
