@@ -64,6 +64,7 @@ _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",  # Lightning with a newer torch
+    "Your `IterableDataset` has `__len__` defined.*",  # WebDatasetDataModule gives each loading process its own shards
     ".*exists and is not empty.*",  # the run's folder is chosen so that nothing is overwritten
 )
 

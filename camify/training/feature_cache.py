@@ -26,6 +26,7 @@ from ..files import temporary_folder
 from ..logits import logits_of
 from ..model import CAMNet
 from ..ranks import ONE, Ranks, current
+from .labels import has_random_access
 from .loaders import single_loader
 from .run_folder import run_folder
 
@@ -294,7 +295,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
     def of(cls, module: Any, trainer: pl.Trainer) -> FeatureCache:
         """The cache that a fine-tuner's options ask for."""
         loader, options = single_loader(trainer.train_dataloader), module.options.cache
-        if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        if not isinstance(loader, DataLoader) or not has_random_access(loader):
             raise ConfigError(
                 "feature_cache needs a DataLoader over a data set of known length. Leave feature_cache out."
             )

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ..batch import Batch
 
-__all__ = ["read_labels", "spread"]
+__all__ = ["has_random_access", "read_labels", "spread"]
 
 _COMPARED = 16  # samples by which a data set's own list is believed
 
@@ -17,6 +18,13 @@ _COMPARED = 16  # samples by which a data set's own list is believed
 def spread(total: int, count: int) -> list[int]:
     """At most ``count`` of the numbers below ``total``, evenly spread."""
     return list(range(total)) if total <= count else [index * total // count for index in range(count)]
+
+
+def has_random_access(loader: Any) -> bool:
+    """Whether a loader's samples can be read by number: those of streams cannot, also of a known length."""
+    dataset = getattr(loader, "dataset", None)
+    known = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return known and not isinstance(dataset, IterableDataset) and getattr(loader, "batch_sampler", None) is not None
 
 
 def read_labels(loader: Any, most: int | None = None) -> tuple[list[int], Tensor] | None:
@@ -32,9 +40,7 @@ def read_labels(loader: Any, most: int | None = None) -> tuple[list[int], Tensor
     """
     dataset: Any = getattr(loader, "dataset", None)
     collate = getattr(loader, "collate_fn", None)
-    if getattr(loader, "batch_sampler", None) is None:  # its samples are batches
-        return None
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or collate is None or not len(dataset):
+    if not has_random_access(loader) or collate is None or not len(dataset):
         return None
     listed = _listed(dataset)
     if listed is not None:

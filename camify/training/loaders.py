@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..batch import Batch
 from ..ranks import ONE, Ranks
-from .labels import spread
+from .labels import has_random_access, spread
 
 __all__ = [
     "count_samples",
@@ -98,8 +98,7 @@ def some_batches(loader: Any, most: int, ranks: Ranks = ONE) -> Iterator[Batch]:
 
     Of several processes each gets its part. Random numbers are drawn: isolate them where that matters.
     """
-    count = count_samples(loader)
-    if getattr(loader, "batch_sampler", None) is None or count is None:
+    if not has_random_access(single_loader(loader)):
         seen = 0
         for given in loader:
             batch = Batch.of(given)
@@ -108,7 +107,8 @@ def some_batches(loader: Any, most: int, ranks: Ranks = ONE) -> Iterator[Batch]:
             if seen * ranks.world_size >= most:
                 return
         return
-    numbers, dataset = ranks.share(spread(count, most)), single_loader(loader).dataset
+    dataset = single_loader(loader).dataset
+    numbers = ranks.share(spread(len(dataset), most))
     for first in range(0, len(numbers), _CHUNK):
         yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + _CHUNK]]))
 
@@ -128,7 +128,7 @@ def whole_split(loaders: Any, rank: int = 0, world_size: int = 1, *, every: int 
     loader = single_loader(loaders)
     sampler = getattr(loader, "sampler", None)
     shuffles = type(sampler) is RandomSampler and not sampler.replacement
-    if getattr(loader, "batch_sampler", None) is None or not hasattr(loader.dataset, "__len__"):
+    if not has_random_access(loader):
         return loader
     if not isinstance(sampler, DistributedSampler) and not shuffles and every == 1:
         return loader

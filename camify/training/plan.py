@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ..eval_mode import eval_mode
 from ..model import CAMNet
 from .feature_cache import FrozenPart, changes_by_chance, run_new_layers
+from .labels import has_random_access
 from .loaders import count_samples, single_loader
 from .options import FineTuningOptions
 from .run_length import run_length_of
@@ -155,8 +156,8 @@ def _why_not_kept(trainer: pl.Trainer, loader: Any, options: FineTuningOptions) 
     """Why features of training images cannot be kept; None where they can."""
     change = options.augmentation
     augment = getattr(getattr(trainer, "datamodule", None), "augment", "none")  # of the user's own data not known
-    if not isinstance(loader, DataLoader) or loader.batch_sampler is None or count_samples(loader) is None:
-        return "the training data have no known length"
+    if not isinstance(loader, DataLoader) or not has_random_access(loader):
+        return "the training data are a stream, or have no known length"
     if change.cutmix or change.hide_and_seek or change.adl_layers:
         return "images or features change in every step (cutmix, hide_and_seek, adl_layers)"
     if options.loss.equivariance_weight:

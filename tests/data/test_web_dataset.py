@@ -220,12 +220,14 @@ def test_several_processes_need_the_length_of_an_epoch(shards):
         sized.setup()
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
-def test_a_run_on_streams_watches_and_chooses_on_the_first_samples(shards, tmp_path):
-    data = data_of(shards, image_size=32)
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*", "ignore:Your `IterableD.*")
+@pytest.mark.parametrize("samples", [None, 20])
+def test_a_run_on_streams_watches_and_chooses_on_the_first_samples(shards, tmp_path, samples):
+    """Also where it is settled how many samples an epoch has, so that the stream has a length."""
+    data = data_of(shards, image_size=32, samples_per_epoch=samples)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     tuner = camify.CAMFineTuner(
-        network, class_names=data.class_names, head="direct", input_size=32, freeze_epochs=1, init="ridge",
+        network, class_names=data.class_names, head="direct", input_size=32, init="ridge",
         cam_metrics=["max_box_acc", "drift"],
     )  # fmt: skip
     overlays = camify.CAMOverlayLogger(num_images=3)
