@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-__all__ = ["TrainingLoader", "seed_sample"]
+__all__ = ["TrainingLoader", "outlive_signals", "seed_sample"]
 
 _LARGEST = 2**62
 
@@ -28,6 +31,28 @@ class TrainingLoader(DataLoader[Any]):
         if self.num_workers > 0 and isinstance(seed, Tensor):
             seed.fill_(int(torch.randint(_LARGEST, ())))
         return super().__iter__()
+
+
+def outlive_signals(worker: int) -> None:  # noqa: ARG001 - what PyTorch calls in each loading process
+    """In a loading process, heed Ctrl-C and SIGTERM of its own main process alone.
+
+    Terminals and schedulers send them to all processes of a run. The main process decides when it stops, and may need
+    some batches more: those of a validation that it ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # nothing says who sent a signal (macOS, Windows)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent says so, or is no more; as PyTorch does, without an error."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent and os.getppid() == parent:
+        pass
+    os._exit(0)
 
 
 def seed_sample(epoch_seed: Tensor, number: int) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..console import console
 from ..preprocessing import Preprocessing, agreed_preprocessing
 from .counts import require_counts
-from .loading import TrainingLoader
+from .loading import TrainingLoader, outlive_signals
 from .processes import each_once
 from .samples import collate
 
@@ -132,6 +132,7 @@ class PreparedDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=device is not None and device.type == "cuda",
             collate_fn=collate,
+            worker_init_fn=outlive_signals,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:

@@ -21,7 +21,7 @@ from ..image_files import EncodedImage, image_suffixes, read_reduced
 from ..preprocessing import Preprocessing
 from .boxes_csv import box_problem
 from .counts import require_counts
-from .loading import TrainingLoader
+from .loading import TrainingLoader, outlive_signals
 from .module import PreparedDataModule
 from .samples import collate, finish
 
@@ -384,6 +384,7 @@ class WebDatasetDataModule(PreparedDataModule):
         return kind(
             images, batch_size=self.batch_size, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=device is not None and device.type == "cuda", collate_fn=collate,
+            worker_init_fn=outlive_signals,
         )  # fmt: skip
 
 

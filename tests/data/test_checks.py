@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -259,3 +261,25 @@ def test_large_photographs_are_decoded_at_a_part_for_training(tmp_path, orientat
     whole = (1600, 1200) if orientation in (6, 8) else (1200, 1600)
     assert reduced[2] == whole
     assert tuple(reduced[0].shape[-2:]) == (whole[0] // 8, whole[1] // 8)
+
+
+# --- loading processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="nothing says who sent a signal here")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*")
+def test_loading_processes_heed_their_own_main_process_alone(root):
+    """A signal that goes to all processes of a run must not take the batches of the validation that it ends."""
+    data = ready(root, num_workers=1, check="never")
+    batches = iter(data.train_dataloader())
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    stranger = multiprocessing.get_context("fork").Process(target=os.kill, args=(worker.pid, signal.SIGTERM))
+    stranger.start()
+    stranger.join()
+    os.kill(worker.pid, signal.SIGINT)
+    assert len([first, *batches]) == 3
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
