@@ -32,11 +32,14 @@ class HuggingFaceImages(Sequence[Path | EncodedImage]):
         rows: whose image column is not decoded.
         column: of the images.
         title: what the data set is called in messages.
+
+    Attributes:
+        fingerprint: of the library, which tells whether the data are still the same.
     """
 
     def __init__(self, rows: Any, column: str, title: str) -> None:
         self.every, self.rows = rows, rows.select_columns([column])
-        self.column, self.title = column, title
+        self.column, self.title, self.fingerprint = column, title, str(rows._fingerprint)
 
     def __len__(self) -> int:
         return len(self.rows)

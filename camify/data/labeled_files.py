@@ -24,7 +24,7 @@ from .labeled_images import BoxArrays, JoinedImages, LabeledFiles, LabeledImages
 from .masks import MaskList, mask_files
 from .module import PreparedDataModule
 from .own_boxes import kept_rows, own_boxes
-from .remembered_checks import RememberedChecks, check_files
+from .remembered_checks import RememberedChecks, check_files, identities
 
 __all__ = ["CHECKS", "LabeledFilesDataModule", "joined_files", "joined_labels"]
 
@@ -302,8 +302,9 @@ class LabeledFilesDataModule(PreparedDataModule):
             notes = value_notes(files, checks)
         except DataError as error:  # all come out black, and have been trained on
             notes = [str(error).removesuffix(".")]
-        if isinstance(files, FileList) and (self.trainer is None or self.trainer.is_global_zero):
-            remembered = RememberedChecks(files, self.preprocessing.bits)
+        known_by = identities(files)
+        if known_by is not None and (self.trainer is None or self.trainer.is_global_zero):
+            remembered = RememberedChecks(*known_by, self.preprocessing.bits)
             remembered.keep(checks)
             notes += remembered.notes
         self.say(notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from ..image_files import EncodedImage
 from ..ranks import ONE, Ranks
 from .file_list import FileList
 from .image_checks import CHECK, NOT_DECODED, check_readable, refuse_unreadable
+from .labeled_images import JoinedImages, TakenImages
 from .processes import made_by_first
 
-__all__ = ["RememberedChecks", "cache_folder", "check_files"]
+__all__ = ["RememberedChecks", "cache_folder", "check_files", "identities"]
 
 _KEY = [("name_high", "<u8"), ("name_low", "<u8"), ("bytes", "<i8"), ("mtime_ns", "<i8")]
 _ENTRY = np.dtype([*_KEY, *((name, CHECK[name]) for name in CHECK.names or ())])
@@ -43,10 +44,11 @@ def cache_folder() -> Path:
 
 
 class RememberedChecks:
-    """Checks of the images below a folder, by name, size and time of the last change: some 80 bytes each.
+    """Checks of the images of a place, by name, size and time of the last change: some 80 bytes each.
 
     Args:
-        files: the images.
+        place: where the images lie.
+        keys: of the images; see ``identities``.
         bits: that gray files were read with.
 
     Attributes:
@@ -54,19 +56,18 @@ class RememberedChecks:
         notes: what has to be said of it.
     """
 
-    def __init__(self, files: FileList, bits: int | None) -> None:
-        self.files = files
-        what = f"{files.folder.resolve()}\0{bits}\0{_VERSION}\0{PIL.__version__}"
+    def __init__(self, place: str, keys: NDArray[Any], bits: int | None) -> None:
+        what = f"{place}\0{bits}\0{_VERSION}\0{PIL.__version__}"
         self.path = cache_folder() / "checked" / f"{hashlib.sha256(os.fsencode(what)).hexdigest()[:32]}.npy"
         self.notes: list[str] = []
-        self._keys = _keys(files)
+        self._keys = keys
         self._entries = self._read()
 
     def known(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """What is remembered of the images, (N,) of ``CHECK``, and of which (N,)."""
         places = np.searchsorted(self._entries["name_high"], self._keys["name_high"])
         places = np.minimum(places, max(len(self._entries) - 1, 0))
-        checks, same = np.zeros(len(self.files), CHECK), np.zeros(len(self.files), bool)
+        checks, same = np.zeros(len(self._keys), CHECK), np.zeros(len(self._keys), bool)
         if len(self._entries):
             entries = self._entries[places]
             same = np.logical_and.reduce([entries[name] == self._keys[name] for name, _ in _KEY])
@@ -107,13 +108,36 @@ class RememberedChecks:
         return np.zeros(0, _ENTRY)
 
 
-def _keys(files: FileList) -> NDArray[Any]:
-    """Name, size and time of every file."""
-    keys = np.zeros(len(files), np.dtype(_KEY))
-    digests = bytearray().join(hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in files.names())
-    words = np.frombuffer(bytes(digests), "<u8").reshape(-1, 2)
+def identities(images: Sequence[Path | EncodedImage]) -> tuple[str, NDArray[Any]] | None:
+    """Where images lie, and what tells each from any other one and from itself when it has changed (N,); None: unknown.
+
+    Of files that is their name, size and time; of rows of a data set of Hugging Face its fingerprint and their number.
+    """
+    if isinstance(images, FileList):
+        digests = (hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in images.names())
+        return str(images.folder.resolve()), _keys(digests, images.stamps())
+    if isinstance(images, TakenImages):
+        known = identities(images.images)
+        return None if known is None else (known[0], known[1][images.numbers])
+    if isinstance(images, JoinedImages):
+        parts = [identities(one) for one in images.lists]
+        known_parts = [part for part in parts if part is not None]
+        if len(known_parts) < len(parts) or len({place for place, _ in known_parts}) > 1:
+            return None
+        return known_parts[0][0], np.concatenate([keys for _, keys in known_parts])
+    fingerprint = getattr(images, "fingerprint", None)
+    if fingerprint is None:
+        return None
+    rows = (f"{fingerprint} {number}".encode() for number in range(len(images)))
+    digests = (hashlib.blake2b(row, digest_size=16).digest() for row in rows)
+    return "rows", _keys(digests, np.zeros((len(images), 2), np.int64))
+
+
+def _keys(digests: Iterable[bytes], stamps: NDArray[np.int64]) -> NDArray[Any]:
+    words = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+    keys = np.zeros(len(stamps), np.dtype(_KEY))
     keys["name_high"], keys["name_low"] = words[:, 0], words[:, 1]
-    keys["bytes"], keys["mtime_ns"] = files.stamps()[:, 0], files.stamps()[:, 1]
+    keys["bytes"], keys["mtime_ns"] = stamps[:, 0], stamps[:, 1]
     return keys
 
 
@@ -137,7 +161,7 @@ def check_files(
     """``check_images``, with what is remembered of files; of several processes the first one looks, for all.
 
     Args:
-        files: images; what was seen of a ``FileList`` that is decoded is remembered.
+        files: images; what was seen of those that are decoded is remembered, where ``identities`` knows them.
         decode: else only their headers are read.
         bits: see ``Preprocessing``.
         workers: processes that decode.
@@ -166,7 +190,8 @@ _Part = tuple[NDArray[Any], NDArray[Any], dict[int, str], list[str]]
 def _parts(files: Sequence[Path | EncodedImage], decode: bool, bits: int | None, workers: int) -> Iterator[_Part]:
     """Numbers of images, what was seen of them, which cannot be read, and notes: what is known first, then the rest."""
     numbers = np.arange(len(files))
-    remembered = RememberedChecks(files, bits) if decode and isinstance(files, FileList) else None
+    known_by = identities(files) if decode else None
+    remembered = None if known_by is None else RememberedChecks(*known_by, bits)
     checks = np.zeros(len(files), CHECK)
     if remembered is not None:
         checks, known = remembered.known()

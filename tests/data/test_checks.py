@@ -18,7 +18,7 @@ import camify
 from camify.data import ImageFolderDataModule, image_checks
 from camify.data.file_list import FileList
 from camify.data.image_checks import CHECK
-from camify.data.remembered_checks import RememberedChecks, check_files
+from camify.data.remembered_checks import RememberedChecks, check_files, identities
 from camify.errors import ConfigError, DataError
 
 OPTIONS = {"image_size": 32, "batch_size": 3, "num_workers": 0}
@@ -132,7 +132,7 @@ def test_others_of_a_folder_stay_remembered(root):
     files = FileList(root, sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png")))
     check_files(files, decode=True)
     check_files(files[:3], decode=True)
-    checks, known = RememberedChecks(files, None).known()
+    checks, known = RememberedChecks(*identities(files), None).known()
     assert known.all()
     assert checks.dtype == CHECK
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from camify.data import HuggingFaceDataModule, ImageFolderDataModule, TorchvisionDataModule
+from camify.data import HuggingFaceDataModule, ImageFolderDataModule, TorchvisionDataModule, image_checks
 from camify.errors import ConfigError, DataError
 
 OPTIONS = {"image_size": 16, "batch_size": 4, "num_workers": 0, "augment": "none"}
@@ -151,6 +151,19 @@ def test_names_order_and_boxes_are_those_of_the_data(datasets, tmp_path):
     datasets.DatasetDict(train=bad, validation=rows(datasets, label=[0])).save_to_disk(tmp_path / "bad")
     with pytest.raises(DataError, match="leaves the image"):
         ready(HuggingFaceDataModule(str(tmp_path / "bad"), **OPTIONS))
+
+
+def test_rows_are_decoded_once_while_they_are_the_same(datasets, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMIFY_CACHE", str(tmp_path / "checks"))
+    seen, look = [], image_checks._checked
+    monkeypatch.setattr(image_checks, "_checked", lambda file, *given: (seen.append(str(file)), look(file, *given))[1])
+    rows(datasets, label=[0, 1, 0, 1]).to_parquet(tmp_path / "rows.parquet")
+    for _ in range(2):
+        ready(HuggingFaceDataModule(str(tmp_path / "rows.parquet"), **OPTIONS))
+    assert len(seen) == 4
+    rows(datasets, label=[1, 0, 1, 1]).to_parquet(tmp_path / "rows.parquet")
+    ready(HuggingFaceDataModule(str(tmp_path / "rows.parquet"), **OPTIONS))
+    assert len(seen) == 8, "they may be others now"
 
 
 def test_several_labels_and_parquet(datasets, tmp_path):
