@@ -212,7 +212,7 @@ class LabeledImages(Dataset[dict[str, Any]]):
         self.transform, self.bits, self.least_size = transform, bits, least_size
         self.boxes, self.masks = boxes, masks
         self.has_boxes = boxes is not None and len(boxes.boxes) > 0
-        self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.epoch_seed = torch.zeros((), dtype=torch.int64)
         self.reports_checks = False
 
     @property

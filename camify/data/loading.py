@@ -29,6 +29,7 @@ class TrainingLoader(DataLoader[Any]):
         """One epoch."""
         seed = getattr(self.dataset, "epoch_seed", None)
         if self.num_workers > 0 and isinstance(seed, Tensor):
+            seed.share_memory_()  # type: ignore[no-untyped-call]  # before there are processes that read it
             seed.fill_(int(torch.randint(_LARGEST, ())))
         return super().__iter__()
 

@@ -70,7 +70,7 @@ class ShardImages(IterableDataset[dict[str, Any]]):
         self.shuffled, self.batches, self.batch_size = shuffled, batches, batch_size
         self.least_size: tuple[int, int] | None = None
         self.has_boxes = True  # not known
-        self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.epoch_seed = torch.zeros((), dtype=torch.int64)
         self._numbers = {name: number for number, name in enumerate(class_names)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
