@@ -78,7 +78,7 @@ class HuggingFaceDataModule(LabeledFilesDataModule):
         test_split: likewise.
         val_share: of the training images, set aside where there is no ``val``.
         split_seed: of that draw.
-        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
+        **others: those of ``ImageFolderDataModule``: ``image_size``, ``batch_size``, ``check``, ``boxes``, ...
 
     Raises:
         ConfigError: the library is missing, or a column or split that was named.
@@ -98,21 +98,12 @@ class HuggingFaceDataModule(LabeledFilesDataModule):
         test_split: str | None = None,
         val_share: float = 0.2,
         split_seed: int = 0,
-        image_size: int | tuple[int, int] | None = None,
-        batch_size: int = 32,
-        num_workers: int = 2,
-        augment: str | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        override_preprocessing: bool = False,
-        bits: int | None = None,
-        check: str = "start",
+        **others: Any,
     ) -> None:
-        super().__init__(
-            path, image_size=image_size, batch_size=batch_size, num_workers=num_workers, augment=augment, mean=mean,
-            std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
-        )  # fmt: skip
+        super().__init__(path, **others)
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
+        if self.boxes is not None or self.masks is not None:
+            raise ConfigError("boxes and masks name files, and rows are none. Boxes stand in the column objects.")
         self.val_share, self.split_seed = val_share, split_seed
         self._notes: list[str] = []
         every = _loaded(path, config, revision)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class ImageTableDataModule(LabeledFilesDataModule):
         class_names: all classes in order; None: those of the table.
         val_share: of the training images, set aside for validation where the table has no ``val``.
         split_seed: of that draw.
-        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
+        **others: those of ``ImageFolderDataModule``: ``image_size``, ``batch_size``, ``check``, ``boxes``, ...
 
     Attributes:
         task: ``"multilabel"`` where images have several labels, else None.
@@ -71,27 +72,10 @@ class ImageTableDataModule(LabeledFilesDataModule):
         class_names: list[str] | None = None,
         val_share: float = 0.2,
         split_seed: int = 0,
-        image_size: int | tuple[int, int] | None = None,
-        batch_size: int = 32,
-        num_workers: int = 2,
-        augment: str | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        override_preprocessing: bool = False,
-        bits: int | None = None,
-        check: str = "start",
-        boxes: str | None = None,
-        masks: str | None = None,
-        boxes_kind: str | None = None,
-        voc_origin: int | None = None,
-        exif: str | None = None,
+        **others: Any,
     ) -> None:
         path = Path(table)
-        super().__init__(
-            root or str(path.parent), image_size=image_size, batch_size=batch_size, num_workers=num_workers,
-            augment=augment, mean=mean, std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
-            boxes=boxes, masks=masks, boxes_kind=boxes_kind, voc_origin=voc_origin, exif=exif,
-        )  # fmt: skip
+        super().__init__(root or str(path.parent), **others)
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         if not path.is_file():
             raise DataError(f"{path}: no such file. Give table the CSV or Parquet file that names images and labels.")

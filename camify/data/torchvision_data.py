@@ -55,7 +55,7 @@ class TorchvisionDataModule(LabeledFilesDataModule):
         options: more arguments of the torchvision class: ``{"partition": 2}``.
         val_share: of the training images, set aside where the set has no ``val``.
         split_seed: of that draw.
-        image_size: this and all further arguments are those of ``ImageFolderDataModule``.
+        **others: those of ``ImageFolderDataModule``: ``image_size``, ``batch_size``, ``check``, ``boxes``, ...
 
     Raises:
         ConfigError: there is no such set, or it lies in pickles, which can run code.
@@ -69,26 +69,9 @@ class TorchvisionDataModule(LabeledFilesDataModule):
         options: dict[str, Any] | None = None,
         val_share: float = 0.2,
         split_seed: int = 0,
-        image_size: int | tuple[int, int] | None = None,
-        batch_size: int = 32,
-        num_workers: int = 2,
-        augment: str | None = None,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        override_preprocessing: bool = False,
-        bits: int | None = None,
-        check: str = "start",
-        boxes: str | None = None,
-        masks: str | None = None,
-        boxes_kind: str | None = None,
-        voc_origin: int | None = None,
-        exif: str | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            root, image_size=image_size, batch_size=batch_size, num_workers=num_workers, augment=augment, mean=mean,
-            std=std, override_preprocessing=override_preprocessing, bits=bits, check=check,
-            boxes=boxes, masks=masks, boxes_kind=boxes_kind, voc_origin=voc_origin, exif=exif,
-        )  # fmt: skip
+        super().__init__(root, **others)
         self.save_hyperparameters(logger=False)  # a resumed run must have the same
         if name in _PICKLED:
             raise ConfigError(

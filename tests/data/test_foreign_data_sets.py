@@ -181,6 +181,8 @@ def test_what_cannot_be_read_is_refused(datasets, tmp_path):
     for option, value in (("image_column", "x"), ("label_column", "x"), ("val_split", "x")):
         with pytest.raises(ConfigError, match=f"{option}='x'"):
             HuggingFaceDataModule(str(tmp_path / "saved"), **{option: value})
+    with pytest.raises(ConfigError, match="boxes and masks name files"):
+        HuggingFaceDataModule(str(tmp_path / "saved"), boxes="coco.json")
     with pytest.raises(DataError, match="label 'cat' is none of the classes"):
         HuggingFaceDataModule(str(tmp_path / "saved"), class_names=["dog", "emu"])
     broken = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
