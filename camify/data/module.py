@@ -121,19 +121,18 @@ class PreparedDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         data: Dataset[dict[str, Any]] = self.splits[split]
-        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
         kind = TrainingLoader if shuffle else DataLoader
-        return kind(
-            data,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            sampler=None if shuffle else each_once(data, self.trainer),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=device is not None and device.type == "cuda",
-            collate_fn=collate,
-            worker_init_fn=outlive_signals,
-        )
+        sampler = None if shuffle else each_once(data, self.trainer)
+        return kind(data, shuffle=shuffle, sampler=sampler, **self.loader_options(self.num_workers))
+
+    def loader_options(self, workers: int) -> dict[str, Any]:
+        """What all loaders are made with, whatever the order of their samples."""
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        return {
+            "batch_size": self.batch_size, "num_workers": workers, "persistent_workers": workers > 0,
+            "pin_memory": device is not None and device.type == "cuda", "collate_fn": collate,
+            "worker_init_fn": outlive_signals,
+        }  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Training batches, shuffled."""

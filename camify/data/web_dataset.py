@@ -21,9 +21,9 @@ from ..image_files import EncodedImage, image_suffixes, read_reduced
 from ..preprocessing import Preprocessing
 from .boxes_csv import box_problem
 from .counts import require_counts
-from .loading import TrainingLoader, outlive_signals
+from .loading import TrainingLoader
 from .module import PreparedDataModule
-from .samples import collate, finish
+from .samples import finish
 
 __all__ = ["ShardImages", "WebDatasetDataModule"]
 
@@ -378,14 +378,8 @@ class WebDatasetDataModule(PreparedDataModule):
 
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         images: Any = self.splits[split]
-        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
-        workers = min(self.num_workers, len(images.shards))
         kind = TrainingLoader if shuffle else DataLoader
-        return kind(
-            images, batch_size=self.batch_size, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=device is not None and device.type == "cuda", collate_fn=collate,
-            worker_init_fn=outlive_signals,
-        )  # fmt: skip
+        return kind(images, **self.loader_options(min(self.num_workers, len(images.shards))))
 
 
 def shard_files(patterns: str | Sequence[str]) -> list[Path]:
