@@ -33,6 +33,7 @@ class Batch:
         paths: files of the images; None where they are not known.
         teacher: (N, K) logits of a teacher that were computed before.
         size: (height, width) of the images where ``images`` are cached features, else None.
+        original_sizes: (height, width) of every image before it was resized as a whole; None where they are not known.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Batch:
     paths: list[str] | None = None
     teacher: Tensor | None = None
     size: tuple[int, int] | None = None
+    original_sizes: list[tuple[int, int]] | None = None
 
     @classmethod
     def of(cls, given: Any) -> Batch:
@@ -79,6 +81,7 @@ class Batch:
             given.get("path"),
             given.get("teacher"),
             None if size is None else (size[0], size[1]),
+            given.get("original_size"),
         )
 
     def __len__(self) -> int:

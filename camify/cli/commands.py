@@ -44,7 +44,7 @@ from .data import add_box_options, box_files
 from .data import add_commands as add_data_commands
 from .export import COMMANDS, add_commands
 from .failures import camify_error_in, one_line_errors
-from .option_types import Count, Number, Seed, Share, Sides
+from .option_types import Count, Number, PictureSize, Seed, Share, Sides
 from .parser_messages import in_one_line
 
 __all__ = ["main"]
@@ -150,6 +150,9 @@ def _parser() -> ArgumentParser:
     command.add_argument("--threshold", type=Share | None, default=None, help="of boxes; default: the network's rule")
     command.add_argument("--colormap", type=str, default="inferno", help="of matplotlib")
     command.add_argument("--picture", choices=("png", "jpg"), default="png")
+    command.add_argument(
+        "--size", type=PictureSize, default=224, help="longer side of a picture, pixels; original: its own, no captions"
+    )
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
     add_box_options(command)
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
@@ -345,6 +348,7 @@ def _explained(options: Namespace, ranks: Ranks) -> tuple[ExplainedNetwork, Expl
         colormap=colormap,
         picture=options.picture,
         precision=options.precision,
+        size=options.size,
     )
 
 

@@ -10,7 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_t
 from ..errors import ConfigError
 from ..preprocessing import LARGEST_SIDE, sides_of
 
-__all__ = ["Count", "Number", "Seed", "Share", "Sides"]
+__all__ = ["Count", "Number", "PictureSize", "Seed", "Share", "Sides"]
 
 Count: Any = PositiveInt
 Number: Any = NonNegativeInt
@@ -42,3 +42,18 @@ class _Sides:
 
 
 Sides: Any = _Sides()
+
+
+class _PictureSize:
+    """Parses the size of a picture; says its name in the help."""
+
+    def __call__(self, given: Any) -> int | str:
+        """A number of pixels, or ``original``."""
+        text = str(given)
+        return int(text) if text.isdecimal() else text  # what cannot be is refused by ``ExplainOptions``
+
+    def __repr__(self) -> str:
+        return "pixels, or original"
+
+
+PictureSize: Any = _PictureSize()

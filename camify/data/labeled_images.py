@@ -235,7 +235,7 @@ class LabeledImages(Dataset[dict[str, Any]]):
         file = self.files[index]
         image, gray_range, size = read_reduced(file, self.bits, least=self.least_size)
         label = int(self._classes[index]) if self.label_sets is None else self.label_sets[index]
-        sample: dict[str, Any] = {"image": image, "label": label, "path": str(file)}
+        sample: dict[str, Any] = {"image": image, "label": label, "path": str(file), "original_size": size}
         height, width = image.shape[-2:]
         if self.boxes is not None:
             boxes = torch.from_numpy(self.boxes[index].copy())

@@ -27,7 +27,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of samples.
 
     ``image`` (N, C, H, W) and ``label`` (N,), of several labels (N, K); where the samples have them ``boxes`` as a list
-    of (n, 4), ``mask`` (N, H, W), and ``path`` and ``check`` as lists.
+    of (n, 4), ``mask`` (N, H, W), and ``path``, ``original_size`` (height, width) and ``check`` as lists.
     """
     labels = [sample["label"] for sample in samples]
     batch: dict[str, Any] = {
@@ -38,7 +38,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch["boxes"] = [sample.get("boxes", torch.zeros(0, 4, dtype=torch.float32)) for sample in samples]
     if all("mask" in sample for sample in samples):
         batch["mask"] = torch.stack([sample["mask"] for sample in samples])
-    for key in ("path", "check"):
+    for key in ("path", "original_size", "check"):
         if all(key in sample for sample in samples):
             batch[key] = [sample[key] for sample in samples]
     return batch

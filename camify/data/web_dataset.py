@@ -108,7 +108,8 @@ class ShardImages(IterableDataset[dict[str, Any]]):
             raise DataError(f"{place}: no image. Its files: {', '.join(key for key in raw if key[:2] != '__')}.")
         known = _facts(raw, place)
         image, _, size = read_reduced(EncodedImage(raw[suffix], f"{place}.{suffix}"), self.bits, least=self.least_size)
-        sample: dict[str, Any] = {"image": image, "label": self._label(known, place), "path": place}
+        label = self._label(known, place)
+        sample: dict[str, Any] = {"image": image, "label": label, "path": place, "original_size": size}
         if "boxes" in known:
             height, width = image.shape[-2:]
             scale = torch.tensor([width / size[1], height / size[0]] * 2, dtype=torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from PIL import Image, ImageDraw
@@ -21,6 +22,7 @@ from .primitives import (
     heated_picture,
     outline_boxes,
     scaled_picture,
+    scaled_size,
     tint,
     write_line,
 )
@@ -62,7 +64,7 @@ class Row:
     """An image and its maps.
 
     Attributes:
-        picture: (3, H, W) in [0, 1].
+        picture: (3, H, W), uint8 or in [0, 1]; heats are stretched over it.
         boxes: ground truth (n, 4) xyxy in its pixels, or None.
         captions: two lines below the picture.
         cells: one per column.
@@ -88,27 +90,26 @@ def grid_figure(
     Args:
         title: line above.
         heads: of the columns, the image's not among them.
-        rows: of equally large images.
+        rows: of images of any shapes.
         rule: how maps are scaled, written beside the key.
         side: of a panel, pixels.
         colormap: name in ``matplotlib.colormaps``.
     """
-    first = scaled_picture(rows[0].picture, side)
-    width, height = max(first.width, side), first.height
-    top = MARGIN + 3 * LINE
-    step = height + 2 * LINE + GAP
+    sizes = [scaled_size(row.picture.shape[-2], row.picture.shape[-1], side) for row in rows]
+    width = max(side, max(width for width, _ in sizes))
+    tops = list(accumulate((height + 2 * LINE + GAP for _, height in sizes), initial=MARGIN + 3 * LINE))
     sheet_width = 2 * MARGIN + (len(heads) + 1) * (width + GAP) - GAP
     rule_lines = textwrap.wrap(rule, (sheet_width - 2 * MARGIN - KEY_WIDTH - GAP) // LETTER)
-    sheet = Image.new("RGB", (sheet_width, top + len(rows) * step + len(rule_lines) * LINE + MARGIN), PAPER)
+    sheet = Image.new("RGB", (sheet_width, tops[-1] + len(rule_lines) * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     write_line(draw, (MARGIN, MARGIN - 4), title, sheet.width - 2 * MARGIN, INK, bold=True)
     for column, (upper, lower) in enumerate([("", "image"), *heads]):
         x = MARGIN + column * (width + GAP)
         write_line(draw, (x, MARGIN + LINE), upper, width, MUTED, size=SMALL)
         write_line(draw, (x, MARGIN + 2 * LINE - 4), lower, width, INK, size=12)
-    for index, row in enumerate(rows):
-        _draw_row(sheet, draw, row, top + index * step, (width, side), colormap)
-    _draw_key(sheet, draw, top + len(rows) * step + 6, rule_lines, colormap)
+    for row, top in zip(rows, tops[:-1], strict=True):
+        _draw_row(sheet, draw, row, top, (width, side), colormap)
+    _draw_key(sheet, draw, tops[-1] + 6, rule_lines, colormap)
     return sheet
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "Region",
     "boxes_in_overlay",
     "overlay_picture",
+    "plain_overlay",
     "sheet_picture",
     "strip_picture",
 ]
@@ -76,7 +77,7 @@ class Region:
     """The pixels of a map above the threshold from which on it makes boxes.
 
     Attributes:
-        mask: bool, of the image's size.
+        mask: bool, of any size: it is stretched over the image.
         rule: that cut the map there.
     """
 
@@ -95,6 +96,7 @@ def overlay_picture(
     colormap: str = "inferno",
     title: str = "",
     of_predicted: bool = False,
+    long_side: int = PANEL,
 ) -> Image.Image:
     """The image, the map of the predicted class and the map of the true class, side by side.
 
@@ -103,7 +105,7 @@ def overlay_picture(
     class over the image; with ``of_predicted`` both panels show the predicted class so.
 
     Args:
-        image: (3, H, W), 0 to 1, not normalized.
+        image: (3, H, W), uint8 or 0 to 1, not normalized; maps and regions are stretched over it.
         true: map of the true class; None where it is not known.
         predicted: map of the predicted class; the prediction is right if both names are equal.
         scale: raw map value that is drawn as full heat; where it is not positive no heat is drawn.
@@ -112,9 +114,10 @@ def overlay_picture(
         colormap: name in ``matplotlib.colormaps``.
         title: line above the picture.
         of_predicted: show the predicted class alone, where the prediction is wrong.
+        long_side: of a panel, pixels.
     """
     right = true is None or true.name == predicted.name
-    picture = scaled_picture(image, PANEL)
+    picture = scaled_picture(image, long_side)
     width, height = max(picture.width, COLUMN), picture.height
     sheet = paper((3 * (width + GAP), height + 4 * LINE))
     draw = ImageDraw.Draw(sheet)
@@ -145,8 +148,9 @@ def overlay_picture(
     for i, panel in enumerate((picture, middle, last)):
         sheet.paste(panel, (x, y))
         outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
-        if i == 2 and map_boxes is not None:
-            outline_boxes(draw, torch.from_numpy(map_boxes), image, panel.size, (x, y), width=1, color=MAP_BOX)
+        if i == 2 and region is not None and map_boxes is not None:
+            corners = torch.from_numpy(map_boxes)
+            outline_boxes(draw, corners, region.mask, panel.size, (x, y), width=1, color=MAP_BOX)
         write_line(draw, (x, y - LINE), labels[i], width, MUTED)
         write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
         write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else color, bold=not i)
@@ -158,6 +162,32 @@ def overlay_picture(
 def _place(panel: int, width: int) -> tuple[int, int]:
     """Where the corner of a panel lies in an overlay whose columns are so wide."""
     return MARGIN + panel * (width + GAP), MARGIN + 2 * LINE
+
+
+def plain_overlay(
+    image: Tensor,
+    map_hw: Tensor,
+    *,
+    scale: float,
+    boxes: NDArray[Any] | None = None,
+    colormap: str = "inferno",
+) -> Image.Image:
+    """A map over the image in the image's own resolution, with boxes and nothing else.
+
+    Args:
+        image: (3, H, W), uint8 or 0 to 1.
+        map_hw: raw signed map, (h, w).
+        scale: raw map value that is drawn as full heat.
+        boxes: that the map makes, (n, 4) xyxy in pixels of ``image``, exclusive.
+        colormap: name in ``matplotlib.colormaps``.
+    """
+    long_side = max(image.shape[-2:])
+    picture, _ = heated_picture(scaled_picture(image, long_side), map_hw, scale, colormap)
+    if boxes is not None and len(boxes):
+        line = max(1, round(long_side / 400))
+        draw = ImageDraw.Draw(picture)
+        outline_boxes(draw, torch.as_tensor(boxes), image, picture.size, (0, 0), width=line, color=MAP_BOX)
+    return picture
 
 
 def boxes_in_overlay(boxes: NDArray[Any], size: tuple[int, int], panel: int) -> list[list[float]]:
@@ -181,7 +211,7 @@ def strip_picture(
     """The image, then one class's map over it for each epoch, on one common scale.
 
     Args:
-        image: (3, H, W), 0 to 1, not normalized.
+        image: (3, H, W), uint8 or 0 to 1, not normalized.
         maps: raw signed maps of one class, (h, w) each.
         captions: one per map, e.g. ``"epoch 3"``.
         scale: raw map value that is drawn as full heat.

@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib as mpl
@@ -41,6 +42,7 @@ TICK = 44  # room for the numbers beside a color bar
 COLUMN = 184  # least width of an overlay's column, so that captions fit below narrow pictures
 PER_ROW = 11  # pictures in a row of a strip
 _BEARING = 4  # pixels that a letter may reach to the left of its place
+_BAND = 1_000_000  # pixels
 FLAT = 1 / 256  # of the scale: what one step of the colors cannot show
 
 Levels = NDArray[np.uint8]
@@ -53,12 +55,21 @@ def paper(inner: tuple[int, int]) -> Image.Image:
 
 
 def scaled_picture(image: Tensor, long_side: int) -> Image.Image:
-    """``image`` (3, H, W), 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
+    """``image`` (3, H, W), uint8 or 0 to 1, as a picture whose longer side has ``long_side`` pixels."""
+    pixels = _pixels(image)
+    size = scaled_size(pixels.shape[0], pixels.shape[1], long_side)
+    picture = Image.fromarray(pixels)
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(H, W, 3)."""
+    if image.dtype == torch.uint8:
+        return np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy())
     values = cv2.merge(list(image.detach().float().cpu().numpy()))  # not torch: pictures are drawn beside forwards
     cv2.patchNaNs(values, 0)
-    pixels = cv2.convertScaleAbs(values.clip(0, 1), alpha=255)
-    size = scaled_size(pixels.shape[0], pixels.shape[1], long_side)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    pixels: NDArray[np.uint8] = cv2.convertScaleAbs(values.clip(0, 1), alpha=255)
+    return pixels
 
 
 def scaled_size(height: int, width: int, long_side: int) -> tuple[int, int]:
@@ -95,11 +106,15 @@ def _recipe(colormap: str) -> NDArray[np.float32]:
 
 def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     """The picture with heat over it; where the level is 0 it is left as it is."""
-    picture_share, dimmed, *colors = (part.take(levels) for part in _recipe(colormap))
-    dimmed *= np.asarray(picture.convert("L"))
+    pixels, gray = np.asarray(picture), np.asarray(picture.convert("L"))
     tinted = np.empty((*levels.shape, 3), np.uint8)
-    for channel, (pixels, color) in enumerate(zip(picture.split(), colors, strict=True)):
-        tinted[..., channel] = picture_share * np.asarray(pixels) + (dimmed + color)
+    band = max(1, _BAND // levels.shape[1])
+    for top in range(0, len(levels), band):  # of a large picture a part at a time
+        part = slice(top, top + band)
+        picture_share, dimmed, *colors = (amount.take(levels[part]) for amount in _recipe(colormap))
+        dimmed *= gray[part]
+        for channel, color in enumerate(colors):
+            tinted[part, :, channel] = picture_share * pixels[part, :, channel] + (dimmed + color)
     return Image.fromarray(tinted)
 
 
@@ -120,14 +135,14 @@ def cells_picture(size: tuple[int, int], map_hw: Tensor, scale: float, colormap:
 def outline_boxes(
     draw: ImageDraw.ImageDraw,
     boxes: Tensor | None,
-    image: Tensor,
+    image: Tensor | NDArray[Any],
     size: tuple[int, int],
     at: tuple[int, int],
     *,
     width: int,
     color: Color = BOX,
 ) -> None:
-    """Draws boxes, given in pixels of ``image``, into the panel of ``size`` that stands at ``at``.
+    """Draws boxes, given in pixels of ``image`` (..., H, W), into the panel of ``size`` that stands at ``at``.
 
     The colored line of ``width`` pixels lies just inside a box, a thin dark one just outside.
     """

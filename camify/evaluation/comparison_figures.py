@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..drawing.primitives import PANEL
 from ..errors import ConversionError
 from ..maps import upsample
 from ..methods import ForwardPass, check_targets
@@ -49,7 +50,8 @@ class ComparedBatch:
 
     Attributes:
         columns: the M columns.
-        pictures: (N, 3, H, W) in [0, 1].
+        size: (H, W), the input size of the first network.
+        pictures: N, each in its own shape (3, h, w), uint8.
         targets: (N,) the compared class.
         absent: (N,) a class that is not there.
         logits: (P, N, 2) of both classes.
@@ -64,7 +66,8 @@ class ComparedBatch:
     """
 
     columns: list[Column]
-    pictures: Tensor
+    size: tuple[int, int]
+    pictures: list[Tensor]
     targets: Tensor
     absent: Tensor
     logits: Tensor
@@ -131,7 +134,8 @@ def compare_batch(
     raw = [part.raw for part in parts[UNCHANGED]]
     return ComparedBatch(
         columns,
-        first.restore(torch.stack([image.input(first) for image in images])),
+        size,
+        [image.picture(PANEL, first.bits) for image in images],
         *classes,
         torch.stack(logits),
         torch.stack(probabilities),
@@ -213,7 +217,7 @@ def image_figures(batch: ComparedBatch, images: Sequence[EvaluationImage]) -> li
 
 def _figures(batch: ComparedBatch, index: int, image: EvaluationImage) -> ImageFigures:
     heats = {view: maps[:, index] for view, maps in batch.heats.items()}
-    height, width = batch.pictures.shape[-2:]
+    height, width = batch.size
     boxes = image.boxes_at(height, width)
     turned = {**heats, MIRRORED: mirrored(heats[MIRRORED])}
     agreement = {view: _agreement(maps, batch.boxes[view][:, index]) for view, maps in turned.items()}

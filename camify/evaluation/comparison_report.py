@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from ..boxes import BoxRule
 from ..console import shown
 from ..drawing.encoding import encoded
 from ..drawing.grid import Cell, Row, grid_figure
+from ..drawing.own_shape import boxes_in_shape
 from ..files import slug
 from ..files import to_json as json_text
 from ..metrics.functional import center_gaussian, shifted
@@ -109,7 +111,7 @@ def overview(rows: Sequence[Row], heads: Sequence[tuple[str, str]]) -> Drawing:
 def overview_row(batch: ComparedBatch, index: int, figures: ImageFigures, names: Sequence[str]) -> Row:
     """A picture on all columns."""
     cells = [Cell(heats[index]) for heats in batch.heats[UNCHANGED]]
-    return Row(batch.pictures[index], figures.boxes, (figures.name, names[figures.target]), cells)
+    return Row(batch.pictures[index], _boxes(batch, index, figures), (figures.name, names[figures.target]), cells)
 
 
 def _row(
@@ -130,11 +132,16 @@ def _row(
     second = f"logit {float(logit):.2f} · p {float(probability):.3f}"
     if view in (MIRRORED, SHIFTED):
         second = view
-    picture = batch.pictures[index]
-    boxes = figures.boxes
+    picture, boxes = batch.pictures[index], _boxes(batch, index, figures)
     if view == SHIFTED:
-        picture, boxes = shifted(picture[None])[0], None
+        picture, boxes = shifted(picture[None].float() / 255)[0], None
     return Row(picture, boxes, (network.name, second), cells)
+
+
+def _boxes(batch: ComparedBatch, index: int, figures: ImageFigures) -> Tensor | None:
+    """The boxes of an image in pixels of its picture."""
+    height, width = batch.pictures[index].shape[-2:]
+    return None if figures.boxes is None else boxes_in_shape(figures.boxes, batch.size, (height, width))
 
 
 def _encoded(kind: str, name: str, title: str, figure: Image.Image) -> Drawing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,32 +14,31 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule
 from ..data.box_formats.writing import BOX_FILES, BoxFiles, refuse_foreign, refuse_shared_labels, relative_names
 from ..data.image_checks import constant_notes, gray_range_notes
-from ..drawing.encoding import encoded
-from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
-from ..drawing.overlay import ClassMap, Region, overlay_picture
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
-from ..files import write_whole
 from ..image_files import GrayRange
 from ..methods import PRECISIONS, check_targets, make_methods
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from .explained_boxes import write_explained_boxes
 from .explained_folder import RESULTS, ExplainedFolder, file_stamp, model_sha256
+from .explained_image import ImageMaps, Style, output_endings, write_image
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
 from .timing import fastest_format, folded, use_format
 
-__all__ = ["ExplainOptions", "Summary", "explain_files"]
+__all__ = ["ORIGINAL", "ExplainOptions", "Summary", "explain_files"]
 
 _T = TypeVar("_T")
 _FORMATS = ("png", "jpg")
+_SMALLEST, _LARGEST = 32, 4096  # sides of pictures
+ORIGINAL = "original"
+"""As a size: the picture's own resolution."""
 _FEW = 64  # images, for which preparing the network for speed does not pay
 
 
@@ -57,6 +55,8 @@ class ExplainOptions:
         colormap: name in ``matplotlib.colormaps``.
         picture: ``"png"`` or ``"jpg"``.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
+        size: of the longer side of a picture in the drawing, pixels; or ``"original"``: the heat and the box of every
+            class and method over the picture in its own resolution, in files of their own, without captions.
     """
 
     targets: tuple[int, ...] = ()
@@ -65,8 +65,11 @@ class ExplainOptions:
     colormap: str = "inferno"
     picture: str = "png"
     precision: str = "fp32"
+    size: int | str = PANEL
 
     def __post_init__(self) -> None:
+        if self.size != ORIGINAL and not (isinstance(self.size, int) and _SMALLEST <= self.size <= _LARGEST):
+            raise ConfigError(f"size={self.size!r}: choose {_SMALLEST} to {_LARGEST} pixels, or {ORIGINAL!r}.")
         if self.topk < 1 or not (self.threshold is None or 0 <= self.threshold < 1):
             raise ConfigError(f"topk={self.topk} must be at least 1, threshold={self.threshold} in [0, 1).")
         if self.picture not in _FORMATS or self.precision not in PRECISIONS:
@@ -121,7 +124,7 @@ def explain_files(
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     ranks: Ranks = ONE,
 ) -> Summary:
-    """Write for every image NAME_cam.png, NAME.npy (raw maps, classes x methods x h x w) and a line of results.jsonl.
+    """Write for every image NAME_cam.png in its own shape, NAME.npy (classes x methods x h x w) and a line of results.
 
     A line is written when the image's files are whole: a run that was interrupted goes on behind the last one, with the
     same network (by its hash), and does again what has changed or was damaged. A file that cannot be read has a line
@@ -156,11 +159,14 @@ def explain_files(
             _require_box_files(boxes, out, files, inputs)
             settings = _settings(network, options, rules)
             folder = ExplainedFolder(out, settings, overwrite, ranks)
-        pending, names, before = ranks.first(lambda: _plan(stack.enter_context(folder), files, options))
+        drawn = len(network.methods) * (len(options.targets) or options.topk)
+        endings = output_endings(options.picture, drawn if options.size == ORIGINAL else 1)
+        pending, names, before = ranks.first(lambda: _plan(stack.enter_context(folder), files, endings))
         stack.callback(folder.end)
         summary = Summary(before=before, box_rules=rules, notes=folder.notes)
         own = ranks.share(pending, batch_size)
-        loader = image_batches(own, network.preprocessing, batch_size=batch_size, workers=workers)
+        side = None if isinstance(options.size, str) else options.size
+        loader = image_batches(own, network.preprocessing, batch_size=batch_size, workers=workers, picture_side=side)
         batches = iter(progress(loader, "explaining, batch", len(loader)) if ranks.is_first else loader)
         waiting = list[ImageBatch]()
         shared = ranks.first(lambda: _first_images(batches, waiting))  # on which all processes prepare alike
@@ -172,8 +178,9 @@ def explain_files(
         if pending:
             folder.begin()
         now, joined = (report, _nobody) if ranks.world_size == 1 else (_nobody, report)
-        write, restore = partial(_write_image, network, options), network.preprocessing.restore
-        _write_all(chain(started, steps), write, restore, out, names, folder, summary, now)
+        style = Style(options.colormap, options.picture, side, network.preprocessing.bits)
+        write = partial(write_image, list(network.methods), network.titles, style)
+        _write_all(chain(started, steps), write, out, names, folder, summary, now)
         for path, reason in summary.unreadable.items():
             folder.write({"image": str(path), "file": file_stamp(path), "error": reason})
         folder.end()
@@ -204,11 +211,11 @@ def _settings(network: ExplainedNetwork, options: ExplainOptions, rules: Mapping
 
 
 def _plan(
-    folder: ExplainedFolder, files: Sequence[Path], options: ExplainOptions
+    folder: ExplainedFolder, files: Sequence[Path], endings: Sequence[str]
 ) -> tuple[list[Path], dict[Path, str], int]:
     """What is still to be done, the names of its output, and how many are done."""
     pending = folder.pending(files)
-    return pending, folder.names(pending, (f"_cam.{options.picture}", ".npy")), len(files) - len(pending)
+    return pending, folder.names(pending, endings), len(files) - len(pending)
 
 
 def _first_images(batches: Iterator[ImageBatch], read: list[ImageBatch]) -> Tensor | None:
@@ -247,17 +254,17 @@ def _explained(
 
 
 def _write_all(
-    steps: Iterable[tuple[ImageBatch, _BatchMaps]], write: Callable[..., dict[str, Any]],
-    restore: Callable[[Tensor], Tensor], out: Path,
+    steps: Iterable[tuple[ImageBatch, _BatchMaps]], write: Callable[..., dict[str, Any]], out: Path,
     names: Mapping[Path, str], folder: ExplainedFolder, summary: Summary, report: Callable[[dict[str, Any]], None],
 ) -> None:  # fmt: skip
     """Draw beside the next forward: the rows of a batch are written when that is made."""
     waiting = list[Future[dict[str, Any]]]()
     with ThreadPoolExecutor(2) as pool:
         for batch, maps in steps:
-            pictures, ready = restore(batch.images), waiting
+            pictures: Sequence[Tensor | None] = batch.pictures or [None] * len(batch.paths)
+            ready = waiting
             waiting = [
-                pool.submit(write, maps, index, picture, path, size, out / names[path])
+                pool.submit(write, maps.of(index), picture, path, size, out / names[path])
                 for index, (picture, path, size) in enumerate(zip(pictures, batch.paths, batch.sizes, strict=True))
             ]
             _record(ready, folder, summary, report)
@@ -335,6 +342,13 @@ class _BatchMaps:
     regions: NDArray[np.bool_]
     rules: list[BoxRule]
 
+    def of(self, index: int) -> ImageMaps:
+        """Those of one image."""
+        return ImageMaps(
+            self.targets[index].tolist(), self.logits[index], self.probabilities[index], self.raw[index],
+            self.regions[index], self.rules,
+        )  # fmt: skip
+
 
 def _with_folded_norms(network: ExplainedNetwork, images: Tensor) -> ExplainedNetwork:
     """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go."""
@@ -389,80 +403,3 @@ def _precision_error(
     peaks = exact.raw.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(exact.raw.dtype).tiny)
     probabilities = (reduced.probabilities - exact.probabilities).abs().max()
     return float(probabilities), float(((reduced.raw - exact.raw) / peaks).abs().max())
-
-
-# ---------------------------------------------------------------- one image
-
-
-def _write_image(
-    network: ExplainedNetwork, options: ExplainOptions, maps: _BatchMaps, index: int, image: Tensor, path: Path,
-    size: tuple[int, int], stem: Path,
-) -> dict[str, Any]:  # fmt: skip
-    """Draw and write the files of an image of the batch, which begin with the stem; its line."""
-    raw, titles = maps.raw[index], network.titles
-    classes = [
-        {
-            "class": titles[k],
-            "index": k,
-            "logit": float(maps.logits[index, k]),
-            "probability": float(maps.probabilities[index, k]),
-            "maps": {
-                method: _figures(method_maps, region, rule, size)
-                for method, method_maps, region, rule in zip(
-                    network.methods, raw[place], maps.regions[index, place], maps.rules, strict=True
-                )
-            },
-        }
-        for place, k in enumerate(maps.targets[index].tolist())
-    ]
-    region = Region(maps.regions[index, 0, 0], maps.rules[0])
-    picture = _picture(image, list(network.methods), classes, raw, region, options.colormap, path.name)
-    files = {"picture": f"{stem.name}_cam.{options.picture}", "raw_maps": f"{stem.name}.npy"}
-    write_whole(stem.with_name(files["picture"]), encoded(picture, options.picture))
-    content = io.BytesIO()
-    np.save(content, raw.numpy())
-    write_whole(stem.with_name(files["raw_maps"]), content.getvalue())
-    return {
-        "image": str(path),
-        "file": file_stamp(path),
-        "name": stem.name,
-        "size": list(size),
-        **files,
-        "classes": classes,
-    }
-
-
-def _figures(map_hw: Tensor, region_HW: NDArray[np.bool_], rule: BoxRule, file_size: tuple[int, int]) -> dict[str, Any]:
-    """Range of a raw map, and the boxes that the rule gives, in pixels of the file (xyxy, exclusive)."""
-    factors = np.array([file_size[1] / region_HW.shape[1], file_size[0] / region_HW.shape[0]] * 2)
-    boxes = [[round(float(value), 1) for value in box * factors] for box in rule.mask_boxes(region_HW)]
-    return {
-        "low": float(map_hw.min()),
-        "high": float(map_hw.max()),
-        "constant": not region_HW.any(),
-        "box": boxes[0] if boxes else None,
-        **({"boxes": boxes} if rule.regions == "all" else {}),
-    }
-
-
-def _picture(
-    image: Tensor,
-    methods: Sequence[str],
-    classes: Sequence[Mapping[str, Any]],
-    maps_TMhw: Tensor,
-    region: Region,
-    colormap: str,
-    title: str,
-) -> Image.Image:
-    """One map in detail, with its region; of several classes or methods a grid."""
-    if len(methods) == len(classes) == 1:
-        entry, map_hw = classes[0], maps_TMhw[0, 0]
-        class_map = ClassMap(entry["class"], map_hw, entry["logit"], entry["probability"])
-        scale = float(map_hw.max())
-        return overlay_picture(image, None, class_map, scale=scale, region=region, colormap=colormap, title=title)
-    rows = []
-    for entry, maps in zip(classes, maps_TMhw, strict=True):
-        captions = (entry["class"], f"logit {entry['logit']:.2f} · p {entry['probability']:.2f}")
-        rows.append(Row(image, None, captions, [Cell.of_map(one) for one in maps]))
-    heads = [("", method) for method in methods]
-    return grid_figure(title, heads, rows, rule=POSITIVE, side=PANEL, colormap=colormap)

@@ -16,6 +16,7 @@ from ..data.image_checks import sizes_of, value_notes
 from ..data.image_search import LeftOut, Reason, find_images_below
 from ..data.own_boxes import absent_notes
 from ..data.remembered_checks import check_files
+from ..drawing.own_shape import reduced
 from ..errors import DataError
 from ..image_files import GrayRange, read_image, read_with_range
 from ..preprocessing import Preprocessing
@@ -82,6 +83,7 @@ class ImageBatch:
         unreadable: those that could not, and why.
         gray_ranges: the values of gray files of more than 8 bits.
         constant: files all of whose pixels are equal.
+        pictures: the same to look at, each in its own shape (3, h, w) uint8; empty where none were asked for.
     """
 
     paths: list[Path]
@@ -90,6 +92,7 @@ class ImageBatch:
     unreadable: dict[Path, str]
     gray_ranges: dict[Path, GrayRange]
     constant: list[Path]
+    pictures: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,13 @@ class _ReadImage:
     gray_range: GrayRange | None = None
     is_constant: bool = False
     reason: str = ""
+    picture: Tensor | None = None
 
 
 class _Images(Dataset[_ReadImage]):
-    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing) -> None:
+    def __init__(self, files: Sequence[Path], preprocessing: Preprocessing, picture_side: int | None) -> None:
         self.files, self.transform, self.bits = files, preprocessing.evaluation(), preprocessing.bits
+        self.picture_side = picture_side
 
     def __len__(self) -> int:
         return len(self.files)
@@ -123,7 +128,8 @@ class _Images(Dataset[_ReadImage]):
             is_constant = gray_range.low == gray_range.high
         prepared: Tensor = self.transform(image)
         size = (image.shape[-2], image.shape[-1])
-        return _ReadImage(path, prepared.as_subclass(Tensor), size, gray_range, is_constant)
+        picture = None if self.picture_side is None else reduced(image, self.picture_side)
+        return _ReadImage(path, prepared.as_subclass(Tensor), size, gray_range, is_constant, picture=picture)
 
 
 def _collate(items: Sequence[_ReadImage]) -> ImageBatch:
@@ -136,15 +142,29 @@ def _collate(items: Sequence[_ReadImage]) -> ImageBatch:
         unreadable={one.path: one.reason for one in items if one.image is None},
         gray_ranges={one.path: one.gray_range for one in good if one.gray_range is not None},
         constant=[one.path for one in good if one.is_constant],
+        pictures=[one.picture for one in good if one.picture is not None],
     )
 
 
 def image_batches(
-    files: Sequence[Path], preprocessing: Preprocessing, *, batch_size: int, workers: int
+    files: Sequence[Path],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    picture_side: int | None = None,
 ) -> DataLoader[ImageBatch]:
-    """Batches of image files in order; a file that cannot be read is named in its batch."""
+    """Batches of image files in order; a file that cannot be read is named in its batch.
+
+    Args:
+        files: images.
+        preprocessing: how an image becomes an input.
+        batch_size: images together.
+        workers: processes that decode.
+        picture_side: most pixels of the longer side of the batches' ``pictures``; None: no pictures.
+    """
     loader: DataLoader[ImageBatch] = DataLoader(
-        _Images(files, preprocessing),  # type: ignore[arg-type]  # of items; the loader is of batches
+        _Images(files, preprocessing, picture_side),  # type: ignore[arg-type]  # of items; the loader is of batches
         batch_size=batch_size,
         num_workers=min(workers, len(files) // batch_size),
         collate_fn=_collate,
@@ -175,9 +195,15 @@ class EvaluationImage:
 
     def input(self, preprocessing: Preprocessing) -> Tensor:
         """The picture as a network's input (C, S, S)."""
-        pixels = read_image(self.pixels, preprocessing.bits) if isinstance(self.pixels, Path) else self.pixels
-        image: Tensor = preprocessing.evaluation()(pixels)
+        image: Tensor = preprocessing.evaluation()(self._read(preprocessing.bits))
         return image.as_subclass(Tensor)
+
+    def picture(self, long_side: int, bits: int | None) -> Tensor:
+        """It to look at, in its own shape: (3, h, w) uint8, of at most so many pixels."""
+        return reduced(self._read(bits), long_side)
+
+    def _read(self, bits: int | None) -> Tensor:
+        return read_image(self.pixels, bits) if isinstance(self.pixels, Path) else self.pixels
 
     def boxes_at(self, height: int, width: int) -> Tensor | None:
         """Its boxes in pixels of that size."""

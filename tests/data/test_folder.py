@@ -555,7 +555,7 @@ def test_sample_format(root):
     for split in ("train", "val"):
         for index in range(len(data.splits[split])):
             sample = data.splits[split][index]
-            assert set(sample) == {"image", "label", "boxes", "path"}
+            assert set(sample) == {"image", "label", "boxes", "path", "original_size"}
             assert [type(sample[key]) for key in ("image", "boxes", "label", "path")] == [
                 Tensor,
                 Tensor,
@@ -589,7 +589,7 @@ def test_batches(root):
     write_boxes(root, GOOD, GOOD)
     data = ready(root, batch_size=4)
     (batch,) = data.train_dataloader()
-    assert set(batch) == {"image", "label", "boxes", "path"}
+    assert set(batch) == {"image", "label", "boxes", "path", "original_size"}
     assert batch["image"].shape == (4, 3, 16, 16)
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1]
     assert sorted(len(boxes) for boxes in batch["boxes"]) == [0, 0, 0, 2]

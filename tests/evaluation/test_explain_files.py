@@ -294,3 +294,42 @@ def test_a_fold_that_breaks_numerically_is_not_taken(monkeypatch):
         torch.testing.assert_close(folded(model, images)(images), model(images))
     model[0].weight.data.fill_(torch.nan)
     assert folded(model, images) is model, "NaN is not equal"
+
+
+# --- pictures in their own shape --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wide(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_picture_keeps_its_shape(net, wide, tmp_path):
+    square = tmp_path / "square.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(square)
+    run(net, [wide, square], tmp_path / "out")
+    sizes = []
+    for name in ("wide", "square"):
+        with Image.open(tmp_path / "out" / f"{name}_cam.png") as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] == sizes[1][0], "both are 224 pixels wide"
+    assert sizes[1][1] - sizes[0][1] == 224 - 75, "and 75 or 224 high"
+
+
+def test_the_original_resolution(net, wide, tmp_path):
+    run(net, [wide], tmp_path / "out", ExplainOptions(size="original", topk=2))
+    (row,) = results(tmp_path / "out")
+    pictures = [entry["maps"]["cam"]["picture"] for entry in row["classes"]]
+    assert pictures == ["wide_cam.png", "wide_cam_2.png"]
+    assert row["picture"] == pictures[0]
+    for name in pictures:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (120, 40)
+
+
+@pytest.mark.parametrize("size", [31, 4097, "large", 0, 1.5])
+def test_sizes_that_cannot_be(size):
+    with pytest.raises(camify.ConfigError, match="choose 32 to 4096 pixels, or 'original'"):
+        ExplainOptions(size=size)

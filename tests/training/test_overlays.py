@@ -10,6 +10,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import camify
+from camify.batch import Batch
 from camify.task import Classes, Task
 from camify.training.callbacks.highlights import Highlights
 from camify.training.callbacks.watched_images import choose_watched, watched_by_name
@@ -218,7 +219,7 @@ def test_what_is_worth_a_look_by_hand():
         for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
             seen = ValidationBatch(network, images[part], labels[part], logits[part], epoch[part], boxes[part])
             seen.drift = earlier.drift(seen.own)
-            finds.update(seen, None)
+            finds.update(seen, Batch(seen.images))
         found = finds.kept_by_kind()
         earlier.end()
         assert ("changed" in found) == (epoch is second), "nothing is known of an epoch before the first"

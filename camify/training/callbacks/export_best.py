@@ -26,11 +26,12 @@ from ..box_calibration import calibrate_boxes
 from ..loaders import is_dry_run, single_loader
 from ..object_maps import fit_objects
 from ..run_folder import run_folder
+from .watched_images import pictures_of
 
 __all__ = ["ExportBest", "best_weights", "export_cam_net", "export_legacy"]
 
 _SAME = 1e-5
-_COMPARED = 8  # images
+_COMPARED, _ON_CARD = 8, 4  # images
 
 
 class ExportBest(pl.Callback):
@@ -68,7 +69,8 @@ class ExportBest(pl.Callback):
             file = folder / "legacy.safetensors"
             export_legacy(module.model, weights, file, module.class_names)
             return {"file": str(file)}
-        images = Batch.of(next(iter(single_loader(trainer.val_dataloaders)))).images[:_COMPARED].cpu().float()
+        first = Batch.of(next(iter(single_loader(trainer.val_dataloaders))))
+        images, sizes = first.images[:_COMPARED].cpu().float(), (first.original_sizes or [])[:_COMPARED]
         told: dict[str, Any] = {}
 
         def finish(network: CAMNet) -> None:
@@ -85,6 +87,7 @@ class ExportBest(pl.Callback):
             results,
             images,
             finish=finish,
+            original_sizes=sizes or None,
         )
         return {"folder": str(folder / "export"), "reload_error": error, **told}
 
@@ -115,10 +118,12 @@ def export_cam_net(
     images: Tensor,
     *,
     finish: Callable[[CAMNet], object] = lambda _: None,
+    original_sizes: list[tuple[int, int]] | None = None,
 ) -> float:
     """Save a network with the given weights, load it again and compare the two on ``images``.
 
-    ``finish`` gives it its object map and its box rule. Returns the largest difference of logits and maps, relative to
+    ``finish`` gives it its object map and its box rule; pictures are drawn in the shapes of ``original_sizes`` (height,
+    width). Returns the largest difference of logits and maps, relative to
     the largest logit or map value.
 
     Raises:
@@ -128,7 +133,7 @@ def export_cam_net(
     live.results, live.box_rule = dict(results), None
     finish(live)
     live.known_features = None
-    live.save_pretrained(folder, overlays=_overlays(live, images[:4]))
+    live.save_pretrained(folder, overlays=_overlays(live, Batch(images, original_sizes=original_sizes)))
     loaded = CAMNet.from_pretrained(folder)
     with eval_mode(live):
         pairs = zip(live.forward_with_maps(images), loaded.forward_with_maps(images), strict=True)
@@ -145,12 +150,12 @@ def _with_weights(network: CAMNet, weights: Mapping[str, Tensor] | None) -> CAMN
     return live
 
 
-def _overlays(network: CAMNet, images: Tensor) -> bytes | None:
+def _overlays(network: CAMNet, batch: Batch) -> bytes | None:
     """Pictures with the map of the predicted class for the model card, PNG; None where they cannot be drawn."""
     if network.preprocessing is None:
         return None
     try:
-        pictures = network.preprocessing.restore(images)
+        images, pictures = batch.images[:_ON_CARD], pictures_of(batch, network)[:_ON_CARD]
         with eval_mode(network):
             logits, maps = network.forward_with_maps(images)
         classes = network.classes

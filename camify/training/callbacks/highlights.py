@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...batch import Batch
+from ...drawing.own_shape import boxes_in_shape, in_shape
 from ...evaluation.engine import energy_row
 from ...metrics.functional import box_masks
 from ...model import CAMNet
 from ..cam_metrics import ValidationBatch
-from .watched_images import pictures_of
+from .watched_images import restored_pictures
 
 __all__ = ["HIGHLIGHT_KINDS", "DrawnHighlight", "Highlight", "Highlights"]
 
@@ -33,6 +34,7 @@ class Highlight:
         logits: theirs, (2,).
         probabilities: theirs, (2,).
         boxes: ground truth, (n, 4) xyxy pixels; None where the data have none.
+        original_size: (height, width) of the image before it was resized; None where that is not known.
     """
 
     score: float
@@ -43,6 +45,17 @@ class Highlight:
     logits: Tensor
     probabilities: Tensor
     boxes: Tensor | None
+    original_size: tuple[int, int] | None
+
+    def drawn(self, kind: str, place: int, network: CAMNet) -> DrawnHighlight:
+        """With the picture, in its own shape."""
+        restored = restored_pictures(self.image[None], network)[0].nan_to_num().clamp(0, 1)
+        picture = in_shape(restored, self.original_size)
+        shapes = [(one.shape[-2], one.shape[-1]) for one in (self.image, picture)]
+        return DrawnHighlight(
+            kind, place, (picture * 255).round().to(torch.uint8), self.name, self.classes, self.maps, self.logits,
+            self.probabilities, None if self.boxes is None else boxes_in_shape(self.boxes, shapes[0], shapes[1]),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,8 @@ class DrawnHighlight:
     Attributes:
         kind: one of ``HIGHLIGHT_KINDS``.
         place: among those of its kind, 0 is the most telling.
-        picture: (3, H, W), uint8.
-        name, classes, maps, logits, probabilities, boxes: as in ``Highlight``.
+        picture: (3, h, w), uint8, in its own shape.
+        name, classes, maps, logits, probabilities, boxes: as in ``Highlight``; boxes in pixels of the picture.
     """
 
     kind: str
@@ -95,24 +108,14 @@ class Highlights:
     def pictures(self, network: CAMNet) -> list[DrawnHighlight]:
         """All that were found, as they are drawn."""
         return [
-            DrawnHighlight(
-                kind,
-                place,
-                (pictures_of(highlight.image[None], network)[0].nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8),
-                highlight.name,
-                highlight.classes,
-                highlight.maps,
-                highlight.logits,
-                highlight.probabilities,
-                highlight.boxes,
-            )
+            highlight.drawn(kind, place, network)
             for kind, highlights in self.kept_by_kind().items()
             for place, highlight in enumerate(highlights)
         ]
 
     @torch.no_grad()
-    def update(self, seen: ValidationBatch, paths: Sequence[str] | None) -> None:
-        """Look through a batch, whose files are ``paths`` where they are known."""
+    def update(self, seen: ValidationBatch, batch: Batch) -> None:
+        """Look through a batch, of which files and original sizes are taken."""
         probabilities = seen.network.classes.probabilities(seen.logits)
         highest, predicted = probabilities.max(1)
         scores = {"mistakes": torch.where(predicted != seen.labels, highest, torch.nan)}
@@ -121,12 +124,12 @@ class Highlights:
         if seen.drift is not None:
             scores["changed"] = seen.drift
         for kind, values in scores.items():
-            self._keep(kind, values.cpu(), seen, predicted, probabilities, paths)
+            self._keep(kind, values.cpu(), seen, predicted, probabilities, batch)
         self._seen += len(seen.labels)
 
     def _keep(
         self, kind: str, scores: Tensor, seen: ValidationBatch, predicted: Tensor, probabilities: Tensor,
-        paths: Sequence[str] | None,
+        batch: Batch,
     ) -> None:  # fmt: skip
         kept = self.kept[kind]
         for index in scores.nan_to_num(-1).argsort(descending=True)[: self.count].tolist():
@@ -137,13 +140,14 @@ class Highlights:
             kept.append(
                 Highlight(
                     score,
-                    Path(paths[index]).stem if paths is not None else str(self._seen + index),
+                    Path(batch.paths[index]).stem if batch.paths is not None else str(self._seen + index),
                     seen.images[index].float().cpu(),
                     (int(pair[0]), int(pair[1])),
                     seen.maps[index, pair].float().cpu(),
                     seen.logits[index, pair].float().cpu(),
                     probabilities[index, pair].cpu(),
                     seen.boxes[index].cpu() if seen.boxes is not None else None,
+                    None if batch.original_sizes is None else batch.original_sizes[index],
                 )
             )
             kept.sort(key=lambda highlight: -highlight.score)

@@ -150,7 +150,7 @@ class OverlayFiles:
         return predicted != self._true(index) if present is None else not bool(present[index, predicted])
 
     def _boxes(self, index: int) -> Tensor | None:
-        boxes = self.watched.batch.boxes
+        boxes = self.watched.boxes
         return None if boxes is None else boxes[index]
 
     def _entry(self, epoch: int, index: int, method: str, under: str) -> dict[str, Any]:

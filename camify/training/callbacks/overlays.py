@@ -152,7 +152,7 @@ class CAMOverlayLogger(pl.Callback):
         """Look for images that are worth a look among those of the batch."""
         seen = outputs.get("seen") if isinstance(outputs, Mapping) else None
         if self.highlights.count and dataloader_idx == 0 and seen is not None and self._has_turn(trainer):
-            self._attempt(self.highlights.update, seen, Batch.of(batch).paths)
+            self._attempt(self.highlights.update, seen, Batch.of(batch))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, unless this is the sanity check, a dry run or not the turn of this epoch."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...batch import Batch
+from ...drawing.own_shape import boxes_in_shape, in_shape
 from ...errors import ConfigError, DataError
 from ...files import slug
 from ...methods import make_methods, observe
@@ -28,6 +29,7 @@ __all__ = [
     "observe_watched",
     "pictures_of",
     "read_watched",
+    "restored_pictures",
     "watched_by_name",
 ]
 
@@ -58,7 +60,8 @@ class WatchedImages:
     """The watched images, as pictures and as the network's input."""
 
     batch: Batch  # its labels are classes (n,)
-    pictures: Tensor  # (n, 3, H, W) in [0, 1]
+    pictures: list[Tensor]  # n, each (3, h, w) in [0, 1], in its own shape
+    boxes: list[Tensor] | None  # n, each (m, 4) xyxy in pixels of the picture
     names: list[str]
     present: Tensor | None = None  # (n, K) bool of several labels each, else None
 
@@ -122,13 +125,26 @@ def read_watched(
         raise DataError("The validation data have no labels: the true class's map cannot be shown.")
     targets = network.task.targets(batch.labels, network.num_classes, allow_unknown=True)
     batch.labels = network.classes.of_targets(targets)
-    pictures = pictures_of(batch.images, network)
+    pictures = pictures_of(batch, network)
+    boxes = None
+    if batch.boxes is not None:
+        height, width = batch.image_size
+        shapes = [(picture.shape[-2], picture.shape[-1]) for picture in pictures]
+        boxes = [boxes_in_shape(own, (height, width), shape) for own, shape in zip(batch.boxes, shapes, strict=True)]
     stems = [str(index) for index in indices] if batch.paths is None else [Path(path).stem for path in batch.paths]
     names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
-    return WatchedImages(batch, pictures, names, None if network.task.exclusive else targets >= 0.5)
+    return WatchedImages(batch, pictures, boxes, names, None if network.task.exclusive else targets >= 0.5)
 
 
-def pictures_of(images: Tensor, network: CAMNet) -> Tensor:
+def pictures_of(batch: Batch, network: CAMNet) -> list[Tensor]:
+    """The images of a batch as pictures (3, h, w) in [0, 1], each in the shape that it had before it was resized."""
+    sizes: Sequence[tuple[int, int] | None] = batch.original_sizes or [None] * len(batch)
+    return [
+        in_shape(picture, size) for picture, size in zip(restored_pictures(batch.images, network), sizes, strict=True)
+    ]
+
+
+def restored_pictures(images: Tensor, network: CAMNet) -> Tensor:
     """Inputs (N, C, H, W) as pictures (N, 3, H, W) in [0, 1]; of unknown normalization, each by its own extremes."""
     images = images.float()
     if network.preprocessing is not None:
