@@ -194,6 +194,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--faithfulness", type=Number, default=32, help="images for stability, faithfulness; 0: none")
     command.add_argument("--mosaics", type=Number, default=64, help="at most so many for grid pointing; 0: none")
     command.add_argument("--threshold", type=Share | None, default=None, help="of the maps' boxes; default: the best")
+    command.add_argument("--pictures", type=Number, default=96, help="images in the page, mistakes first; 0: none")
     command.add_argument("--seed", type=Seed, default=0, help="of all draws")
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
@@ -402,11 +403,11 @@ def _evaluate(options: Namespace, ranks: Ranks) -> None:
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
-        preprocessing=options.preprocessing,
+        preprocessing=options.preprocessing, pictures=options.pictures,
     )  # fmt: skip
     if result is not None:
         folder = result.save(options.output, overwrite=options.overwrite)
-        written = f"Written: {folder / 'evaluation.md'}, evaluation.json, images.csv"
+        written = f"Written: {folder / 'evaluation.html'}, evaluation.md, evaluation.json, images.csv"
         console().print(f"{result}\n{written}", soft_wrap=True)
 
 

@@ -112,6 +112,8 @@ def pixel_row(heat: Tensor | None, masks: Tensor) -> Tensor:
 def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
     """What the network says: ``labels``, ``predicted``, ``ranks`` of the labels from 0, their ``probabilities``.
 
+    Also ``confidences``, the probabilities of the predicted classes.
+
     Args:
         logits: (N, K) of the classes; of a network of one logit (N, 2).
         labels: (N,).
@@ -122,6 +124,7 @@ def answer_rows(logits: Tensor, labels: Tensor, classes: Classes) -> Rows:
         "predicted": logits.argmax(1),
         "ranks": functional.label_ranks(logits, labels),
         "probabilities": classes.scores(logits, labels),
+        "confidences": classes.probabilities(classes.two_sided(logits)).amax(1),
     }
 
 

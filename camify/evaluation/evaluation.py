@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..drawing.encoding import encoded
 from ..errors import ConfigError, ConversionError, DataError
 from ..metrics.functional import mosaic_plan
 from ..preprocessing import Preprocessing
 from ..ranks import ONE, Ranks
+from ..reports.class_page import Example
 from ..sources import Source, resolve
 from ..sources.source import require_network
 from ..task import Classes, Task
+from .class_figures import ClassAnswers, choose_examples, class_figures_of, example_picture
 from .engine import CENTER_BOX, IOUS, Rows
 from .evaluation_report import Evaluation, Figures
 from .intervals import Answers, Figure, class_figures, figure, localization_figures, mean_figures
 from .labeled_data import LabeledFolder, find_labeled
 from .network import ExplainedNetwork, explained_network, placed_on, short_names
-from .passes import GRID, Run, measure_all, measure_cost, measure_mosaics, measure_sample
+from .passes import GRID, Run, explain_answers, measure_all, measure_cost, measure_mosaics, measure_sample
 
 __all__ = ["evaluate", "evaluate_in_ranks"]
 
@@ -53,6 +57,7 @@ def evaluate(
     check_images: bool = True,
     bits: int | None = None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
+    pictures: int = 96,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
@@ -79,9 +84,11 @@ def evaluate(
         bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None: what the network says.
         preprocessing: what the network expects, where it does not say: ``"imagenet"``, ``"0..1"``, ``"0..255"``,
             ``"tf"``, ``"caffe"`` or fields of ``Preprocessing``; goes before what it says.
+        pictures: so many images at most are drawn with the first method's maps, for the page: behind every cell of the
+            confusion matrix some, mistakes first; 0 for none.
 
     Returns:
-        All figures; ``print`` shows them as tables, ``save(folder)`` writes them.
+        All figures; ``print`` shows them as tables, ``save(folder)`` writes them and a page.
 
     Raises:
         CamifyError: something given cannot be used; before anything is measured, where it can be known.
@@ -97,7 +104,7 @@ def evaluate_in_ranks(
     class_names: Sequence[str] | None, split: str | None, limit: int | None, batch_size: int, seed: int,
     faithfulness: int, mosaics: int, threshold: float | None, device: str | torch.device | None, workers: int,
     options: Mapping[str, Any] | None, task: str | Task | None, check_images: bool, bits: int | None,
-    preprocessing: str | Mapping[str, Any] | Preprocessing | None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None, pictures: int,
 ) -> Evaluation | None:  # fmt: skip
     """``evaluate`` by several processes, which all call it: each runs whole batches, in turns.
 
@@ -111,10 +118,10 @@ def evaluate_in_ranks(
         EndedElsewhere: another process raised that.
     """
     with ranks.agree():
-        if batch_size < 1 or faithfulness < 0 or mosaics < 0 or workers < 0:
+        if batch_size < 1 or min(faithfulness, mosaics, workers, pictures) < 0:
             raise ConfigError(
-                f"batch_size={batch_size} must be at least 1; faithfulness={faithfulness}, mosaics={mosaics} and"
-                f" workers={workers} at least 0."
+                f"batch_size={batch_size} must be at least 1; faithfulness={faithfulness}, mosaics={mosaics},"
+                f" workers={workers} and pictures={pictures} at least 0."
             )
         if threshold is not None and not 0 <= threshold < 1:
             raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
@@ -137,7 +144,7 @@ def evaluate_in_ranks(
         if network.classes.task is Task.BINARY:  # which of the two the logit stands for
             network.classes = Classes(Task.BINARY, images.names)
         run = Run(images.images, batch_size, workers, seed, threshold, ranks)
-        return _measure(network, images, run, faithfulness, mosaics)
+        return _measure(network, images, run, faithfulness, mosaics, pictures)
 
 
 def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
@@ -150,7 +157,7 @@ def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str
 
 
 def _measure(
-    network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int
+    network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int, pictures: int
 ) -> Evaluation | None:
     start, seed = time.perf_counter(), run.seed
     answers_by_name, rows = measure_all(network, run)
@@ -160,6 +167,7 @@ def _measure(
     if not run.ranks.is_first:
         return None
     answers = Answers(**answers_by_name)
+    said = ClassAnswers(answers.labels, answers.predicted, answers.confidences)
     return Evaluation(
         network=network,
         data=data,
@@ -176,8 +184,23 @@ def _measure(
         },
         classes=_classes(rows, answers, grids, data),
         costs=measure_cost(network, run),
+        by_class=class_figures_of(said, network.titles),
+        examples=_examples(network, run, said, pictures),
         facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start),
     )
+
+
+def _examples(network: ExplainedNetwork, run: Run, said: ClassAnswers, most: int) -> list[Example]:
+    """The images behind the cells of the confusion matrix, drawn."""
+    numbers, titles = choose_examples(said, most), network.titles
+    return [
+        Example(
+            answer.classes[1], answer.classes[0],
+            example_picture(answer, titles, partial(encoded, kind="webp")),
+            f"{answer.title}: {titles[answer.classes[0]]}, p {float(answer.probabilities[0]):.2f}",
+        )
+        for answer in explain_answers(network, run, numbers, said.predicted)
+    ]  # fmt: skip
 
 
 def _grids(network: ExplainedNetwork, run: Run, most: int) -> tuple[dict[str, Rows], str]:

@@ -14,9 +14,13 @@ from ..console import shown
 from ..files import EVALUATION, free_folder, safe_cell, whole_folder
 from ..files import to_json as json_text
 from ..metrics.functional.pointing import POINTING_TOLERANCE
+from ..reports.class_page import Example, class_view
+from ..reports.html import TEMPLATES, render
+from ..reports.run_page import share_text
 from ..reports.tables import (
     MISSING,
     Table,
+    by_section,
     json_values,
     markdown_facts,
     markdown_sections,
@@ -31,9 +35,19 @@ from .labeled_data import LabeledFolder
 from .network import ExplainedNetwork
 from .timing import cost_table
 
-__all__ = ["EVALUATION", "OWN_FILES", "Evaluation", "Figures", "evaluation_tables", "to_csv", "to_json", "to_markdown"]
+__all__ = [
+    "EVALUATION",
+    "OWN_FILES",
+    "Evaluation",
+    "Figures",
+    "evaluation_tables",
+    "to_csv",
+    "to_html",
+    "to_json",
+    "to_markdown",
+]
 
-OWN_FILES = ("evaluation.md", "images.csv", EVALUATION)
+OWN_FILES = ("evaluation.html", "evaluation.md", "images.csv", EVALUATION)
 _GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness")
 
 Figures = dict[str, dict[str, Figure]]
@@ -57,6 +71,8 @@ class Evaluation:
         faithfulness: on the sample.
         classes: by number of the class, by method or baseline, without intervals.
         costs: as ``method_costs`` gives them.
+        by_class: as ``class_figures_of`` gives them: which class is taken for which.
+        examples: images behind the cells of the confusion matrix.
         facts: how it was measured, (label, text).
     """
 
@@ -72,6 +88,8 @@ class Evaluation:
     faithfulness: Figures
     classes: dict[int, dict[str, dict[str, float | int]]]
     costs: dict[str, Any]
+    by_class: dict[str, Any]
+    examples: list[Example]
     facts: list[tuple[str, str]]
 
     def __str__(self) -> str:
@@ -88,18 +106,20 @@ class Evaluation:
             **{key: _plain(getattr(self, key)) for key in _GROUPS},
             "classes": {names[number]: figures for number, figures in self.classes.items()},
             "cost": self.costs,
+            "confusion": self.by_class,
         }
         values: dict[str, Any] = json_values(document)
         return values
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write ``evaluation.md``, ``evaluation.json`` and ``images.csv``, all or nothing; the folder.
+        """Write the page, Markdown, JSON and a table of the images, all or nothing; the folder.
 
         Raises:
             ConfigError: the folder exists and is not to be replaced, or is not an evaluation.
         """
         target = free_folder(Path(folder), EVALUATION, OWN_FILES, "--output", overwrite=overwrite)
         with whole_folder(target) as aside:
+            (aside / "evaluation.html").write_text(to_html(self), encoding="utf-8")
             (aside / "evaluation.md").write_text(to_markdown(self), encoding="utf-8")
             (aside / "images.csv").write_text(to_csv(self), encoding="utf-8", errors="surrogateescape")
             (aside / EVALUATION).write_text(to_json(self), encoding="utf-8")
@@ -245,6 +265,28 @@ def to_markdown(evaluation: Evaluation) -> str:
     lines = [f"# Evaluation of {markdown_text(evaluation.network.name)}", ""]
     lines += [*markdown_sections(evaluation_tables(evaluation)), *markdown_facts(evaluation.facts)]
     return shown("\n".join(lines), "\n") + "\n"
+
+
+def to_html(evaluation: Evaluation) -> str:
+    """All of it as one page that loads nothing from anywhere."""
+    count, name = len(evaluation.answers.labels), evaluation.network.name
+    classes = class_view(
+        evaluation.by_class, evaluation.examples, f"{count:,} images", {name: evaluation.by_class["calibration"]},
+        "" if evaluation.examples else "No images were drawn (pictures 0).",
+    )  # fmt: skip
+    return render(
+        TEMPLATES / "evaluation.html.j2",
+        {"percent": share_text},
+        title=f"Evaluation of {name}",
+        subtitle=f"{evaluation.data.folder}, {count:,} images of {len(evaluation.data.classes)} classes",
+        stats=[
+            (f"top-{key[3:]} accuracy, 95 % interval {one.low:.1%} to {one.high:.1%}", share_text(one.value))
+            for key, one in evaluation.accuracy.items()
+        ],
+        classes=classes,
+        sections=by_section(evaluation_tables(evaluation)),
+        facts=evaluation.facts,
+    )
 
 
 def to_json(evaluation: Evaluation) -> str:

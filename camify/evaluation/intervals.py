@@ -46,6 +46,7 @@ class Answers:
         predicted: (N,) its first choices.
         ranks: (N,) the place of the true class, from 0.
         probabilities: (N,) of the true class.
+        confidences: (N,) of the predicted class.
         with_boxes: (N,) bool.
         hard: (N, 3) bool, for each of ``IOUS``: no centered box reaches it.
     """
@@ -54,6 +55,7 @@ class Answers:
     predicted: Tensor
     ranks: Tensor
     probabilities: Tensor
+    confidences: Tensor
     with_boxes: Tensor
     hard: Tensor
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +13,21 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data import collate
 from ..data.labeled_images import LabeledImages
+from ..drawing.own_shape import boxes_in_shape, reduced
+from ..drawing.primitives import PANEL
 from ..errors import ConversionError
+from ..image_files import read_image
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from . import engine
+from .class_figures import ExplainedAnswer
 from .engine import CENTER_BOX, ClassLogits, Rows
 from .network import ExplainedNetwork
 from .scenarios import mirrored
 from .timing import method_costs
 
-__all__ = ["GRID", "Run", "measure_all", "measure_cost", "measure_mosaics", "measure_sample"]
+__all__ = ["GRID", "Run", "explain_answers", "measure_all", "measure_cost", "measure_mosaics", "measure_sample"]
 
 GRID = 2
 _TIMED = 4  # images
@@ -141,6 +146,31 @@ def measure_cost(network: ExplainedNetwork, run: Run) -> dict[str, Any]:
     batch = collate([run.images[number] for number in range(min(_TIMED, len(run.images)))])
     images = batch["image"].to(next(network.model.parameters()))
     return method_costs(network, images, batch["label"].to(images.device))
+
+
+def explain_answers(
+    network: ExplainedNetwork, run: Run, numbers: Sequence[int], predicted: Tensor
+) -> Iterator[ExplainedAnswer]:
+    """Some images with the first method's maps of the predicted (N,) and the true class; in one process."""
+    images, method = run.images, next(iter(network.served))
+    for own, batch in replace(run, ranks=ONE).batches(numbers, run.batch_size, "drawing, batch"):
+        pairs = torch.stack([predicted[own], batch["label"]], dim=1)
+        with network.observe(batch["image"]) as forward:
+            targets = pairs.to(forward.logits.device)
+            maps = network.methods[method].raw_maps(forward, targets).float().cpu()
+            logits, probabilities = (
+                values.gather(1, targets).float().cpu() for values in (forward.logits, forward.probabilities)
+            )
+        for row, number in enumerate(own):
+            file = images.files[number]
+            picture = read_image(file, images.bits)
+            small = reduced(picture, PANEL)
+            shapes = [(one.shape[-2], one.shape[-1]) for one in (picture, small)]
+            boxes = None if images.boxes is None else torch.from_numpy(images.boxes[number].copy())
+            yield ExplainedAnswer(
+                small, Path(str(file)).name, (int(pairs[row, 0]), int(pairs[row, 1])), maps[row], logits[row],
+                probabilities[row], None if boxes is None else boxes_in_shape(boxes, shapes[0], shapes[1]),
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------- mosaics

@@ -12,7 +12,9 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from ..console import shown
 
-__all__ = ["is_own_page", "render"]
+__all__ = ["TEMPLATES", "is_own_page", "render"]
+
+TEMPLATES = Path(__file__).parent
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:

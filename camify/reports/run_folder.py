@@ -13,6 +13,7 @@ from ..drawing.encoding import encoded
 from ..errors import DataError
 from ..former_names import with_current_keys
 from ..image_files import open_image, upright_rgb
+from .class_page import Example, class_view
 from .run_page import Frame, ImageTrack, RunReport
 
 __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "read_run", "score_of"]
@@ -66,6 +67,7 @@ def read_run(folder: str | Path) -> RunReport:
             environment=results.get("environment", {}),
             commands=commands(folder),
             score=score,
+            classes=_classes(folder / "overlays", results.get("classes_taken"), finished=bool(results["finished"])),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(
@@ -112,6 +114,28 @@ def _rows(results: Mapping[str, Any], quality: str, score: str) -> list[dict[str
             row = {"name": name, "score": figures.get(score), "quality": figures.get(quality), "note": note}
             rows.append(row)
     return rows
+
+
+def _classes(overlays: Path, taken: Mapping[str, Any] | None, *, finished: bool) -> dict[str, Any] | None:
+    """Which class is taken for which; None in runs of older versions."""
+    if taken is None:
+        return None
+    names = {"legacy": "legacy network", "start": "converted, before training"}
+    now = "fine-tuned" if finished else "now"
+    calibrations = {names.get(who, now): known for who, known in taken["calibrations"].items()}
+    examples = [
+        Example(entry["true"], entry["predicted"], _webp(_inside(overlays, entry["file"])), entry["caption"])
+        for entry in taken["examples"]
+    ]
+    note = ""
+    if not examples and taken["figures"].get("pairs"):
+        note = "The images behind the cells are drawn when training ends."
+        if finished or not taken["can_be_shown"]:
+            note = (
+                "The images behind the cells are not known: the data are a stream, or drawn in an order of their own."
+            )
+    what = f"the validation images in epoch {taken['epoch']:g}{', which was exported' if finished else ''}"
+    return class_view(taken["figures"], examples, what, calibrations, note)
 
 
 # ---------------------------------------------------------------- pictures

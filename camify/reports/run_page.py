@@ -111,6 +111,7 @@ class RunReport:
         environment: versions and machine, texts by label.
         commands: (what it does, command) to go on with.
         score: key in the history, and name, of the figure of the classes.
+        classes: which class is taken for which, as ``class_view`` makes it; None where that is not known.
     """
 
     title: str
@@ -126,6 +127,7 @@ class RunReport:
     environment: Mapping[str, str]
     commands: Sequence[tuple[str, str]]
     score: tuple[str, str] = ("val/acc", "accuracy")
+    classes: Mapping[str, Any] | None = None
 
 
 @contextmanager

@@ -372,8 +372,12 @@ class CAMFineTuner(pl.LightningModule):
         if self.cam_net is not None:
             self.cam_net.untrained = ()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, ValidationBatch]:
-        """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them."""
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them.
+
+        Returns:
+            ``logits``, ``targets`` as ``Task.targets`` gives them and, where there are maps, ``seen``.
+        """
         return self._evaluate(batch, "val", batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -416,7 +420,7 @@ class CAMFineTuner(pl.LightningModule):
         weight = map_weight(weight, "object", object_weight, exclusive=self.task.exclusive)
         return logits, maps, class_maps(features, weight)
 
-    def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, ValidationBatch]:
+    def _evaluate(self, batch: Any, stage: str, batch_idx: int) -> dict[str, Any]:
         batch = self._batch(batch)
         targets = self.targets(batch)
         logits, maps, object_maps = self._validated(batch.images, batch_idx)
@@ -427,9 +431,9 @@ class CAMFineTuner(pl.LightningModule):
         self.val_loss.update(loss, weight=size)  # Lightning's own mean over processes cuts sizes to whole numbers
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True, batch_size=size)
         self.log(f"{stage}/{self.score_name}", self.val_accuracy, prog_bar=True, batch_size=size)
-        network = self.cam_net
+        network, answers = self.cam_net, {"logits": logits, "targets": targets}
         if maps is None or network is None or not self.task.exclusive:
-            return {}
+            return answers
         if not has_boxes(self._loaders(stage)):  # no image of the split: as if the data had none
             batch.boxes = None
         clamp = self.options.metrics.clamp_weights
@@ -441,7 +445,7 @@ class CAMFineTuner(pl.LightningModule):
         self.quality.update(validation_batch)
         if batch_idx == 0:  # with the weights that are validated, which may be averaged ones
             self._grid_pointing = self._play_grid_pointing(network, stage, boxes=validation_batch.boxes is not None)
-        return {"seen": validation_batch}
+        return {**answers, "seen": validation_batch}
 
     def _play_grid_pointing(self, network: CAMNet, stage: str, *, boxes: bool) -> dict[str, float]:
         if self.trainer.sanity_checking or (boxes and not self.quality.chosen):

@@ -135,6 +135,10 @@ def test_two_processes_train_one_network_through_the_unfreezing_and_draw_once(tm
     assert len(list((tmp_path / "run" / "overlays").rglob("epoch_*/*.png"))) == 6
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [row["epoch"] for row in results["history"]] == [0, 1, 2]
+    taken = results["classes_taken"]
+    assert sum(count for _, _, count in taken["figures"]["pairs"]) == 7, "each image once, whoever saw it"
+    assert sum(row[0] for row in taken["calibrations"]["start"]["bins"]) == 7
+    assert len(taken["examples"]) == 7
     assert camify.load(tmp_path / "run" / "export").box_rule is not None
     resumed = torchrun(tmp_path, "--ckpt_path", str(tmp_path / "run" / "last.ckpt"), "--trainer.max_epochs", "4")
     assert resumed.returncode == 0, resumed.stderr

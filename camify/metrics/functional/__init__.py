@@ -9,11 +9,23 @@ from typing import Any
 from ...console import warn
 from ...former_names import current_name
 from ...normalizers import NORMALIZERS, Normalizer, normalize_maps
-from . import agreement, baselines, box, calibration, faithfulness, level_sets, pixel, pointing, stability
+from . import (
+    agreement,
+    baselines,
+    box,
+    calibration,
+    classification,
+    faithfulness,
+    level_sets,
+    pixel,
+    pointing,
+    stability,
+)
 from .agreement import *  # noqa: F403 - the names of each module's __all__, written once
 from .baselines import *  # noqa: F403
 from .box import *  # noqa: F403
 from .calibration import *  # noqa: F403
+from .classification import *  # noqa: F403
 from .faithfulness import *  # noqa: F403
 from .level_sets import *  # noqa: F403
 from .pixel import *  # noqa: F403
@@ -25,6 +37,7 @@ __all__ += agreement.__all__
 __all__ += baselines.__all__
 __all__ += box.__all__
 __all__ += calibration.__all__
+__all__ += classification.__all__
 __all__ += faithfulness.__all__
 __all__ += level_sets.__all__
 __all__ += pixel.__all__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from ...reports.run_page import render_page
 from ..loaders import count_samples, is_dry_run
 from ..module import CAMFineTuner
 from ..run_folder import run_folder
+from .class_record import ClassRecord, draw_examples
 from .console import closing_screen, epoch_line, opening_screen
 from .export_best import ExportBest
 from .measure_baselines import MeasureBaselines
@@ -56,17 +58,19 @@ class RunRecord(pl.Callback):
     def __init__(self, report: bool = True, quiet: bool = False, quality: str | None = None) -> None:
         self.report, self.quiet, self.wanted_quality = report, quiet, quality
         self.history: list[dict[str, float]] = []
-        self.baselines, self.export = MeasureBaselines(), ExportBest()
+        self.baselines, self.export, self.classes = MeasureBaselines(), ExportBest(), ClassRecord()
+        self._examples: list[dict[str, Any]] = []
         self._page: Future[None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Figures so far, plain values."""
-        return {"history": self.history, **self.baselines.state_dict()}
+        return {"history": self.history, **self.baselines.state_dict(), "classes": self.classes.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the figures of an interrupted run."""
         self.history = with_current_keys(state_dict["history"])
         self.baselines.load_state_dict(state_dict)
+        self.classes.load_state_dict(state_dict.get("classes", {}))
 
     # ------------------------------------------------------------ hooks
 
@@ -89,6 +93,28 @@ class RunRecord(pl.Callback):
         if pl_module.fit_report is not None and trainer.is_global_zero and not self.quiet:
             console(soft_wrap=True).print(f"{pl_module.fit_report}\n")
         self.baselines.on_train_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A new validation's answers; of the one before it is known now whether it is the best so far."""
+        if not _counts(trainer, pl_module):
+            return
+        latest = self.classes.latest
+        if latest is not None and self.history and _best_epoch(trainer, self.history)["epoch"] == latest["epoch"]:
+            self.classes.best = latest
+        self.classes.begin(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,  # noqa: ARG002
+        batch_idx: int, dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Keep what the network said of a batch."""
+        if dataloader_idx == 0 and isinstance(outputs, Mapping) and _counts(trainer, pl_module):
+            self.classes.update(pl_module, outputs["logits"], outputs["targets"])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Which class was taken for which."""
+        if _counts(trainer, pl_module):
+            self.classes.end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's figures, write results and page, print one line."""
@@ -118,6 +144,7 @@ class RunRecord(pl.Callback):
         folder = run_folder(trainer)
         results = self._results(epoch, pl_module)
         self.export.exported = {"epoch": epoch["epoch"], **results, **self.export.export(trainer, pl_module, results)}
+        self._draw_examples(trainer, pl_module, folder, epoch["epoch"])
         self._write(trainer, pl_module, finished=True)
         if not self.quiet:
             closing_screen(folder, self.export.exported, self.baselines.figures)
@@ -139,6 +166,14 @@ class RunRecord(pl.Callback):
                 f"\nStopped in epoch {trainer.current_epoch}; what is in {last.name} is safe. Go on with:\n"
                 f"  camify fit --config {shell_quoted(last.parent / 'config.yaml')} --ckpt_path {shell_quoted(last)}"
             )
+
+    def _draw_examples(self, trainer: pl.Trainer, module: CAMFineTuner, folder: Path, epoch: float) -> None:
+        """The images behind the cells of the confusion matrix, with the exported network's maps."""
+        kept, exported = self.classes.of_epoch(epoch), self.export.exported.get("folder")
+        if kept is None or exported is None or not kept["examples"] or not self.report:
+            return
+        network = CAMNet.from_pretrained(exported).to(module.device)
+        self._examples = draw_examples(network, kept, trainer, folder / "overlays")
 
     # ------------------------------------------------------------ results and page
 
@@ -170,6 +205,7 @@ class RunRecord(pl.Callback):
             "start": self.baselines.start,
             "exported": self.export.exported,
             "history": self.history,
+            "classes_taken": self._classes_taken(finished=finished),
             "pareto": {
                 "figures": ["val/acc", self.quality],
                 "epochs": [row["epoch"] for row in pareto_set(self.history, "val/acc", self.quality)],
@@ -188,6 +224,21 @@ class RunRecord(pl.Callback):
             self._await_page()
             Background.of(trainer).finish()
 
+    def _classes_taken(self, *, finished: bool) -> dict[str, Any] | None:
+        """Which class is taken for which: of the exported epoch when training has ended, else of the last one."""
+        epoch = self.export.exported.get("epoch") if finished else None
+        kept = self.classes.latest if epoch is None else self.classes.of_epoch(epoch)
+        if kept is None:
+            return None
+        calibrations = {**self.baselines.calibrations, "now": kept["figures"]["calibration"]}
+        return {
+            "epoch": kept["epoch"],
+            "figures": kept["figures"],
+            "calibrations": calibrations,
+            "examples": self._examples,
+            "can_be_shown": bool(kept["examples"]),
+        }
+
     def _await_page(self) -> None:
         page, self._page = self._page, None
         try:
@@ -196,6 +247,12 @@ class RunRecord(pl.Callback):
         except Exception as error:  # noqa: BLE001 - the page never stops training
             self.report = False
             rank_zero_warn(shown(f"The report is off from here on: {type(error).__name__}: {error}. Training goes on."))
+
+
+def _counts(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+    """Whether this validation is one of a run's epochs."""
+    fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
+    return fits and isinstance(module, CAMFineTuner)
 
 
 def _write_page(folder: Path) -> None:
