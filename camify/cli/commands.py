@@ -186,6 +186,7 @@ def _parser() -> ArgumentParser:
 
     command = _Parser(description="Measure a network and its maps on labeled images, with baselines and intervals.")
     command.add_argument("--model", type=str, required=True, help=_SOURCE)
+    command.add_argument("--legacy", type=str | None, default=None, help="the network before conversion, set beside")
     command.add_argument("--data", type=str, required=True, help="folder: SPLIT/CLASS/* or CLASS/*, and boxes.csv")
     _add_network_options(command)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
@@ -403,7 +404,7 @@ def _evaluate(options: Namespace, ranks: Ranks) -> None:
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
-        preprocessing=options.preprocessing, pictures=options.pictures,
+        preprocessing=options.preprocessing, pictures=options.pictures, legacy=options.legacy,
     )  # fmt: skip
     if result is not None:
         folder = result.save(options.output, overwrite=options.overwrite)

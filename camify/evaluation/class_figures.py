@@ -62,6 +62,11 @@ class ClassAnswers:
         """(N,) bool."""
         return self.labels == self.predicted
 
+    @property
+    def bins(self) -> Tensor:
+        """The rows of ``calibration_bins``."""
+        return calibration_bins(self.confidences, self.right)
+
 
 def calibration(bins: Tensor) -> dict[str, Any]:
     """``error``, the expected calibration error, and ``bins``, the rows of ``calibration_bins``; plain values."""
@@ -96,7 +101,7 @@ def class_figures_of(answers: ClassAnswers, names: Sequence[str]) -> dict[str, A
         "names": list(names),
         "pairs": pairs.tolist(),
         "classes": rows,
-        "calibration": calibration(calibration_bins(answers.confidences, answers.right)),
+        "calibration": calibration(answers.bins),
     }
 
 

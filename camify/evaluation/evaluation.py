@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,27 @@ from ..reports.class_page import Example
 from ..sources import Source, resolve
 from ..sources.source import require_network
 from ..task import Classes, Task
-from .class_figures import ClassAnswers, choose_examples, class_figures_of, example_picture
+from .class_figures import ClassAnswers, calibration, choose_examples, class_figures_of, example_picture
 from .engine import CENTER_BOX, IOUS, Rows
 from .evaluation_report import Evaluation, Figures
 from .intervals import Answers, Figure, class_figures, figure, localization_figures, mean_figures
 from .labeled_data import LabeledFolder, find_labeled
 from .network import ExplainedNetwork, explained_network, placed_on, short_names
-from .passes import GRID, Run, explain_answers, measure_all, measure_cost, measure_mosaics, measure_sample
+from .passes import (
+    GRID,
+    Run,
+    explain_answers,
+    measure_all,
+    measure_answers,
+    measure_cost,
+    measure_mosaics,
+    measure_sample,
+)
 
 __all__ = ["evaluate", "evaluate_in_ranks"]
 
 _STABILITY = ("flip", "shift")
+_FORWARD_ONLY = ("reciprocam",)  # which every network can be asked for
 _INTERVALS = (
     "95 %, percentile bootstrap over the images (of grid pointing over the mosaics), 1000 resamples, every choice made"
     " anew in each; where all images agree no resample differs, and the interval is too narrow"
@@ -58,6 +69,7 @@ def evaluate(
     bits: int | None = None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
     pictures: int = 96,
+    legacy: str | nn.Module | None = None,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
@@ -86,6 +98,7 @@ def evaluate(
             ``"tf"``, ``"caffe"`` or fields of ``Preprocessing``; goes before what it says.
         pictures: so many images at most are drawn with the first method's maps, for the page: behind every cell of the
             confusion matrix some, mistakes first; 0 for none.
+        legacy: the network before its conversion, whose accuracy and calibration are set beside; of the same classes.
 
     Returns:
         All figures; ``print`` shows them as tables, ``save(folder)`` writes them and a page.
@@ -104,7 +117,7 @@ def evaluate_in_ranks(
     class_names: Sequence[str] | None, split: str | None, limit: int | None, batch_size: int, seed: int,
     faithfulness: int, mosaics: int, threshold: float | None, device: str | torch.device | None, workers: int,
     options: Mapping[str, Any] | None, task: str | Task | None, check_images: bool, bits: int | None,
-    preprocessing: str | Mapping[str, Any] | Preprocessing | None, pictures: int,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None, pictures: int, legacy: str | nn.Module | None,
 ) -> Evaluation | None:  # fmt: skip
     """``evaluate`` by several processes, which all call it: each runs whole batches, in turns.
 
@@ -144,7 +157,8 @@ def evaluate_in_ranks(
         if network.classes.task is Task.BINARY:  # which of the two the logit stands for
             network.classes = Classes(Task.BINARY, images.names)
         run = Run(images.images, batch_size, workers, seed, threshold, ranks)
-        return _measure(network, images, run, faithfulness, mosaics, pictures)
+        before = None if legacy is None else _legacy_answers(legacy, network, images, run, root=Path(data), split=split)
+        return _measure(network, images, run, faithfulness, mosaics, pictures, before)
 
 
 def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
@@ -156,9 +170,44 @@ def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str
     return Source(model, name, names, preprocessing=preprocessing), name
 
 
+def _legacy_answers(
+    legacy: str | nn.Module, network: ExplainedNetwork, data: LabeledFolder, run: Run, *, root: Path, split: str | None
+) -> tuple[str, ClassAnswers | None]:
+    """What the network before its conversion is, and what it says of the same images, prepared as it expects them.
+
+    Raises:
+        ConfigError: it has other classes.
+    """
+    with run.ranks.agree():
+        source, _ = _source(legacy, _FORWARD_ONLY)
+        known = source.preprocessing or network.preprocessing
+        before = explained_network(
+            source, "legacy", _FORWARD_ONLY, task=network.classes.task, class_names=source.class_names,
+            preprocessing=known,
+        )  # fmt: skip
+        if before.class_count != network.class_count:
+            raise ConfigError(
+                f"--legacy: has {before.class_count} classes, the network {network.class_count}. Only the network that"
+                " was converted, with the same classes, can be set beside."
+            )
+        if before.classes.names is None:
+            before.classes = network.classes
+    device = next(network.model.parameters()).device
+    limit = len(data.images) if len(data.images) < data.available else None
+    with placed_on(source.model, str(device)):
+        images = run.ranks.first(
+            lambda: find_labeled(
+                root, split, before.preprocessing, before.classes, before.class_count, limit=limit, seed=run.seed,
+                check_images=False,
+            )
+        )  # fmt: skip
+        return before.source, measure_answers(before, replace(run, images=images.images))
+
+
 def _measure(
-    network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int, pictures: int
-) -> Evaluation | None:
+    network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int, pictures: int,
+    before: tuple[str, ClassAnswers | None] | None,
+) -> Evaluation | None:  # fmt: skip
     start, seed = time.perf_counter(), run.seed
     answers_by_name, rows = measure_all(network, run)
     grids, reason = _grids(network, run, mosaics)
@@ -168,12 +217,16 @@ def _measure(
         return None
     answers = Answers(**answers_by_name)
     said = ClassAnswers(answers.labels, answers.predicted, answers.confidences)
+    legacy = None if before is None else before[1]
     return Evaluation(
         network=network,
         data=data,
         answers=answers,
         rows=rows,
-        accuracy={f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
+        accuracy={
+            **{f"top{k}": figure(answers.ranks < k, seed=seed) for k in (1, 5)},
+            **({} if legacy is None else {"legacy_top1": figure(legacy.right, seed=seed)}),
+        },
         hard_share=_hard_share(answers, seed),
         localization=_localization(rows, answers, answers.with_boxes, seed),
         hard=_localization(rows, answers, answers.with_boxes & answers.hard[:, 1], seed),
@@ -184,9 +237,12 @@ def _measure(
         },
         classes=_classes(rows, answers, grids, data),
         costs=measure_cost(network, run),
-        by_class=class_figures_of(said, network.titles),
+        by_class={
+            **class_figures_of(said, network.titles),
+            **({} if legacy is None else {"legacy_calibration": calibration(legacy.bins)}),
+        },
         examples=_examples(network, run, said, pictures),
-        facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start),
+        facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start, before),
     )
 
 
@@ -258,14 +314,16 @@ def _classes(
 
 
 def _facts(
-    network: ExplainedNetwork, data: LabeledFolder, run: Run, sample: int, mosaics: str, seconds: float
-) -> list[tuple[str, str]]:
+    network: ExplainedNetwork, data: LabeledFolder, run: Run, sample: int, mosaics: str, seconds: float,
+    before: tuple[str, ClassAnswers | None] | None,
+) -> list[tuple[str, str]]:  # fmt: skip
     count = len(run.images)
     drawn = "" if count == data.available else f", drawn of {data.available} with seed {run.seed}"
     boxed = "no boxes" if not data.has_boxes else f"boxes of {_count_boxed(run)}"
     cut = "the best one for these images" if run.threshold is None else f"{run.threshold}, as given"
     return [
         ("network", "; ".join([network.source, *network.notes])),
+        *([] if before is None else [("legacy network", before[0])]),
         ("images", "; ".join([f"{data.folder}: {count} of {len(data.classes)} classes{drawn}; {boxed}", *data.notes])),
         ("task", _task(network)),
         ("methods", ", ".join(network.served)),

@@ -227,8 +227,12 @@ def class_table(evaluation: Evaluation) -> Table:
 
 
 def _accuracy(evaluation: Evaluation) -> Table:
-    rows = [[name.replace("top", "top-"), _text(one), str(one.count)] for name, one in evaluation.accuracy.items()]
+    rows = [[_accuracy_name(name), _text(one), str(one.count)] for name, one in evaluation.accuracy.items()]
     return Table("Accuracy", "Share of images", ["", "accuracy", "N"], rows, "In brackets the 95 % interval.")
+
+
+def _accuracy_name(key: str) -> str:
+    return {"top1": "top-1", "top5": "top-5", "legacy_top1": "legacy network, top-1"}[key]
 
 
 def _table(section: str, title: str, head: Mapping[str, str], figures: Figures, note: str) -> Table:
@@ -270,8 +274,11 @@ def to_markdown(evaluation: Evaluation) -> str:
 def to_html(evaluation: Evaluation) -> str:
     """All of it as one page that loads nothing from anywhere."""
     count, name = len(evaluation.answers.labels), evaluation.network.name
+    calibrations = {name: evaluation.by_class["calibration"]}
+    if "legacy_calibration" in evaluation.by_class:
+        calibrations = {"legacy network": evaluation.by_class["legacy_calibration"], **calibrations}
     classes = class_view(
-        evaluation.by_class, evaluation.examples, f"{count:,} images", {name: evaluation.by_class["calibration"]},
+        evaluation.by_class, evaluation.examples, f"{count:,} images", calibrations,
         "" if evaluation.examples else "No images were drawn (pictures 0).",
     )  # fmt: skip
     return render(
@@ -280,7 +287,7 @@ def to_html(evaluation: Evaluation) -> str:
         title=f"Evaluation of {name}",
         subtitle=f"{evaluation.data.folder}, {count:,} images of {len(evaluation.data.classes)} classes",
         stats=[
-            (f"top-{key[3:]} accuracy, 95 % interval {one.low:.1%} to {one.high:.1%}", share_text(one.value))
+            (f"{_accuracy_name(key)}, 95 % interval {one.low:.1%} to {one.high:.1%}", share_text(one.value))
             for key, one in evaluation.accuracy.items()
         ],
         classes=classes,

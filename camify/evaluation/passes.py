@@ -16,18 +16,23 @@ from ..data.labeled_images import LabeledImages
 from ..drawing.own_shape import boxes_in_shape, reduced
 from ..drawing.primitives import PANEL
 from ..errors import ConversionError
+from ..eval_mode import eval_mode
 from ..image_files import read_image
+from ..logits import logits_of
 from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from . import engine
-from .class_figures import ExplainedAnswer
+from .class_figures import ClassAnswers, ExplainedAnswer
 from .engine import CENTER_BOX, ClassLogits, Rows
 from .network import ExplainedNetwork
 from .scenarios import mirrored
 from .timing import method_costs
 
-__all__ = ["GRID", "Run", "explain_answers", "measure_all", "measure_cost", "measure_mosaics", "measure_sample"]
+__all__ = [
+    "GRID", "Run", "explain_answers", "measure_all", "measure_answers", "measure_cost", "measure_mosaics",
+    "measure_sample",
+]  # fmt: skip
 
 GRID = 2
 _TIMED = 4  # images
@@ -146,6 +151,18 @@ def measure_cost(network: ExplainedNetwork, run: Run) -> dict[str, Any]:
     batch = collate([run.images[number] for number in range(min(_TIMED, len(run.images)))])
     images = batch["image"].to(next(network.model.parameters()))
     return method_costs(network, images, batch["label"].to(images.device))
+
+
+def measure_answers(network: ExplainedNetwork, run: Run) -> ClassAnswers | None:
+    """What a network says of every image, without maps; None in the processes that are not the first."""
+    parts = []
+    for _, batch in run.batches(range(len(run.images)), run.batch_size, "measuring the legacy network, batch"):
+        images = batch["image"].to(next(network.model.parameters()))
+        with torch.no_grad(), eval_mode(network.model):
+            logits = logits_of(network.model, images)
+        parts.append(ClassAnswers.of(logits, batch["label"], network.classes))
+    gathered = run.ranks.gather(ClassAnswers.joined(parts))
+    return ClassAnswers.joined(gathered) if gathered else None
 
 
 def explain_answers(

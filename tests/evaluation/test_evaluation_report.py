@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 import re
 
 import pytest
+import torch
 
+import camify
 from camify.cli.commands import main
 from camify.errors import ConfigError
 from camify.evaluation.evaluation_report import evaluation_tables, to_csv, to_json, to_markdown
 
 from .conftest import METHODS, NAMES, SHOWN
 
-FILES = ["evaluation.json", "evaluation.md", "images.csv"]
+FILES = ["evaluation.html", "evaluation.json", "evaluation.md", "images.csv"]
 
 
 def test_the_page_has_every_baseline_beside_every_figure(found):
@@ -121,3 +124,19 @@ def test_the_dict_is_what_the_file_holds(found, tmp_path):
     with pytest.raises(ConfigError, match="exists"):
         found.save(tmp_path / "out")
     assert found.save(tmp_path / "out", overwrite=True) == folder
+
+
+def test_the_legacy_network_stands_beside(net, root, tmp_path):
+    options = {"mosaics": 0, "faithfulness": 0, "pictures": 6}
+    legacy = copy.deepcopy(net)
+    legacy.classifier.weight.data *= -1
+    made = camify.evaluate(net, root, legacy=legacy, **options)
+    alone = camify.evaluate(legacy, root, **options)
+    assert made.accuracy["legacy_top1"] == alone.accuracy["top1"]
+    assert made.by_class["legacy_calibration"] == alone.by_class["calibration"]
+    assert "legacy network:" in made.save(tmp_path / "out").joinpath("evaluation.html").read_text(encoding="utf-8")
+    assert 0 < len(made.examples) <= 6
+    legacy.classifier = torch.nn.Linear(12, 5)
+    legacy.class_names = None
+    with pytest.raises(camify.ConfigError, match="--legacy: has 5 classes, the network 7"):
+        camify.evaluate(net, root, legacy=legacy, **options)

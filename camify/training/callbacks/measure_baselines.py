@@ -126,5 +126,4 @@ def _bins_of(module: Any, logits: Tensor, targets: Tensor) -> Tensor:
         probabilities, labels = score_inputs(module.task, logits, targets)
         known = labels >= 0
         return calibration_bins(probabilities[known].cpu(), labels[known].cpu() == 1)
-    answers = ClassAnswers.of(logits, module.classes.of_targets(targets), module.classes)
-    return calibration_bins(answers.confidences, answers.right)
+    return ClassAnswers.of(logits, module.classes.of_targets(targets), module.classes).bins
