@@ -27,6 +27,7 @@ __all__ = [
     "scaled_picture",
     "scaled_size",
     "tint",
+    "tint_parts",
     "write_legend",
     "write_line",
 ]
@@ -83,7 +84,7 @@ def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels
 
 
 @lru_cache(maxsize=8)
-def _recipe(colormap: str) -> NDArray[np.float32]:
+def tint_parts(colormap: str) -> NDArray[np.float32]:
     """For each level what a pixel is made of: image, its gray, and red, green, blue on top, (5, 256)."""
     heat = np.linspace(0, 1, 256)[:, None]
     alpha = 0.8 * heat**0.7  # strong early, yet without evidence the picture stays as it is
@@ -95,7 +96,7 @@ def _recipe(colormap: str) -> NDArray[np.float32]:
 
 def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     """The picture with heat over it; where the level is 0 it is left as it is."""
-    picture_share, dimmed, *colors = (part.take(levels) for part in _recipe(colormap))
+    picture_share, dimmed, *colors = (part.take(levels) for part in tint_parts(colormap))
     dimmed *= np.asarray(picture.convert("L"))
     tinted = np.empty((*levels.shape, 3), np.uint8)
     for channel, (pixels, color) in enumerate(zip(picture.split(), colors, strict=True)):

@@ -12,7 +12,10 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from ..console import shown
 
-__all__ = ["is_own_page", "render"]
+__all__ = ["STYLE", "is_own_page", "render"]
+
+STYLE = Path(__file__).with_name("style.css.j2")
+"""How all pages look: colors, text, tables, buttons. Plain CSS."""
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
