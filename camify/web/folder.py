@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..boxes import DEFAULT_RULE
+from ..console import shell_quoted
 from ..drawing.primitives import tint_parts
 from ..errors import ConfigError, ConversionError
 from ..exporters import Exported, export, open_exported
@@ -50,7 +51,7 @@ class WebFolder:
             f"onnxruntime-web {self.runtime}",
             str(self.exported),
             *self.notes,
-            f"Serve it: python -m http.server --directory {self.path} 8000, then open http://localhost:8000",
+            f"Serve it: python -m http.server --directory {shell_quoted(self.path)} 8000, then open http://localhost:8000",
         ]
         return "\n".join(lines)
 

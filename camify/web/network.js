@@ -1,19 +1,18 @@
 // Runs the network in a worker, so that the page answers while it computes. It loads nothing: the page hands over what
 // it has loaded and checked.
 
-let ort, session, outputNames;
+const LONGEST_START = 120_000; // milliseconds
+let ort, session;
 
 const tasks = {
   async load({ script, wasm, model, threads }) {
-    const address = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
-    ort = await import(address);
-    URL.revokeObjectURL(address);
+    ort = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" }))); // threads load it again
     ort.env.wasm.wasmBinary = wasm;
     ort.env.wasm.numThreads = threads;
+    ort.env.wasm.initTimeout = LONGEST_START;
     ort.env.logLevel = "error";
     session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
-    outputNames = session.outputNames;
-    return { outputs: outputNames };
+    return { outputs: session.outputNames };
   },
 
   async run({ pixels, width, height, mirrored }) {
