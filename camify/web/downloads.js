@@ -2,9 +2,22 @@
 
 /** The bytes of a file {url, bytes, integrity}; onProgress is told how many have come. */
 export async function download(file, onProgress) {
+  const kept = await checked(await fetched(file, "default", onProgress), file);
+  if (kept) return kept;
+  // what the browser kept may be of an earlier export
+  const blob = await fetched(file, "reload", () => {}), bytes = await checked(blob, file);
+  if (bytes) return bytes;
+  throw new Error(
+    `${file.url} is not the file that this page was made with: its SHA-384 is another one ` +
+      `(${blob.size.toLocaleString("en")} bytes, expected ${file.bytes.toLocaleString("en")}). ` +
+      "It was changed or damaged; copy the folder again, or export it again.",
+  );
+}
+
+async function fetched(file, cache, onProgress) {
   let response;
   try {
-    response = await fetch(file.url);
+    response = await fetch(file.url, { cache });
   } catch {
     throw new Error(`${file.url} cannot be reached. Is there a connection, and is the file beside this page?`);
   }
@@ -20,20 +33,16 @@ export async function download(file, onProgress) {
   } catch {
     throw new Error(`${file.url}: the connection broke off. Load the page again.`);
   }
-  return checked(new Blob(parts), file);
+  return new Blob(parts);
 }
 
-/** The bytes of a blob whose hash is the file's; the browser itself compares, also where crypto.subtle is missing. */
+/** The bytes of a blob, or null where its hash is not the file's; the browser compares, also without crypto.subtle. */
 async function checked(blob, file) {
   const address = URL.createObjectURL(blob);
   try {
     return await (await fetch(address, { integrity: file.integrity })).arrayBuffer();
   } catch {
-    throw new Error(
-      `${file.url} is not the file that this page was made with: its SHA-384 is another one ` +
-        `(${blob.size.toLocaleString("en")} bytes, expected ${file.bytes.toLocaleString("en")}). ` +
-        "It was changed or damaged; copy the folder again, or export it again.",
-    );
+    return null;
   } finally {
     URL.revokeObjectURL(address);
   }

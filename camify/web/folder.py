@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .runtime import CDN, SCRIPT, WASM, Runtime, integrity_of, published_runtime
 __all__ = ["OWN_FILES", "WebFolder", "export_web"]
 
 MODEL, PAGE, STYLESHEET = "model.onnx", "index.html", "style.css"
-CODE = ("page.js", "downloads.js", "maps.js", "network.js")
+CODE = ("page.js", "session.js", "downloads.js", "maps.js", "network.js")
 OWN_FILES = (WEB_PAGE, MODEL, PAGE, STYLESHEET, *CODE, "runtime", f"runtime/{SCRIPT}", f"runtime/{WASM}")
 _HERE = Path(__file__).parent
 
@@ -108,7 +109,7 @@ def export_web(
     engine = published_runtime() if runtime is None else runtime_of(runtime)
     with whole_folder(folder) as aside:
         exported = export(
-            model, aside / MODEL, preprocess=True, input_size=input_size, opset=opset, precision=precision,
+            _published(model), aside / MODEL, preprocess=True, input_size=input_size, opset=opset, precision=precision,
             images=images, labels=labels,
         )  # fmt: skip
         about, notes = page_data(model, exported, engine)
@@ -157,7 +158,6 @@ def page_data(model: CAMNet, exported: Exported, engine: Runtime) -> tuple[dict[
         "kinds": kinds_of(model),
         "rule": (rule or DEFAULT_RULE).to_dict(),
         "rule_text": str(rule or DEFAULT_RULE),
-        "results": record["results"],
         "notes": notes,
         "runtime": engine.version,
         "files": {
@@ -168,6 +168,15 @@ def page_data(model: CAMNet, exported: Exported, engine: Runtime) -> tuple[dict[
         "tint": [[round(float(value), 4) for value in row] for row in tint_parts("inferno")],
     }
     return about, notes
+
+
+def _published(model: CAMNet) -> CAMNet:
+    """The same network, whose source names no folder of this machine: what is served is for everybody."""
+    if model.certificate is None:
+        return model
+    public = copy.copy(model)
+    public.certificate = replace(model.certificate, source=short_source(model.certificate.source))
+    return public
 
 
 def kinds_of(model: CAMNet) -> list[str]:

@@ -5,6 +5,7 @@ import { download } from "./downloads.js";
 import {
   applyTint, boxesOf, classLogits, classMap, heatLevels, mapToCut, probabilities, ranked,
 } from "./maps.js";
+import { ask } from "./session.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST_PIXELS = 4096 * 3072; // of a picture; a larger one is made smaller before it goes to the network
@@ -19,7 +20,9 @@ const KINDS = {
 let network; // the content of web.json
 let answer = null; // {outputs, ofMirrored, milliseconds, name} of the picture
 let stream = null; // of the camera, while it runs
-const source = document.createElement("canvas"); // the picture as the network has it
+let source = document.createElement("canvas"); // the picture as the network has had it
+let next = document.createElement("canvas"); // the picture that it has now
+let turn = 0; // of the picture that it was given last
 const chosen = { class: null, kind: "plain", threshold: null }; // null: the first class, the network's rule
 
 // ---------------------------------------------------------------- texts
@@ -45,30 +48,7 @@ function showProblem(text) {
   $("problem").hidden = !$("problem").textContent;
 }
 
-// ---------------------------------------------------------------- the network in its worker
-
-const worker = new Worker(new URL("network.js", import.meta.url), { type: "module" });
-const waiting = new Map();
-let count = 0;
-
-function ask(task, values, transfer = []) {
-  return new Promise((resolve, reject) => {
-    waiting.set(++count, { resolve, reject });
-    worker.postMessage({ id: count, task, values }, transfer);
-  });
-}
-
-worker.addEventListener("message", ({ data: { id, result, error } }) => {
-  const { resolve, reject } = waiting.get(id);
-  waiting.delete(id);
-  if (error === undefined) resolve(result);
-  else reject(new Error(`The network cannot run here: ${error}`));
-});
-worker.addEventListener("error", (event) => {
-  event.preventDefault();
-  for (const { reject } of waiting.values()) reject(new Error("network.js cannot run here. Is it beside this page, and is the browser a current one?"));
-  waiting.clear();
-});
+// ---------------------------------------------------------------- start
 
 async function start() {
   $("start").remove();
@@ -110,16 +90,18 @@ async function answerTo(picture, width, height, name, most) {
     const factor = Math.sqrt(most / (w * h));
     [w, h] = [Math.max(1, Math.round(w * factor)), Math.max(1, Math.round(h * factor))];
   }
-  [source.width, source.height] = [w, h];
-  const context = source.getContext("2d", { willReadFrequently: true, alpha: false });
+  const own = ++turn;
+  [next.width, next.height] = [w, h];
+  const context = next.getContext("2d", { willReadFrequently: true, alpha: false });
   context.fillStyle = "#fff"; // below what is transparent
   context.fillRect(0, 0, w, h);
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, 0, 0, w, h);
   const { data } = context.getImageData(0, 0, w, h);
-  const started = performance.now();
   const result = await ask("run", { pixels: data, width: w, height: h, mirrored: network.rule.flip }, [data.buffer]);
-  return { ...result, name, width, height, roundTrip: performance.now() - started };
+  if (own !== turn) return null;
+  [source, next] = [next, source];
+  return { ...result, name, width, height };
 }
 
 async function takeFile(file) {
@@ -135,7 +117,9 @@ async function takeFile(file) {
   }
   $("canvas").setAttribute("aria-busy", "true");
   try {
-    answer = await answerTo(bitmap, bitmap.width, bitmap.height, file.name || "picture", MOST_PIXELS);
+    const result = await answerTo(bitmap, bitmap.width, bitmap.height, file.name || "picture", MOST_PIXELS);
+    if (!result) return;
+    answer = result;
     const resized = source.width !== bitmap.width || source.height !== bitmap.height;
     $("picture-note").textContent = resized
       ? `The browser made the picture ${source.width} x ${source.height} pixels before the network got it.` : "";
@@ -188,7 +172,7 @@ async function follow(video, own) {
     await video.play();
     while (stream === own) {
       const result = await answerTo(video, video.videoWidth, video.videoHeight, "camera", CAMERA_SIDE * CAMERA_SIDE);
-      if (stream !== own) break;
+      if (!result || stream !== own) break;
       times.push(performance.now());
       if (times.length > 20) times.shift();
       const rate = times.length > 1 ? (1000 * (times.length - 1)) / (times.at(-1) - times[0]) : null;
@@ -347,7 +331,7 @@ function describe() {
     "Pictures": `of any size, resized to ${network.input_size[1]} x ${network.input_size[0]} pixels${network.picture_size ? " by the browser" : " inside the network"}`,
     "Box": network.rule_text,
     "Maps": network.pool === "gap" ? "the mean of a class's plain map, and its bias, are its logit" : `pooled by ${network.pool}: maps do not add up to logits`,
-    "Files": `model.onnx ${megabytes(model.bytes)} (${network.precision}), onnxruntime-web ${network.runtime} ${megabytes(script.bytes + wasm.bytes)}`,
+    "Files": `model.onnx ${megabytes(model.bytes)} (${network.precision}), onnxruntime-web ${network.runtime} (MIT) ${megabytes(script.bytes + wasm.bytes)}`,
     "Runs on": `${crossOriginIsolated ? "several threads" : "one thread"} of this device's processor (WebAssembly)`,
     "Notes": network.notes.join("; ") || null,
     "Made by": `camify ${network.camify_version}`,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 def net():
     made = network()
     made.class_names = ["cat", HOSTILE, "Zürich", "日本"]
+    made.certificate = replace(made.certificate, source="torchvision/vgg16@/home/somebody/weights.pth")
     made.license, made.untrained = "CC-BY 4.0", ("classifier",)
     return made
 

@@ -51,7 +51,9 @@ def state(page):
 # ---------------------------------------------------------------- without a runtime
 
 
-@pytest.mark.parametrize("name", SENTENCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "model.onnx" else pytest.mark.slow) for name in SENTENCES]
+)
 def test_a_changed_file_is_named(browser, page_folder, name):
     content = bytearray((page_folder / name).read_bytes())
     content[-9] ^= 1
@@ -64,6 +66,7 @@ def test_a_changed_file_is_named(browser, page_folder, name):
         page.close()
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named(browser, page_folder):
     (page_folder / "model.onnx").unlink()
     with served(page_folder) as address:
@@ -72,7 +75,7 @@ def test_a_missing_file_is_named(browser, page_folder):
         page.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1200, "light", marks=pytest.mark.slow), (390, "dark")])
 def test_names_of_users_are_text_and_nobody_else_is_asked(browser, page_folder, width, scheme):
     with served(page_folder) as address:
         page, said, asked = opened(browser, address, width, scheme)
@@ -253,6 +256,7 @@ def test_the_camera_runs_and_frames_a_second_are_said(browser, whole_page):
         page.click("#camera")
         assert page.inner_text("#camera") == "Use the camera"
         page.click("#result summary")
+        page.wait_for_selector("#json >> text=camera")
         shown = result_of(page)
         assert (shown["picture"], len(shown["logits"])) == ("camera", 4), "the last frame stays"
         page.wait_for_timeout(300)
@@ -289,6 +293,23 @@ def test_where_the_network_has_one_size_the_browser_resizes_and_says_so(browser,
             logits = net(as_input(net, picture))[0]
         np.testing.assert_allclose(found["logits"], logits, atol=0.1 * float(logits.abs().max()))
         assert page.inner_text("#picture-note").startswith(f"The browser made the picture {SIZE} x {SIZE} pixels")
+        page.close()
+
+
+@pytest.mark.slow
+def test_of_two_pictures_given_at_once_the_last_one_is_shown(browser, whole_page, tmp_path):
+    one, other = picture_file(tmp_path / "one.png"), picture_file(tmp_path / "other.png", (64, 48))
+    with served(whole_page) as address:
+        page, said, _ = opened(browser, address)
+        page.set_input_files("#file", str(one))
+        page.set_input_files("#file", str(other))
+        page.click("#result summary", timeout=10_000)
+        page.wait_for_selector("#json >> text=other.png")
+        assert (result_of(page)["width"], result_of(page)["height"]) == (48, 64)
+        assert (
+            page.evaluate("document.querySelector('#canvas').width / document.querySelector('#canvas').height") == 0.75
+        )
+        assert said == []
         page.close()
 
 

@@ -51,7 +51,9 @@ def test_it_holds_all_that_a_browser_needs(net, written):
         assert (sha384(path), path.stat().st_size) == (file["integrity"], file["bytes"])
     record = open_exported(place / "model.onnx").record
     assert record["input"]["kind"].startswith("uint8"), "the browser prepares nothing"
-    assert str(place.parent) not in (place / WEB_PAGE).read_text()
+    assert (about["title"], about["source"]) == ("vgg16", "torchvision/vgg16@weights.pth")
+    assert b"somebody" not in b"".join(path.read_bytes() for path in place.rglob("*.*"))
+    assert net.certificate.source.endswith("@/home/somebody/weights.pth"), "the model stays as it is"
     said = str(written)
     assert "onnxruntime-web 9.9.9 beside the page" in said
     assert f"{sum(file['bytes'] for file in about['files'].values()) / 1e6:.1f} MB" in said
