@@ -39,7 +39,7 @@ _PART, _OLD = ".camify.part", ".camify.old"
 _RANDOM = "?" * 8  # between the two
 LONGEST_NAME = 255  # bytes, of most filesystems
 MANIFEST, RUN_MARKER = "camify.json", ".camify-run"
-EXPLAINED, COMPARISON, EVALUATION, WEB_PAGE = "explain.json", "compare.json", "evaluation.json", "web.json"
+EXPLAINED, COMPARISON, EVALUATION, WEB_PAGE = "explain.json", "compare.json", "evaluation.json", "camify-web.json"
 OUTPUT_MARKERS = frozenset((MANIFEST, RUN_MARKER, EXPLAINED, COMPARISON, EVALUATION, WEB_PAGE))
 """Files that say that camify wrote the folder in which they lie."""
 

@@ -158,7 +158,7 @@ def page_data(model: CAMNet, exported: Exported, engine: Runtime) -> tuple[dict[
         "kinds": kinds_of(model),
         "rule": (rule or DEFAULT_RULE).to_dict(),
         "rule_text": str(rule or DEFAULT_RULE),
-        "notes": notes,
+        "notes": [*notes, *([] if exported.loss is None else [f"{record['precision']}: {exported.loss}"])],
         "runtime": engine.version,
         "files": {
             "model": {"url": MODEL, "bytes": len(content), "integrity": integrity_of(content)},

@@ -1,7 +1,7 @@
 // What a network's numbers mean: classes, probabilities, maps, heat, boxes, colors. Pure functions, as in camify's
 // task.py, maps.py, normalizers.py, boxes.py and drawing/primitives.py; tests compare them with those.
 //
-// network: the content of web.json.
+// network: the content of camify-web.json.
 // outputs: {logits: K numbers, maps: K*h*w numbers, objectMaps: the same or null, height: h, width: w}.
 
 // ---------------------------------------------------------------- classes

@@ -17,7 +17,7 @@ const KINDS = {
   object: ["Object", "Where the object is: the contrast map and what all classes share."],
 };
 
-let network; // the content of web.json
+let network; // the content of camify-web.json
 let answer = null; // {outputs, ofMirrored, milliseconds, name} of the picture
 let stream = null; // of the camera, while it runs
 let source = document.createElement("canvas"); // the picture as the network has had it
@@ -54,8 +54,8 @@ async function start() {
   $("start").remove();
   $("loading").hidden = false;
   try {
-    const response = await fetch("web.json", { cache: "no-cache" });
-    if (!response.ok) throw new Error(`web.json: the server answers ${response.status}. Is the file beside this page?`);
+    const response = await fetch("camify-web.json", { cache: "no-cache" });
+    if (!response.ok) throw new Error(`camify-web.json: the server answers ${response.status}. Is the file beside this page?`);
     network = await response.json();
     describe();
     const { script, wasm, model } = network.files;
@@ -330,7 +330,7 @@ function describe() {
     "Class names": network.named ? "the network's own" : "not known: classes are numbered",
     "Pictures": `of any size, resized to ${network.input_size[1]} x ${network.input_size[0]} pixels${network.picture_size ? " by the browser" : " inside the network"}`,
     "Box": network.rule_text,
-    "Maps": network.pool === "gap" ? "the mean of a class's plain map, and its bias, are its logit" : `pooled by ${network.pool}: maps do not add up to logits`,
+    "Maps": network.pool === "gap" ? "the mean of a class's plain map + its bias = its logit" : `pooled by ${network.pool}: maps do not add up to logits`,
     "Files": `model.onnx ${megabytes(model.bytes)} (${network.precision}), onnxruntime-web ${network.runtime} (MIT) ${megabytes(script.bytes + wasm.bytes)}`,
     "Runs on": `${crossOriginIsolated ? "several threads" : "one thread"} of this device's processor (WebAssembly)`,
     "Notes": network.notes.join("; ") || null,
