@@ -53,5 +53,8 @@ def pytest_collection_modifyitems(items):
         return
     skip = pytest.mark.skip(reason=f"torch {torch.__version__}: exporting needs 2.10")
     for item in items:
-        if any(word in item.nodeid for word in ("tests/exporters/", "onnx", "pt2", "exported_file")):
+        if any(
+            word in item.nodeid
+            for word in ("tests/exporters/", "tests/web/", "snippets", "onnx", "pt2", "exported_file")
+        ):
             item.add_marker(skip)

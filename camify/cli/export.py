@@ -21,18 +21,21 @@ from ..files import require_writable
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
 from ..sources.resolve import resolve_cam_ready
+from ..web import export_web
 from .option_types import Count, Sides
 
 __all__ = ["COMMANDS", "add_commands"]
 
-_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "folder": ""}
+_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "folder": "", "web": ""}
+_FOLDERS = {"folder": "export", "web": "web"}  # their names in the folder of a run
+_BESIDE = {"folder": "-copy", "web": "-web"}  # behind the name of a checkpoint folder
 
 
 def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     """Add the commands to a parser's subcommands."""
     command = parser(description="Write a CAM-ready network as one file for people without camify, or as a folder.")
     command.add_argument("source", type=str, help="checkpoint folder, folder of a run, .ckpt of a run, or hf:USER/NAME")
-    command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt")
+    command.add_argument("--to", choices=tuple(_SUFFIXES), required=True, help="folder: of a run's .ckpt; web: a page")
     command.add_argument("--out", type=str | None, default=None, help="default: beside the source")
     command.add_argument("--input_size", type=Sides, default=None, help="of the images; default: the network's")
     command.add_argument("--dynamic", type=bool, default=True, help="batch, height and width may vary where they can")
@@ -41,6 +44,7 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("--opset", type=Count | None, default=None, help="of ONNX")
     command.add_argument("--precision", choices=EXPORT_PRECISIONS, default="fp32", help="of ONNX; others need --images")
     command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
+    command.add_argument("--runtime", type=str | None, default=None, help="of web: folder of npm's onnxruntime-web")
     command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
     commands.add_subcommand("export", command)
 
@@ -63,16 +67,31 @@ def _export(options: Namespace) -> None:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
     if out.is_file():
         _refuse_foreign(out)
-    require_writable(out, "--out", folder=options.to == "folder")
+    require_writable(out, "--out", folder=options.to in _FOLDERS)
+    _require_fitting(options)
     screen = console(soft_wrap=True)
     model = _exportable(options.source)
     if options.to == "folder":
         screen.print(f"Saved to {model.save_pretrained(out)}")
         return
-    names = ("input_size", "dynamic", "preprocess", "boxes", "opset", "precision", "overwrite")
     images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
-    exported = export(model, out, **{name: options[name] for name in names}, images=images, labels=labels)
-    screen.print(str(exported))
+    names = ("input_size", "opset", "precision", "overwrite")
+    shared: dict[str, Any] = {"images": images, "labels": labels, **{name: options[name] for name in names}}
+    if options.to == "web":
+        screen.print(str(export_web(model, out, runtime=options.runtime, **shared)))
+        return
+    own = {name: options[name] for name in ("dynamic", "preprocess", "boxes")}
+    screen.print(str(export(model, out, **shared, **own)))
+
+
+def _require_fitting(options: Namespace) -> None:
+    """Options that only some targets have."""
+    if options.runtime is not None and options.to != "web":
+        raise ConfigError(f"--runtime {options.runtime}: only --to web runs in a browser. Leave it out.")
+    if options.to == "web" and options.boxes:
+        raise ConfigError("--boxes true: the page makes boxes itself. Leave it out.")
+    if options.to == "web" and not options.dynamic:
+        raise ConfigError("--dynamic false: a page takes pictures of any size. Leave it out.")
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -100,7 +119,7 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
     images = torch.stack([preprocessing.read(file) for file in files])
     names = [file.parent.name for file in files]
     labels = [model.class_names.index(name) for name in names if model.class_names and name in model.class_names]
-    if options.preprocess:
+    if options.preprocess or options.to == "web":
         images = (preprocessing.restore(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     return images, torch.tensor(labels) if len(labels) == len(files) else None
 
@@ -108,12 +127,12 @@ def _measured(model: CAMNet, options: Namespace) -> tuple[Tensor, Tensor | None]
 def _beside(text: str, to: str) -> Path:
     """The default place: in a run's folder, beside a checkpoint folder or file; of a repository of the Hub here."""
     source = Path(text.rpartition("/")[2] if is_repository(text) else text)
-    name = "export" if to == "folder" else f"model{_SUFFIXES[to]}"
+    name = _FOLDERS.get(to, f"model{_SUFFIXES[to]}")
     if source.is_dir() and not (source / MANIFEST).is_file():
         return source / name
     if source.is_file():
         return source.with_name(name)
-    return source.with_name(source.name + (_SUFFIXES[to] or "-copy"))
+    return source.with_name(source.name + (_SUFFIXES[to] or _BESIDE[to]))
 
 
 def _check(options: Namespace) -> None:

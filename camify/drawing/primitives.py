@@ -28,6 +28,7 @@ __all__ = [
     "scaled_picture",
     "scaled_size",
     "tint",
+    "tint_parts",
     "write_legend",
     "write_line",
 ]
@@ -94,7 +95,7 @@ def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels
 
 
 @lru_cache(maxsize=8)
-def _recipe(colormap: str) -> NDArray[np.float32]:
+def tint_parts(colormap: str) -> NDArray[np.float32]:
     """For each level what a pixel is made of: image, its gray, and red, green, blue on top, (5, 256)."""
     heat = np.linspace(0, 1, 256)[:, None]
     alpha = 0.8 * heat**0.7  # strong early, yet without evidence the picture stays as it is
@@ -111,7 +112,7 @@ def tint(picture: Image.Image, levels: Levels, colormap: str) -> Image.Image:
     band = max(1, _BAND // levels.shape[1])
     for top in range(0, len(levels), band):  # of a large picture a part at a time
         part = slice(top, top + band)
-        picture_share, dimmed, *colors = (amount.take(levels[part]) for amount in _recipe(colormap))
+        picture_share, dimmed, *colors = (amount.take(levels[part]) for amount in tint_parts(colormap))
         dimmed *= gray[part]
         for channel, color in enumerate(colors):
             tinted[part, :, channel] = picture_share * pixels[part, :, channel] + (dimmed + color)

@@ -41,6 +41,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.model, self.rule = model, rule
         self.size = None if preprocessing is None else (preprocessing.height, preprocessing.width)
+        self.input_format = None if preprocessing is None else preprocessing.input_format
         if preprocessing is not None:
             for name in ("mean", "std"):
                 value = torch.tensor(getattr(preprocessing, name), dtype=torch.float32).reshape(1, -1, 1, 1) * 255
@@ -92,7 +93,9 @@ class ExportedNetwork(nn.Module):
 
     def _prepare(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         pixels = F.interpolate(image.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)
-        if self.get_buffer("mean").shape[1] == 1:  # ITU-R 601, as torchvision's and Pillow's
+        if self.input_format == "bgr":
+            pixels = pixels.flip(1)
+        if self.input_format == "grayscale":  # ITU-R 601, as torchvision's and Pillow's
             pixels = (pixels * torch.tensor([0.2989, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
         return (pixels - self.get_buffer("mean")) / self.get_buffer("std")
 
@@ -105,6 +108,11 @@ def prepared(model: CAMNet, *, preprocess: bool, boxes: bool) -> ExportedNetwork
     """
     if preprocess and model.preprocessing is None:
         raise ConfigError("preprocess=True: the model does not say how. Set model.preprocessing (see Preprocessing).")
+    if preprocess and model.preprocessing is not None and model.preprocessing.input_format == "channels":
+        raise ConfigError(
+            f"preprocess=True: the network takes {model.preprocessing.channels} channels, which no picture has. Leave"
+            " it out, and give the file prepared tensors."
+        )
     with without_hooks(model):
         plain = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     plain.known_features = None

@@ -12,9 +12,11 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from ..console import shown
 
-__all__ = ["TEMPLATES", "is_own_page", "render"]
+__all__ = ["STYLE", "TEMPLATES", "is_own_page", "render"]
 
 TEMPLATES = Path(__file__).parent
+STYLE = TEMPLATES / "style.css.j2"
+"""How all pages look: colors, text, tables, buttons. Plain CSS."""
 
 
 def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:

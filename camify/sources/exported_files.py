@@ -23,7 +23,7 @@ from ..task import Task
 from .onnx_models import load_onnx, split_output
 from .source import Source
 
-__all__ = ["exported_file_of", "is_exported", "is_onnx", "load_exported", "load_onnx_file"]
+__all__ = ["exported_file_of", "is_exported", "is_onnx", "load_exported", "load_onnx_file", "rule_of_maps"]
 
 _LONGEST_METADATA = 2**26
 _PRODUCER = b"\x12\x06camify"  # field producer_name of ONNX's ModelProto
@@ -115,11 +115,11 @@ def load_exported(text: str, weights: bool) -> Source:  # noqa: ARG001 - the fil
         network.object_weight, network.object_map = torch.eye(classes + 1)[-1], record["object_map"]
     notes: list[str] = []
     if record["box_rule"] is not None:
-        network.box_rule, notes = _rule_of_maps(BoxRule.from_dict(record["box_rule"]), has_object_maps)
+        network.box_rule, notes = rule_of_maps(BoxRule.from_dict(record["box_rule"]), has_object_maps)
     return replace(Source.of(network, text, tuple(notes)), only_maps=True)
 
 
-def _rule_of_maps(rule: BoxRule, has_object_maps: bool) -> tuple[BoxRule | None, list[str]]:
+def rule_of_maps(rule: BoxRule, has_object_maps: bool) -> tuple[BoxRule | None, list[str]]:
     """As much of a rule as can be had of a file's maps, and what has to be said of the rest."""
     if rule.clamp_weights or (rule.kind == "object" and not has_object_maps):
         what = "maps of positive weights" if rule.clamp_weights else "object maps"

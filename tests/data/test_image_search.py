@@ -157,7 +157,7 @@ def test_a_link_to_itself_is_a_file_that_cannot_be_read(root):
 
 
 def test_what_camify_wrote_is_known_by_its_marks():
-    assert {MANIFEST, SETTINGS, COMPARISON, EVALUATION, RUN_MARKER} == OUTPUT_MARKERS
+    assert {MANIFEST, SETTINGS, COMPARISON, EVALUATION, RUN_MARKER, "camify-web.json"} == OUTPUT_MARKERS
 
 
 @pytest.mark.parametrize("marker", sorted(OUTPUT_MARKERS))

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.torch_version import TorchVersion
 from torchvision.transforms import v2
 
@@ -68,6 +69,23 @@ def test_pictures_go_in_as_they_are_read(net, files, suffix, size):
     found = run(files[suffix, "pictures"].path, pictures)
     np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
     np.testing.assert_allclose(found["maps"], maps, atol=1e-4)
+
+
+@pytest.mark.parametrize("input_format", ["bgr", "grayscale"])
+def test_pictures_become_what_the_network_was_trained_on(input_format):
+    """Against the channels by hand: what goes in is always RGB."""
+    gray = input_format == "grayscale"
+    layers = (nn.Conv2d(1 if gray else 3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    net = camify.convert(nn.Sequential(*layers).eval(), input_size=SIZE, head="direct")
+    numbers = ([0.4], [0.2]) if gray else ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    net.preprocessing = {"size": SIZE, "mean": numbers[0], "std": numbers[1], "input_format": input_format}
+    red, green, blue = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8)
+    pixels = [0.2989 * red + 0.587 * green + 0.114 * blue] if gray else [blue, green, red]
+    channels = [(p / 255 - mean) / std for p, mean, std in zip(pixels, *numbers, strict=True)]
+    file = prepared(net, preprocess=True, boxes=False)
+    with torch.no_grad():
+        logits, _ = file(torch.stack([red, green, blue], dim=-1)[None])
+        torch.testing.assert_close(logits, net(torch.stack(channels)[None]), rtol=1e-4, atol=1e-5)
 
 
 @SUFFIXES

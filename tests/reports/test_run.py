@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 
 import pytest
 from PIL import Image
@@ -14,8 +13,7 @@ from camify.cli.commands import main
 from camify.reports.run_folder import read_run
 from camify.reports.run_page import render_page
 from camify.reports.runs_page import render_runs
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.browser import chromium
 
 
 def write_run(
@@ -154,13 +152,8 @@ def test_the_command_writes_pages_and_replaces_none_unasked(tmp_path, capsys, mo
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as opened_browser:
+        yield opened_browser
 
 
 def opened(page, page_file, width):
