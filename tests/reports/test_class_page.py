@@ -1,7 +1,6 @@
 """The confusion matrix of a page: its counts against torchmetrics, its links and words in a real browser."""
 
 import re
-import shutil
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ from camify.metrics.functional import calibration_bins
 from camify.reports.class_page import MOST_SHOWN, Example, class_view, confusion_sentences
 from camify.reports.html import TEMPLATES, render
 from camify.reports.run_page import share_text
+from tests.browser import chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001"
     "a5f645400000000049454e44ae426082"
@@ -120,13 +119,8 @@ def test_names_are_text():
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as driven:
+        yield driven
 
 
 @pytest.mark.parametrize(("count", "width"), [(3, 1280), (3, 390), (200, 390)])
