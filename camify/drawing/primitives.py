@@ -21,6 +21,7 @@ from ..maps import upsample
 __all__ = [
     "cells_picture",
     "color_bar",
+    "font",
     "heated_picture",
     "outline_boxes",
     "outline_region",
@@ -173,7 +174,7 @@ def write_legend(
 ) -> int:
     """Writes what the boxes' colors mean, up to the right edge, in at most ``width`` pixels; returns those left."""
     for color, text in reversed(entries):
-        long = int(_font(12, False).getlength(text)) + 30
+        long = int(font(12, False).getlength(text)) + 30
         if long > width:
             continue
         right, width = right - long, width - long
@@ -197,7 +198,7 @@ def _bar(height: int, colormap: str) -> Image.Image:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", name)), size)
@@ -221,14 +222,14 @@ def write_line(
 @lru_cache(maxsize=1024)
 def _line(text: str, width: int, size: int, bold: bool) -> Image.Image:
     """One line as a mask: setting text takes longer than all else of a picture but its encoding, and much recurs."""
-    font = _font(size, bold)
+    letters = font(size, bold)
     # a line break, a control character or half a surrogate would stop the font engine
     line = "".join(c if c.isprintable() else " " for c in text[:width])
-    if font.getlength(line) > width:
+    if letters.getlength(line) > width:
         lengths = range(1, len(line))
-        fits = bisect.bisect_left(lengths, True, key=lambda n: font.getlength(line[:n] + "…") > width)
+        fits = bisect.bisect_left(lengths, True, key=lambda n: letters.getlength(line[:n] + "…") > width)
         line = line[:fits].rstrip() + "…"
-    _, _, right, bottom = font.getbbox(line)
+    _, _, right, bottom = letters.getbbox(line)
     mask = Image.new("L", (int(right) + 2 * _BEARING + 1, int(bottom) + 2))
-    ImageDraw.Draw(mask).text((_BEARING, 0), line, fill=255, font=font)
+    ImageDraw.Draw(mask).text((_BEARING, 0), line, fill=255, font=letters)
     return mask

@@ -16,7 +16,7 @@ from ..image_files import open_image, upright_rgb
 from .class_page import Example, class_view
 from .run_page import Frame, ImageTrack, RunReport
 
-__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "read_run", "score_of"]
+__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "calibrations_by_name", "read_run", "score_of"]
 
 RESULTS, INDEX = "results.json", "overlays/index.json"
 MAP_FIGURES = {
@@ -116,13 +116,17 @@ def _rows(results: Mapping[str, Any], quality: str, score: str) -> list[dict[str
     return rows
 
 
+def calibrations_by_name(calibrations: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:
+    """Calibrations of a run's networks (``legacy``, ``start``, ``now``), by what a page calls them."""
+    names = {"legacy": "legacy network", "start": "converted, before training"}
+    return {names.get(who, "fine-tuned" if finished else "now"): known for who, known in calibrations.items()}
+
+
 def _classes(overlays: Path, taken: Mapping[str, Any] | None, *, finished: bool) -> dict[str, Any] | None:
     """Which class is taken for which; None in runs of older versions."""
     if taken is None:
         return None
-    names = {"legacy": "legacy network", "start": "converted, before training"}
-    now = "fine-tuned" if finished else "now"
-    calibrations = {names.get(who, now): known for who, known in taken["calibrations"].items()}
+    calibrations = calibrations_by_name(taken["calibrations"], finished=finished)
     examples = [
         Example(entry["true"], entry["predicted"], _webp(_inside(overlays, entry["file"])), entry["caption"])
         for entry in taken["examples"]

@@ -18,6 +18,7 @@ from .options import (
     MetricsOptions,
     OptimizationOptions,
 )
+from .trackio_logger import TrackioLogger
 
 __all__ = [
     "CAM_METRICS",
@@ -32,4 +33,5 @@ __all__ = [
     "MetricsOptions",
     "OptimizationOptions",
     "RunRecord",
+    "TrackioLogger",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from PIL import Image
 from pytorch_lightning.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from camify.drawing.encoding import encoded
-from camify.training.callbacks.image_loggers import ImageLog, Offer
+from camify.errors import ConfigError
+from camify.training import TrackioLogger
+from camify.training.callbacks.image_loggers import TABLES, ImageLog, Offer, offer_confusions
 
 # Other people's packages warn of their own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -126,3 +130,49 @@ def test_who_takes_none_or_fails_is_named_once(picture, tmp_path, monkeypatch):
     assert len(said) == 2
     assert said[0].startswith("Unknown takes no pictures from camify: its pictures are on disk only.")
     assert said[1].startswith("TensorBoardLogger failed (ZeroDivisionError: division by zero)")
+
+
+def test_trackio(picture, tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    for module in [
+        m for name, m in list(sys.modules.items()) if name.startswith("trackio") and hasattr(m, "TRACKIO_DIR")
+    ]:
+        monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path)
+        if hasattr(module, "MEDIA_DIR"):
+            monkeypatch.setattr(module, "MEDIA_DIR", tmp_path / "media")
+    logger = TrackioLogger("flowers", name="first")
+    logger.log_hyperparams({"lr": 0.1, "head": "gap", "other": [1, 2]})
+    logger.log_metrics({"val/acc": 0.75}, step=7)
+    offered(logger, picture)
+    logger.finalize("success")
+    logs = trackio.SQLiteStorage.get_logs("flowers", "first")
+    assert {row["step"] for row in logs} == {7}
+    assert [row["val/acc"] for row in logs if "val/acc" in row] == [0.75]
+    (file,) = tmp_path.rglob("*.png")
+    assert same(Image.open(file), picture)
+    assert (logger.name, logger.version) == ("flowers", "first")
+
+
+def test_trackio_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ConfigError, match="pip install trackio"):
+        TrackioLogger()
+
+
+# --- confusions -------------------------------------------------------------------------------------------
+
+
+def test_a_confusion_matrix_to_loggers_that_show_one():
+    pairs, names = [[0, 0, 5], [0, 1, 2], [1, 1, 3]], ["cat", "dog"]
+    kinds = [type(name, (), {"experiment": MagicMock(), "log_table": MagicMock()}) for name in TABLES]
+    loggers = [kind() for kind in kinds]
+    offer_confusions([*loggers, object()], names, pairs, 9)
+    wandb, comet = loggers
+    (call,) = wandb.log_table.call_args_list
+    assert call.kwargs["data"] == [["cat", "cat", 5], ["cat", "dog", 2], ["dog", "dog", 3]]
+    (call,) = comet.experiment.log_confusion_matrix.call_args_list
+    assert call.kwargs["matrix"] == [[5, 2], [0, 3]]
+    wandb.log_table.side_effect = RuntimeError("no")
+    with pytest.warns(UserWarning, match="WandbLogger has no confusion matrix: RuntimeError: no"):
+        offer_confusions(loggers, names, pairs, 9)

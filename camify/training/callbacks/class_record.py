@@ -38,13 +38,16 @@ from ...files import write_whole
 from ...metrics.functional import calibration_bins
 from ...model import CAMNet
 from ...ranks import current
+from ...reports.class_page import class_view
+from ...reports.class_pictures import calibration_picture, confusion_picture
 from ...task import Classes
 from ..labels import has_random_access
 from ..loaders import single_loader
 from ..scores import score_inputs
+from .image_loggers import ImageLog, Offer, offer_confusions
 from .watched_images import pictures_of
 
-__all__ = ["ClassRecord", "draw_examples", "sample_numbers"]
+__all__ = ["ClassRecord", "draw_examples", "log_classes", "sample_numbers"]
 
 PICTURES = 48
 """Images at most that are drawn when a run ends."""
@@ -195,6 +198,19 @@ def _label_figures(scores: MetricCollection, mean: Any, bins: Tensor, names: Seq
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def log_classes(trainer: pl.Trainer, kept: Mapping[str, Any], calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Offer confusion matrix and calibration curve to the loggers, as pictures and, where they show one, as numbers."""
+    view = class_view(kept["figures"], [], "", calibrations)
+    log, title = ImageLog(), f"Rows: true class; columns: taken for; epoch {kept['epoch']:g}"
+    if view["matrix"] is not None:
+        picture = confusion_picture(view["matrix"], title)
+        log.offer(trainer.loggers, Offer("classes/confusion_matrix", encoded(picture, "png")), trainer.global_step)
+        offer_confusions(trainer.loggers, kept["figures"]["names"], kept["figures"]["pairs"], trainer.global_step)
+    if view["calibration"] is not None:
+        picture = calibration_picture(view["calibration"])
+        log.offer(trainer.loggers, Offer("classes/calibration", encoded(picture, "png")), trainer.global_step)
 
 
 @torch.no_grad()

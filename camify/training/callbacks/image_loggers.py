@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from ...console import shown
 from ...image_files import open_image
 
-__all__ = ["WRITERS", "ImageLog", "Offer"]
+__all__ = ["TABLES", "WRITERS", "ImageLog", "Offer", "offer_confusions"]
 
 _CORNERS = ("minX", "minY", "maxX", "maxY")  # as W&B names them
 
@@ -64,6 +64,10 @@ def _comet(logger: Any, offer: Offer, step: int) -> None:
     logger.experiment.log_image(_picture(offer), name=offer.key, step=step)
 
 
+def _trackio(logger: Any, offer: Offer, step: int) -> None:
+    logger.log_image(offer.key, [_picture(offer)], step=step)
+
+
 def _aim(logger: Any, offer: Offer, step: int) -> None:
     from aim import Image as AimImage  # type: ignore[import-not-found]  # who has such a logger has it
 
@@ -84,9 +88,44 @@ WRITERS: dict[str, Callable[[Any, Offer, int], None]] = {
     "MLFlowLogger": _mlflow,
     "CometLogger": _comet,
     "AimLogger": _aim,
+    "TrackioLogger": _trackio,
     "CSVLogger": _nothing,
 }
 """By the name of the logger's type or one that it inherits from: no logger's package is imported to look."""
+
+
+def _wandb_table(logger: Any, names: Sequence[str], pairs: Sequence[Sequence[int]], step: int) -> None:
+    rows = [[names[true], names[predicted], count] for true, predicted, count in pairs]
+    logger.log_table("classes/confusions", columns=["true", "predicted", "images"], data=rows, step=step)
+
+
+def _comet_matrix(logger: Any, names: Sequence[str], pairs: Sequence[Sequence[int]], step: int) -> None:
+    matrix = [[0] * len(names) for _ in names]
+    for true, predicted, count in pairs:
+        matrix[true][predicted] = count
+    logger.experiment.log_confusion_matrix(matrix=matrix, labels=list(names), step=step, max_categories=len(names))
+
+
+TABLES: dict[str, Callable[[Any, Sequence[str], Sequence[Sequence[int]], int], None]] = {
+    "WandbLogger": _wandb_table,
+    "CometLogger": _comet_matrix,
+}
+"""Loggers that show a confusion matrix of their own."""
+_MOST_CLASSES = 200  # of such a matrix
+
+
+def offer_confusions(
+    loggers: Iterable[Logger], names: Sequence[str], pairs: Sequence[Sequence[int]], step: int
+) -> None:
+    """Offer the numbers of a confusion matrix, (true, predicted, images), to the loggers that show one."""
+    for logger in loggers if len(names) <= _MOST_CLASSES else ():
+        kinds = [kind.__name__ for kind in type(logger).__mro__]
+        write = next((TABLES[kind] for kind in kinds if kind in TABLES), None)
+        try:
+            if write is not None:
+                write(logger, names, pairs, step)
+        except Exception as error:  # noqa: BLE001 - a logger never stops training
+            rank_zero_warn(shown(f"{type(logger).__name__} has no confusion matrix: {type(error).__name__}: {error}."))
 
 
 class ImageLog:

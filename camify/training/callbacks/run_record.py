@@ -23,12 +23,12 @@ from ...files import to_json, write_whole
 from ...former_names import with_current_keys
 from ...model import CAMNet
 from ...ranks import current
-from ...reports.run_folder import MAP_FIGURES, RESULTS, read_run
+from ...reports.run_folder import MAP_FIGURES, RESULTS, calibrations_by_name, read_run
 from ...reports.run_page import render_page
 from ..loaders import count_samples, is_dry_run
 from ..module import CAMFineTuner
 from ..run_folder import run_folder
-from .class_record import ClassRecord, draw_examples
+from .class_record import ClassRecord, draw_examples, log_classes
 from .console import closing_screen, epoch_line, opening_screen
 from .export_best import ExportBest
 from .measure_baselines import MeasureBaselines
@@ -145,6 +145,7 @@ class RunRecord(pl.Callback):
         results = self._results(epoch, pl_module)
         self.export.exported = {"epoch": epoch["epoch"], **results, **self.export.export(trainer, pl_module, results)}
         self._draw_examples(trainer, pl_module, folder, epoch["epoch"])
+        self._log_classes(trainer)
         self._write(trainer, pl_module, finished=True)
         if not self.quiet:
             closing_screen(folder, self.export.exported, self.baselines.figures)
@@ -174,6 +175,12 @@ class RunRecord(pl.Callback):
             return
         network = CAMNet.from_pretrained(exported).to(module.device)
         self._examples = draw_examples(network, kept, trainer, folder / "overlays")
+
+    def _log_classes(self, trainer: pl.Trainer) -> None:
+        taken = self._classes_taken(finished=True)
+        if taken is not None and trainer.loggers:
+            calibrations = calibrations_by_name(taken["calibrations"], finished=True)
+            log_classes(trainer, taken, calibrations)
 
     # ------------------------------------------------------------ results and page
 
