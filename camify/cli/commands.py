@@ -39,6 +39,8 @@ from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
 from ..sources import Source, resolve
 from ..task import Classes, Task, class_index
+from .app import COMMANDS as APP_COMMANDS
+from .app import add_commands as add_app_commands
 from .data import COMMANDS as DATA_COMMANDS
 from .data import add_box_options, box_files
 from .data import add_commands as add_data_commands
@@ -198,6 +200,7 @@ def _parser() -> ArgumentParser:
 
     add_commands(commands, _Parser)
     add_data_commands(commands, _Parser)
+    add_app_commands(commands, _Parser, _SOURCE)
     return parser
 
 
@@ -436,6 +439,7 @@ _COMMANDS = {
     "report": _report,
     **COMMANDS,
     **DATA_COMMANDS,
+    **APP_COMMANDS,
 }
 _SHARED = {"explain": _explain, "evaluate": _evaluate}
 """Commands whose work several processes share."""
