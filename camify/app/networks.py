@@ -126,7 +126,7 @@ def example_files(folder: str | None, sources: Sequence[str]) -> tuple[list[Path
         return kept, f"examples: {len(kept)} images of {folder}{more}"
     for run in filter(None, map(_run_folder, sources)):
         watched = watched_files(run)
-        there = [path for path in watched if path.is_file() and has_image_content(path)][:MOST_EXAMPLES]
+        there = [path for path in watched if has_image_content(path)][:MOST_EXAMPLES]
         if there:
             return there, f"examples: {len(there)} of the images that {run} watched"
         if watched:

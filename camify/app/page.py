@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -20,11 +21,13 @@ from matplotlib import colormaps
 from ..boxes import OTSU
 from ..errors import CamifyError, ConfigError
 from ..evaluation.network import ExplainedNetwork
+from ..files import slug
 from .answers import Answer, Answers, MapView, agreement, rule_of
 from .fragments import agreement_fragment, answer_fragment, heading_fragment, message_fragment, network_fragment
 
 __all__ = ["Controls", "Page", "is_loopback", "serve", "wait_until_stopped"]
 
+_HERE = Path(__file__).parent
 DEFAULT_PORT = 7860
 _PORTS = 100  # that are tried from the default one on
 _MOST_BYTES = "64mb"  # of an image file
@@ -156,13 +159,13 @@ def serve(
         raise ConfigError(f"colormap {colormap!r}: matplotlib has none of that name. Try inferno, viridis or jet.")
     with tempfile.TemporaryDirectory(prefix="camify-app-") as folder, _environment(folder):
         gradio = _gradio()
-        blocks = _blocks(gradio, Page(networks), examples, colormap, title)
+        blocks = _blocks(gradio, Page(networks), _copied(examples, Path(folder, "examples")), colormap, title)
         try:
             _, address, _ = blocks.launch(
                 server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True,
                 prevent_thread_lock=True, max_file_size=_MOST_BYTES, footer_links=[], run_history=False, pwa=False,
                 mcp_server=False, ssr_mode=False, enable_monitoring=False, theme=_theme(gradio),
-                css_paths=Path(__file__).with_name("page.css"), js=_SELECT_ON_FOCUS,
+                css_paths=_HERE / "page.css", js=(_HERE / "page.js").read_text(encoding="utf-8"),
             )  # fmt: skip
         except OSError as error:
             where = (
@@ -178,6 +181,15 @@ def serve(
             blocks.close(verbose=False)
 
 
+def _copied(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Copies of files under plain names: the page shows neither where they lie nor a name that is no text."""
+    folder.mkdir()
+    copies = [folder / f"{number:02d}_{slug(file.stem)}.{slug(file.suffix)}" for number, file in enumerate(files, 1)]
+    for file, copy in zip(files, copies, strict=True):
+        shutil.copyfile(file, copy)
+    return copies
+
+
 def wait_until_stopped() -> None:
     """Wait for Ctrl-C, or for whoever ends the process politely (SIGTERM): the uploaded files go in either case."""
     stopped = threading.Event()
@@ -190,9 +202,6 @@ def wait_until_stopped() -> None:
             signal.signal(number, handler)
 
 
-_SELECT_ON_FOCUS = (  # else what is typed to search a class would be put into the name that stands there
-    "() => document.addEventListener('focusin', ({target}) => target.matches('#class input') && target.select())"
-)
 _SETTINGS = {
     "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
 }  # fmt: skip
@@ -347,7 +356,8 @@ def _connect(page: Page, parts: _Parts) -> None:
     for index, column in enumerate(columns):
         column.map.input(partial(_drawn, page, index), inputs, [*pieces, *thresholds], **options)
         column.otsu.input(partial(_drawn, page, None), inputs, [*pieces, *thresholds], **options)
-        column.threshold.input(partial(_moved, page, index), inputs, [*pieces, column.otsu], **options)
+        quiet = {**options, "show_progress": "hidden"}  # it is drawn while the hand moves
+        column.threshold.input(partial(_moved, page, index), inputs, [*pieces, column.otsu], **quiet)
     if parts.examples is not None:
         shown, paths = parts.examples
         shown.click(paths.__getitem__, shown, parts.picture, **options)
