@@ -19,6 +19,7 @@ import torch
 from matplotlib import colormaps
 
 from ..boxes import OTSU
+from ..console import shown
 from ..errors import CamifyError, ConfigError
 from ..evaluation.network import ExplainedNetwork
 from ..files import slug
@@ -29,6 +30,7 @@ __all__ = ["Controls", "Page", "is_loopback", "serve", "wait_until_stopped"]
 
 _HERE = Path(__file__).parent
 DEFAULT_PORT = 7860
+_LEAST_GRADIO = (6, 31)
 _PORTS = 100  # that are tried from the default one on
 _MOST_BYTES = "64mb"  # of an image file
 _KEPT_SECONDS = 3600  # for which an uploaded file stays
@@ -233,8 +235,10 @@ def _gradio() -> Any:
         import gradio
     except ImportError as error:
         raise ConfigError("The page needs gradio. Install it: pip install 'camify[app]'") from error
-    if int(gradio.__version__.split(".")[0]) < 6:
-        raise ConfigError(f"The page needs gradio 6, {gradio.__version__} is installed: pip install -U 'camify[app]'")
+    parts = tuple(int(part) for part in gradio.__version__.split(".")[:2])
+    if parts < _LEAST_GRADIO:
+        least = ".".join(map(str, _LEAST_GRADIO))
+        raise ConfigError(f"The page needs gradio {least}, here is {gradio.__version__}: pip install -U 'camify[app]'")
     return gradio
 
 
@@ -251,7 +255,7 @@ def _theme(gradio: Any) -> Any:
 def _blocks(gr: Any, page: Page, examples: Sequence[Path], colormap: str, title: str) -> Any:
     """The blocks of the page, and what each control does."""
     titles = page.networks[0].titles
-    shown_colormaps = dict.fromkeys((colormap, *COLORMAPS))
+    offered = dict.fromkeys((colormap, *COLORMAPS))
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT_SECONDS // 2, _KEPT_SECONDS)) as blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -261,10 +265,10 @@ def _blocks(gr: Any, page: Page, examples: Sequence[Path], colormap: str, title:
                 )  # fmt: skip
                 _leave_closed(picture)
                 target = gr.Dropdown(
-                    [("the most probable one", MOST_PROBABLE), *((name, k) for k, name in enumerate(titles))],
+                    [("the most probable one", MOST_PROBABLE), *((shown(name), k) for k, name in enumerate(titles))],
                     value=MOST_PROBABLE, label="Class whose map is shown", filterable=True, elem_id="class",
                 )  # fmt: skip
-                color = gr.Dropdown(list(shown_colormaps), value=colormap, label="Colors of the map", elem_id="colors")
+                color = gr.Dropdown(list(offered), value=colormap, label="Colors of the map", elem_id="colors")
                 given = _examples(gr, picture, examples)
             with gr.Column(scale=5, min_width=300):
                 with gr.Row():
@@ -302,7 +306,7 @@ class _Parts:
 
 def _column(gr: Any, page: Page, index: int) -> _Column:
     network, first = page.networks[index], page.first_controls(index)
-    of = "" if len(page.networks) == 1 else f" of {network.name}"
+    of = "" if len(page.networks) == 1 else f" of {shown(network.name)}"
     with gr.Column(min_width=300):
         gr.HTML(heading_fragment(network), elem_id=f"network-{index}")
         labels = list(page.answers[index].choices)
@@ -321,7 +325,13 @@ def _column(gr: Any, page: Page, index: int) -> _Column:
 
 def _leave_closed(picture: Any) -> None:
     """Gradio gives the path of what was uploaded, and opens nothing: camify's one opener does."""
-    picture.preprocess = lambda payload: None if payload is None else payload.path
+    own = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+
+    def path_of(payload: Any) -> str | None:
+        given = None if payload is None or payload.path is None else Path(payload.path).resolve()
+        return str(given) if given is not None and own in given.parents else None
+
+    picture.preprocess = path_of
 
 
 def _examples(gr: Any, picture: Any, files: Sequence[Path]) -> tuple[Any, Sequence[str]] | None:
@@ -330,7 +340,7 @@ def _examples(gr: Any, picture: Any, files: Sequence[Path]) -> tuple[Any, Sequen
         return None
     paths = [str(file) for file in files]
     names = [[path] for path in paths]
-    shown = gr.Dataset(
+    thumbnails = gr.Dataset(
         components=[picture],
         samples=names,
         type="index",
@@ -338,7 +348,7 @@ def _examples(gr: Any, picture: Any, files: Sequence[Path]) -> tuple[Any, Sequen
         samples_per_page=len(paths),
         elem_id="examples",
     )
-    return shown, paths
+    return thumbnails, paths
 
 
 def _connect(page: Page, parts: _Parts) -> None:
@@ -359,8 +369,8 @@ def _connect(page: Page, parts: _Parts) -> None:
         quiet = {**options, "show_progress": "hidden"}  # it is drawn while the hand moves
         column.threshold.input(partial(_moved, page, index), inputs, [*pieces, column.otsu], **quiet)
     if parts.examples is not None:
-        shown, paths = parts.examples
-        shown.click(paths.__getitem__, shown, parts.picture, **options)
+        thumbnails, paths = parts.examples
+        thumbnails.click(paths.__getitem__, thumbnails, parts.picture, **options)
 
 
 def _drawn(page: Page, restart: int | None, path: str | None, target: int, colormap: str, *values: Any) -> list[Any]:

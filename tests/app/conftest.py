@@ -33,7 +33,7 @@ def networks():
     converted.object_weight = torch.randn(converted.num_features)
     converted.object_map = {"source": "boxes"}
     converted.box_rule = BoxRule("max", threshold=0.4237, kind="object", count=9, accuracy=0.5)
-    converted.untrained = ()
+    converted.untrained, converted.license = (), "apache-2.0"
     return legacy, converted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,3 +158,10 @@ def test_without_gradio_the_command_says_what_to_install(folder, capsys, monkeyp
     with pytest.raises(SystemExit):
         main(["app", str(folder), "--method", "cam"])
     assert "pip install 'camify[app]'" in capsys.readouterr().err
+
+
+def test_an_older_gradio_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(__version__="6.9.1"))
+    with pytest.raises(SystemExit):
+        main(["app", str(folder), "--method", "cam"])
+    assert "needs gradio 6.31, here is 6.9.1" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from camify.app.space import write_space
+from camify.checkpoint.model_card import hub_license
 from camify.cli.commands import main
 from camify.errors import CheckpointError, ConfigError
 
@@ -30,16 +31,12 @@ def test_the_settings_are_those_of_a_space(space):
     said = settings(space)
     assert (said["sdk"], said["sdk_version"], said["app_file"]) == ("gradio", version("gradio"), "app.py")
     assert said["title"] == "ants"
-    assert "license" not in said
+    assert said["license"] == "apache-2.0"
 
 
-def test_a_license_is_carried(networks, tmp_path):
-    network = networks[1]
-    for number, (given, said) in enumerate([("apache-2.0", "apache-2.0"), ("as the authors like", None)]):
-        network.license = given
-        folder = network.save_pretrained(tmp_path / f"{number}")
-        assert settings(write_space(folder, tmp_path / f"space{number}", "someone/1")).get("license") == said
-    network.license = None
+@pytest.mark.parametrize("name", [None, "as the authors like", "mit\nsdk: docker"])
+def test_only_a_short_name_is_a_license_of_the_hub(name):
+    assert hub_license(name) is None
 
 
 def test_the_checkpoint_and_camify_itself_lie_in_it(space, folder):
