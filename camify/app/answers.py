@@ -27,7 +27,7 @@ from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, OTSU, BoxRule, otsu_thresholds
 from ..data.image_checks import constant_notes, gray_range_notes
 from ..drawing.primitives import MAP_BOX, heated_picture, outline_boxes, outline_region, scaled_size
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..evaluation.network import ExplainedNetwork, box_maps, box_rules
 from ..image_files import EncodedImage, read_with_range
 from ..maps import upsample
@@ -164,9 +164,12 @@ class Answers:
         """The answer to an image file.
 
         Raises:
-            DataError: it cannot be read as an image, or the network gives NaN or infinite values for it.
+            DataError: it is gone or no image, or the network gives NaN or infinite values for it.
         """
-        content = Path(path).read_bytes()
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{Path(path).name}: is no longer there. Give the picture again.") from error
         key = hashlib.sha256(content).hexdigest()
         with self._turn:
             if key not in self._kept:

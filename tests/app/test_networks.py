@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -165,3 +166,21 @@ def test_an_older_gradio_is_refused(folder, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["app", str(folder), "--method", "cam"])
     assert "needs gradio 6.31, here is 6.9.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_an_address_that_others_reach_is_said(folder, capsys, monkeypatch, host, warned):
+    served = []
+
+    @contextmanager
+    def serve(networks, examples, **options):
+        served.append(options["host"])
+        yield f"http://{options['host']}:7860/"
+
+    monkeypatch.setattr("camify.cli.app.serve", serve)
+    monkeypatch.setattr("camify.cli.app.wait_until_stopped", lambda: None)
+    main(["app", str(folder), "--method", "cam", *(["--host", host] if warned else [])])
+    said = capsys.readouterr().out
+    assert served == [host]
+    assert ("everybody on that network can reach the page" in said) == warned
+    assert f"Page: http://{host}:7860/" in said

@@ -79,6 +79,15 @@ def test_what_cannot_be_read_is_a_sentence(page, tmp_path):
     assert settled == controls
 
 
+def test_a_file_that_was_deleted_meanwhile_is_asked_for_again(page, picture, tmp_path):
+    copy = tmp_path / "old.png"
+    copy.write_bytes(picture.read_bytes())
+    controls = [page.first_controls(0)]
+    assert "<figure" in page.show(str(copy), 0, "inferno", controls)[0][0]
+    copy.unlink()
+    assert "old.png: is no longer there. Give the picture again." in page.show(str(copy), 0, "inferno", controls)[0][0]
+
+
 def test_a_method_that_refuses_at_run_time_says_why(converted, picture, monkeypatch):
     def refuse(*_):
         raise ConversionError("layer features: the logits do not depend on it. Give another layer.")
