@@ -147,13 +147,17 @@ def test_two_networks_stand_side_by_side(browser, converted, legacy, picture):  
             assert abs(left["y"] - right["y"]) < 2
             assert re.search(r"Rank correlation of the two maps: -?\d\.\d\d", page.inner_text("#agreement"))
             before = page.inner_text("#agreement")
+            first = re.search(r"reaches the threshold (\d\.\d\d)", page.inner_text("#answer-0"))[1]
             page.focus("#threshold-1 input[type=range]")
             for _ in range(30):
                 page.keyboard.press("ArrowRight")
             assert changed(page, "#agreement", before) != before
-            assert page.input_value("#threshold-0 input[type=number]") != page.input_value(
-                "#threshold-1 input[type=number]"
-            )
+            page.wait_for_function("() => document.querySelector('#answer-1').innerText.includes('0.72 (by hand)')")
+            assert (page.input_value(number_of(0)), page.input_value(number_of(1))) == (f"{float(first):g}", "0.72")
+
+
+def number_of(index):
+    return f"#threshold-{index} input[type=number]"
 
 
 # ---------------------------------------------------------------- the server
