@@ -24,7 +24,7 @@ def command_lines(path: Path) -> list[list[str]]:
 
 def check_commands(paths: list[Path]) -> set[str]:
     """Every command names files and options that exist; the verbs of camify that were seen."""
-    files = [ROOT / "camify" / "cli" / name for name in ("commands.py", "data.py", "export.py")]
+    files = [ROOT / "camify" / "cli" / name for name in ("commands.py", "data.py", "export.py", "app.py")]
     known = "".join(file.read_text("utf-8") for file in files)
     verbs = set()
     for path in paths:

@@ -10,7 +10,7 @@ from ..console import shell_quoted
 from ..errors import CheckpointError, ConfigError
 from .folder import CARD, MANIFEST, OVERLAYS, WEIGHTS
 
-__all__ = ["HUB_PREFIX", "fetch_folder", "is_repository", "push_folder"]
+__all__ = ["HUB_PREFIX", "fetch_folder", "is_repository", "push_folder", "require_repository_name"]
 
 HUB_PREFIX = "hf:"
 _LIBRARIES = ("torchvision", "timm", "camify")  # their names have the form of a repository's, and are none
@@ -72,28 +72,49 @@ def fetch_folder(
     return Path(folder)
 
 
-def push_folder(folder: str | Path, name: str, *, private: bool = False) -> str:
-    """Upload a checkpoint folder as the repository ``user/name``; returns its address.
+def push_folder(folder: str | Path, name: str, *, private: bool = False, space: bool = False) -> str:
+    """Upload a checkpoint folder as the model repository ``user/name``, or a folder as the Space of that name.
 
-    The folder must be whole (see ``camify check``). Logging in is the hub's: ``hf auth login`` or HF_TOKEN.
+    Returns its address. A checkpoint folder must be whole (see ``camify check``); of a Space all files are uploaded.
+    Logging in is the hub's: ``hf auth login`` or HF_TOKEN.
+
+    Args:
+        folder: of a checkpoint, or of a Space (``camify.app.space.write_space``).
+        name: ``user/name``.
+        private: only who is allowed to can see it.
+        space: it is a Space, which Gradio runs.
 
     Raises:
         ConfigError: the name is none, or the extra ``hub`` is not installed.
         CheckpointError: the hub refuses.
     """
-    if not _REPOSITORY.fullmatch(name):
-        raise ConfigError(f"{name!r}: give the repository as USER/NAME.")
+    require_repository_name(name)
     try:
         import huggingface_hub
     except ImportError as error:
         raise ConfigError("The hub needs huggingface_hub. Install it: pip install 'camify[hub]'") from error
+    kind, sdk = ("space", "gradio") if space else (None, None)
     try:
         hub = huggingface_hub.HfApi()
-        hub.create_repo(name, private=private, exist_ok=True)
+        hub.create_repo(name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
         done = hub.upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=_FILES, commit_message="CAM-ready checkpoint"
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=None if space else _FILES,
+            commit_message="Page of a CAM-ready network" if space else "CAM-ready checkpoint",
+            repo_type=kind,
         )
     except Exception as error:  # the client raises its own kinds, those of its HTTP library and OSError
         first = (str(error).strip().splitlines() or [""])[0][:200]
         raise CheckpointError(f"{name}: the hub did not take {folder} ({type(error).__name__}: {first}).") from error
     return str(done.repo_url)
+
+
+def require_repository_name(name: str) -> None:
+    """Refuse what cannot be a repository's name.
+
+    Raises:
+        ConfigError: it is not of the form ``user/name``.
+    """
+    if not _REPOSITORY.fullmatch(name):
+        raise ConfigError(f"{name!r}: give the repository as USER/NAME.")

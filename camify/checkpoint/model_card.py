@@ -8,7 +8,7 @@ from typing import Any
 
 from ..console import shown
 
-__all__ = ["model_card"]
+__all__ = ["hub_license", "model_card"]
 
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "&<>|[]`*\\"}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}", re.ASCII)  # as the hub names licenses
@@ -38,15 +38,20 @@ _ROWS = {  # figure: its name in the results, of the legacy network, of the cent
 }
 
 
+def hub_license(name: Any) -> str | None:
+    """The license as the hub's settings take it; None where it is not known, or no short name."""
+    return name if isinstance(name, str) and _LICENSE.fullmatch(name) else None
+
+
 def model_card(manifest: Mapping[str, Any], *, overlays: bool = False) -> str:
     """Markdown with what the network is, how to use it, its classes and its figures."""
     record, shape = manifest["certificate"] or {}, manifest["architecture"]
     license_name = manifest.get("license")
-    known = isinstance(license_name, str) and _LICENSE.fullmatch(license_name)
+    known = hub_license(license_name)
     lines = ["---", "library_name: camify", "pipeline_tag: image-classification"]
     lines += [
         "tags: [image-classification, class-activation-maps]",
-        *([f"license: {license_name}"] if known else []),
+        *([f"license: {known}"] if known else []),
         "---",
     ]
     lines += ["", f"# {_cell(record.get('source', 'network'))}, CAM-ready", ""]

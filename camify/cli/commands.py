@@ -17,6 +17,8 @@ from ..reports.html import is_own_page
 from ..reports.run_folder import read_run
 from ..reports.run_page import render_page
 from ..reports.runs_page import render_runs
+from .app import COMMANDS as APP_COMMANDS
+from .app import add_commands as add_app_commands
 from .command_options import CommandParser
 from .data import COMMANDS as DATA_COMMANDS
 from .data import add_commands as add_data_commands
@@ -85,6 +87,7 @@ def _parser() -> ArgumentParser:
     add_image_commands(commands)
     add_commands(commands, CommandParser)
     add_data_commands(commands, CommandParser)
+    add_app_commands(commands)
     return parser
 
 
@@ -107,4 +110,5 @@ _COMMANDS = {
     "report": _report,
     **COMMANDS,
     **DATA_COMMANDS,
+    **APP_COMMANDS,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from ..app.space import write_space
 from ..checkpoint.folder import MANIFEST
 from ..checkpoint.hub import is_repository, push_folder
 from ..console import console
@@ -54,10 +56,12 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     )
     commands.add_subcommand("check", command)
 
-    command = parser(description="Upload a checkpoint folder to the Hugging Face Hub.")
+    command = parser(description="Upload a checkpoint folder to the Hugging Face Hub, or a Space that shows it.")
     command.add_argument("folder", type=str)
     command.add_argument("name", type=str, help="USER/NAME")
     command.add_argument("--private", type=bool, default=False)
+    command.add_argument("--space", type=bool, default=False, help="upload the page of camify app as a Space instead")
+    command.add_argument("--out", type=str | None, default=None, help="with --space: write it here, upload nothing")
     commands.add_subcommand("push", command)
 
 
@@ -146,8 +150,20 @@ def _check(options: Namespace) -> None:
 
 
 def _push(options: Namespace) -> None:
+    screen = console(soft_wrap=True)
+    if options.out is not None and not options.space:
+        raise ConfigError("--out: only a Space is written to a folder. Add --space true, or leave --out away.")
+    if options.out is not None:
+        require_writable(Path(options.out), "--out", folder=True)
+        screen.print(f"Written, nothing uploaded: {write_space(options.folder, options.out, options.name)}")
+        return
+    if options.space:
+        with tempfile.TemporaryDirectory() as place:
+            written = write_space(options.folder, Path(place, "space"), options.name)
+            screen.print(push_folder(written, options.name, private=options.private, space=True))
+        return
     CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
-    console(soft_wrap=True).print(push_folder(options.folder, options.name, private=options.private))
+    screen.print(push_folder(options.folder, options.name, private=options.private))
 
 
 COMMANDS = {"export": _export, "check": _check, "push": _push}

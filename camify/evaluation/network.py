@@ -280,13 +280,20 @@ def box_rules(methods: Mapping[str, Method], threshold: float | None = None) -> 
     return rules
 
 
-def box_maps(method: Method, rule: BoxRule, forward: ForwardPass, raw: Tensor, targets: Tensor) -> Tensor:
-    """The maps that a rule cuts, for targets (N,) or (N, T): the raw ones, of ``cam`` those that the rule asks for."""
+def box_maps(
+    method: Method, rule: BoxRule, forward: ForwardPass, raw: Tensor, targets: Tensor, features: Tensor | None = None
+) -> Tensor:
+    """The maps that a rule cuts, for targets (N,) or (N, T): the raw ones, of ``cam`` those that the rule asks for.
+
+    ``features`` are the rule's (``camify.box_features``), where they are known; else they are computed.
+    """
     model = method.model
     own = rule.clamp_weights or rule.flip or rule.map_stride is not None or rule.kind != "plain"
     if not (own and isinstance(method, CAM) and isinstance(model, CAMNet)):
         return raw.relu() if method.relu else raw
-    features = box_features(model, forward.images, rule, {None: forward.activations}).to(forward.activations)
+    if features is None:
+        features = box_features(model, forward.images, rule, {None: forward.activations})
+    features = features.to(forward.activations)
     weight = forward.classes.two_sided(model.classifier.weight.detach(), 0)  # first the classes, then what they share
     exclusive = model.task.exclusive
     weight = map_weight(weight, rule.kind, model.object_weight, exclusive=exclusive).to(features)

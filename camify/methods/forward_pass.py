@@ -16,7 +16,7 @@ from ..task import Classes, Task
 from .feature_split import Split
 from .several_layers import SplitAtLayers, split_at
 
-__all__ = ["PRECISIONS", "ForwardPass", "not_finite", "observe", "unwrapped"]
+__all__ = ["PRECISIONS", "ForwardPass", "left_as_it_was", "not_finite", "observe", "unwrapped"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # for autocast
 
@@ -24,8 +24,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # fo
 class ForwardPass:
     """What one forward of a batch gave, and what can be asked of the network beside it.
 
-    Made by ``observe``; to be used inside its context. All tensors are float32 (float64 where the network is). K is
-    the number of classes: of a network of one logit 2 (see ``Classes``), with opposite logits and weights.
+    Made by ``observe``; to be used inside its context, or later inside ``left_as_it_was``. All tensors are float32
+    (float64 where the network is). K is the number of classes: of a network of one logit 2 (see ``Classes``), with
+    opposite logits and weights.
 
     Attributes:
         images: (N, 3, H, W).
@@ -191,12 +192,19 @@ def observe(
     if not isinstance(images, Tensor) or images.dim() != 4 or not len(images):
         kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ConversionError(f"images: expected (N, C, H, W), got {kind}.")
-    with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
+    with left_as_it_was(model):
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names
         parts = split_at(model, images, layer)
         yield ForwardPass(images, parts, gradients=gradients, task=task, names=class_names)
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients for a while: how a ``ForwardPass`` is made, and how it is asked later."""
+    with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
+        yield
 
 
 def not_finite(what: str, image: int, layer: str) -> DataError:

@@ -28,6 +28,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Of the hub's API: create, preupload, commit with the files inside, listing, download."""
 
     files: dict[str, bytes]
+    created: list[bytes]
 
     def log_message(self, *arguments):
         pass
@@ -45,6 +46,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         url = f"http://{self.headers['Host']}"
         if self.path == "/api/repos/create":
+            self.created.append(data)
             self.answer({"url": f"{url}/someone/model", "name": "someone/model"})
         elif self.path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
@@ -80,7 +82,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    handler = type("Handler", (Hub,), {"files": {}})
+    handler = type("Handler", (Hub,), {"files": {}, "created": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -110,6 +112,17 @@ def test_what_is_pushed_comes_back_and_then_needs_no_network(hub, folder, net, m
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert camify.load("someone/model").class_names == net.class_names
     assert all(finding.holds for finding in check("someone/model"))
+
+
+def test_a_space_is_pushed_with_all_that_it_needs(hub, folder, capsys):
+    pytest.importorskip("gradio", exc_type=ImportError)
+    main(["push", str(folder), "someone/model", "--space", "true"])
+    assert "someone/model" in capsys.readouterr().out
+    created = json.loads(hub.created[-1])
+    assert (created["type"], created["sdk"]) == ("space", "gradio")
+    assert {"app.py", "README.md", "requirements.txt", "camify/boxes.py", "camify/app/page.css"} <= hub.files.keys()
+    for path in folder.iterdir():
+        assert hub.files[f"models/model/{path.name}"] == path.read_bytes()
 
 
 def test_names_are_read_strictly(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 import camify
+from camify.app.networks import example_files
 from camify.cli.commands import main
 from camify.console import shell_quoted, shown
 from camify.files import numbered, safe_cell, slug, to_json, whole_folder, write_whole
@@ -70,7 +72,9 @@ def test_training_works_and_every_file_of_it_can_be_read(run, capsys):
     results = json.loads((folder / "results.json").read_text(encoding="ascii"))
     assert results["finished"]
     assert results["classes"] == sorted(CLASSES)
-    assert json.loads((folder / "overlays" / "index.json").read_text(encoding="ascii"))["watched"]
+    watched = json.loads((folder / "overlays" / "index.json").read_text(encoding="ascii"))["watched"]
+    assert watched
+    assert example_files(None, [str(folder)])[0] == [Path(one["path"]) for one in watched], "they can be opened again"
     for page in ("report.html", "export/README.md"):
         text = (folder / page).read_text(encoding="utf-8")
         assert is_plain(text), page

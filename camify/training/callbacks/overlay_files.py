@@ -96,11 +96,12 @@ class OverlayFiles:
 
     def write_index(self, highlights: Sequence[Mapping[str, Any]]) -> None:
         """What is drawn, for the run's page: ``overlays/index.json``."""
-        folders = self._drawn()
+        folders, paths = self._drawn(), self.watched.batch.paths
         watched = [
             {
                 "name": name,
                 "true": self.class_names[self._true(index)],
+                **({"path": str(Path(paths[index]).resolve())} if paths and Path(paths[index]).is_file() else {}),
                 "strips": {method: f"strips/{under}{name}.png" for method, under in folders},
                 "frames": [
                     self._entry(epoch, index, method, under)
