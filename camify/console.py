@@ -17,7 +17,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["as_text", "console", "plain_text", "print_error", "shell_quoted", "shown", "tolerant_streams", "warn"]
+__all__ = [
+    "as_text", "console", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown", "tolerant_streams",
+    "warn", "write_line",
+]  # fmt: skip
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, ...
 _JOINERS = "\u200c\u200d"  # of Persian, Indic scripts and emoji; they move nothing
@@ -90,9 +93,29 @@ def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = Fals
         soft_wrap: long lines, such as paths and commands, are left to the terminal to wrap, so that they can be copied.
         quiet: show nothing: of several processes the first one speaks.
     """
-    stream = _Stream("stderr" if stderr else "stdout")
+    stream, quiet = _Stream("stderr" if stderr else "stdout"), quiet or _silent[-1]
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     return _Screen(file=stream, stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, **plain)  # type: ignore[arg-type]
+
+
+_silent = [False]  # the last one holds
+
+
+@contextmanager
+def quiet_console(*, silent: bool) -> Iterator[None]:
+    """Within it the console shows nothing but errors, where ``silent`` says so."""
+    _silent.append(silent or _silent[-1])
+    try:
+        yield
+    finally:
+        _silent.pop()
+
+
+def write_line(text: str) -> None:
+    """Write a line on stdout as it is, also where the console is silent: what another program reads."""
+    stream = _Stream("stdout")
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def as_text(table: Table) -> str:
@@ -107,7 +130,11 @@ def as_text(table: Table) -> str:
 def print_error(text: str) -> None:
     """Print one line on stderr; the lines of a longer text are put one behind the other."""
     line = " ".join(part for part in (part.strip() for part in str(text).splitlines()) if part)
-    console(stderr=True, soft_wrap=True).print(line)
+    _silent.append(False)
+    try:
+        console(stderr=True, soft_wrap=True).print(line)
+    finally:
+        _silent.pop()
 
 
 def warn(message: str, kind: type[Warning] = UserWarning, stacklevel: int = 1) -> None:

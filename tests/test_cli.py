@@ -194,7 +194,7 @@ def test_the_input_size_is_the_weights_own_unless_given(tmp_path, monkeypatch):
     expected = Preprocessing(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     network = torchvision.models.squeezenet1_1(num_classes=3)
     source = Source(network, "a source", ["ant", "bee", "cat"], preprocessing=expected)
-    monkeypatch.setattr(camify.cli.commands, "resolve", lambda name: source)
+    monkeypatch.setattr("camify.cli.networks.resolve", lambda name: source)
     main(["convert", "named", str(tmp_path / "own"), "--head", "direct"])
     net = camify.load(tmp_path / "own")
     assert net.certificate.input_shape == (3, 64, 64)

@@ -13,6 +13,7 @@ from ..console import console
 from ..methods import METHODS
 from .command_options import BITS, CLASS_NAMES, SOURCE, TASK, TASKS, CommandParser, add_preprocessing
 from .option_types import Count
+from .output import add_command, answer
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -38,7 +39,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--host", type=str, default="127.0.0.1", help="default: this machine alone can reach the page")
     command.add_argument("--port", type=Count | None, default=None, help="default: the first free one from 7860 on")
     command.add_argument("--open", type=bool, default=False, help="show it in this machine's browser")
-    commands.add_subcommand("app", command)
+    add_command(commands, "app", command)
 
 
 def _app(options: Namespace) -> None:
@@ -64,6 +65,7 @@ def _app(options: Namespace) -> None:
     )  # fmt: skip
     with serving as address:
         screen.print(f"Page: {address} (Ctrl-C stops it)")
+        answer(options, {"address": address})
         wait_until_stopped()
 
 

@@ -29,6 +29,7 @@ from .images import SHARED
 from .images import add_commands as add_image_commands
 from .networks import COMMANDS as NETWORK_COMMANDS
 from .networks import add_commands as add_network_commands
+from .output import add_command, answer, spoken_for
 
 __all__ = ["main"]
 
@@ -57,10 +58,12 @@ def main(args: Sequence[str] | None = None) -> None:
                     f"camify {command} works in one process: run it without torchrun. {' and '.join(SHARED)} share"
                     " their images among several."
                 )
-        if command in SHARED:
-            SHARED[command](config[command], ranks)
-        else:
-            _COMMANDS[command](config[command])
+        options = config[command]
+        with spoken_for(options):
+            if command in SHARED:
+                SHARED[command](options, ranks)
+            else:
+                _COMMANDS[command](options)
 
 
 def _parser() -> ArgumentParser:
@@ -81,7 +84,7 @@ def _parser() -> ArgumentParser:
         help="page to write; default: RUN/report.html, or comparison.html for several",
     )
     command.add_argument("--overwrite", type=bool, default=False, help="replace a page that exists")
-    commands.add_subcommand("report", command)
+    add_command(commands, "report", command)
 
     add_network_commands(commands)
     add_image_commands(commands)
@@ -102,6 +105,7 @@ def _report(options: Namespace) -> None:
     reports = [read_run(folder) for folder in options.runs]
     write_whole(out, render_page(reports[0]) if alone else render_runs(reports))
     console().print(f"Report: {out}", soft_wrap=True)
+    answer(options, {"page": str(out)})
 
 
 _COMMANDS = {

@@ -19,6 +19,7 @@ from ..data.folder import images_of
 from ..data.image_search import find_images_below
 from ..errors import ConfigError, DataError
 from ..files import require_writable, write_whole
+from .output import add_command, answer
 
 __all__ = ["COMMANDS", "add_box_options", "add_commands", "box_files"]
 
@@ -44,7 +45,7 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     )
     command.add_argument("--exif", choices=FRAMES, default=None, help="where boxes lie, if no size says it")
     command.add_argument("--overwrite", type=bool, default=False, help="replace a table of boxes that exists")
-    verbs.add_subcommand("import", command)
+    add_command(verbs, "import", command)
 
 
 def add_box_options(command: ArgumentParser) -> None:
@@ -91,6 +92,8 @@ def _import(options: Namespace) -> None:
     screen.print(
         f"{len(imported.rows)} boxes of {imported.images} of {len(images)} images, kind {imported.kind}: {out}{more}"
     )
+    figures = {"boxes": len(imported.rows), "images": imported.images, "of_images": len(images)}
+    answer(options, {"file": str(out), "kind": imported.kind, **figures, "labels": counts, "notes": imported.notes})
 
 
 def _require_free(out: Path, source: Path, *, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..preprocessing import Preprocessing
 from ..sources.resolve import resolve_cam_ready
 from ..web import export_web
 from .option_types import Count, Sides
+from .output import add_command, answer
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -48,13 +50,13 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("--images", nargs="+", default=[], help="files or folders (of classes) to measure its loss on")
     command.add_argument("--runtime", type=str | None, default=None, help="of web: folder of npm's onnxruntime-web")
     command.add_argument("--overwrite", type=bool, default=False, help="replace what exists")
-    commands.add_subcommand("export", command)
+    add_command(commands, "export", command)
 
     command = parser(description="Say whether something is CAM-ready, point by point; exit code 0 if it is, else 1.")
     command.add_argument(
         "source", type=str, help="folder, .onnx, .pt2, .ckpt, or a legacy network as in camify inspect"
     )
-    commands.add_subcommand("check", command)
+    add_command(commands, "check", command)
 
     command = parser(description="Upload a checkpoint folder to the Hugging Face Hub, or a Space that shows it.")
     command.add_argument("folder", type=str)
@@ -62,7 +64,7 @@ def add_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     command.add_argument("--private", type=bool, default=False)
     command.add_argument("--space", type=bool, default=False, help="upload the page of camify app as a Space instead")
     command.add_argument("--out", type=str | None, default=None, help="with --space: write it here, upload nothing")
-    commands.add_subcommand("push", command)
+    add_command(commands, "push", command)
 
 
 def _export(options: Namespace) -> None:
@@ -77,15 +79,20 @@ def _export(options: Namespace) -> None:
     model = _exportable(options.source)
     if options.to == "folder":
         screen.print(f"Saved to {model.save_pretrained(out)}")
+        answer(options, {"path": out})
         return
     images, labels = _measured(model, options) if options.precision != "fp32" else (None, None)
     names = ("input_size", "opset", "precision", "overwrite")
     shared: dict[str, Any] = {"images": images, "labels": labels, **{name: options[name] for name in names}}
     if options.to == "web":
-        screen.print(str(export_web(model, out, runtime=options.runtime, **shared)))
+        page = export_web(model, out, runtime=options.runtime, **shared)
+        screen.print(str(page))
+        answer(options, asdict(page))
         return
     own = {name: options[name] for name in ("dynamic", "preprocess", "boxes")}
-    screen.print(str(export(model, out, **shared, **own)))
+    exported = export(model, out, **shared, **own)
+    screen.print(str(exported))
+    answer(options, asdict(exported))
 
 
 def _require_fitting(options: Namespace) -> None:
@@ -145,7 +152,9 @@ def _check(options: Namespace) -> None:
     for result in results:
         mark = "ok  " if result.holds else "FAIL"
         screen.print(f"{mark} {result.point}: {result.message}")
-    if not all(result.holds for result in results):
+    holds = all(result.holds for result in results)
+    answer(options, {"holds": holds, "points": [result._asdict() for result in results]})
+    if not holds:
         sys.exit(1)
 
 
@@ -155,15 +164,19 @@ def _push(options: Namespace) -> None:
         raise ConfigError("--out: only a Space is written to a folder. Add --space true, or leave --out away.")
     if options.out is not None:
         require_writable(Path(options.out), "--out", folder=True)
-        screen.print(f"Written, nothing uploaded: {write_space(options.folder, options.out, options.name)}")
+        space = write_space(options.folder, options.out, options.name)
+        screen.print(f"Written, nothing uploaded: {space}")
+        answer(options, {"path": space})
         return
     if options.space:
         with tempfile.TemporaryDirectory() as place:
             written = write_space(options.folder, Path(place, "space"), options.name)
-            screen.print(push_folder(written, options.name, private=options.private, space=True))
-        return
-    CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
-    screen.print(push_folder(options.folder, options.name, private=options.private))
+            address = push_folder(written, options.name, private=options.private, space=True)
+    else:
+        CAMNet.from_pretrained(Path(options.folder))  # whole and proven, before anything leaves this machine
+        address = push_folder(options.folder, options.name, private=options.private)
+    screen.print(address)
+    answer(options, {"address": address})
 
 
 COMMANDS = {"export": _export, "check": _check, "push": _push}

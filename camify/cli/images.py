@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jsonargparse import Namespace
 from matplotlib import colormaps
 from rich.table import Table
 
-from ..console import console, plain_text
+from ..console import console, plain_text, print_error
 from ..errors import ConfigError, DataError
 from ..evaluation.class_names import read_class_names
 from ..evaluation.comparison import compare_files
@@ -21,7 +22,7 @@ from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import find_files
 from ..evaluation.network import ExplainedNetwork, explained_network, usable_device
-from ..files import free_folder, require_writable
+from ..files import COMPARISON, free_folder, require_writable
 from ..methods import METHODS, PRECISIONS
 from ..ranks import Ranks
 from ..sources import resolve
@@ -37,6 +38,8 @@ from .command_options import (
 )  # fmt: skip
 from .data import add_box_options, box_files
 from .option_types import Count, Number, PictureSize, Seed, Share
+from .output import add_command, answer, answer_lines
+from .terminal_picture import show_pictures
 
 __all__ = ["COMMANDS", "SHARED", "add_commands"]
 
@@ -65,8 +68,9 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
     add_box_options(command)
+    command.add_argument("--show", type=Number, default=1, help="pictures to show in a terminal that can draw them")
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
-    commands.add_subcommand("explain", command)
+    add_command(commands, "explain", command)
 
     command = CommandParser(
         description="Compare explanation methods and networks: figures, agreement, cost, scenarios."
@@ -83,7 +87,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
     command.add_argument("--figures", type=Number, default=24, help="images that are drawn; all are measured")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier comparison")
-    commands.add_subcommand("compare", command)
+    add_command(commands, "compare", command)
 
     command = CommandParser(
         description="Measure a network and its maps on labeled images, with baselines and intervals."
@@ -102,7 +106,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--seed", type=Seed, default=0, help="of all draws")
     command.add_argument("--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
-    commands.add_subcommand("evaluate", command)
+    add_command(commands, "evaluate", command)
 
 
 def _explain(options: Namespace, ranks: Ranks) -> None:
@@ -123,7 +127,11 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
     for column in ("image", "class", "probability", "logit", "picture"):
         table.add_column(column, overflow="fold")
 
+    pictures = list[str]()
+
     def report(result: dict[str, Any]) -> None:
+        if len(pictures) < options.show:
+            pictures.append(result["picture"])
         for entry in result["classes"] if table.row_count < _MOST_ROWS else []:
             figures = (f"{entry['probability']:.3f}", f"{entry['logit']:.2f}")
             table.add_row(
@@ -137,6 +145,9 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
     )  # fmt: skip
     if ranks.is_first:
         screen.print(table)
+        if not (options.quiet or options.json):
+            show_pictures([Path(options.out, name) for name in pictures])
+        answer_lines(options, Path(options.out, RESULTS))
         _say_explained(done, options, len(files))
 
 
@@ -186,16 +197,19 @@ def _say_explained(done: Summary, options: Namespace, count: int) -> None:
     for note in notes:
         screen.print(f"{note}.", soft_wrap=True)
     if done.unreadable:
-        _say_unreadable(done, Path(options.out, RESULTS))
+        _say_unreadable(done, options)
         sys.exit(1)
 
 
-def _say_unreadable(done: Summary, results: Path) -> None:
+def _say_unreadable(done: Summary, options: Namespace) -> None:
+    results = Path(options.out, RESULTS)
     reasons = "; ".join(list(done.unreadable.values())[:5])
     rest = f"; ... All are in {results}" if len(done.unreadable) > 5 else ""
     message = f"{len(done.unreadable)} could not be read: {reasons}{rest}"
     if not done.results and not done.before:
         raise DataError(message)
+    if options.quiet or options.json:
+        print_error(message)
     console().print(message, soft_wrap=True)
 
 
@@ -206,6 +220,7 @@ def _compare(options: Namespace) -> None:
         check_images=options.check_images, bits=options.bits, preprocessing=options.preprocessing,
     )  # fmt: skip
     console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
+    answer(options, json.loads((folder / COMPARISON).read_text(encoding="utf-8")))
 
 
 def _evaluate(options: Namespace, ranks: Ranks) -> None:
@@ -224,6 +239,7 @@ def _evaluate(options: Namespace, ranks: Ranks) -> None:
         folder = result.save(options.output, overwrite=options.overwrite)
         written = f"Written: {folder / 'evaluation.html'}, evaluation.md, evaluation.json, images.csv"
         console().print(f"{result}\n{written}", soft_wrap=True)
+        answer(options, result.to_dict())
 
 
 def _free_output(options: Namespace) -> None:

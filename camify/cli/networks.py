@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from ..evaluation.images import find_files, image_batches
 from ..files import free_folder
 from ..methods.feature_split import LogitsOf
 from ..model import CAMNet
+from ..progress import tracked
 from ..sources import Source, resolve
 from .command_options import CLASS_NAMES, INPUT_SIZE, SOURCE, UNLABELED, CommandParser, add_preprocessing
 from .option_types import Count, Seed, Sides
+from .output import add_command, answer
 
 __all__ = ["COMMANDS", "add_commands"]
 
@@ -33,7 +35,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("source", type=str, help=SOURCE)
     command.add_argument("--input_size", type=Sides, default=None, help=INPUT_SIZE)
-    commands.add_subcommand("inspect", command)
+    add_command(commands, "inspect", command)
 
     command = CommandParser(description="Convert a classifier and save it as a CAM-ready checkpoint folder.")
     command.add_argument("source", type=str, help=SOURCE)
@@ -52,7 +54,7 @@ def add_commands(commands: Any) -> None:
     add_preprocessing(command)
     command.add_argument("--images", type=str, nargs="+", default=[], help=UNLABELED)
     command.add_argument("--overwrite", type=bool, default=False, help="replace a checkpoint folder that exists")
-    commands.add_subcommand("convert", command)
+    add_command(commands, "convert", command)
 
 
 def _inspect(options: Namespace) -> None:
@@ -60,6 +62,7 @@ def _inspect(options: Namespace) -> None:
     if inspection.verdict == "unsupported":
         raise ConversionError(f"{options.source}: {inspection.reason}")
     screen = console()
+    answer(options, {"source": options.source, **asdict(inspection), "cam_ready": inspection.cam_ready})
     screen.print(inspection.table())
     if inspection.num_classes is None:
         fit = f"camify fit --model.model {shell_quoted(options.source)} --data ImageFolderDataModule"
@@ -103,6 +106,8 @@ def _convert(options: Namespace) -> None:
             soft_wrap=True,
         )
     screen.print(f"Saved to {folder}; load it with camify.load({str(folder)!r}).", soft_wrap=True)
+    certificate = None if net.certificate is None else net.certificate.to_dict()
+    answer(options, {"folder": str(folder), "assumed_preprocessing": known is None, "certificate": certificate})
 
 
 def _fit_to_old_head(net: CAMNet, source: Source, images: Sequence[str]) -> None:
@@ -119,7 +124,8 @@ def _fit_to_old_head(net: CAMNet, source: Source, images: Sequence[str]) -> None
     for note in search.left_out.notes():
         screen.print(f"Images: {note}.", soft_wrap=True)
     batches = image_batches(search.paths, net.preprocessing or source.assumed_preprocessing, batch_size=16, workers=1)
-    report = fit_head(net, (batch.images for batch in batches if batch.paths), teacher=LogitsOf.of(source.model))
+    passes = tracked(batches, "fitting, batch", len(batches))
+    report = fit_head(net, (batch.images for batch in passes if batch.paths), teacher=LogitsOf.of(source.model))
     screen.print(str(report))
 
 

@@ -70,22 +70,43 @@ def _markdown_table(table: Table) -> list[str]:
     ]
 
 
-def text_tables(tables: Sequence[Table], most_rows: int = 20) -> str:
-    """Tables as plain text: columns of equal width, names at the left, numbers at the right; of many rows the first."""
+def text_tables(tables: Sequence[Table], most_rows: int = 20, width: int = 80) -> str:
+    """Tables as plain text: columns of equal width, names at the left, numbers at the right; of many rows the first.
+
+    A table that is wider than so many columns goes on below, with its names again.
+    """
     lines: list[str] = []
     for table in tables:
         cells = [[shown(cell) for cell in row] for row in (table.head, *table.rows[:most_rows])]
         widths = [max(len(row[index]) for row in cells) for index in range(len(table.head))]
         lines.append(shown(f"{table.section}: {table.title}"))
-        for row in cells:
-            aligned = (
-                cell.ljust(width) if index < table.names else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append(f"  {'  '.join(aligned)}".rstrip())
+        for columns in _parts(widths, table.names, width):
+            for row in cells:
+                aligned = (
+                    row[index].ljust(widths[index]) if index < table.names else row[index].rjust(widths[index])
+                    for index in columns
+                )
+                lines.append(f"  {'  '.join(aligned)}".rstrip())
+            lines.append("")
         left = len(table.rows) - most_rows
-        lines += [f"  ... and {left} more", ""] if left > 0 else [""]
+        if left > 0:
+            lines[-1:] = [f"  ... and {left} more", ""]
     return "\n".join(lines)
+
+
+def _parts(widths: Sequence[int], names: int, width: int) -> list[list[int]]:
+    """The columns of a table in parts that fit a width; each begins with those that name a row."""
+    head = list(range(names))
+    parts, room = [list(head)], 0
+    for index in range(names, len(widths)):
+        needed = widths[index] + 2
+        if room < needed and len(parts[-1]) > names:
+            parts.append(list(head))
+        if parts[-1] == head:
+            room = width - sum(widths[name] + 2 for name in head)
+        parts[-1].append(index)
+        room -= needed
+    return parts
 
 
 def by_section(tables: Sequence[Table]) -> dict[str, list[Table]]:

@@ -432,7 +432,7 @@ def test_ctrl_c_is_130(place, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camify.cli.commands.resolve", interrupted)
+    monkeypatch.setattr("camify.cli.networks.resolve", interrupted)
     with pytest.raises(SystemExit) as left:
         main(["convert", "camify/tiny_vgg", str(place / "out")])
     assert left.value.code == 130
@@ -457,7 +457,7 @@ def test_a_users_own_error_keeps_its_traceback(place, tmp_path, capsys, monkeypa
 def test_an_error_of_camify_asks_for_a_report(place, capsys, monkeypatch):
     names = {}
     exec(compile("def broken(*_, **__):\n    return {}['\\x1b[2J']\n", str(PACKAGE / "broken.py"), "exec"), names)
-    monkeypatch.setattr("camify.cli.commands.resolve", names["broken"])
+    monkeypatch.setattr("camify.cli.networks.resolve", names["broken"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(KeyError) as caught:
         main(["convert", "camify/tiny_vgg", str(place / "out")])
