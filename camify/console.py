@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "as_text", "console", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown", "tolerant_streams",
-    "warn", "write_line",
+    "as_text", "console", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown", "terminal",
+    "tolerant_streams", "warn", "write_line",
 ]  # fmt: skip
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, ...
@@ -109,6 +109,11 @@ def quiet_console(*, silent: bool) -> Iterator[None]:
         yield
     finally:
         _silent.pop()
+
+
+def terminal() -> Console:
+    """The terminal as Python found it, which control sequences reach: for pictures, never for anybody's text."""
+    return Console(file=sys.__stdout__)
 
 
 def write_line(text: str) -> None:

@@ -41,7 +41,9 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
 
 
 def test_the_commands_name_what_exists():
-    assert check_commands([PATH]) == {"inspect", "convert", "fit", "explain", "evaluate", "compare", "export"}
+    assert check_commands([PATH]) == {
+        "inspect", "convert", "fit", "explain", "evaluate", "compare", "app", "export",
+    }  # fmt: skip
 
 
 def test_it_is_short_and_leads_on():

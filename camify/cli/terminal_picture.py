@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from ..console import terminal
 from ..image_files import open_image, upright_rgb
 
 __all__ = ["show_pictures"]
@@ -29,12 +28,11 @@ def show_pictures(paths: list[Path]) -> int:
         kind: Any = renderable.Image
         if kind not in (renderable.SixelImage, renderable.TGPImage):
             return 0
-        console = Console(file=sys.__stdout__)  # not camify's own, which lets no control sequence through
         for path in paths:
             with open_image(path) as opened:
                 content = io.BytesIO()
                 upright_rgb(opened).save(content, "PNG")
-            console.print(kind(content))
+            terminal().print(kind(content))
             shown += 1
     except Exception:  # noqa: BLE001 - terminals answer all kinds of things
         return shown

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["boxes_in_shape", "in_shape", "reduced"]
+__all__ = ["in_shape", "reduced"]
 
 
 def reduced(image: Tensor, long_side: int) -> Tensor:
@@ -36,9 +36,3 @@ def in_shape(picture: Tensor, original_size: tuple[int, int] | None) -> Tensor:
         return picture
     shaped = F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=True)
     return shaped[0].clamp(0, 1)
-
-
-def boxes_in_shape(boxes: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """Boxes (n, 4), xyxy in pixels of an image of ``size`` (height, width), in pixels of the same of another shape."""
-    factors = [shape[1] / size[1], shape[0] / size[0]] * 2
-    return boxes * torch.tensor(factors, dtype=boxes.dtype, device=boxes.device)

@@ -13,10 +13,9 @@ from ..boxes import BoxRule
 from ..console import shown
 from ..drawing.encoding import encoded
 from ..drawing.grid import Cell, Row, grid_figure
-from ..drawing.own_shape import boxes_in_shape
 from ..files import slug
 from ..files import to_json as json_text
-from ..metrics.functional import center_gaussian, shifted
+from ..metrics.functional import center_gaussian, resize_boxes, shifted
 from ..metrics.functional.pointing import POINTING_TOLERANCE
 from ..reports.html import render
 from ..reports.tables import (
@@ -141,7 +140,7 @@ def _row(
 def _boxes(batch: ComparedBatch, index: int, figures: ImageFigures) -> Tensor | None:
     """The boxes of an image in pixels of its picture."""
     height, width = batch.pictures[index].shape[-2:]
-    return None if figures.boxes is None else boxes_in_shape(figures.boxes, batch.size, (height, width))
+    return None if figures.boxes is None else resize_boxes(figures.boxes, batch.size, (height, width))
 
 
 def _encoded(kind: str, name: str, title: str, figure: Image.Image) -> Drawing:

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data import collate
 from ..data.labeled_images import LabeledImages
-from ..drawing.own_shape import boxes_in_shape, reduced
+from ..drawing.own_shape import reduced
 from ..drawing.primitives import PANEL
 from ..errors import ConversionError
 from ..eval_mode import eval_mode
 from ..image_files import read_image
 from ..logits import logits_of
-from ..metrics.functional import cell_masks, energy_share, masked_images, shifted, tiled
+from ..metrics.functional import cell_masks, energy_share, masked_images, resize_boxes, shifted, tiled
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from . import engine
@@ -186,7 +186,7 @@ def explain_answers(
             boxes = None if images.boxes is None else torch.from_numpy(images.boxes[number].copy())
             yield ExplainedAnswer(
                 small, Path(str(file)).name, (int(pairs[row, 0]), int(pairs[row, 1])), maps[row], logits[row],
-                probabilities[row], None if boxes is None else boxes_in_shape(boxes, shapes[0], shapes[1]),
+                probabilities[row], None if boxes is None else resize_boxes(boxes, shapes[0], shapes[1]),
             )  # fmt: skip
 
 

@@ -32,8 +32,7 @@ class TrackioLogger(Logger):
         ConfigError: Trackio is not installed.
 
     Example:
-        >>> logger = TrackioLogger("flowers", name="vgg16-gap")  # doctest: +SKIP
-        >>> pl.Trainer(logger=[logger])  # doctest: +SKIP
+        ``pl.Trainer(logger=[TrackioLogger("flowers", name="vgg16-gap")])``; in a configuration ``trainer.logger``.
     """
 
     def __init__(

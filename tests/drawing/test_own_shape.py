@@ -7,7 +7,7 @@ from PIL import Image
 
 from camify.drawing.grid import Cell, Row, grid_figure
 from camify.drawing.overlay import ClassMap, overlay_picture, plain_overlay
-from camify.drawing.own_shape import boxes_in_shape, in_shape, reduced
+from camify.drawing.own_shape import in_shape, reduced
 
 
 def photograph(height, width):
@@ -47,11 +47,6 @@ def test_without_a_known_shape_a_picture_stays_as_it_is():
     picture = torch.rand(3, 20, 20)
     assert in_shape(picture, None) is picture
     assert in_shape(picture, (0, 5)) is picture
-
-
-def test_boxes_go_along():
-    boxes = torch.tensor([[0.0, 16.0, 32.0, 64.0]])
-    assert boxes_in_shape(boxes, (64, 64), (32, 64)).tolist() == [[0, 8, 32, 32]]
 
 
 def test_heat_is_stretched_over_the_whole_picture():

@@ -105,11 +105,17 @@ def test_printing_shows_every_table_and_how_it_was_measured(found):
     assert lines[0] == "Evaluation of CAMNet"
     for table in evaluation_tables(found):
         start = lines.index(f"{table.section}: {table.title}")
-        block = lines[start + 1 : start + 2 + len(table.rows)]
-        for line, row in zip(block[1:], table.rows, strict=True):
-            assert line.split() == " ".join(row).split(), "whole, in order"
-        ends = {len(line) for line in block if line.rstrip().endswith(("]", "%"))}
-        assert len(ends) <= 2
+        seen, height = [[] for _ in table.rows], 1 + len(table.rows)
+        while lines[start + 1].startswith("  "):  # parts of the columns, one below the other, each with the names
+            block = lines[start + 1 : start + 1 + height]
+            for parts, line, row in zip(seen, block[1:], table.rows, strict=True):
+                name = " ".join(row[: table.names])
+                assert line.strip().startswith(name.strip())
+                parts += line.strip().removeprefix(name.strip()).split()
+            assert max(map(len, block)) <= 80
+            start += height + 1
+        for parts, row in zip(seen, table.rows, strict=True):
+            assert parts == " ".join(row[table.names :]).split(), "whole, in order"
     value = found.localization["cam"]["max_box_acc_v1"]
     assert f"{value.value:.3f} [{value.low:.2f}, {value.high:.2f}]" in text
     for label, fact in found.facts:

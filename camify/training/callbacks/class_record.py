@@ -24,7 +24,6 @@ from torchmetrics.classification import (
 from ...batch import Batch
 from ...console import shown
 from ...drawing.encoding import encoded
-from ...drawing.own_shape import boxes_in_shape
 from ...eval_mode import eval_mode
 from ...evaluation.class_figures import (
     ClassAnswers,
@@ -35,7 +34,7 @@ from ...evaluation.class_figures import (
     example_picture,
 )
 from ...files import write_whole
-from ...metrics.functional import calibration_bins
+from ...metrics.functional import calibration_bins, resize_boxes
 from ...model import CAMNet
 from ...ranks import current
 from ...reports.class_page import class_view
@@ -248,7 +247,7 @@ def _explained(network: CAMNet, batch: Batch, rows: Sequence[Sequence[int]], cla
     for row, ((number, _, _), pair, picture) in enumerate(zip(rows, pairs, pictures, strict=True)):
         boxes = None
         if batch.boxes is not None:
-            boxes = boxes_in_shape(batch.boxes[row], batch.image_size, (picture.shape[-2], picture.shape[-1]))
+            boxes = resize_boxes(batch.boxes[row], batch.image_size, (picture.shape[-2], picture.shape[-1]))
         title = str(number) if batch.paths is None else Path(batch.paths[row]).name
         chosen = (int(pair[0]), int(pair[1]))
         answers.append(

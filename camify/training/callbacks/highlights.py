@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...batch import Batch
-from ...drawing.own_shape import boxes_in_shape, in_shape
+from ...drawing.own_shape import in_shape
 from ...evaluation.engine import energy_row
-from ...metrics.functional import box_masks
+from ...metrics.functional import box_masks, resize_boxes
 from ...model import CAMNet
 from ..cam_metrics import ValidationBatch
 from .watched_images import restored_pictures
@@ -54,7 +54,7 @@ class Highlight:
         shapes = [(one.shape[-2], one.shape[-1]) for one in (self.image, picture)]
         return DrawnHighlight(
             kind, place, (picture * 255).round().to(torch.uint8), self.name, self.classes, self.maps, self.logits,
-            self.probabilities, None if self.boxes is None else boxes_in_shape(self.boxes, shapes[0], shapes[1]),
+            self.probabilities, None if self.boxes is None else resize_boxes(self.boxes, shapes[0], shapes[1]),
         )  # fmt: skip
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ...batch import Batch
-from ...drawing.own_shape import boxes_in_shape, in_shape
+from ...drawing.own_shape import in_shape
 from ...errors import ConfigError, DataError
 from ...files import slug
 from ...methods import make_methods, observe
+from ...metrics.functional import resize_boxes
 from ...model import CAMNet
 from ...preprocessing import as_three_channels
 from ..labels import read_labels
@@ -130,7 +131,7 @@ def read_watched(
     if batch.boxes is not None:
         height, width = batch.image_size
         shapes = [(picture.shape[-2], picture.shape[-1]) for picture in pictures]
-        boxes = [boxes_in_shape(own, (height, width), shape) for own, shape in zip(batch.boxes, shapes, strict=True)]
+        boxes = [resize_boxes(own, (height, width), shape) for own, shape in zip(batch.boxes, shapes, strict=True)]
     stems = [str(index) for index in indices] if batch.paths is None else [Path(path).stem for path in batch.paths]
     names = [f"{number:02d}_{slug(stem)}" for number, stem in enumerate(stems)]
     return WatchedImages(batch, pictures, boxes, names, None if network.task.exclusive else targets >= 0.5)
