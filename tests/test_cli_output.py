@@ -61,6 +61,8 @@ COMMANDS = {
     ),
 }  # fmt: skip
 
+SLOW = ("compare", "evaluate", "export")  # which measure what methods cost, or trace
+
 
 def words(place, out, name):
     places = {
@@ -74,7 +76,7 @@ def words(place, out, name):
     return made
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in COMMANDS])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_json_is_all_that_a_script_reads(place, tmp_path, capsys, name):
     main([*words(place, tmp_path, name), "--json"])
@@ -109,7 +111,9 @@ def test_what_is_wrong_is_said_all_the_same(place, tmp_path, capsys, option):
     assert ["error" in row for row in rows] == ([False, True] if option == "--json" else [])
 
 
-@pytest.mark.parametrize("name", ["inspect", "convert", "explain", "compare", "evaluate"])
+@pytest.mark.parametrize(
+    "name", ["inspect", "explain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("convert", *SLOW[:2]))]
+)
 def test_tables_fit_80_columns(place, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
     main(words(place, tmp_path, name))

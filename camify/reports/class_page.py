@@ -17,7 +17,7 @@ __all__ = ["Example", "class_view", "confusion_sentences"]
 MOST_SHOWN = 20
 """Classes in the matrix, those of the most confusions; all others together are one more."""
 _SENTENCES = 6
-_CELL, _LABEL, _LETTER = 34, 150, 7.2  # a cell's side, room for a label, width of a letter: units of the matrix
+_CELL, _LABEL, _LETTER = 34, 156, 7.8  # a cell's side, room for a label, width of a letter: units of the matrix
 _LONGEST = int(_LABEL / _LETTER)
 _CHART, _ROOM = 240, 44  # side of the calibration chart, room for its numbers
 _MOST_ROWS = 200  # of the table of confusions
@@ -71,7 +71,7 @@ def class_view(
         "sentences": [(confusion.sentence(pair), _target(pair, behind)) for pair in mistakes[:_SENTENCES]],
         "cells": _cells(confusion, behind),
         "confusions": [
-            (names[t], names[p], pairs[t, p], _share(pairs[t, p], confusion.totals[t]))
+            (names[t], names[p], pairs[t, p], _share(pairs[t, p], confusion.totals[t]), _target((t, p), behind))
             for t, p in mistakes[:_MOST_ROWS]
         ],
         "confusion_count": len(mistakes),
@@ -170,15 +170,17 @@ def _matrix(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> 
     places = {k: place for place, k in enumerate(shown)}
     titles = [names[k] for k in shown] + ([f"{rest} other classes"] if rest else [])
     sums: dict[tuple[int, int], int] = {}
-    for (true, predicted), count in pairs.items():
+    targets: dict[tuple[int, int], str] = {}  # of several classes together the most frequent confusion's
+    for (true, predicted), count in sorted(pairs.items(), key=lambda item: (item[0][0] == item[0][1], -item[1])):
         place = (places.get(true, len(shown)), places.get(predicted, len(shown)))
         sums[place] = sums.get(place, 0) + count
+        if place not in targets and (true, predicted) in behind:
+            targets[place] = _target((true, predicted), behind)
     totals = [sum(n for (row, _), n in sums.items() if row == place) for place in range(len(titles))]
     labels = min(_LABEL, max(96, 12 + _LETTER * max(len(_shortened(title)) for title in titles)))
     cells = []
     for (row, column), count in sorted(sums.items()):
         single = row < len(shown) and column < len(shown)
-        pair = (shown[row], shown[column]) if single else (-1, -1)
         # Among the others, what is right cannot be told from what is not.
         kind = ("right" if row == column else "wrong") if single or row != column else "others"
         share = count / totals[row]
@@ -193,7 +195,7 @@ def _matrix(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> 
                 "count": _short_count(count),
                 "share": f"{100 * share:.0f}",
                 "title": f"{titles[row]}, {verb}: {count} of {totals[row]} ({_share(count, totals[row])})",
-                "target": _target(pair, behind),
+                "target": targets.get((row, column), ""),
             }
         )
     side = labels + len(titles) * _CELL

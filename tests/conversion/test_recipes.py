@@ -325,6 +325,7 @@ def test_the_same_seed_draws_the_same_layers():
     assert torch.equal(first.features.cam_conv.weight, again.features.cam_conv.weight)
 
 
+@pytest.mark.slow
 def test_dropout_between_new_layers_works_in_training_only():
     net = copy.deepcopy(converted("choe2020/inceptionv3"))
     images = torch.randn(2, 3, 112, 112)

@@ -46,6 +46,7 @@ def test_the_commands_name_what_exists():
     assert {"inspect", "convert", "explain", "compare", "evaluate", "report", "export", "check", "push"} <= seen
 
 
+@pytest.mark.slow
 def test_plain_torch_loads_the_bare_weights(tmp_path, monkeypatch):
     """The page's code without camify, at a sixteenth of the widths: the names of the layers are the same."""
     code = blocks_of(DOCS / "guide" / "export.md", "python")[-1]

@@ -80,6 +80,7 @@ def sums(folder):
     }
 
 
+@pytest.mark.slow
 def test_promise_3_the_same_seed_is_the_same_run(images, tmp_path):
     for name in ("one", "two"):
         fit(tmp_path / name, images)
@@ -90,6 +91,7 @@ def test_promise_3_the_same_seed_is_the_same_run(images, tmp_path):
     assert one["export/model.safetensors"] != other["export/model.safetensors"]
 
 
+@pytest.mark.slow
 def test_promise_12_what_is_left_out_or_assumed_is_said(images, tmp_path, capsys):
     root = Path(shutil.copytree(images, tmp_path / "images"))
     for name in ("a.heic", "b.heic", "notes.txt", ".hidden"):

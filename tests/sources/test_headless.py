@@ -80,6 +80,7 @@ def test_a_new_head_is_put_on_them(tmp_path, resnet, head):
     torch.testing.assert_close(assumed.features(images), legacy_features(images))
 
 
+@pytest.mark.slow
 def test_fine_tuning_puts_a_new_head_on_them_and_has_no_legacy_to_compare(resnet):
     names = [f"class {index}" for index in range(1000)]  # as many as the architecture has: no reason to take it for one
     module = camify.CAMFineTuner(resnet, class_names=names, head="direct", input_size=64)
@@ -90,6 +91,7 @@ def test_fine_tuning_puts_a_new_head_on_them_and_has_no_legacy_to_compare(resnet
             camify.CAMFineTuner(resnet, class_names=names, input_size=64, **options)
 
 
+@pytest.mark.slow
 def test_what_would_use_the_head_refuses_before_work_starts(tmp_path, resnet, capsys):
     image = tmp_path / "images" / "a.png"
     image.parent.mkdir()

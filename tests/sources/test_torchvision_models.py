@@ -61,6 +61,7 @@ def test_tensors_beside_the_network_do_not_hide_it(tmp_path):
     assert same(resolve(str(path)).model, state)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_network_names_the_nearest(tmp_path):
     path, changed = tmp_path / "w.pth", network("resnet18", 3)
     changed.layer4[1].conv2 = nn.Conv2d(512, 512, 1, bias=False)

@@ -62,6 +62,7 @@ def test_the_record_is_that_of_the_exported_network(make_trainer, tmp_path):
     assert "fine-tuned:" in page
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_record_of_one_that_was_not_interrupted(make_trainer, tmp_path):
     def fit(name, module, path=None):
         kept = ModelCheckpoint(tmp_path / name, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)

@@ -110,6 +110,7 @@ def test_the_written_configuration_resumes_the_run(config, tmp_path):
     assert (folder / "metrics-1.csv").is_file(), "the figures of the first part are kept"
 
 
+@pytest.mark.slow
 def test_validate_and_test_write_nothing_and_predict_a_table(finished, capsys):
     config, folder = str(finished / "config.yaml"), finished / "run"
     before = sorted(finished.rglob("*"))
