@@ -15,7 +15,15 @@ from ..drawing.overlay import ClassMap, overlay_picture
 from ..metrics.functional import calibration_bins, confused_pairs, expected_calibration_error
 from ..task import Classes
 
-__all__ = ["ClassAnswers", "ExplainedAnswer", "calibration", "choose_examples", "class_figures_of", "example_picture"]
+__all__ = [
+    "PER_CELL",
+    "ClassAnswers",
+    "ExplainedAnswer",
+    "calibration",
+    "choose_examples",
+    "class_figures_of",
+    "example_picture",
+]
 
 PER_CELL = 6
 """Images at most behind a cell of the confusion matrix."""
@@ -147,8 +155,10 @@ class ExplainedAnswer(NamedTuple):
     boxes: Tensor | None = None
 
 
-def example_picture(answer: ExplainedAnswer, names: Sequence[str], encode: Callable[[Any], bytes]) -> bytes:
-    """The image, the map of the predicted class and that of the true class, on one scale."""
+def example_picture(
+    answer: ExplainedAnswer, names: Sequence[str], encode: Callable[[Any], bytes], *, known: bool = True
+) -> bytes:
+    """The image, the map of the predicted class and that of the true class, on one scale; or the first alone."""
     predicted, true = (
         ClassMap(names[k], map_hw, float(logit), float(probability))
         for k, map_hw, logit, probability in zip(
@@ -156,5 +166,7 @@ def example_picture(answer: ExplainedAnswer, names: Sequence[str], encode: Calla
         )
     )
     scale = max(0.0, float(answer.maps.max()))
-    drawn = overlay_picture(answer.picture, true, predicted, scale=scale, boxes=answer.boxes, title=answer.title)
+    drawn = overlay_picture(
+        answer.picture, true if known else None, predicted, scale=scale, boxes=answer.boxes, title=answer.title
+    )
     return encode(drawn)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 
-__all__ = ["Example", "class_view", "confusion_sentences"]
+__all__ = ["MISSED", "WRONG", "Example", "class_view", "confusion_sentences"]
 
 MOST_SHOWN = 20
 """Classes in the matrix, those of the most confusions; all others together are one more."""
@@ -25,7 +25,9 @@ _STYLES = 6  # colors of lines
 _OPEN = 12  # rows of a table that is shown at once
 
 Pair = tuple[int, int]
-"""A true and a predicted class."""
+"""A true and a predicted class; of labels that do not exclude each other, a label and ``MISSED`` or ``WRONG``."""
+MISSED, WRONG = -1, -2
+"""In the place of the predicted class: the label was missed, or wrongly found."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Example:
 
     Attributes:
         true: number of its class.
-        predicted: number of the predicted one.
+        predicted: number of the predicted one; or ``MISSED`` or ``WRONG``.
         picture: encoded: the image, the map of the predicted class and that of the true one.
         caption: its name and what the network said.
     """
@@ -69,13 +71,13 @@ def class_view(
         "images": images,
         "matrix": _matrix(confusion, behind) if pairs else None,
         "sentences": [(confusion.sentence(pair), _target(pair, behind)) for pair in mistakes[:_SENTENCES]],
-        "cells": _cells(confusion, behind),
+        "cells": _cells(confusion, behind) if pairs else _label_cells(figures, behind),
         "confusions": [
             (names[t], names[p], pairs[t, p], _share(pairs[t, p], confusion.totals[t]), _target((t, p), behind))
             for t, p in mistakes[:_MOST_ROWS]
         ],
         "confusion_count": len(mistakes),
-        "classes": _class_rows(names, figures["classes"]),
+        "classes": _class_rows(names, figures["classes"], behind),
         "open": len(figures["classes"]) <= _OPEN,
         "has_labels": any("missed" in row for row in figures["classes"]),
         "calibration": _calibration(calibrations),
@@ -162,6 +164,24 @@ def _cells(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> l
     return cells
 
 
+def _label_cells(figures: Mapping[str, Any], behind: Mapping[Pair, Sequence[Example]]) -> list[dict[str, Any]]:
+    """The labels with images that were missed or wrongly found, the most frequent mistakes first."""
+    rows = {row["class"]: row for row in figures["classes"]}
+    counts = {pair: rows[pair[0]]["missed" if pair[1] == MISSED else "wrong"] for pair in behind}
+    cells = []
+    for pair in sorted(behind, key=lambda pair: (-counts[pair], pair)):
+        what, count, shown = "missed" if pair[1] == MISSED else "wrongly found", counts[pair], len(behind[pair])
+        cells.append(
+            {
+                "id": _target(pair, behind)[1:],
+                "title": f"{figures['names'][pair[0]]}, {what}: {count} image{'s' * (count != 1)}",
+                "note": f"{'All' if shown == count else f'{shown} of {count}'} shown, the most certain first.",
+                "examples": behind[pair],
+            }
+        )
+    return cells
+
+
 def _matrix(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> dict[str, Any]:
     """Sizes, labels and cells of the drawing, in its own units."""
     names, pairs, order = confusion.names, confusion.pairs, confusion.order()
@@ -227,13 +247,23 @@ def _short_count(count: int) -> str:
 # ---------------------------------------------------------------- by class
 
 
-def _class_rows(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _class_rows(
+    names: Sequence[str], rows: Sequence[Mapping[str, Any]], behind: Mapping[Pair, Sequence[Example]]
+) -> list[dict[str, Any]]:
     """Those of the lowest F1 first; classes without one last."""
 
     def key(row: Mapping[str, Any]) -> tuple[float, int]:
         return (math.inf if row.get("f1") is None else float(row["f1"]), int(row["class"]))
 
-    return [{**row, "name": names[row["class"]]} for row in sorted(rows, key=key)]
+    return [
+        {
+            **row,
+            "name": names[row["class"]],
+            "missed_target": _target((row["class"], MISSED), behind),
+            "wrong_target": _target((row["class"], WRONG), behind),
+        }
+        for row in sorted(rows, key=key)
+    ]
 
 
 # ---------------------------------------------------------------- calibration

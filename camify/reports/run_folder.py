@@ -132,7 +132,7 @@ def _classes(overlays: Path, taken: Mapping[str, Any] | None, *, finished: bool)
         for entry in taken["examples"]
     ]
     note = ""
-    if not examples and taken["figures"].get("pairs"):
+    if not examples and (taken["figures"].get("pairs") or taken["can_be_shown"]):
         note = "The images behind the cells are drawn when training ends."
         if finished or not taken["can_be_shown"]:
             note = (

@@ -116,6 +116,15 @@ def test_labels_that_do_not_exclude_each_other(make_trainer, tmp_path):
         assert row["recall"] == pytest.approx(right / there)
         assert row["average_precision"] == pytest.approx(precision, abs=1e-5)
     assert "pairs" not in known
+    missed = {(k, row) for row, k in ((probabilities < 0.5) & (labels == 1)).nonzero().tolist()}
+    wrong = {(k, row) for row, k in ((probabilities >= 0.5) & (labels == 0)).nonzero().tolist()}
+    examples = taken(tmp_path)["examples"]
+    shown = [(entry["true"], int(entry["caption"].split(":")[0]), entry["predicted"]) for entry in examples]
+    assert 0 < len(shown) == len(set(shown))
+    assert {(k, row) for k, row, kind in shown if kind == -1} <= missed
+    assert {(k, row) for k, row, kind in shown if kind == -2} <= wrong
+    assert {k for k, _, kind in shown if kind == -2} == {k for k, _ in wrong}
+    assert all((tmp_path / "overlays" / entry["file"]).is_file() for entry in examples)
     assert "average precision</th>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

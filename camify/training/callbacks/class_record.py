@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ...console import shown
 from ...drawing.encoding import encoded
 from ...eval_mode import eval_mode
 from ...evaluation.class_figures import (
+    PER_CELL,
     ClassAnswers,
     ExplainedAnswer,
     calibration,
@@ -37,7 +39,7 @@ from ...files import write_whole
 from ...metrics.functional import calibration_bins, resize_boxes
 from ...model import CAMNet
 from ...ranks import current
-from ...reports.class_page import class_view
+from ...reports.class_page import MISSED, WRONG, class_view
 from ...reports.class_pictures import calibration_picture, confusion_picture
 from ...task import Classes
 from ..labels import has_random_access
@@ -52,6 +54,7 @@ PICTURES = 48
 """Images at most that are drawn when a run ends."""
 _FOLDER = "classes"  # below ``overlays/``
 _TOGETHER = 16  # images in one forward
+_KINDS = {MISSED: "missed", WRONG: "wrong"}
 
 
 class ClassRecord:
@@ -69,6 +72,7 @@ class ClassRecord:
         self._parts: list[ClassAnswers] = []
         self._labels: MetricCollection | None = None
         self._bins = calibration_bins(*_NOTHING)
+        self._mistakes = _LabelMistakes()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -84,7 +88,7 @@ class ClassRecord:
 
     def begin(self, module: Any) -> None:
         """A new validation."""
-        self._parts, self._bins = [], calibration_bins(*_NOTHING)
+        self._parts, self._bins, self._mistakes = [], calibration_bins(*_NOTHING), _LabelMistakes()
         self._labels = None if module.task.exclusive else _label_scores(module.num_classes).to(module.device)
 
     def update(self, module: Any, logits: Tensor, targets: Tensor) -> None:
@@ -94,6 +98,7 @@ class ClassRecord:
             self._labels.update(probabilities, labels)
             known = labels >= 0
             self._bins += calibration_bins(probabilities[known].cpu(), labels[known].cpu() == 1)
+            self._mistakes.add(probabilities.detach().float().cpu(), labels.cpu())
         else:
             self._parts.append(ClassAnswers.of(logits.detach(), module.classes.of_targets(targets), module.classes))
 
@@ -103,7 +108,11 @@ class ClassRecord:
         if self._labels is not None:
             current().add(self._bins)
             figures = _label_figures(self._labels, module.val_accuracy, self._bins, names)
-            self.latest = {"epoch": epoch, "figures": figures, "examples": []}
+            numbers = sample_numbers(trainer.val_dataloaders, self._mistakes.seen, trainer.global_rank)
+            examples = []
+            if numbers is not None:
+                examples = [[int(numbers[place]), k, kind] for place, k, kind in self._mistakes.chosen(PICTURES)]
+            self.latest = {"epoch": epoch, "figures": figures, "examples": examples}
             return
         own = ClassAnswers.joined(self._parts)
         numbers = sample_numbers(trainer.val_dataloaders, len(own), trainer.global_rank)
@@ -156,6 +165,36 @@ def sample_numbers(loaders: Any, count: int, rank: int) -> Tensor | None:
 
 
 # ---------------------------------------------------------------- labels that do not exclude each other
+
+
+class _LabelMistakes:
+    """The most certain mistakes of every label, as far as this process saw them: some are kept of each."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._kept: dict[tuple[int, int], list[tuple[float, int]]] = {}  # (certainty, place), by label and kind
+
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Take the mistakes of a batch (N, K); labels are 1, 0 or -1 (not known)."""
+        found = probabilities >= _PRESENT
+        for kind, wrong in ((MISSED, ~found & (labels == 1)), (WRONG, found & (labels == 0))):
+            certainty = 1 - probabilities if kind == MISSED else probabilities
+            for row, k in wrong.nonzero().tolist():
+                kept = self._kept.setdefault((k, kind), [])
+                kept.append((float(certainty[row, k]), self.seen + row))
+                kept.sort(reverse=True)
+                del kept[PER_CELL:]
+        self.seen += len(labels)
+
+    def chosen(self, most: int) -> list[tuple[int, int, int]]:
+        """(place, label, kind) of at most so many, of all labels as evenly as can be."""
+        turns = zip_longest(
+            *([(place, k, kind) for _, place in kept] for (k, kind), kept in sorted(self._kept.items()))
+        )
+        return [row for turn in turns for row in turn if row is not None][:most]
+
+
+_PRESENT = 0.5
 
 
 def _label_scores(count: int) -> MetricCollection:
@@ -225,20 +264,23 @@ def draw_examples(network: CAMNet, kept: Mapping[str, Any], trainer: pl.Trainer,
         for first in range(0, len(rows), _TOGETHER):
             part = rows[first : first + _TOGETHER]
             batch = Batch.of(loader.collate_fn([loader.dataset[number] for number, _, _ in part]))
-            for answer in _explained(network, batch, part, classes):
-                pair = (answer.classes[1], answer.classes[0])
+            for answer, (_, true, predicted) in zip(_explained(network, batch, part, classes), part, strict=True):
+                pair = (true, predicted)
                 number = sum((entry["true"], entry["predicted"]) == pair for entry in entries)
-                file = f"{_FOLDER}/{pair[0]}_{pair[1]}_{number}.png"
-                write_whole(folder / file, example_picture(answer, titles, partial(encoded, kind="png")))
-                caption = f"{answer.title}: {titles[pair[1]]}, p {float(answer.probabilities[0]):.2f}"
-                entries.append({"true": pair[0], "predicted": pair[1], "file": file, "caption": caption})
+                file = f"{_FOLDER}/{true}_{_KINDS.get(predicted, predicted)}_{number}.png"
+                write_whole(
+                    folder / file, example_picture(answer, titles, partial(encoded, kind="png"), known=predicted >= 0)
+                )
+                caption = f"{answer.title}: {titles[answer.classes[0]]}, p {float(answer.probabilities[0]):.2f}"
+                entries.append({"true": true, "predicted": predicted, "file": file, "caption": caption})
     except Exception as error:  # noqa: BLE001 - pictures never stop what a run leaves
         rank_zero_warn(shown(f"Images of the confusion matrix are not drawn: {type(error).__name__}: {error}."))
     return entries
 
 
 def _explained(network: CAMNet, batch: Batch, rows: Sequence[Sequence[int]], classes: Classes) -> list[ExplainedAnswer]:
-    pairs = torch.tensor([[predicted, true] for _, true, predicted in rows])
+    # Of a label that was missed or wrongly found its own map is shown.
+    pairs = torch.tensor([[true if predicted in (MISSED, WRONG) else predicted, true] for _, true, predicted in rows])
     with eval_mode(network):
         logits, maps = network.forward_with_maps(batch.images.to(next(network.parameters())))
     logits, maps = classes.two_sided(logits).float().cpu(), classes.two_sided(maps).float().cpu()
