@@ -13,13 +13,14 @@ from typing import Any, TextIO
 from unicodedata import category
 
 from rich.console import Console, ConsoleOptions
+from rich.file_proxy import FileProxy
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "as_text", "console", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown", "terminal",
-    "tolerant_streams", "warn", "write_line",
+    "as_text", "console", "has_live_display", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown",
+    "terminal", "tolerant_streams", "warn", "write_line",
 ]  # fmt: skip
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, ...
@@ -114,6 +115,11 @@ def quiet_console(*, silent: bool) -> Iterator[None]:
 def terminal() -> Console:
     """The terminal as Python found it, which control sequences reach: for pictures, never for anybody's text."""
     return Console(file=sys.__stdout__)
+
+
+def has_live_display() -> bool:
+    """Whether a bar of rich, such as that of training, stands in the terminal: what is printed appears above it."""
+    return isinstance(sys.stderr, FileProxy)
 
 
 def write_line(text: str) -> None:

@@ -14,8 +14,9 @@ from ..boxes import BoxRule
 from ..conversion import choose_box_rule
 from ..conversion.box_rule_choice import MOST_IMAGES
 from ..model import CAMNet
+from ..ranks import ONE
 from .callbacks.measure_baselines import validation_batches
-from .loaders import count_samples
+from .loaders import count_samples, single_loader, told
 
 __all__ = ["calibrate_boxes"]
 
@@ -37,6 +38,9 @@ def calibrate_boxes(network: CAMNet, trainer: pl.Trainer, module: Any) -> BoxRul
 
 def _examples(trainer: pl.Trainer, module: Any) -> Iterator[Batch]:
     """Validation images, as many as are needed, evenly over the split: in folders one class follows the other."""
-    step = max(1, math.ceil((count_samples(trainer.val_dataloaders) or 0) / MOST_IMAGES))
-    for batch, targets in validation_batches(trainer, module, every=step):
+    images, size = count_samples(trainer.val_dataloaders), single_loader(trainer.val_dataloaders).batch_size
+    step = max(1, math.ceil((images or 0) / MOST_IMAGES))
+    total = math.ceil(math.ceil(images / step) / size) if images and size else None
+    batches = validation_batches(trainer, module, every=step)
+    for batch, targets in told(batches, "choosing the box rule, batch", total, ONE):
         yield Batch(batch.images, targets, batch.boxes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import pytorch_lightning as pl
@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from ..batch import Batch
+from ..progress import tracked
 from ..ranks import ONE, Ranks
 from .labels import has_random_access, spread
 
 __all__ = [
+    "CHUNK",
+    "count_batches",
     "count_samples",
     "has_boxes",
     "indexed",
@@ -25,11 +28,14 @@ __all__ = [
     "read_images",
     "single_loader",
     "some_batches",
+    "told",
     "whole_split",
 ]
 
 
-_CHUNK = 32  # samples of a batch of `some_batches`
+_Item = TypeVar("_Item")
+_PATIENCE = 3.0  # seconds
+CHUNK = 32  # samples of a batch of `some_batches`
 _KEPT = 128  # samples of a stream
 
 
@@ -93,6 +99,19 @@ def read_images(loader: Any, numbers: Sequence[int]) -> Tensor:
     return Batch.of(loader.collate_fn([loader.dataset[number] for number in numbers])).images
 
 
+def told(items: Iterable[_Item], label: str, total: int | None, ranks: Ranks) -> Iterator[_Item]:
+    """The items of a pass outside the epochs; of one that takes long it is said how far it is, by the first process."""
+    return tracked(items, label, total if ranks.is_first else None, patience=_PATIENCE)
+
+
+def count_batches(loader: Any) -> int | None:
+    """Number of batches of a loader, or None where it is not known."""
+    try:
+        return len(single_loader(loader))
+    except TypeError:
+        return None
+
+
 def some_batches(loader: Any, most: int, ranks: Ranks = ONE) -> Iterator[Batch]:
     """At most so many samples, evenly spread; of data without length, or whose samples are batches, the first batches.
 
@@ -109,8 +128,8 @@ def some_batches(loader: Any, most: int, ranks: Ranks = ONE) -> Iterator[Batch]:
         return
     dataset = single_loader(loader).dataset
     numbers = ranks.share(spread(len(dataset), most))
-    for first in range(0, len(numbers), _CHUNK):
-        yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + _CHUNK]]))
+    for first in range(0, len(numbers), CHUNK):
+        yield Batch.of(loader.collate_fn([dataset[number] for number in numbers[first : first + CHUNK]]))
 
 
 def whole_split(loaders: Any, rank: int = 0, world_size: int = 1, *, every: int = 1) -> Any:
@@ -136,7 +155,7 @@ def whole_split(loaders: Any, rank: int = 0, world_size: int = 1, *, every: int 
     step = every * world_size
     return DataLoader(
         data if step == 1 else Subset(data, range(rank * every, len(data), step)),
-        batch_size=loader.batch_size or _CHUNK,
+        batch_size=loader.batch_size or CHUNK,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,

@@ -15,7 +15,7 @@ from ..conversion import ObjectMapReport, fit_object_map
 from ..errors import DataError
 from ..model import CAMNet
 from ..ranks import Ranks, current
-from .loaders import single_loader, some_batches
+from .loaders import CHUNK, count_samples, single_loader, some_batches, told
 from .stages import TrainingStages
 
 __all__ = ["fit_objects"]
@@ -52,4 +52,8 @@ def fit_objects(network: CAMNet, trainer: pl.Trainer, module: Any) -> ObjectMapR
 def _images(trainer: pl.Trainer, network: CAMNet, loader: Any, ranks: Ranks) -> Iterable[Any]:
     stages = next(one for one in trainer.callbacks if isinstance(one, TrainingStages))  # type: ignore[attr-defined]
     kept: Iterable[Any] | None = stages.kept_batches(network, ranks)
-    return some_batches(loader, _MOST, ranks) if kept is None else kept
+    if kept is not None:
+        return kept
+    images = count_samples(loader)
+    total = None if images is None else -(-min(images, _MOST) // (CHUNK * ranks.world_size))
+    return told(some_batches(loader, _MOST, ranks), "fitting the object map, batch", total, ranks)

@@ -20,7 +20,7 @@ from .early_checks import refuse_nothing_trained, refuse_unknown_monitors
 from .feature_cache import FeatureCache
 from .known_features import KnownFeatures
 from .labels import read_labels
-from .loaders import single_loader, whole_split
+from .loaders import count_batches, single_loader, told, whole_split
 from .losses import balanced_weights
 from .resume import check_finite, enter_epoch, go_on, state_of_run, stored_state
 from .run_folder import run_folder
@@ -202,6 +202,7 @@ def _own_part(trainer: pl.Trainer) -> Any:
 def _fit_classifier(module: Any, images: Any, legacy: nn.Module | None) -> None:
     """In every process the same: each runs its part of the images, and their sums are added."""
     ranks = current()
+    images = told(images, "fitting the head in closed form, batch", count_batches(images), ranks)
     if legacy is None:
         module.fit_report = fit_head(module.model, images, labels=True, ridge="one_se", ranks=ranks)
     else:

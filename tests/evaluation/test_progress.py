@@ -36,3 +36,24 @@ def test_evaluate_says_how_far_each_pass_is_when_piped(net, root, tmp_path, caps
     assert "measuring closely, batch 1 of 2\n" in printed
     assert printed.isascii()
     assert not set(printed) & {"\r", "\b", "\x1b"}
+
+
+def test_the_time_that_is_left(capsys, monkeypatch):
+    """Ten items of 30 seconds each."""
+    now = iter(range(0, 3000, 30))
+    monkeypatch.setattr("camify.progress.time.monotonic", lambda: float(next(now)))
+    assert list(tracked(range(10), "fitting, batch", 10)) == list(range(10))
+    found = capsys.readouterr().err.splitlines()
+    assert found[0] == "fitting, batch 1 of 10, 4 min left"
+    assert found[6] == "fitting, batch 7 of 10, 90 s left"
+    assert found[-1] == "fitting, batch 10 of 10"
+
+
+def test_a_short_pass_is_silent_where_patience_is_asked(capsys, monkeypatch):
+    assert len(list(tracked(range(10), "fitting, batch", 10, patience=60))) == 10
+    assert len(list(tracked(range(10), "fitting, batch", None))) == 10
+    assert capsys.readouterr().err == ""
+    now = iter(range(0, 3000, 2))
+    monkeypatch.setattr("camify.progress.time.monotonic", lambda: float(next(now)))
+    assert len(list(tracked(range(10), "fitting, batch", 10, patience=5))) == 10
+    assert capsys.readouterr().err.splitlines()[0] == "fitting, batch 3 of 10, 14 s left"

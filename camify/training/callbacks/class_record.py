@@ -176,8 +176,8 @@ class _LabelMistakes:
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Take the mistakes of a batch (N, K); labels are 1, 0 or -1 (not known)."""
-        found = probabilities >= _PRESENT
-        for kind, wrong in ((MISSED, ~found & (labels == 1)), (WRONG, found & (labels == 0))):
+        predicted = probabilities >= _PRESENT
+        for kind, wrong in ((MISSED, ~predicted & (labels == 1)), (WRONG, predicted & (labels == 0))):
             certainty = 1 - probabilities if kind == MISSED else probabilities
             for row, k in wrong.nonzero().tolist():
                 kept = self._kept.setdefault((k, kind), [])

@@ -17,7 +17,7 @@ from ...logits import logits_of
 from ...metrics.functional import calibration_bins
 from ...ranks import current
 from ..cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps
-from ..loaders import count_samples, indexed, is_dry_run, whole_split
+from ..loaders import count_batches, count_samples, indexed, is_dry_run, told, whole_split
 from ..scores import class_score, score_inputs, score_thresholds
 
 __all__ = ["MeasureBaselines", "measure", "validation_batches"]
@@ -26,6 +26,9 @@ __all__ = ["MeasureBaselines", "measure", "validation_batches"]
 class MeasureBaselines(pl.Callback):
     """Measures on the validation split what a run begins with; all processes take part.
 
+    Args:
+        quiet: say nothing of how far it is.
+
     Attributes:
         legacy: figures of the legacy network, where it has as many classes as the data; measured when training starts,
             before ``TrainingStages``, which belongs to the module and so comes after every other callback, lets it go.
@@ -33,7 +36,8 @@ class MeasureBaselines(pl.Callback):
         calibrations: of both, as ``class_figures.calibration`` gives them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.legacy: dict[str, float] = {}
         self.start: dict[str, float] = {}
         self.calibrations: dict[str, dict[str, Any]] = {}
@@ -55,14 +59,16 @@ class MeasureBaselines(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the legacy network, believed or not: as its classes are counted."""
         if not self.legacy and pl_module.legacy is not None and not is_dry_run(trainer):
-            self.legacy, bins = measure(pl_module.legacy, trainer, pl_module)
+            label = "" if self.quiet else "measuring the legacy network, batch"
+            self.legacy, bins = measure(pl_module.legacy, trainer, pl_module, label)
             self.calibrations["legacy"] = calibration(bins)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the converted network before its first step."""
         if pl_module.cam_net is None or trainer.global_step > 0 or is_dry_run(trainer):
             return
-        self.start, bins = measure(pl_module.cam_net, trainer, pl_module)
+        label = "" if self.quiet else "measuring the converted network, batch"
+        self.start, bins = measure(pl_module.cam_net, trainer, pl_module, label)
         self.calibrations["start"] = calibration(bins)
         before = {f"{who}/{key}": value for who, row in self.figures.items() for key, value in row.items()}
         for logger in trainer.loggers if trainer.is_global_zero else ():
@@ -79,10 +85,10 @@ def validation_batches(
 
 
 @torch.no_grad()
-def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> tuple[dict[str, float], Tensor]:
+def measure(network: nn.Module, trainer: pl.Trainer, module: Any, label: str = "") -> tuple[dict[str, float], Tensor]:
     """``val/acc`` (multi-label ``val/map``) and, of a CAMNet, the CAM metrics of the run, as an epoch logs them.
 
-    The second are the rows of ``calibration_bins``.
+    The second are the rows of ``calibration_bins``. With a label it is said how far a long pass is.
 
     The network is left as and where it was. All processes call it: each measures its part, none waits for long.
     """
@@ -100,7 +106,9 @@ def measure(network: nn.Module, trainer: pl.Trainer, module: Any) -> tuple[dict[
     mapped: Any = network if network is module.cam_net and task.exclusive else None
     with eval_mode(network.to(module.device)), trainer.precision_plugin.forward_context():
         precision = next(network.parameters()).dtype  # of the legacy network its own, whatever the trainer's
-        for given, targets in validation_batches(trainer, module, rank, count):
+        total = count_batches(trainer.val_dataloaders) if label else None
+        batches = validation_batches(trainer, module, rank, count)
+        for given, targets in told(batches, label, total, current()):
             batch = given.to(module.device, images=precision)
             if mapped is not None:
                 logits, maps = logits_and_maps(mapped, batch.images, clamp_weights=clamp)

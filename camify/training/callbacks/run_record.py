@@ -58,7 +58,7 @@ class RunRecord(pl.Callback):
     def __init__(self, report: bool = True, quiet: bool = False, quality: str | None = None) -> None:
         self.report, self.quiet, self.wanted_quality = report, quiet, quality
         self.history: list[dict[str, float]] = []
-        self.baselines, self.export, self.classes = MeasureBaselines(), ExportBest(), ClassRecord()
+        self.baselines, self.export, self.classes = MeasureBaselines(quiet), ExportBest(), ClassRecord()
         self._examples: list[dict[str, Any]] = []
         self._page: Future[None] | None = None
 
