@@ -101,6 +101,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--limit", type=Count | None, default=None, help="so many images, drawn; default: all")
     command.add_argument("--faithfulness", type=Number, default=32, help="images for stability, faithfulness; 0: none")
     command.add_argument("--mosaics", type=Number, default=64, help="at most so many for grid pointing; 0: none")
+    command.add_argument(
+        "--sanity", type=Number, nargs="?", const=16, default=0, help="images for sanity checks; without a number: 16"
+    )
     command.add_argument("--threshold", type=Share | None, default=None, help="of the maps' boxes; default: the best")
     command.add_argument("--pictures", type=Number, default=96, help="images in the page, mistakes first; 0: none")
     command.add_argument("--seed", type=Seed, default=0, help="of all draws")
@@ -233,7 +236,7 @@ def _evaluate(options: Namespace, ranks: Ranks) -> None:
         limit=options.limit, batch_size=options.batch_size, seed=options.seed, faithfulness=options.faithfulness,
         mosaics=options.mosaics, threshold=options.threshold, device=device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
-        preprocessing=options.preprocessing, pictures=options.pictures, legacy=options.legacy,
+        preprocessing=options.preprocessing, pictures=options.pictures, legacy=options.legacy, sanity=options.sanity,
     )  # fmt: skip
     if result is not None:
         folder = result.save(options.output, overwrite=options.overwrite)

@@ -37,6 +37,7 @@ from .passes import (
     measure_mosaics,
     measure_sample,
 )
+from .sanity import UNCHANGED_FROM, measure_sanity, unchanged_methods
 
 __all__ = ["evaluate", "evaluate_in_ranks"]
 
@@ -70,6 +71,7 @@ def evaluate(
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
     pictures: int = 96,
     legacy: str | nn.Module | None = None,
+    sanity: int = 0,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
@@ -99,6 +101,7 @@ def evaluate(
         pictures: so many images at most are drawn with the first method's maps, for the page: behind every cell of the
             confusion matrix some, mistakes first; 0 for none.
         legacy: the network before its conversion, whose accuracy and calibration are set beside; of the same classes.
+        sanity: so many images, drawn, for sanity checks (see ``evaluation.sanity``); 0 for none.
 
     Returns:
         All figures; ``print`` shows them as tables, ``save(folder)`` writes them and a page.
@@ -117,7 +120,8 @@ def evaluate_in_ranks(
     class_names: Sequence[str] | None, split: str | None, limit: int | None, batch_size: int, seed: int,
     faithfulness: int, mosaics: int, threshold: float | None, device: str | torch.device | None, workers: int,
     options: Mapping[str, Any] | None, task: str | Task | None, check_images: bool, bits: int | None,
-    preprocessing: str | Mapping[str, Any] | Preprocessing | None, pictures: int, legacy: str | nn.Module | None,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None, pictures: int,
+    legacy: str | nn.Module | None, sanity: int,
 ) -> Evaluation | None:  # fmt: skip
     """``evaluate`` by several processes, which all call it: each runs whole batches, in turns.
 
@@ -131,10 +135,10 @@ def evaluate_in_ranks(
         EndedElsewhere: another process raised that.
     """
     with ranks.agree():
-        if batch_size < 1 or min(faithfulness, mosaics, workers, pictures) < 0:
+        if batch_size < 1 or min(faithfulness, mosaics, workers, pictures, sanity) < 0:
             raise ConfigError(
                 f"batch_size={batch_size} must be at least 1; faithfulness={faithfulness}, mosaics={mosaics},"
-                f" workers={workers} and pictures={pictures} at least 0."
+                f" workers={workers}, pictures={pictures} and sanity={sanity} at least 0."
             )
         if threshold is not None and not 0 <= threshold < 1:
             raise ConfigError(f"threshold={threshold} must lie in [0, 1).")
@@ -158,7 +162,7 @@ def evaluate_in_ranks(
             network.classes = Classes(Task.BINARY, images.names)
         run = Run(images.images, batch_size, workers, seed, threshold, ranks)
         before = None if legacy is None else _legacy_answers(legacy, network, images, run, root=Path(data), split=split)
-        return _measure(network, images, run, faithfulness, mosaics, pictures, before)
+        return _measure(network, images, run, faithfulness, mosaics, pictures, before, sanity)
 
 
 def _source(model: str | nn.Module, methods: Sequence[str]) -> tuple[Source, str]:
@@ -206,7 +210,7 @@ def _legacy_answers(
 
 def _measure(
     network: ExplainedNetwork, data: LabeledFolder, run: Run, faithfulness: int, mosaics: int, pictures: int,
-    before: tuple[str, ClassAnswers | None] | None,
+    before: tuple[str, ClassAnswers | None] | None, sanity: int,
 ) -> Evaluation | None:  # fmt: skip
     start, seed = time.perf_counter(), run.seed
     answers_by_name, rows = measure_all(network, run)
@@ -215,6 +219,9 @@ def _measure(
     sample = measure_sample(network, run, sorted(drawn.tolist())) if faithfulness else {}
     if not run.ranks.is_first:
         return None
+    checked = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))[:sanity]
+    sanity_rows, checks = measure_sanity(network, run, sorted(checked.tolist())) if sanity else ({}, "not asked for")
+    sanity_figures = {name: mean_figures(values, seed) for name, values in sanity_rows.items()}
     answers = Answers(**answers_by_name)
     said = ClassAnswers(answers.labels, answers.predicted, answers.confidences)
     legacy = None if before is None else before[1]
@@ -235,6 +242,7 @@ def _measure(
             name: mean_figures({key: v for key, v in values.items() if key not in _STABILITY}, seed)
             for name, values in sample.items()
         },
+        sanity=sanity_figures,
         classes=_classes(rows, answers, grids, data),
         costs=measure_cost(network, run),
         by_class={
@@ -242,7 +250,8 @@ def _measure(
             **({} if legacy is None else {"legacy_calibration": calibration(legacy.bins)}),
         },
         examples=_examples(network, run, said, pictures),
-        facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start, before),
+        facts=_facts(network, data, run, len(drawn), reason, time.perf_counter() - start, before)
+        + _sanity_facts(sanity_figures, checks),
     )
 
 
@@ -335,6 +344,17 @@ def _facts(
         *([("processes", str(run.ranks.world_size))] if run.ranks.world_size > 1 else []),
         ("time", f"{seconds:.0f} s"),
     ]
+
+
+def _sanity_facts(figures: Figures, checks: str) -> list[tuple[str, str]]:
+    """What the sanity checks say, in a sentence."""
+    if not figures:
+        return [("sanity checks", checks)]
+    said = [
+        f"with random {check} the maps of {', '.join(names)} hardly change (rank correlation {UNCHANGED_FROM} or more)"
+        for check, names in unchanged_methods(figures).items()
+    ]
+    return [("sanity checks", "; ".join([checks, *(said or ["the maps of all methods change"])]))]
 
 
 def _count_boxed(run: Run) -> int:

@@ -33,6 +33,7 @@ from .engine import BASELINES, CENTER_BOX, STEPS, Rows
 from .intervals import MEAN_ROWS, Answers, Figure, best_cut
 from .labeled_data import LabeledFolder
 from .network import ExplainedNetwork
+from .sanity import ALL_LAYERS, CHECKS, UNCHANGED_FROM
 from .timing import cost_table
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 OWN_FILES = ("evaluation.html", "evaluation.md", "images.csv", EVALUATION)
-_GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness")
+_GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness", "sanity")
 
 Figures = dict[str, dict[str, Figure]]
 """By method or baseline, by name of the figure."""
@@ -69,6 +70,7 @@ class Evaluation:
         hard: the same on those that no centered box solves at IoU 0.5.
         without_boxes: ``grid``, ``flip``, ``shift``, ``entropy``, ``area``.
         faithfulness: on the sample.
+        sanity: by method and check (``sanity.CHECKS``), rank correlations; empty where that was not asked for.
         classes: by number of the class, by method or baseline, without intervals.
         costs: as ``method_costs`` gives them.
         by_class: as ``class_figures_of`` gives them: which class is taken for which.
@@ -86,6 +88,7 @@ class Evaluation:
     hard: Figures
     without_boxes: Figures
     faithfulness: Figures
+    sanity: Figures
     classes: dict[int, dict[str, dict[str, float | int]]]
     costs: dict[str, Any]
     by_class: dict[str, Any]
@@ -172,6 +175,11 @@ _FAITHFUL_NOTE = f"""Average drop, increase (Chattopadhay et al. 2018), coherenc
 of images that fade into the mean color where the map is low; insertion and deletion (Petsiuk et al. 2018) in {STEPS}
 steps, from the blurred image and to the mean color. Less is better: drop, complexity, deletion. A map that covers
 more drops less: compare with the baselines."""
+_SANITY_NOTE = f"""Adebayo et al. 2018: the map of the network's first choice against that of the same network with
+random layers (the values of each tensor in an order by chance), from the last one on backwards, and with a classifier
+fitted to random labels. Near 1: the map does not depend on what was replaced; with a random last layer it does not
+depend on the class. Another image: what the maps of two images have in common anyway. Methods of {UNCHANGED_FROM} or
+more are named below."""
 _HARD_NOTE = """Images that a box around the center, of whatever size, does not solve: {} of those with boxes. Here a
 map must locate the object. Thresholds and sizes are the best ones for these images."""
 
@@ -197,6 +205,13 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
             _FAITHFUL,
             evaluation.faithfulness,
             _FAITHFUL_NOTE,
+        ),
+        _table(
+            "Sanity checks",
+            f"Rank correlation with the map of the changed network, N = {_count(evaluation.sanity, ALL_LAYERS)}",
+            {check: check for check in CHECKS},
+            evaluation.sanity,
+            _SANITY_NOTE,
         ),
         cost_table({evaluation.network.name: evaluation.costs}),
         class_table(evaluation),
