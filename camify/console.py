@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "as_text", "console", "fixed", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown", "tolerant_streams",
-    "warn", "write_line",
+    "as_text", "console", "fixed", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown",
+    "tolerant_streams", "warn", "write_line",
 ]  # fmt: skip
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, ...

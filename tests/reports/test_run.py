@@ -122,7 +122,7 @@ def test_runs_stand_side_by_side(tmp_path):
     assert "one, epoch 2" in html
     assert "two, epoch 4" in html
     assert html.count("<polyline") == 4, "accuracy and box accuracy of both"
-    assert html.count("center box 25.0 %") == 1, "one line for both, as the baseline is one"
+    assert html.count("center box 25.0 %</text>") == 1, "one line for both, as the baseline is one"
     results = json.loads((two / "results.json").read_text())
     for row in results["history"]:
         row["val/center_box_acc"] = 0.75  # other data
