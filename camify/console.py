@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "as_text", "console", "has_live_display", "plain_text", "print_error", "quiet_console", "shell_quoted", "shown",
-    "terminal", "tolerant_streams", "warn", "write_line",
+    "as_text", "console", "fixed", "has_live_display", "plain_text", "print_error", "quiet_console", "shell_quoted",
+    "shown", "terminal", "tolerant_streams", "warn", "write_line",
 ]  # fmt: skip
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories: controls, formats, surrogates, ...
@@ -56,6 +56,16 @@ def _is_visible(char: str) -> bool:
 def _escaped(char: str) -> str:
     code = ord(char)
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else char.encode("unicode_escape").decode("ascii")
+
+
+def fixed(value: float, places: int) -> str:
+    """A number with so many decimals; what rounds to nothing has no sign.
+
+    Example:
+        >>> fixed(-0.001, 2), fixed(-0.01, 2)
+        ('0.00', '-0.01')
+    """
+    return f"{round(value, places) + 0.0:.{places}f}"
 
 
 def shell_quoted(text: object) -> str:

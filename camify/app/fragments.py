@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..console import fixed
 from ..drawing.encoding import encoded
 from ..evaluation.network import ExplainedNetwork
 from ..methods.forward_pass import unwrapped
@@ -41,7 +42,7 @@ def answer_fragment(answer: Answer, view: MapView) -> str:
         alternative=f"{view.choice.label}: map of {title} over the picture. {boxes}",
         title=title,
         probability=_share(float(probabilities[view.target])),
-        logit=f"{float(answer.logits[view.target]):.3f}",
+        logit=fixed(float(answer.logits[view.target]), 3),
         choice=view.choice.label,
         note=view.note,
         boxes=boxes,

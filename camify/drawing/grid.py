@@ -19,7 +19,10 @@ from .primitives import (
     MARGIN,
     MUTED,
     PAPER,
+    drawn_side,
+    font,
     heated_picture,
+    one_line,
     outline_boxes,
     scaled_picture,
     scaled_size,
@@ -95,22 +98,41 @@ def grid_figure(
         side: of a panel, pixels.
         colormap: name in ``matplotlib.colormaps``.
     """
-    sizes = [scaled_size(row.picture.shape[-2], row.picture.shape[-1], side) for row in rows]
+    panel = min(
+        drawn_side(row.picture.shape[-2], row.picture.shape[-1], side) for row in rows
+    )  # larger where all are panoramas
+    sizes = [scaled_size(*row.picture.shape[-2:], panel) for row in rows]
     width = max(side, max(width for width, _ in sizes))
-    tops = list(accumulate((height + 2 * LINE + GAP for _, height in sizes), initial=MARGIN + 3 * LINE))
     sheet_width = 2 * MARGIN + (len(heads) + 1) * (width + GAP) - GAP
+    title_lines = _title_lines(title, sheet_width - 2 * MARGIN)
+    head = MARGIN + len(title_lines) * LINE
+    tops = list(accumulate((height + 2 * LINE + GAP for _, height in sizes), initial=head + 2 * LINE))
     rule_lines = textwrap.wrap(rule, (sheet_width - 2 * MARGIN - KEY_WIDTH - GAP) // LETTER)
     sheet = Image.new("RGB", (sheet_width, tops[-1] + len(rule_lines) * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    write_line(draw, (MARGIN, MARGIN - 4), title, sheet.width - 2 * MARGIN, INK, bold=True)
+    for index, line in enumerate(title_lines):
+        write_line(draw, (MARGIN, MARGIN - 4 + index * LINE), line, sheet.width - 2 * MARGIN, INK, bold=True)
     for column, (upper, lower) in enumerate([("", "image"), *heads]):
         x = MARGIN + column * (width + GAP)
-        write_line(draw, (x, MARGIN + LINE), upper, width, MUTED, size=SMALL)
-        write_line(draw, (x, MARGIN + 2 * LINE - 4), lower, width, INK, size=12)
+        write_line(draw, (x, head), upper, width, MUTED, size=SMALL)
+        write_line(draw, (x, head + LINE - 4), lower, width, INK, size=12)
     for row, top in zip(rows, tops[:-1], strict=True):
-        _draw_row(sheet, draw, row, top, (width, side), colormap)
+        _draw_row(sheet, draw, row, top, (width, panel), colormap)
     _draw_key(sheet, draw, tops[-1] + 6, rule_lines, colormap)
     return sheet
+
+
+def _title_lines(title: str, width: int) -> list[str]:
+    """The title in lines of at most ``width`` pixels, broken where its parts (`` · ``) end; one that fits is one."""
+    letters = font(13, bold=True)
+    lines: list[str] = []
+    for part in one_line(title).split(" · "):
+        joined = f"{lines[-1]} · {part}" if lines else part
+        if lines and letters.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return lines
 
 
 def _draw_row(

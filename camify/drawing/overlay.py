@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..boxes import BoxRule
+from ..console import fixed
 from .primitives import (
     BOX,
     COLUMN,
@@ -34,6 +35,7 @@ from .primitives import (
     WRONG,
     cells_picture,
     color_bar,
+    drawn_side,
     heated_picture,
     outline_boxes,
     outline_region,
@@ -98,7 +100,7 @@ def overlay_picture(
     of_predicted: bool = False,
     long_side: int = PANEL,
 ) -> Image.Image:
-    """The image, the map of the predicted class and the map of the true class, side by side.
+    """The image, the map of the predicted class and the map of the true class, side by side; of panoramas in a column.
 
     All pictures of equally large images have the same size. Where the prediction is right the second
     panel shows the one map as the network computes it, cell by cell, so that the third always is the true
@@ -114,12 +116,14 @@ def overlay_picture(
         colormap: name in ``matplotlib.colormaps``.
         title: line above the picture.
         of_predicted: show the predicted class alone, where the prediction is wrong.
-        long_side: of a panel, pixels.
+        long_side: of a panel, pixels; of panoramas up to three times as many.
     """
     right = true is None or true.name == predicted.name
-    picture = scaled_picture(image, long_side)
+    picture = scaled_picture(image, drawn_side(image.shape[-2], image.shape[-1], long_side))
     width, height = max(picture.width, COLUMN), picture.height
-    sheet = paper((3 * (width + GAP), height + 4 * LINE))
+    *places, end = _places(picture.size, long_side)
+    is_column = places[1][0] == MARGIN
+    sheet = paper((end[0] - MARGIN, places[2][1] + height + 2 * LINE - MARGIN))
     draw = ImageDraw.Draw(sheet)
 
     shown_map = predicted if of_predicted else true or predicted
@@ -138,14 +142,15 @@ def overlay_picture(
     else:
         mark, color = ("✓", RIGHT) if right else ("✗", WRONG)
         captions = [(f"true: {true.name}", f"{mark} predicted: {predicted.name}")]
-    captions += [(m.name, f"logit {m.logit:.2f} · p {m.probability:.2f}") for m in (predicted, shown_map)]
+    captions += [(m.name, f"logit {fixed(m.logit, 2)} · p {m.probability:.2f}") for m in (predicted, shown_map)]
 
-    x, y = _place(0, width)
     keys = [(BOX, "ground truth")] if boxes is not None and len(boxes) else []
     keys += [(MAP_BOX, f"found, {region.rule.threshold_text}")] if region is not None and map_boxes is not None else []
-    room = write_legend(draw, x + 3 * (width + GAP) - GAP, MARGIN - 2, keys, 2 * (width + GAP))
-    write_line(draw, (x, MARGIN - 2), title, room + width, INK)
-    for i, panel in enumerate((picture, middle, last)):
+    inner = end[0] - GAP - MARGIN
+    legend = inner * 4 // 5 if is_column else inner * 2 // 3
+    room = write_legend(draw, MARGIN + inner, MARGIN - 2, keys, legend)
+    write_line(draw, (MARGIN, MARGIN - 2), title, inner - legend + room - GAP, INK)
+    for i, (panel, (x, y)) in enumerate(zip((picture, middle, last), places, strict=True)):
         sheet.paste(panel, (x, y))
         outline_boxes(draw, boxes, image, panel.size, (x, y), width=1 if i else 2)
         if i == 2 and region is not None and map_boxes is not None:
@@ -154,14 +159,18 @@ def overlay_picture(
         write_line(draw, (x, y - LINE), labels[i], width, MUTED)
         write_line(draw, (x, y + height + 4), captions[i][0], width, INK)
         write_line(draw, (x, y + height + 4 + LINE), captions[i][1], width, MUTED if i else color, bold=not i)
-        x, y = _place(i + 1, width)
-    color_bar(sheet, (x, y), height, scale, colormap)
+    bar = places[2][1] + height - places[0][1] if is_column else height
+    color_bar(sheet, end, bar, scale, colormap)
     return sheet
 
 
-def _place(panel: int, width: int) -> tuple[int, int]:
-    """Where the corner of a panel lies in an overlay whose columns are so wide."""
-    return MARGIN + panel * (width + GAP), MARGIN + 2 * LINE
+def _places(size: tuple[int, int], long_side: int) -> list[tuple[int, int]]:
+    """Corners of an overlay's three panels of ``size`` (width, height), and that of what stands to their right."""
+    width, height = max(size[0], COLUMN), size[1]
+    x, y = MARGIN, MARGIN + 2 * LINE
+    if 2 * size[0] > 3 * long_side:  # a panorama
+        return [*((x, y + panel * (height + 3 * LINE + GAP)) for panel in range(3)), (x + width + GAP, y)]
+    return [(x + panel * (width + GAP), y) for panel in range(4)]
 
 
 def plain_overlay(
@@ -192,8 +201,8 @@ def plain_overlay(
 
 def boxes_in_overlay(boxes: NDArray[Any], size: tuple[int, int], panel: int) -> list[list[float]]:
     """Boxes (n, 4), xyxy pixels of an image of ``size`` (height, width), as pixels of its overlay's panel 0, 1 or 2."""
-    width, height = scaled_size(*size, PANEL)
-    x, y = _place(panel, max(width, COLUMN))
+    width, height = scaled_size(*size, drawn_side(*size, PANEL))
+    x, y = _places((width, height), PANEL)[panel]
     corners = boxes.reshape(-1, 4) * ([width / size[1], height / size[0]] * 2) + ([x, y] * 2)
     return [[float(value) for value in box] for box in corners]
 
@@ -219,10 +228,11 @@ def strip_picture(
         colormap: name in ``matplotlib.colormaps``.
         title: line above the strip.
     """
-    picture = scaled_picture(image, FRAME)
+    picture = scaled_picture(image, drawn_side(image.shape[-2], image.shape[-1], FRAME))
     frames = [picture, *(heated_picture(picture, map_hw, scale, colormap)[0] for map_hw in maps)]
     column = max(picture.width, FRAME // 2)
-    rows = -(-len(frames) // PER_ROW)
+    most = max(1, PER_ROW * (FRAME + GAP) // (max(column, FRAME) + GAP))  # of panoramas fewer
+    rows = -(-len(frames) // most)
     columns = -(-len(frames) // rows)  # rows of about equal length
     step = (column + GAP, picture.height + LINE + GAP)
     sheet = paper((columns * step[0], rows * step[1] + LINE))

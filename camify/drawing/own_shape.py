@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .primitives import drawn_side
+
 __all__ = ["in_shape", "reduced"]
 
 
 def reduced(image: Tensor, long_side: int) -> Tensor:
-    """An image (3, H, W) uint8 whose longer side has at most ``long_side`` pixels; smaller ones stay as they are."""
+    """An image (3, H, W) uint8 whose longer side has at most ``long_side`` pixels; smaller ones stay as they are.
+
+    A panorama keeps up to three times as many (:func:`~camify.drawing.primitives.drawn_side`).
+    """
     height, width = image.shape[-2:]
-    factor = long_side / max(height, width)
+    factor = drawn_side(height, width, long_side) / max(height, width)
     if factor >= 1:
         return image.as_subclass(Tensor)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))

@@ -21,13 +21,16 @@ from ..maps import upsample
 __all__ = [
     "cells_picture",
     "color_bar",
+    "drawn_side",
     "font",
     "heated_picture",
+    "one_line",
     "outline_boxes",
     "outline_region",
     "paper",
     "scaled_picture",
     "scaled_size",
+    "shortened",
     "tint",
     "tint_parts",
     "write_legend",
@@ -40,9 +43,11 @@ RIGHT, WRONG = (26, 115, 72), (180, 52, 28)
 BOX, MAP_BOX, BOX_EDGE = (64, 224, 208), (255, 255, 255), (16, 24, 28)  # ground truth, the map's, around both
 PANEL, FRAME = 224, 112  # long side of a picture in an overlay and in a strip, pixels
 MARGIN, GAP, BAR, LINE = 12, 8, 10, 19
-TICK = 44  # room for the numbers beside a color bar
+TICK = 60  # room for the numbers beside a color bar
 COLUMN = 184  # least width of an overlay's column, so that captions fit below narrow pictures
 PER_ROW = 11  # pictures in a row of a strip
+_LONGEST = 3  # times as long as other pictures a panorama is drawn, and how much longer than high it then may be
+_LEAST_BAR = 30  # height of a color bar: below a panorama's its two numbers would lie on each other
 _BEARING = 4  # pixels that a letter may reach to the left of its place
 _BAND = 1_000_000  # pixels
 FLAT = 1 / 256  # of the scale: what one step of the colors cannot show
@@ -78,6 +83,17 @@ def scaled_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     """Width and height of such a picture."""
     factor = long_side / max(height, width)
     return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def drawn_side(height: int, width: int, long_side: int) -> int:
+    """The longer side of a picture as it is drawn: ``long_side``, of a panorama up to three times as much or 672.
+
+    Example:
+        >>> drawn_side(400, 600, 224), drawn_side(100, 600, 224), drawn_side(6000, 60, 224)
+        (224, 448, 672)
+    """
+    longer = max(height, width) / max(1, min(height, width)) / _LONGEST
+    return round(min(long_side * min(max(1.0, longer), _LONGEST), max(long_side, _LONGEST * PANEL)))
 
 
 def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels, str]:
@@ -185,6 +201,7 @@ def write_legend(
 
 def color_bar(sheet: Image.Image, at: tuple[int, int], height: int, scale: float, colormap: str) -> None:
     """Draws the colors from 0 (bottom) to ``scale`` (top), as they look over a gray picture."""
+    height = max(height, _LEAST_BAR)
     sheet.paste(_bar(height, colormap), at)
     draw, x = ImageDraw.Draw(sheet), at[0] + BAR + 4
     write_line(draw, (x, at[1] - 3), f"{scale:.3g}", TICK - 4, MUTED, size=11)
@@ -219,16 +236,26 @@ def write_line(
     draw.bitmap((at[0] - _BEARING, at[1]), mask, fill=fill)
 
 
+def one_line(text: str) -> str:
+    """Text without what would stop the font engine: a line break, a control character or half a surrogate."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def shortened(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
+    """One line of at most ``width`` pixels; what is too long ends in an ellipsis."""
+    line = one_line(text[: max(1, int(width))])
+    if letters.getlength(line) <= width:
+        return line
+    lengths = range(1, len(line))
+    fits = bisect.bisect_left(lengths, True, key=lambda n: letters.getlength(line[:n] + "…") > width)
+    return line[:fits].rstrip() + "…"
+
+
 @lru_cache(maxsize=1024)
 def _line(text: str, width: int, size: int, bold: bool) -> Image.Image:
     """One line as a mask: setting text takes longer than all else of a picture but its encoding, and much recurs."""
     letters = font(size, bold)
-    # a line break, a control character or half a surrogate would stop the font engine
-    line = "".join(c if c.isprintable() else " " for c in text[:width])
-    if letters.getlength(line) > width:
-        lengths = range(1, len(line))
-        fits = bisect.bisect_left(lengths, True, key=lambda n: letters.getlength(line[:n] + "…") > width)
-        line = line[:fits].rstrip() + "…"
+    line = shortened(text, width, letters)
     _, _, right, bottom = letters.getbbox(line)
     mask = Image.new("L", (int(right) + 2 * _BEARING + 1, int(bottom) + 2))
     ImageDraw.Draw(mask).text((_BEARING, 0), line, fill=255, font=letters)

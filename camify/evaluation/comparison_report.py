@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..files import slug
 from ..files import to_json as json_text
 from ..metrics.functional import center_gaussian, resize_boxes, shifted
 from ..metrics.functional.pointing import POINTING_TOLERANCE
-from ..reports.html import render
+from ..reports.html import TEMPLATES, render
 from ..reports.tables import (
     MISSING,
     Table,
@@ -398,7 +397,7 @@ class Page:
 
 def to_html(page: Page) -> str:
     """One file that loads nothing from anywhere and needs no JavaScript."""
-    return render(Path(__file__).with_name("compare.html.j2"), page=page, sections=by_section(page.tables))
+    return render(TEMPLATES / "compare.html.j2", page=page, sections=by_section(page.tables))
 
 
 def to_markdown(page: Page) -> str:

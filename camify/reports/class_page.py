@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import east_asian_width
 
+from ..drawing.primitives import font, one_line, shortened
 from ..errors import DataError
 
 __all__ = ["MISSED", "WRONG", "Example", "class_view", "confusion_sentences"]
@@ -17,8 +19,8 @@ __all__ = ["MISSED", "WRONG", "Example", "class_view", "confusion_sentences"]
 MOST_SHOWN = 20
 """Classes in the matrix, those of the most confusions; all others together are one more."""
 _SENTENCES = 6
-_CELL, _LABEL, _LETTER = 34, 156, 7.8  # a cell's side, room for a label, width of a letter: units of the matrix
-_LONGEST = int(_LABEL / _LETTER)
+_CELL, _LEAST_LABEL, _LABEL, _BESIDE = 34, 96, 150, 12  # a cell's side, room for a label, of it empty: units
+_LETTER_SIZE = 13  # of labels
 _CHART, _ROOM = 240, 44  # side of the calibration chart, room for its numbers
 _MOST_ROWS = 200  # of the table of confusions
 _STYLES = 6  # colors of lines
@@ -197,7 +199,7 @@ def _matrix(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> 
         if place not in targets and (true, predicted) in behind:
             targets[place] = _target((true, predicted), behind)
     totals = [sum(n for (row, _), n in sums.items() if row == place) for place in range(len(titles))]
-    labels = min(_LABEL, max(96, 12 + _LETTER * max(len(_shortened(title)) for title in titles)))
+    labels = max(_LEAST_LABEL, _BESIDE + math.ceil(max(_width(_shortened(title)) for title in titles)))
     cells = []
     for (row, column), count in sorted(sums.items()):
         single = row < len(shown) and column < len(shown)
@@ -211,7 +213,6 @@ def _matrix(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> 
                 "y": labels + row * _CELL,
                 "kind": kind,
                 "depth": f"{8 + 80 * share:.0f}",
-                "dark": share > 0.45,
                 "count": _short_count(count),
                 "share": f"{100 * share:.0f}",
                 "title": f"{titles[row]}, {verb}: {count} of {totals[row]} ({_share(count, totals[row])})",
@@ -234,7 +235,19 @@ def _matrix(confusion: _Confusion, behind: Mapping[Pair, Sequence[Example]]) -> 
 
 
 def _shortened(title: str) -> str:
-    return title if len(title) <= _LONGEST else f"{title[: _LONGEST - 1]}…"
+    """As it fits beside the matrix."""
+    letters = _widest(title)
+    fitting = shortened(letters, _LABEL - _BESIDE, font(_LETTER_SIZE, bold=False))
+    return title if len(fitting) == len(letters) else f"{title[: len(fitting) - 1]}…"
+
+
+def _width(text: str) -> float:
+    return font(_LETTER_SIZE, bold=False).getlength(_widest(text))
+
+
+def _widest(text: str) -> str:
+    """Text of the same width in a font that is wider than what browsers use and has no letters of East Asia."""
+    return "".join("W" if east_asian_width(char) in "WF" else char for char in one_line(text))
 
 
 def _short_count(count: int) -> str:

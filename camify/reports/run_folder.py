@@ -173,6 +173,7 @@ def _watched(overlays: Path, index: Mapping[str, Any], room: int) -> list[ImageT
             image["true"],
             [_frame(overlays, frame) for frame in image["frames"] if frame["epoch"] in epochs],
             by_method,
+            sha256=image.get("sha256", ""),
         )
         for image, by_method in zip(images, strips, strict=True)
     ]

@@ -69,7 +69,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageTrack:
-    """One probe image over the epochs.
+    """One image over the epochs.
 
     Attributes:
         name: name of the image.
@@ -77,6 +77,7 @@ class ImageTrack:
         frames: of each method, in the order of epochs.
         strips: one encoded picture of all epochs by method; empty where there is none.
         kind: ``"watched"``, or why the image was shown in its one epoch: a key of ``KINDS``.
+        sha256: of its file; ``""`` where that is not known.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ImageTrack:
     frames: Sequence[Frame]
     strips: Mapping[str, bytes]
     kind: str = "watched"
+    sha256: str = ""
 
     @property
     def latest(self) -> Frame:
@@ -106,7 +108,7 @@ class RunReport:
         quality: key in the history, and name, of the figure of the maps.
         baseline: name of what that figure must beat, and its value on the same data, 0 to 1, or None.
         history: one mapping of metrics per epoch, each with ``epoch``.
-        images: the probe images.
+        images: those that are shown.
         config: the run's configuration, YAML.
         environment: versions and machine, texts by label.
         commands: (what it does, command) to go on with.

@@ -23,7 +23,8 @@ _CURVES = {
 def render_runs(reports: Sequence[RunReport]) -> str:
     """The page of several runs as one HTML text; it loads nothing from anywhere.
 
-    Images are those that every run has watched, by name; of each run the last epoch's picture is shown.
+    Images are those that every run has watched, by their files where these are known, else by name and class; of each
+    run the last epoch's picture is shown.
 
     Raises:
         DataError: the records of a run hold something else than figures.
@@ -61,6 +62,8 @@ def _page(reports: Sequence[RunReport]) -> str:
 
 
 def _common(reports: Sequence[RunReport]) -> list[tuple[str, list[ImageTrack]]]:
-    """Watched images that all runs have, with each run's own."""
-    tracks = [{t.name: t for t in report.images if t.kind == "watched" and t.frames} for report in reports]
-    return [(name, [own[name] for own in tracks]) for name in tracks[0] if all(name in own for own in tracks)]
+    """Watched images that all runs have, with each run's own; of one name may be other images."""
+    watched = [[t for t in report.images if t.kind == "watched" and t.frames] for report in reports]
+    by_file = all(track.sha256 for tracks in watched for track in tracks)
+    tracks = [{t.sha256 if by_file else (t.name, t.true_class): t for t in own} for own in watched]
+    return [(one.name, [own[key] for own in tracks]) for key, one in tracks[0].items() if all(key in t for t in tracks)]

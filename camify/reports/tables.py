@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..console import shown
+from ..console import fixed, shown
 
 __all__ = [
     "MISSING", "Table", "by_section", "json_values", "markdown_facts", "markdown_line", "markdown_sections",
@@ -43,7 +43,7 @@ class Table:
 
 def number(value: Tensor | float) -> str:
     """A figure with two decimals."""
-    return f"{float(value):.2f}" if math.isfinite(float(value)) else MISSING
+    return fixed(float(value), 2) if math.isfinite(float(value)) else MISSING
 
 
 def percent(value: Tensor | float) -> str:

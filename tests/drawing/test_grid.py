@@ -42,6 +42,22 @@ def test_wide_and_tall_pictures_and_odd_text():
         assert picture.width >= 300
 
 
+def test_a_long_name_does_not_push_the_class_out_of_the_title(monkeypatch):
+    lines = []
+    monkeypatch.setattr("camify.drawing.grid.write_line", lambda draw, at, text, *rest, **how: lines.append(text))
+    row = Row(torch.rand(3, 40, 40), None, ("", ""), [Cell(torch.rand(4, 4))])
+    grid_figure(f"{'long' * 20}.jpg · single object · compared class: cat", [("", "m")], [row])
+    assert "single object · compared class: cat" in lines
+    grid_figure("short.jpg · class: cat", [("", "m")], [row])
+    assert "short.jpg · class: cat" in lines
+
+
+def test_panoramas_alone_are_drawn_larger():
+    wide, square = (Row(torch.rand(3, *size), None, ("", ""), [Cell(torch.rand(4, 4))]) for size in ((20, 200), (9, 9)))
+    alone, both = (grid_figure("", [("", "m")], rows, side=100) for rows in ([wide], [wide, square]))
+    assert (alone.width, both.width) == (2 * 300 + 8 + 24, 2 * 100 + 8 + 24)
+
+
 def test_a_raw_map_starts_at_zero_or_at_its_positive_least_value():
     signed, positive = torch.tensor([[-4.0, 0.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 3.0]])
     assert Cell.of_map(signed).heat.tolist() == [[-2.0, 0.0], [0.5, 1.0]]

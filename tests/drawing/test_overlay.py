@@ -159,6 +159,47 @@ def test_box_is_drawn_at_its_pixels(height, width, box):
         assert placed == pytest.approx(expected, abs=1), "in pixels of the whole picture"
 
 
+@pytest.mark.parametrize("size", [(40, 400), (80, 600), (100, 400), (400, 40)])
+def test_a_panorama_is_large_enough_to_see_and_its_boxes_are_where_they_are_drawn(size):
+    height, width = size
+    box = torch.tensor([[width * 0.25, height * 0.25, width * 0.75, height * 0.75]])
+    picture = np.asarray(overlay_picture(plain(*size), class_map(), class_map("dog"), scale=3.0, boxes=box))
+    short = min(224 * min(3, max(size) / min(size) / 3), 672) / max(size) * min(size)
+    for index in range(3):
+        ((x0, y0, x1, y1),) = boxes_in_overlay(box.numpy(), size, index)
+        assert min(x1 - x0, y1 - y0) == pytest.approx(short / 2, abs=1.5)
+        inside = picture[round(y0) : round(y1), round(x0) : round(x1)]
+        edges = [inside[0], inside[-1], inside[:, 0], inside[:, -1]]
+        assert all((edge == drawing.BOX).all(-1).mean() > 0.9 for edge in edges)
+
+
+@pytest.mark.parametrize("scale", [0.00627, 1.234e-5, 0.000123, 12340.0])
+def test_the_numbers_of_a_color_bar_are_whole_and_apart(scale, written, monkeypatch):
+    places = []
+    line = drawing.write_line
+    monkeypatch.setattr(
+        drawing, "write_line", lambda draw, at, *rest, **how: places.append(at[1]) or line(draw, at, *rest, **how)
+    )
+    drawing.color_bar(drawing.paper((10, 60)), (0, 12), 8, scale, "inferno")
+    assert [text for text, _ in written] == [f"{scale:.3g}", "0"]
+    assert places[1] - places[0] >= 11, "two lines of small letters"
+
+
+def test_title_and_legend_do_not_touch(written):
+    boxes, region = torch.tensor([[5.0, 5, 30, 30]]), Region(np.eye(6, dtype=bool), BoxRule("max", threshold=0.5))
+    overlay_picture(
+        plain(), class_map(), class_map(), scale=3.0, boxes=boxes, region=region, title="a title of many words " * 9
+    )
+    title = next(length for text, length in written if text.startswith("a title"))
+    legend = sum(length + 30 for text, length in written if text.startswith(("ground truth", "found")))
+    assert title + legend <= 3 * COLUMN - 2 * drawing.GAP
+
+
+def test_what_rounds_to_nothing_has_no_sign(written):
+    overlay_picture(plain(), ClassMap("cat", ramp(), -0.001, 0.5), ClassMap("dog", ramp(), -0.01, 0.5), scale=3.0)
+    assert {"logit 0.00 · p 0.50", "logit -0.01 · p 0.50"} <= {text for text, _ in written}
+
+
 def test_odd_boxes_do_not_stop_a_picture():
     boxes = torch.tensor([[30.0, 30, 30, 30], [50, 50, 10, 10], [-20, -20, 500, 500]])
     assert overlay_picture(plain(), class_map(), class_map(), scale=3.0, boxes=boxes).size
@@ -248,7 +289,7 @@ def test_strip_wraps_into_rows(count, rows, written):
     )
     assert [line for line, _ in written][1 : count + 2] == ["image", *captions]
     assert picture.height < rows * (56 + 40) + 60
-    assert picture.width <= 11 * (drawing.FRAME + drawing.GAP) + 80
+    assert picture.width <= 11 * (drawing.FRAME + drawing.GAP) + drawing.MARGIN + drawing.BAR + drawing.TICK
     assert drawing.BOX in {rgb for _, rgb in picture.getcolors(1 << 24)}
 
 

@@ -17,7 +17,8 @@ def photograph(height, width):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((300, 600), (112, 224)), ((600, 300), (224, 112)), ((90, 40), (90, 40))]
+    ("size", "expected"),
+    [((300, 600), (112, 224)), ((600, 300), (224, 112)), ((90, 40), (90, 40)), ((100, 1000), (67, 672))],
 )
 def test_a_picture_is_made_smaller_never_larger(size, expected):
     image = photograph(*size)

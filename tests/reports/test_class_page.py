@@ -16,6 +16,7 @@ from camify.metrics.functional import calibration_bins
 from camify.reports.class_page import MOST_SHOWN, Example, class_view, confusion_sentences
 from camify.reports.html import TEMPLATES, render
 from camify.reports.run_page import share_text
+from camify.reports.tables import Table
 from tests.browser import chromium
 
 PIXEL = bytes.fromhex(
@@ -31,12 +32,12 @@ def answers(count, images=400, right=0.7):
     return ClassAnswers(labels, predicted, torch.rand(images))
 
 
-def page_of(said, names, examples=()):
+def page_of(said, names, examples=(), sections=None):
     figures = class_figures_of(said, names)
     view = class_view(figures, examples, "images", {"network": figures["calibration"]})
     return render(
         TEMPLATES / "evaluation.html.j2", {"percent": share_text}, title="t", subtitle="s", stats=[], classes=view,
-        sections={}, facts=[],
+        sections=sections or {}, facts=[],
     )  # fmt: skip
 
 
@@ -147,14 +148,38 @@ def test_without_javascript_a_cell_leads_to_its_images(browser, tmp_path, count,
     context.close()
 
 
-def test_the_page_has_no_script_and_fits_a_phone(browser, tmp_path):
-    said = answers(200)
+CUT_OFF = """() => {
+  const drawing = document.querySelector(".matrix").getBoundingClientRect()
+  return [...document.querySelectorAll(".matrix > text")].map(text => text.getBoundingClientRect())
+    .filter(box => box.left < drawing.left || box.top < drawing.top).length
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_has_no_script_and_nothing_of_it_is_cut_off(browser, tmp_path, width):
+    said, names = answers(200), [f"{k:03d} WWW_wide_letters of a very long name" for k in range(200)]
+    wide = Table("Figures", "Wide", ["", *["a long head"] * 9], [["of a random map", *["0.417 [0.31, 0.56]"] * 9]], "")
     file = tmp_path / "page.html"
-    file.write_text(page_of(said, [f"class {k}" for k in range(200)]), encoding="utf-8")
+    file.write_text(page_of(said, names, sections={"Figures": [wide]}), encoding="utf-8")
     assert "<script" not in file.read_text(encoding="utf-8")
-    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(file.as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator(".matrix > text").count() == 2 + 2 * MOST_SHOWN
+    assert page.evaluate(CUT_OFF) == 0, "labels are whole"
+    name = page.locator("td.name").bounding_box()
+    assert name["height"] < 90, "a name is not broken letter by letter"
+    page.close()
+
+
+def test_a_label_has_room_for_its_letters():
+    names = ["W" * 40, "i" * 40, "猫" * 40, "ox"]
+    view = class_view(class_figures_of(answers(4), names), [], "images", {})["matrix"]
+    labels = {title: (label, view["origin"] - x) for x, _, label, title in view["rows"]}
+    assert labels["ox"][0] == "ox"
+    assert labels["i" * 40][0].startswith("i" * 20), "narrow letters have room for more of them"
+    assert len(labels["猫" * 40][0]) <= 150 / 12.5 + 1, "a letter of East Asia is as wide as it is high"
+    assert all(label.endswith("…") for title, (label, _) in labels.items() if title[0] in "W猫")
 
 
 def test_calibration_of_several_networks():

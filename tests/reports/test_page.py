@@ -130,6 +130,9 @@ def test_text_is_never_markup():
         "hidden",
         "data-method",
         "data-of",
+        "tabindex",
+        "role",
+        "aria-label",
     }
     strange = [a for tag, a in page.tags if tag in ("img", "div", "span", "button", "figure") and set(a) - known]
     assert not strange
@@ -233,7 +236,7 @@ def test_curves_are_where_their_values_are():
     assert heights == pytest.approx([2, 1, 2 / 3], abs=0.01)
     assert "<title>epoch 2, training: 0.6667</title>" in loss
     assert re.search(r'class="rule" d="M48 142.2H374"', accuracy)  # 41.2 % of the way from 232 up to 14
-    labels = [float(y) for y in re.findall(r'<text class="\w+" x="384" y="([\d.]+)"', accuracy)]
+    labels = [float(y) for y in re.findall(r'<text class="\w+ label" x="384" y="([\d.]+)"', accuracy)]
     assert len(labels) == 3
     assert all(b - a >= 17 for a, b in pairwise(labels))
 

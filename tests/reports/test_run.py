@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -122,7 +123,7 @@ def test_runs_stand_side_by_side(tmp_path):
     assert "one, epoch 2" in html
     assert "two, epoch 4" in html
     assert html.count("<polyline") == 4, "accuracy and box accuracy of both"
-    assert html.count("center box 25.0 %") == 1, "one line for both, as the baseline is one"
+    assert html.count("center box 25.0 %</text>") == 1, "one line for both, as the baseline is one"
     results = json.loads((two / "results.json").read_text())
     for row in results["history"]:
         row["val/center_box_acc"] = 0.75  # other data
@@ -131,6 +132,22 @@ def test_runs_stand_side_by_side(tmp_path):
     same = render_runs([read_run(one)] * 2)
     assert "1: one" in same
     assert "2: one" in same
+
+
+def test_images_of_one_name_are_set_side_by_side_only_where_their_files_are_equal(tmp_path):
+    folders = [write_run(tmp_path / name, images=3) for name in ("one", "two")]
+    digests = [["a", "b", "c"], ["x", "c", "b"]]  # an image's name has its number in the run, which may differ
+    for folder, own in zip(folders, digests, strict=True):
+        index = json.loads((folder / "overlays/index.json").read_text())
+        for image, digest in zip(index["watched"], own, strict=True):
+            image["sha256"] = digest
+        (folder / "overlays/index.json").write_text(json.dumps(index))
+    html = render_runs([read_run(folder) for folder in folders])
+    assert html.count("<h3>image ") == 2
+    assert "<h3>image 0" not in html
+    index["watched"][1]["true"], index["watched"][0]["sha256"] = "dog", ""  # an older run: by name and class
+    (folders[1] / "overlays/index.json").write_text(json.dumps(index))
+    assert re.findall("<h3>image (.)", render_runs([read_run(folder) for folder in folders])) == ["0", "2"]
 
 
 def test_the_command_writes_pages_and_replaces_none_unasked(tmp_path, capsys, monkeypatch):

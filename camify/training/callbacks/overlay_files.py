@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...boxes import DEFAULT_RULE, BoxRule
+from ...checkpoint.folder import file_sha256
 from ...drawing.encoding import encoded
 from ...drawing.overlay import ClassMap, Region, boxes_in_overlay, overlay_picture, sheet_picture, strip_picture
 from ...files import slug, to_json, write_whole
@@ -101,7 +103,7 @@ class OverlayFiles:
             {
                 "name": name,
                 "true": self.class_names[self._true(index)],
-                **({"path": str(Path(paths[index]).resolve())} if paths and Path(paths[index]).is_file() else {}),
+                **(_file_facts(Path(paths[index]).resolve()) if paths and Path(paths[index]).is_file() else {}),
                 "strips": {method: f"strips/{under}{name}.png" for method, under in folders},
                 "frames": [
                     self._entry(epoch, index, method, under)
@@ -250,6 +252,12 @@ class OverlayFiles:
         png = encoded(picture, "png")
         write_whole(self.folder / file, png)
         return png
+
+
+@lru_cache(maxsize=256)
+def _file_facts(path: Path) -> dict[str, str]:
+    """Where an image lies, and which one it is wherever it lies."""
+    return {"path": str(path), "sha256": file_sha256(path)}
 
 
 def highlight_entry(epoch: int, highlight: DrawnHighlight, class_names: Sequence[str]) -> dict[str, Any]:
