@@ -15,7 +15,7 @@ from ..evaluation.class_names import read_class_names
 from ..evaluation.images import image_files
 from ..evaluation.network import ExplainedNetwork, explained_network, shared_titles, short_names, usable_device
 from ..image_files import has_image_content
-from ..methods import CAM, METHODS, find_method
+from ..methods import CAM, METHODS
 from ..preprocessing import Preprocessing
 from ..reports.run_folder import INDEX
 from ..sources import Source, resolve
@@ -25,6 +25,7 @@ __all__ = ["MOST_EXAMPLES", "example_files", "open_networks", "watched_files"]
 
 MOST_EXAMPLES = 24
 _MOST_NETWORKS = 2
+_MOST_FORWARDS = 4096  # that a map may take whose method was not asked for by name: of Score-CAM it is 2048, and less
 
 
 def open_networks(
@@ -36,7 +37,7 @@ def open_networks(
 
     Args:
         sources: as ``camify.sources.resolve`` takes them.
-        methods: names; None: all that work on a network.
+        methods: names; None: all that work on a network, but those whose maps take thousands of runs of it.
         class_names: a file of names, see ``read_class_names``; None takes the sources'.
         task: what the logits mean; None takes what a network says.
         preprocessing: what a network expects; of two it is for those that do not say it.
@@ -72,7 +73,9 @@ def _opened(
     tried = _possible_methods(source) if methods is None else list(methods)
     source = source.explained_by(tried)
     network = explained_network(source, name, tried, task=task, bits=bits, preprocessing=preprocessing)
-    _try_methods(network)
+    channels = _try_methods(network)
+    if methods is None:
+        _leave_out_slow(network, channels)
     refused = ", ".join(network.unserved)
     if network.unserved and (methods is not None or not network.served):
         raise ConversionError(f"{source.name}: {refused} cannot be used: {next(iter(network.unserved.values()))}")
@@ -92,18 +95,33 @@ def _possible_methods(source: Source) -> list[str]:
     return list(METHODS)
 
 
-def _try_methods(network: ExplainedNetwork) -> None:
-    """Note which methods the network refuses: those are tried that cost little more than the one forward."""
+def _try_methods(network: ExplainedNetwork) -> int:
+    """Note which methods the network refuses, of those that cost little more than the one forward.
+
+    How many channels its last map has.
+    """
     quick = {
         name: method
         for name, method in network.methods.items()
-        if find_method(name).uses_gradients or isinstance(method, CAM)
+        if (method.uses_gradients and not method.further_forwards(1)) or isinstance(method, CAM)
     }
     preprocessing = network.preprocessing
     image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
     tried = replace(network, methods=quick)  # what is refused is noted in the dict that both share
     with tried.observe(image) as forward:
         tried.raw_maps(forward, torch.zeros(1, dtype=torch.long, device=forward.logits.device))
+        return forward.activations.shape[1]
+
+
+def _leave_out_slow(network: ExplainedNetwork, channels: int) -> None:
+    """Take away the methods whose maps run the network thousands of times, and say so."""
+    forwards = {name: method.further_forwards(channels) for name, method in network.methods.items()}
+    slow = {name: count for name, count in forwards.items() if count > _MOST_FORWARDS}
+    for name in slow:
+        del network.methods[name]
+    if slow:
+        listed = ", ".join(f"{name} {count}" for name, count in slow.items())
+        network.notes.append(f"not offered unless named by --method, as a map takes so many runs: {listed}")
 
 
 # ---------------------------------------------------------------- pictures to begin with

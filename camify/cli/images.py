@@ -43,6 +43,7 @@ from .terminal_picture import show_pictures
 
 __all__ = ["COMMANDS", "SHARED", "add_commands"]
 
+_CHANNELS = 512  # of the last maps of VGG16 and ResNet-18
 _MOST_ROWS = 20  # of the table of results; all are in the folder
 
 
@@ -120,10 +121,13 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
     screen = console(quiet=not ranks.is_first)
     for note in [*network.notes, *search.left_out.notes()]:
         screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
-    if "scorecam" in options.method:
+    slow = {name: method.further_forwards(_CHANNELS) for name, method in network.methods.items()}
+    slow = {name: count for name, count in slow.items() if count > _CHANNELS}
+    if slow:
+        listed = ", ".join(f"{name} {count:,} times" for name, count in slow.items())
         screen.print(
-            "Score-CAM runs the network once for every channel of the map, image and class: with a thousand channels"
-            " that takes a minute or more an image on a CPU.",
+            f"These run the network again for every image and class, at a map of {_CHANNELS} channels {listed}: a"
+            " thousand times take a minute or more on a CPU.",
             soft_wrap=True,
         )
     table = Table(box=None, padding=(0, 2))

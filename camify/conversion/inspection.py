@@ -84,7 +84,7 @@ def inspect(
     source.require_layers("it cannot be inspected")
     if source.no_gradients:
         return Inspection(
-            "unsupported", f"{source.no_gradients}. It runs forward only; scorecam and reciprocam explain it"
+            "unsupported", f"{source.no_gradients}. It runs forward only; methods such as scorecam explain it"
         )
     try:
         analysis = analyze(source.model, source.size if input_size is None else input_size, example)

@@ -187,6 +187,9 @@ def explained_network(
             "assumed: classes exclude each other (task multiclass), as the source does not say what its logits mean; if"
             " they do not, give --task multilabel"
         )
+    label_free = [name for name, method in made.items() if not method.class_discriminative]
+    if label_free:
+        notes.append(f"{', '.join(label_free)}: the same map for every class, as it knows none")
     classes = Classes.of(classes.task, names, logits)
     return ExplainedNetwork(
         name, source.name, source.model, preprocessing, made, classes, count, layer, options or {}, notes

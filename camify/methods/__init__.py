@@ -14,17 +14,41 @@ from .layercam import LayerCAM
 from .reciprocam import ReciproCAM
 from .scorecam import ScoreCAM
 
+# Methods are listed in the order in which they are registered: those above come first.
+# isort: split
+from .ablationcam import AblationCAM
+from .eigencam import EigenCAM, EigenGradCAM
+from .finercam import FinerCAM
+from .hirescam import HiResCAM
+from .iscam import ISCAM
+from .lafam import LaFAM
+from .shapleycam import ShapleyCAM
+from .smoothgradcam_plus_plus import SmoothGradCAMPlusPlus
+from .sscam import SSCAM
+from .xgradcam import XGradCAM
+
 __all__ = [
     "CAM",
+    "ISCAM",
     "METHODS",
     "PRECISIONS",
+    "SSCAM",
+    "AblationCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FinerCAM",
     "ForwardPass",
     "GradCAM",
     "GradCAMPlusPlus",
+    "HiResCAM",
+    "LaFAM",
     "LayerCAM",
     "Method",
     "ReciproCAM",
     "ScoreCAM",
+    "ShapleyCAM",
+    "SmoothGradCAMPlusPlus",
+    "XGradCAM",
     "check_targets",
     "explain",
     "find_method",

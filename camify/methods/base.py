@@ -42,7 +42,8 @@ class Method(ABC):
     """Whether ``maps`` asks for gradients; so the forward can be prepared for it."""
     relu: ClassVar[bool] = True
     """Whether the method's own definition ends in a ReLU. It is applied on the way to heat, not to raw maps."""
-
+    class_discriminative: ClassVar[bool] = True
+    """Whether the map depends on the class; where it does not, it is the same for every target."""
     fuses_layers: ClassVar[bool] = False
     """Whether the method makes one map of several layers'."""
 
@@ -58,6 +59,10 @@ class Method(ABC):
     @abstractmethod
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """Raw maps (N, h, w) of one class per image."""
+
+    def further_forwards(self, channels: int) -> int:  # noqa: ARG002 - of most methods none, however many channels
+        """Forwards of the whole network that one map takes beside the shared one, at a layer of so many channels."""
+        return 0
 
     def __call__(self, images: Any, targets: Targets = None) -> Tensor:
         """Raw maps (N, h, w) of images (N, 3, H, W) for the targets, before ReLU, at map resolution.

@@ -59,8 +59,8 @@ def explain(
             preprocessing that the network carries: uint8 tensors or arrays (N, 3, H, W), (H, W, 3), (N, H, W, 3),
             (H, W), PIL images, image files, or a list of these. Where nothing says how the network wants its pictures,
             a warning says what is assumed, once.
-        method: ``"cam"``, ``"gradcam"``, ``"gradcam++"``, ``"layercam"``, ``"scorecam"``, ``"reciprocam"``, a
-            registered name; or a list of names: then a dict by name comes back.
+        method: a name of ``camify.methods.METHODS``, such as ``"cam"``, ``"gradcam"`` or ``"scorecam"``;
+            or a list of names: then a dict by name comes back.
         targets: None (top-1), one class, one class per image (N,), or T per image (N, T): then (N, T, H, W). A network
             of one logit has two classes: with names (negative, positive) 0 is evidence against and 1 evidence for;
             without two names 0 is evidence for, also for None, and 1 evidence against. Classes of a network that

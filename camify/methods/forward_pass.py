@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConversionError, DataError
 from ..eval_mode import eval_mode
@@ -95,6 +96,43 @@ class ForwardPass:
             return (weight[targets_N] / positions)[:, :, None, None].expand_as(self.activations)
         return _wide(self._gradients_of_layers(targets_N)[0])
 
+    def gradient_of(self, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient (N, C, h, w) of a score (N,) of the logits (N, K), by the layer's map."""
+        values, logits = self._graph or self._build_graph()
+        with torch.enable_grad():
+            total = score(self._wide_classes(logits)).sum()
+        return _wide(self._derived(total, values[:1])[0])
+
+    def gradient_and_curvature(self, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient g of a score (N,) of the logits (N, K), and H A, of its Hessian and the map; both (N, C, h, w).
+
+        Raises:
+            ConversionError: a step behind the layer cannot be derived twice.
+        """
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the faster kinds of attention derive once
+            (leaf, *_), logits = self._build_graph()
+            total = score(self._wide_classes(logits)).sum()
+            (gradient,) = self._derived(total, [leaf], create_graph=True)
+            product = None
+            if gradient.requires_grad:  # else it does not depend on the map
+                try:
+                    (product,) = torch.autograd.grad(
+                        gradient, leaf, leaf.detach(), retain_graph=True, allow_unused=True
+                    )
+                except RuntimeError as error:
+                    raise ConversionError(
+                        f"layer {self.layer}: a step behind it cannot be derived twice: {error} Use gradcam."
+                    ) from error
+        gradient = _wide(gradient.detach())
+        return gradient, torch.zeros_like(gradient) if product is None else _wide(product)
+
+    def of_images(self, images_NCHW: Tensor) -> ForwardPass:
+        """The forward of other images, for its gradients too: the same network, cut at the same layer."""
+        with self._as_called():
+            return ForwardPass(
+                images_NCHW, self.split, gradients=True, task=self.classes.task, names=self.classes.names
+            )
+
     def maps_and_gradients(self, targets_N: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A and dy_c / dA, both (N, C, h, w), of each layer in the order of the network, from one backward pass."""
         parts = self.split
@@ -113,11 +151,14 @@ class ForwardPass:
             values, logits = self._graph or self._build_graph()
             with torch.enable_grad():
                 score = self.classes.two_sided(logits).gather(1, targets_N[:, None]).sum()
-            gradients = torch.autograd.grad(score, values, retain_graph=True, allow_unused=True)
-            if any(gradient is None for gradient in gradients):
-                raise ConversionError(f"layer {self.layer}: the logits do not depend on it. Give another layer.")
-            self._gradients = (targets_N, list(gradients))
+            self._gradients = (targets_N, self._derived(score, values))
         return self._gradients[1]
+
+    def _derived(self, score: Tensor, values: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+        gradients = torch.autograd.grad(score, values, retain_graph=True, create_graph=create_graph, allow_unused=True)
+        if any(gradient is None for gradient in gradients):
+            raise ConversionError(f"layer {self.layer}: the logits do not depend on it. Give another layer.")
+        return list(gradients)
 
     @torch.no_grad()
     def head(self, maps_MCHW: Tensor) -> Tensor:

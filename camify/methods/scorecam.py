@@ -77,6 +77,10 @@ class ScoreCAM(Method):
             raise ConfigError(f"ScoreCAM: chunk={chunk!r}: must be a whole number of at least 1.")
         self.variant, self.chunk, self.precision = variant, chunk, precision
 
+    def further_forwards(self, channels: int) -> int:
+        """One for every channel, and one of the baseline."""
+        return channels + 1
+
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w), before the ReLU."""
         baseline = forward.network(torch.zeros_like(forward.images[:1]))[0]
@@ -92,11 +96,15 @@ class ScoreCAM(Method):
         varies = (maps_CHW.amax((1, 2)) > maps_CHW.amin((1, 2))).nonzero().flatten()
         scores = maps_CHW.new_zeros(len(maps_CHW))
         for channels in torch.split(varies, self.chunk):
-            masked = image * self._masks(maps_CHW[channels], image)[:, None].to(image.dtype)
-            logits = forward.network(masked, autocast=PRECISIONS[self.precision])
-            channel_scores = forward.classes.probabilities(logits) if variant.probabilities else logits - baseline
-            scores[channels] = channel_scores[:, target]
+            masks_MHW = self._masks(maps_CHW[channels], image).to(image.dtype)
+            scores[channels] = self._scores(forward, image, masks_MHW, target, baseline)
         return scores if variant.probabilities else scores.softmax(0)
+
+    def _scores(self, forward: ForwardPass, image: Tensor, masks_MHW: Tensor, target: int, baseline: Tensor) -> Tensor:
+        """Scores (M,) of the class for so many masks of one image."""
+        logits = forward.network(image * masks_MHW[:, None], autocast=PRECISIONS[self.precision])
+        probabilities = _VARIANTS[self.variant].probabilities
+        return (forward.classes.probabilities(logits) if probabilities else logits - baseline)[:, target]
 
     def _masks(self, maps: Tensor, image: Tensor) -> Tensor:
         """Masks (M, H, W) in [0, 1]."""

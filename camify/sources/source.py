@@ -156,8 +156,8 @@ class Source:
         """
         if self.no_gradients:
             raise ConversionError(
-                f"{self.name}: {purpose}: {self.no_gradients}. It runs forward only; --method scorecam and reciprocam"
-                " can explain it as it is."
+                f"{self.name}: {purpose}: {self.no_gradients}. It runs forward only; methods without"
+                " gradients, such as --method scorecam and reciprocam, can explain it as it is."
             )
 
     def explained_by(self, methods: Sequence[str]) -> Source:

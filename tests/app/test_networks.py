@@ -16,21 +16,38 @@ import camify
 from camify.app.networks import MOST_EXAMPLES, example_files, open_networks
 from camify.cli.commands import main
 from camify.errors import ConfigError, ConversionError, DataError
+from camify.methods import METHODS
+from camify.preprocessing import Preprocessing
 from camify.reports.run_folder import INDEX
+from camify.sources import Source
 
 from .conftest import NAMES, Answers
 
 
 def test_a_legacy_network_is_offered_what_works_without_conversion():
     (network,) = open_networks(["camify/tiny_vgg"])
-    assert list(network.served) == ["gradcam", "gradcam++", "layercam", "reciprocam", "scorecam"]
+    assert list(network.served) == [name for name in METHODS if name != "cam"]
+    assert next(iter(network.served)) == "gradcam"
     assert any("not offered: cam (needs conversion)" in note for note in network.notes)
     assert any(note.startswith("assumed:") for note in network.notes)
 
 
 def test_a_checkpoint_is_offered_every_method(converted):
-    assert list(converted.served) == ["cam", "gradcam", "gradcam++", "layercam", "reciprocam", "scorecam"]
+    assert list(converted.served) == list(METHODS)
     assert converted.titles == NAMES
+
+
+def test_methods_that_run_the_network_thousands_of_times_are_offered_by_name_only(monkeypatch):
+    network = nn.Sequential(
+        nn.Conv2d(3, 512, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 2)
+    ).eval()  # fmt: skip
+    source = Source(network, "wide", ["ant", "bee"], (), Preprocessing(32))
+    monkeypatch.setattr("camify.app.networks.resolve", lambda text: source)
+    (made,) = open_networks(["wide"])
+    assert {*METHODS} - {*made.served} == {"sscam", "iscam"}
+    assert any("unless named by --method" in note and "iscam 5121" in note for note in made.notes)
+    (named,) = open_networks(["wide"], ["gradcam", "iscam"])
+    assert list(named.served) == ["gradcam", "iscam"]
 
 
 @pytest.mark.slow
