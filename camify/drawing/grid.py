@@ -101,7 +101,7 @@ def grid_figure(
     panel = min(
         drawn_side(row.picture.shape[-2], row.picture.shape[-1], side) for row in rows
     )  # larger where all are panoramas
-    sizes = [scaled_size(*row.picture.shape[-2:], panel) for row in rows]
+    sizes = [scaled_size(row.picture.shape[-2], row.picture.shape[-1], panel) for row in rows]
     width = max(side, max(width for width, _ in sizes))
     sheet_width = 2 * MARGIN + (len(heads) + 1) * (width + GAP) - GAP
     title_lines = _title_lines(title, sheet_width - 2 * MARGIN)
