@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from ..drawing.primitives import GROUND, INK, MARGIN, MUTED, PAPER, font
+from .html import style_values
 
 __all__ = ["calibration_picture", "confusion_picture"]
 
 Color = tuple[int, int, int]
-_RIGHT, _WRONG, _OTHERS = (23, 112, 106), (196, 89, 29), MUTED
-_COLORS = ((23, 112, 106), (196, 89, 29), (74, 88, 176), (150, 49, 107), (107, 122, 28), (122, 82, 48))
+_COLORS = [ImageColor.getrgb(style_values()[f"s{index}"])[:3] for index in range(6)]
+_CELLS = {"right": _COLORS[0], "wrong": _COLORS[1], "others": MUTED}
+_DEEPEST = float(style_values()["deepest"])
 _LINE = 18
 _TITLE, _LEAST = 30, 420  # room for the title, least width
 
@@ -33,10 +35,10 @@ def confusion_picture(matrix: Mapping[str, Any], title: str) -> Image.Image:
         sheet.paste(label.rotate(90, expand=True), (int(left + x - 9), int(top + y - label.width)))
     for one in matrix["cells"]:
         x, y = int(left + one["x"]), int(top + one["y"])
-        color = {"right": _RIGHT, "wrong": _WRONG}.get(one["kind"], _OTHERS)
-        draw.rectangle((x, y, x + cell - 3, y + cell - 3), fill=_mixed(color, float(one["depth"]) / 100))
+        color = _mixed(_CELLS[one["kind"]], _DEEPEST * float(one["depth"]) / 100)
+        draw.rectangle((x, y, x + cell - 3, y + cell - 3), fill=color)
         middle = (x + cell / 2 - 1, y + cell / 2 - 1)
-        _write(draw, middle, one["count"], "mm", PAPER if one["dark"] else INK)
+        _write(draw, middle, one["count"], "mm")
     return sheet
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from ..console import shown
 
-__all__ = ["STYLE", "TEMPLATES", "is_own_page", "render"]
+__all__ = ["STYLE", "TEMPLATES", "is_own_page", "render", "style_values"]
 
 TEMPLATES = Path(__file__).parent
 STYLE = TEMPLATES / "style.css.j2"
@@ -22,6 +23,13 @@ STYLE = TEMPLATES / "style.css.j2"
 def render(template: Path, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """The text of a Jinja template with values; ``picture | data_uri`` puts an encoded picture in."""
     return shown(_compiled(template, tuple((filters or {}).items())).render(**values), keep="\n\t")
+
+
+@lru_cache(maxsize=1)
+def style_values() -> dict[str, str]:
+    """The values that the light pages name, without the dashes: ``{"paper": "#fcfcfa", ..., "deepest": ".8"}``."""
+    light = STYLE.read_text(encoding="utf-8").split("}")[0]
+    return dict(re.findall(r"--([\w-]+): ([^;]+);", light))
 
 
 def is_own_page(path: Path) -> bool:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from PIL import ImageColor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from camify.evaluation.class_figures import (
@@ -14,7 +15,8 @@ from camify.evaluation.class_figures import (
 )
 from camify.metrics.functional import calibration_bins
 from camify.reports.class_page import MOST_SHOWN, Example, class_view, confusion_sentences
-from camify.reports.html import TEMPLATES, render
+from camify.reports.class_pictures import confusion_picture
+from camify.reports.html import TEMPLATES, render, style_values
 from camify.reports.run_page import share_text
 from camify.reports.tables import Table
 from tests.browser import chromium
@@ -170,6 +172,21 @@ def test_the_page_has_no_script_and_nothing_of_it_is_cut_off(browser, tmp_path, 
     name = page.locator("td.name").bounding_box()
     assert name["height"] < 90, "a name is not broken letter by letter"
     page.close()
+
+
+def test_the_picture_for_loggers_has_the_matrix_of_the_page():
+    labels, predicted = torch.tensor([0] * 10 + [1] * 10), torch.tensor([0] * 8 + [1] * 2 + [0] * 10)
+    said = ClassAnswers(labels, predicted, torch.rand(20))
+    matrix = class_view(class_figures_of(said, ["ant", "bee"]), [], "images", {})["matrix"]
+    picture = confusion_picture(matrix, "title")
+    colors = style_values()
+    for cell in matrix["cells"]:
+        share = int(cell["depth"]) / 100 * float(colors["deepest"])
+        ground, own = (ImageColor.getrgb(colors[name]) for name in ("paper", "s0" if cell["kind"] == "right" else "s1"))
+        expected = [share * a + (1 - share) * b for a, b in zip(own, ground, strict=True)]
+        at = (int(cell["x"]) + 12 + 2, int(cell["y"]) + 12 + 30 + 2)  # the margin, and the room for the title
+        assert picture.getpixel(at) == pytest.approx(expected, abs=1), cell["title"]
+    assert [cell["count"] for cell in matrix["cells"]] == ["8", "2", "10"]
 
 
 def test_a_label_has_room_for_its_letters():

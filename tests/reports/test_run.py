@@ -269,6 +269,21 @@ def test_in_a_browser_methods_and_classes_are_switched_by_keys(browser, tmp_path
     context.close()
 
 
+def test_without_javascript_the_last_epoch_is_shown_and_nothing_that_does_not_work(browser, tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "report.html").write_text(render_page(read_run(folder)), encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((folder / "report.html").as_uri())
+    assert page.locator("noscript p").is_visible()
+    assert not page.locator(".slider").is_visible()
+    assert page.locator(".copy").count() > 0
+    assert page.locator(".copy:visible").count() == 0
+    last = page.locator(".frame").last.get_attribute("data-epoch")
+    assert {frame.get_attribute("data-epoch") for frame in page.locator(".frame:visible").all()} == {last}
+    context.close()
+
+
 def test_in_a_browser_runs_stand_side_by_side(browser, tmp_path):
     page_file = tmp_path / "runs.html"
     reports = [read_run(write_run(tmp_path / name)) for name in ("one", "two")]
