@@ -96,6 +96,20 @@ def test_explain_fuses_the_layers_that_are_listed(folder, photo, tmp_path):
     np.testing.assert_allclose(np.load(out / "my_photo.npy")[0, 0], expected[0].numpy(), atol=1e-4)
 
 
+def test_explain_says_which_methods_know_no_class_and_which_are_slow(photo, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = camify.convert(TinyVGG(3, widths=(4, 4, 4, 4)), head="direct", input_size=96, seed=0)
+    model.preprocessing = Preprocessing(96)
+    folder, out = model.save_pretrained(tmp_path / "narrow"), tmp_path / "out"
+    arguments = ["--method", "hirescam", "eigencam", "iscam", "--options", "{samples: 2}", "--targets", "0", "1"]
+    main(["explain", str(photo), "--model", str(folder), *arguments, "--out", str(out)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The same map for every class: eigencam." in printed
+    assert "512 channels by iscam 1,025 times." in printed
+    first, second = np.load(out / "my_photo.npy")
+    assert [np.array_equal(first[index], second[index]) for index in range(3)] == [False, True, False]
+
+
 def test_class_names_come_from_a_file(photo, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"thing {index}" for index in range(6)))

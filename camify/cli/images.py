@@ -126,8 +126,8 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
     if slow:
         listed = ", ".join(f"{name} {count:,} times" for name, count in slow.items())
         screen.print(
-            f"These run the network again for every image and class, at a map of {_CHANNELS} channels {listed}: a"
-            " thousand times take a minute or more on a CPU.",
+            f"Slow: for each class of an image the network is run again, where its map has {_CHANNELS} channels by"
+            f" {listed}. A thousand times take a minute or more on a CPU.",
             soft_wrap=True,
         )
     table = Table(box=None, padding=(0, 2))

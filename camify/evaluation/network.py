@@ -189,7 +189,7 @@ def explained_network(
         )
     label_free = [name for name, method in made.items() if not method.class_discriminative]
     if label_free:
-        notes.append(f"{', '.join(label_free)}: the same map for every class, as it knows none")
+        notes.append(f"the same map for every class: {', '.join(label_free)}")
     classes = Classes.of(classes.task, names, logits)
     return ExplainedNetwork(
         name, source.name, source.model, preprocessing, made, classes, count, layer, options or {}, notes

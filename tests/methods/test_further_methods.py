@@ -352,12 +352,18 @@ def single(*, head="flat", activation=nn.ReLU):
     return network(head=head, activation=activation).float()
 
 
-def theirs(kind, net, images, options=None, **arguments):
+def method_of(library, kind):
+    """A library's method, where the version that is installed has it."""
+    module = pytest.importorskip(library)
+    return getattr(module, kind, None) or pytest.skip(f"this {library} has no {kind}")
+
+
+def theirs(kind, net, images):
     """Heat of pytorch-grad-cam."""
-    library = pytest.importorskip("pytorch_grad_cam")
-    targets = [library.utils.model_targets.ClassifierOutputTarget(target) for target in TARGETS]
-    with getattr(library, kind)(model=net, target_layers=[net[1]], **arguments) as cam:
-        return torch.from_numpy(cam(input_tensor=images.float(), targets=targets, **(options or {})))
+    made = method_of("pytorch_grad_cam", kind)
+    target_of = method_of("pytorch_grad_cam.utils.model_targets", "ClassifierOutputTarget")
+    with made(model=net, target_layers=[net[1]]) as cam:
+        return torch.from_numpy(cam(input_tensor=images.float(), targets=[target_of(target) for target in TARGETS]))
 
 
 def heat(net, images, name, **options):
@@ -401,9 +407,8 @@ def test_pytorch_grad_cams_ablations(images, monkeypatch):
 
 def test_the_authors_finercam(images):
     """Their code, which pytorch-grad-cam has: of the predicted class."""
-    library = pytest.importorskip("pytorch_grad_cam")
     net = single()
-    with library.FinerCAM(model=net, target_layers=[net[1]]) as cam:
+    with method_of("pytorch_grad_cam", "FinerCAM")(model=net, target_layers=[net[1]]) as cam:
         expected = torch.from_numpy(cam(input_tensor=images.float(), alpha=0.8))
     found = explain(net, images.float(), method="finercam", layer=LAYER, variant="authors", gamma=0.8)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -412,7 +417,7 @@ def test_the_authors_finercam(images):
 def torch_cam(kind, net, images, prepare=lambda extractor: None, **options):
     """Raw maps of torch-cam, ReLU-ed by itself."""
     found = []
-    made = getattr(pytest.importorskip("torchcam.methods"), kind)
+    made = method_of("torchcam.methods", kind)
     for image, target in zip(images.float(), TARGETS, strict=True):
         with made(net, net[1], input_shape=tuple(image.shape), **options) as extractor, torch.enable_grad():
             prepare(extractor)
@@ -446,7 +451,8 @@ def test_torch_cams_smoothed_scores_with_the_same_noise(images):
 
 
 def test_captums_gradient_times_activation_is_hirescam(images):
-    captum = pytest.importorskip("captum.attr")
     net = single()
-    products = captum.LayerGradientXActivation(net, net[1]).attribute(images.float(), torch.tensor(TARGETS))
+    products = method_of("captum.attr", "LayerGradientXActivation")(net, net[1]).attribute(
+        images.float(), torch.tensor(TARGETS)
+    )
     torch.testing.assert_close(raw(net, images.float(), "hirescam"), products.sum(1).detach(), rtol=1e-4, atol=1e-6)

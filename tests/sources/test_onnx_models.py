@@ -505,7 +505,7 @@ def test_it_is_explained_without_gradients_as_the_same_layers_are(unknown):
         features[2].weight.copy_(u)
         head[2].weight.copy_(matrix)
     same = nn.Sequential(features, head).eval()
-    for method in ("scorecam", "reciprocam"):
+    for method in ("scorecam", "reciprocam", "ablationcam", "eigencam", "lafam"):
         heat = camify.explain(str(unknown), image, method=method, targets=1)
         expected = camify.explain(same, image, method=method, targets=1)
         assert torch.allclose(heat, expected, atol=1e-4)
@@ -513,7 +513,7 @@ def test_it_is_explained_without_gradients_as_the_same_layers_are(unknown):
 
 def test_what_needs_layers_is_refused_with_the_step(unknown):
     image = torch.zeros(1, 3, 12, 12)
-    for method in ("gradcam", "cam", "layercam"):
+    for method in ("gradcam", "cam", "layercam", "hirescam", "finercam", "shapleycam", "smoothgradcam++"):
         with pytest.raises(CamifyError, match="Shrink"):
             camify.explain(str(unknown), image, method=method)
     with pytest.raises(ConversionError, match=r"cannot be converted: .*Shrink"):
