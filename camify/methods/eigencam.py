@@ -18,8 +18,8 @@ _VARIANTS = ("paper", "pytorch-grad-cam")
 class EigenCAM(Method):
     """Eigen-CAM, sum_k v_k A_k(x, y), v the first right singular vector of A as (h w, C); heat is its ReLU.
 
-    Muhammad & Yeasin 2020, "Eigen-CAM: Class Activation Map using Principal Components", section III. It knows no
-    class: the map is the same for every target. One forward, no gradients.
+    Muhammad & Yeasin 2020, "Eigen-CAM: Class Activation Map using Principal Components". It knows no class: the map
+    is the same for every target. One forward, no gradients.
 
     The sign of a singular vector is arbitrary, and the paper chooses none. Here the map agrees with the sum of the
     channels: their product over the positions is not negative. Where no activation is negative (behind a ReLU) the map

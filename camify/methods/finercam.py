@@ -20,7 +20,7 @@ _VARIANTS = ("paper", "authors")
 class FinerCAM(Method):
     """Finer-CAM, Grad-CAM of y_c - gamma mean_d y_d: why the class and not those most like it; heat is its ReLU.
 
-    Zhang et al. 2025, "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation", section 3. The
+    Zhang et al. 2025, "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation". The
     classes d are those whose logits are nearest to that of c. Class-discriminative; one forward, and one backward pass
     of the head. With global average pooling and a linear head it is the CAM of the weights w_c - gamma mean_d w_d,
     over (h w). A network of one logit has one other class.

@@ -14,8 +14,8 @@ __all__ = ["HiResCAM"]
 class HiResCAM(Method):
     """HiResCAM, sum_k A_k(x, y) dy_c / dA_k(x, y): Grad-CAM without the mean of the gradients; heat is its ReLU.
 
-    Draelos & Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",
-    section 3.2. Class-discriminative; one forward, and one backward pass of the head.
+    Draelos & Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks".
+    Class-discriminative; one forward, and one backward pass of the head.
 
     Where the head is piecewise linear (flatten, linear layers, ReLU: VGG, AlexNet) the map's sum is exactly the logit
     without what the biases add: ``sum(map) = y_c - bias part``, the bias part being the logit that the same ReLUs,

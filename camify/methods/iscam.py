@@ -20,14 +20,14 @@ _VARIANTS = ("sums", "line")
 class ISCAM(ScoreCAM):
     """IS-CAM: Score-CAM integrated over masks, w the softmax over k of mean_i y_c(s_i x . H_k) - y_c(0), i = 1 ... n.
 
-    Naidu et al. 2020, "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", section 3. The mask H_k and the
+    Naidu et al. 2020, "IS-CAM: Integrated Score-CAM for axiomatic-based explanations". The mask H_k and the
     baseline are Score-CAM's; no noise is drawn. Class-discriminative, no gradients; ``samples`` forwards for every
     channel that is not constant: hours for one image of a large network on a CPU.
 
     Args:
         model: any network that classifies images.
         layer: exact name of a module; None is the last spatial map.
-        variant: ``"sums"``: s_i = sum_(j <= i) j / n, as the paper adds up the masked images, and torch-cam (0.5) too.
+        variant: ``"sums"``: s_i = sum_(j <= i) j / n, masked images added up, as torch-cam (0.5) reads the paper.
             ``"line"``: s_i = i / n, the integral from the baseline to the masked image.
         samples: n, steps of the integral.
         chunk: masked images in one forward; memory grows with it.

@@ -14,8 +14,8 @@ __all__ = ["LaFAM"]
 class LaFAM(Method):
     """Label-free activation map, the mean of A_k(x, y) over the channels; no ReLU.
 
-    Karjauv & Albayrak 2024, "LaFAM: Unsupervised Feature Attribution with Label-free Activation Maps", section 3. It
-    knows no class: the map is the same for every target. One forward, no gradients. Heat is upsampled before it is
+    Karjauv & Albayrak 2024, "LaFAM: Unsupervised Feature Attribution with Label-free Activation Maps". It knows no
+    class: the map is the same for every target. One forward, no gradients. Heat is upsampled before it is
     scaled, as that of every method here; the paper scales first.
 
     Example:

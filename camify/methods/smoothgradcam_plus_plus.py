@@ -17,7 +17,7 @@ class SmoothGradCAMPlusPlus(Method):
     """Smooth Grad-CAM++: Grad-CAM++ with powers of the gradients averaged over noisy copies of the image; heat: ReLU.
 
     Omeiza et al. 2019, "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional
-    Neural Network Models", section 3. With D_p the mean of (dy_c / dA_k)^p over the copies and S_k the sum of A_k,
+    Neural Network Models". With D_p the mean of (dy_c / dA_k)^p over the copies and S_k the sum of A_k,
     w_k = sum_xy ReLU(D_1) D_2 / (2 D_2 + S_k D_3); the map is sum_k w_k A_k, A of the image itself. The paper prints
     D_1 in the numerator, where Grad-CAM++, which it extends, has D_2. torch-cam (0.5) has the gradient of the last copy
     in the place of D_1. Class-discriminative; ``samples`` forwards, and as many backward passes of the head.

@@ -20,7 +20,7 @@ _VARIANTS = ("mask", "input")
 class SSCAM(ScoreCAM):
     """SS-CAM: Score-CAM with scores averaged over noise, w the softmax over k of mean_i y_c(x . (H_k + e_i)) - y_c(0).
 
-    Wang et al. 2020, "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", section 3. The mask H_k and
+    Wang et al. 2020, "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization". The mask H_k and
     the baseline are Score-CAM's. The noise e_i of sample i is the same for all channels, which are so compared alike,
     and for all images. A constant channel has no mask: its score is that of the baseline. Class-discriminative, no
     gradients; ``samples`` forwards for every channel: hours for one image of a large network on a CPU.
