@@ -98,8 +98,9 @@ def grid_figure(
         side: of a panel, pixels.
         colormap: name in ``matplotlib.colormaps``.
     """
-    panel = min(drawn_side(*row.picture.shape[-2:], side) for row in rows)  # larger where all are panoramas
-    sizes = [scaled_size(*row.picture.shape[-2:], panel) for row in rows]
+    shapes = [(row.picture.shape[-2], row.picture.shape[-1]) for row in rows]
+    panel = min(drawn_side(*shape, side) for shape in shapes)  # larger where all are panoramas
+    sizes = [scaled_size(*shape, panel) for shape in shapes]
     width = max(side, max(width for width, _ in sizes))
     sheet_width = 2 * MARGIN + (len(heads) + 1) * (width + GAP) - GAP
     title_lines = _title_lines(title, sheet_width - 2 * MARGIN)

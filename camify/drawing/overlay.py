@@ -119,7 +119,7 @@ def overlay_picture(
         long_side: of a panel, pixels; of panoramas up to three times as many.
     """
     right = true is None or true.name == predicted.name
-    picture = scaled_picture(image, drawn_side(*image.shape[-2:], long_side))
+    picture = scaled_picture(image, drawn_side(image.shape[-2], image.shape[-1], long_side))
     width, height = max(picture.width, COLUMN), picture.height
     *places, end = _places(picture.size, long_side)
     is_column = places[1][0] == MARGIN
@@ -228,7 +228,7 @@ def strip_picture(
         colormap: name in ``matplotlib.colormaps``.
         title: line above the strip.
     """
-    picture = scaled_picture(image, drawn_side(*image.shape[-2:], FRAME))
+    picture = scaled_picture(image, drawn_side(image.shape[-2], image.shape[-1], FRAME))
     frames = [picture, *(heated_picture(picture, map_hw, scale, colormap)[0] for map_hw in maps)]
     column = max(picture.width, FRAME // 2)
     most = max(1, PER_ROW * (FRAME + GAP) // (max(column, FRAME) + GAP))  # of panoramas fewer
