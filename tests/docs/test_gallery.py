@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -58,7 +59,7 @@ def test_every_picture_can_be_read_and_says_what_it_is(gallery):
                 assert image.size == (width * scale, height * scale)
             else:
                 assert 300 <= image.width <= 2000
-            assert len(image.convert("RGB").getcolors(1 << 24)) > 200, "it shows something"
+            assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 100, "it shows something"
         sizes.append(path.stat().st_size)
     assert sum(sizes) < MOST_BYTES
 
@@ -93,6 +94,5 @@ def test_the_script_makes_the_page_that_needs_no_training(gallery, tmp_path):
     (path,) = tmp_path.iterdir()
     with Image.open(path) as image, Image.open(DOCS / "gallery" / path.name) as committed:
         assert image.size == committed.size
-        small = [one.convert("L").resize((39, 80)) for one in (image, committed)]
-        difference = sum(abs(a - b) for a, b in zip(*(one.getdata() for one in small), strict=True)) / (39 * 80)
-    assert difference < 12, "it looks like the one in the documentation"
+        made, there = (np.asarray(one.convert("L").resize((39, 80)), float) for one in (image, committed))
+    assert np.abs(made - there).mean() < 12, "it looks like the one in the documentation"
