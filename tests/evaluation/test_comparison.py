@@ -114,6 +114,7 @@ def test_without_boxes_there_is_no_localization(explained, pictures, tmp_path):
     assert json.loads((folder / "compare.json").read_text())["localization"] == []
 
 
+@pytest.mark.slow
 def test_a_class_by_name_or_number_is_that_of_every_picture(explained, pictures, tmp_path):
     for number, target in enumerate(("c|at", "2")):
         out = compare(explained, pictures, tmp_path / f"out{number}", title="Title", target=target, figures=0)

@@ -370,6 +370,7 @@ def heat(net, images, name, **options):
     return explain(net, images.float(), method=name, targets=TARGETS, layer=LAYER, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "activation", "options"),
     [
@@ -383,6 +384,7 @@ def test_pytorch_grad_cam(images, name, kind, activation, options):
     torch.testing.assert_close(heat(net, images, name, **options), theirs(kind, net, images), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "options"),
     [("eigencam", "EigenCAM", {"variant": "pytorch-grad-cam"}), ("eigengradcam", "EigenGradCAM", {})],
@@ -395,6 +397,7 @@ def test_pytorch_grad_cams_components_up_to_their_sign(images, name, kind, optio
         assert min(errors) < 1e-4
 
 
+@pytest.mark.slow
 def test_pytorch_grad_cams_ablations(images, monkeypatch):
     """Where the logit is positive, and a channel's smallest value is zero: elsewhere theirs are something else."""
     net = single()
@@ -426,6 +429,7 @@ def torch_cam(kind, net, images, prepare=lambda extractor: None, **options):
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "theirs"),
     [("xgradcam", "XGradCAM", {}), ("finercam", "FinerCAM", {}), ("iscam", "ISCAM", {"num_samples": 3})],
@@ -437,6 +441,7 @@ def test_torch_cam(images, name, kind, theirs):
     torch.testing.assert_close(found, torch_cam(kind, net, images, **theirs), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_cams_smoothed_scores_with_the_same_noise(images):
     class SameNoise:
         def __init__(self):

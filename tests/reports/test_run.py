@@ -213,6 +213,7 @@ def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, s
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), pytest.param(390, "light", marks=pytest.mark.slow)])
 def test_in_a_browser_methods_and_classes_are_switched_by_keys(browser, tmp_path, width, scheme):
     page_file = tmp_path / "report.html"

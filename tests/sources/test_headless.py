@@ -119,6 +119,7 @@ def test_what_would_use_the_head_refuses_before_work_starts(tmp_path, resnet, ca
     assert camify.inspect("torchvision/resnet18@none", input_size=64).cam_ready
 
 
+@pytest.mark.slow
 def test_the_convert_command_takes_the_names_of_the_new_classes(tmp_path, resnet):
     (tmp_path / "names.txt").write_text("dog\ncat\n")
     main(["convert", resnet, str(tmp_path / "net"), "--head", "direct", "--input_size", "64", "--class_names",

@@ -81,6 +81,7 @@ def test_several_that_fit_are_all_named(monkeypatch):
         torchvision_models.find_architecture({"a.weight": torch.zeros(2, 2)}, "w.pth")
 
 
+@pytest.mark.slow
 def test_no_two_networks_of_torchvision_have_the_same_tensors():
     names = torchvision_models.torchvision_names()
     shapes = {}

@@ -89,6 +89,7 @@ def test_names_of_users_are_text_and_nobody_else_is_asked(browser, page_folder, 
         page.close()
 
 
+@pytest.mark.slow
 def test_opened_as_a_file_it_says_how_to_serve_it(browser, page_folder):
     page = browser.new_page()
     page.goto((page_folder / "index.html").as_uri())
