@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from matplotlib import colormaps
 from rich.table import Table
 
-from ..console import console, plain_text, print_error
+from ..console import console, fixed, plain_text, print_error
 from ..errors import ConfigError, DataError
 from ..evaluation.class_names import read_class_names
 from ..evaluation.comparison import compare_files
@@ -140,7 +140,7 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
         if len(pictures) < options.show:
             pictures.append(result["picture"])
         for entry in result["classes"] if table.row_count < _MOST_ROWS else []:
-            figures = (f"{entry['probability']:.3f}", f"{entry['logit']:.2f}")
+            figures = (f"{entry['probability']:.3f}", fixed(entry["logit"], 2))
             table.add_row(
                 plain_text(Path(result["image"]).name), plain_text(entry["class"]), *figures, result["picture"]
             )

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule
-from ..console import shown
+from ..console import fixed, shown
 from ..drawing.encoding import encoded
 from ..drawing.grid import Cell, Row, grid_figure
 from ..files import slug
@@ -127,7 +127,7 @@ def _row(
         heat = mirrored(heat) if view == MIRRORED else heat
         low, high = batch.ranges[view][column, index].tolist()
         cells.append(Cell(heat, f"raw {low:.3g} to {high:.3g}"))
-    second = f"logit {float(logit):.2f} · p {float(probability):.3f}"
+    second = f"logit {fixed(float(logit), 2)} · p {float(probability):.3f}"
     if view in (MIRRORED, SHIFTED):
         second = view
     picture, boxes = batch.pictures[index], _boxes(batch, index, figures)

@@ -302,7 +302,10 @@ def to_html(evaluation: Evaluation) -> str:
         title=f"Evaluation of {name}",
         subtitle=f"{evaluation.data.folder}, {count:,} images of {len(evaluation.data.classes)} classes",
         stats=[
-            (f"{_accuracy_name(key)}, 95 % interval {one.low:.1%} to {one.high:.1%}", share_text(one.value))
+            (
+                f"{_accuracy_name(key)}, 95 % interval {share_text(one.low)} to {share_text(one.high)}",
+                share_text(one.value),
+            )
             for key, one in evaluation.accuracy.items()
         ],
         classes=classes,

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import BoxRule
+from ..console import fixed
 from ..drawing.encoding import encoded
 from ..drawing.grid import POSITIVE, Cell, Row, grid_figure
 from ..drawing.overlay import ClassMap, Region, overlay_picture, plain_overlay
@@ -178,7 +179,7 @@ def _picture(
         )  # fmt: skip
     rows = []
     for entry, maps_Mhw in zip(classes, maps.raw, strict=True):
-        captions = (entry["class"], f"logit {entry['logit']:.2f} · p {entry['probability']:.2f}")
+        captions = (entry["class"], f"logit {fixed(entry['logit'], 2)} · p {entry['probability']:.2f}")
         rows.append(Row(image, None, captions, [Cell.of_map(one) for one in maps_Mhw]))
     heads = [("", method) for method in methods]
     return grid_figure(title, heads, rows, rule=POSITIVE, side=side, colormap=style.colormap)

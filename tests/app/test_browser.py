@@ -105,7 +105,7 @@ def test_a_picture_gets_probabilities_a_map_and_a_box(page, picture):
     assert page.input_value("#threshold-0 input[type=number]") != "0.87"
 
     page.click("#map-0 input")
-    page.get_by_role("option", name="gradcam++").click()
+    page.get_by_role("option", name="gradcam++", exact=True).click()
     page.wait_for_function("() => !document.querySelector('.camify-identity')")
     assert page.get_by_label("Otsu's threshold").is_checked()
 

@@ -408,6 +408,7 @@ def test_pytorch_grad_cams_ablations(images, monkeypatch):
     torch.testing.assert_close(heat(net, images, "ablationcam"), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_authors_finercam(images):
     """Their code, which pytorch-grad-cam has: of the predicted class."""
     net = single()

@@ -126,6 +126,7 @@ def browser():
         yield driven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "width"), [(3, 1280), (3, 390), (200, 390)])
 def test_without_javascript_a_cell_leads_to_its_images(browser, tmp_path, count, width):
     said, names = answers(count), [f"a rather long name of class {k}" for k in range(count)]

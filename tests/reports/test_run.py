@@ -184,6 +184,7 @@ def opened(page, page_file, width):
     return said, asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_in_a_browser_the_page_works_and_asks_nobody(browser, tmp_path, width, scheme):
     page_file = tmp_path / "report.html"

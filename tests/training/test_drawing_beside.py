@@ -161,7 +161,8 @@ def test_what_a_killed_run_had_not_drawn_is_drawn_when_it_goes_on(legacy, data, 
         watch(method=["cam", "gradcam"]), RunRecord(quiet=True), max_epochs=3, default_root_dir=tmp_path / "killed"
     )
     resumed.fit(tuner(legacy), BlobData(), ckpt_path=tmp_path / "kept.ckpt", weights_only=True)
-    assert same(runs["whole"], pictures(tmp_path / "killed" / "overlays"))
+    drawn = pictures(tmp_path / "killed" / "overlays")
+    assert same(runs["whole"], {name: one for name, one in drawn.items() if not name.startswith("classes/")})
     assert "data:image/webp" in (tmp_path / "killed" / "report.html").read_text()
 
 

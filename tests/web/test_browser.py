@@ -51,6 +51,7 @@ def state(page):
 # ---------------------------------------------------------------- without a runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "model.onnx" else pytest.mark.slow) for name in SENTENCES]
 )
@@ -75,6 +76,7 @@ def test_a_missing_file_is_named(browser, page_folder):
         page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [pytest.param(1200, "light", marks=pytest.mark.slow), (390, "dark")])
 def test_names_of_users_are_text_and_nobody_else_is_asked(browser, page_folder, width, scheme):
     with served(page_folder) as address:
