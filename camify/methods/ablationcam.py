@@ -14,14 +14,14 @@ __all__ = ["AblationCAM"]
 
 @register("ablationcam")
 class AblationCAM(Method):
-    """Ablation-CAM, sum_k w_k A_k(x, y) with w_k = (y_c - y_c without A_k) / |y_c|; heat is its ReLU.
+    """Ablation-CAM, sum_k w_k A_k(x, y) with w_k = (y_c - y_c without A_k) / abs(y_c); heat is its ReLU.
 
     Desai & Ramaswamy 2020, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
     Localization"; without A_k is: with that channel set to zero. Class-discriminative, no gradients: one forward, and
     one of the head for every channel.
 
     The paper divides by y_c, which is taken for positive; by a negative one the map would be turned around, so its size
-    alone is used. With global average pooling and a linear head w_k is w_kc mean(A_k) / |y_c|, and the head is not run.
+    alone is used. With global average pooling and a linear head w_k is w_kc mean(A_k) / abs(y_c), and the head is not run.
 
     Args:
         model: any network that classifies images.

@@ -9,6 +9,8 @@ from torch import nn
 import camify
 from camify.exporters import open_exported
 
+pytestmark = pytest.mark.slow
+
 
 def network(task: str = "multiclass") -> camify.CAMNet:
     torch.manual_seed(0)

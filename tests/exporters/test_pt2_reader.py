@@ -11,6 +11,8 @@ import torch
 from camify.errors import CheckpointError
 from camify.exporters import open_exported
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rewritten(files, tmp_path):
