@@ -21,7 +21,8 @@ class AblationCAM(Method):
     one of the head for every channel.
 
     The paper divides by y_c, which is taken for positive; by a negative one the map would be turned around, so its size
-    alone is used. With global average pooling and a linear head w_k is w_kc mean(A_k) / abs(y_c), and the head is not run.
+    alone is used. With global average pooling and a linear head w_k is w_kc mean(A_k) / abs(y_c), and the head is not
+    run.
 
     Args:
         model: any network that classifies images.
