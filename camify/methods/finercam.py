@@ -70,7 +70,7 @@ class FinerCAM(Method):
         def score(logits_NK: Tensor) -> Tensor:
             compared_ND = logits_NK.gather(1, others_ND)
             if self.variant == "authors":
-                shares_ND = logits_NK.softmax(1).gather(1, others_ND)
+                shares_ND = forward.classes.probabilities(logits_NK).gather(1, others_ND)
                 other = (shares_ND * compared_ND).sum(1) / (shares_ND.sum(1) + 1e-9)
             else:
                 other = compared_ND.mean(1)
