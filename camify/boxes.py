@@ -17,8 +17,8 @@ from .maps import MAP_KINDS, class_maps, select, upsample
 from .normalizers import check_normalizer, normalize_maps
 
 __all__ = [
-    "DEFAULT_RULE", "OTSU", "BoxRule", "component_boxes", "largest_boxes", "otsu_thresholds", "percentile",
-    "percentile_of_sorted",
+    "DEFAULT_RULE", "OTSU", "BoxRule", "component_boxes", "filled_pixels", "largest_boxes", "otsu_thresholds",
+    "percentile", "percentile_of_sorted",
 ]  # fmt: skip
 
 OTSU: Literal["otsu"] = "otsu"
@@ -177,7 +177,7 @@ def _sizable_boxes(mask_HW: np.ndarray) -> np.ndarray:
     """Boxes (n, 4) of the components that are the largest or not small, the largest first."""
     outer, boxes = _components(mask_HW)
     order = _by_size(outer, boxes)
-    return boxes[[i for i in order if i == order[0] or _filled_pixels(outer[i]) >= _LEAST * mask_HW.size]]
+    return boxes[[i for i in order if i == order[0] or filled_pixels(outer[i]) >= _LEAST * mask_HW.size]]
 
 
 def _components(mask_HW: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -194,12 +194,20 @@ def _components(mask_HW: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _by_size(outer: list[np.ndarray], boxes: np.ndarray) -> list[int]:
     """The places of components, the largest first."""
-    keys = [(-_filled_pixels(outline), y, x) for outline, (x, y, *_) in zip(outer, boxes, strict=True)]
+    keys = [(-filled_pixels(outline), y, x) for outline, (x, y, *_) in zip(outer, boxes, strict=True)]
     return sorted(range(len(outer)), key=keys.__getitem__)
 
 
-def _filled_pixels(outline: np.ndarray) -> float:
-    """Pixels of a component without its holes' gaps, by Pick's theorem on its border."""
+def filled_pixels(outline: np.ndarray) -> float:
+    """Pixels of a component, those of its holes included, by Pick's theorem on its border.
+
+    Args:
+        outline: all pixels of the outer border, as ``cv2.findContours`` gives them.
+
+    Example:
+        >>> filled_pixels(np.array([[[0, 0]], [[0, 1]], [[1, 1]], [[1, 0]]]))
+        4.0
+    """
     return cv2.contourArea(outline) + len(outline) / 2 + 1
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from camify.metrics.functional import level_set_boxes
+from camify.metrics.functional import level_set_boxes, level_sets
 
 EIGHT, FOUR = np.ones((3, 3)), None
+
+
+@pytest.fixture(autouse=True, params=["by meeting", "by level"])
+def way(request, monkeypatch):
+    """Few maxima are followed meeting by meeting, many level by level: every test sees both."""
+    monkeypatch.setattr(level_sets, "_MANY", 1 << 30 if request.param == "by meeting" else 0)
 
 
 def box_of(slices, grow=0):
@@ -56,24 +62,36 @@ def test_every_box_of_every_level_is_found(seed, holes):
         assert ours(heat, level, count, holes) == searched(level, count, holes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3)))
 def test_every_small_plateau_picture(level):
     level = level.astype(int)
     assert ours(level.astype(np.float32), level, 4, holes=True) == searched(level, 4, holes=True)
 
 
-def test_units_are_the_pixels_of_a_component():
+def test_units_are_the_pixels_of_a_component_and_holes_are_counted():
     rng = np.random.default_rng(0)
     for heat in kinds(rng, 21, 17):
         level = np.minimum((heat * 8).astype(int), 7)
-        found = level_set_boxes(heat, level, 8, units_HW=level)
-        counted = sorted(zip(found.levels.tolist(), found.units.tolist(), strict=True))
+        found = level_set_boxes(heat, level, 8, units_HW=[level])
+        counted = sorted(zip(found.levels.tolist(), found.units.tolist(), found.holes.tolist(), strict=True))
         expected = []
         for number in range(8):
-            labels, _ = scipy.ndimage.label(level >= number, structure=EIGHT)
-            expected += [(number, int(size)) for size in np.bincount(labels.ravel())[1:]]
+            labels, count = scipy.ndimage.label(level >= number, structure=EIGHT)
+            for label in range(1, count + 1):
+                around = np.pad(labels != label, 1, constant_values=True)
+                expected.append((number, int((labels == label).sum()), scipy.ndimage.label(around, FOUR)[1] - 1))
         assert counted == sorted(expected)
+        assert np.all(np.diff(found.levels) >= 0)
+
+
+def test_a_unit_below_its_level_is_the_right_neighbors():
+    level = np.array([[0, 2, 2, 0, 1]])
+    found = level_set_boxes(level.astype(float), level, 3, units_HW=[np.array([[2, 2, 0, 1, 0]])])
+    rows = zip(found.levels.tolist(), map(tuple, found.boxes.tolist()), found.units.tolist(), strict=True)
+    assert sorted(rows) == [
+        (0, (0, 0, 5, 1), 5), (1, (1, 0, 3, 1), 2), (1, (4, 0, 5, 1), 1), (2, (1, 0, 3, 1), 2),
+    ]  # fmt: skip
 
 
 def test_a_spiral_is_followed_to_its_end():

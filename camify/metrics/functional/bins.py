@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["last_reached"]
 
 
-def last_reached(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.intp]:
+def last_reached(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.int32]:
     """Index of the last edge that each value in [0, 1] reaches, as ``searchsorted(edges, values, "right") - 1``.
 
     Args:
@@ -26,4 +26,4 @@ def last_reached(values: NDArray[np.floating], edges: NDArray[np.floating]) -> N
     unsure = np.flatnonzero(place != exact.astype(np.int32))
     reached = np.minimum(place[unsure], len(edges) - 2)
     place[unsure] = reached - (edges[reached] > flat[unsure])
-    return place.astype(np.intp).reshape(values.shape)
+    return place.reshape(values.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...boxes import component_boxes
+from ...boxes import component_boxes, filled_pixels
 from ...errors import ConfigError, DataError
 from .bins import last_reached
-from .level_sets import LevelBoxes, level_set_boxes
+from .level_sets import Ints, LevelBoxes, level_set_boxes
 
 __all__ = [
     "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "center_boxes", "iou_with_best_box",
@@ -135,13 +136,24 @@ def _best_iou(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) ->
 
 def _level_boxes(heat: np.ndarray, count: int, *, largest: bool) -> tuple[LevelBoxes, LevelBoxes]:
     """Boxes of all components at every threshold, and those of the largest, where they are asked for."""
-    level = last_reached(heat, np.append(thresholds(count).numpy(), (np.float32(2), np.float32(3))))
-    levels = level_set_boxes(heat, level, count, units_HW=level if largest else None)
+    level = last_reached(heat, _edges(count))
+    levels = level_set_boxes(heat, level, count, units_HW=[level] if largest else ())
     if not largest:
         return levels, levels
     return levels, _largest_per_level(
-        levels, level, np.arange(count), 0, lambda mask: component_boxes(mask, largest=True)[0]
-    )
+        levels, level, np.arange(count), _box_pixels(levels.boxes), filled_pixels,
+        lambda mask: component_boxes(mask, largest=True)[0], topmost=True,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _edges(count: int) -> NDArray[np.float32]:
+    return np.append(thresholds(count).numpy(), (np.float32(2), np.float32(3)))
+
+
+def _box_pixels(boxes: Ints, corner: int = 0) -> Ints:
+    pixels: Ints = (boxes[:, 2] - boxes[:, 0] - corner) * (boxes[:, 3] - boxes[:, 1] - corner)
+    return pixels
 
 
 def _best_iou_wsolevaluation(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:
@@ -151,36 +163,83 @@ def _best_iou_wsolevaluation(heat: np.ndarray, truth: np.ndarray, count: int, la
     if highest == 0:
         return np.full(count, _iou_with_best(np.zeros((1, 4)), truth, corner=1)[0])
     asked = (np.arange(count) * (1 / count) * highest).astype(np.intp) + 1
-    squares = cv2.erode(level.astype(np.uint8), np.ones((2, 2), np.uint8), anchor=(0, 0), borderValue=0).astype(np.intp)
-    levels = level_set_boxes(heat, level, highest + 1, units_HW=squares if largest else None, holes=not largest)
+    levels = level_set_boxes(
+        heat, level, highest + 1, units_HW=_half_squares(level) if largest else (), holes=not largest
+    )
     if largest:
-        levels = _largest_per_level(levels, level, np.unique(asked), 1, _largest_polygon)
+        levels = _largest_per_level(
+            levels, level, np.unique(asked), 2 * _box_pixels(levels.boxes, 1), lambda line: 2 * cv2.contourArea(line),
+            _largest_polygon, topmost=False,
+        )  # fmt: skip
     iou = _iou_with_best(_cut(levels.boxes, *heat.shape), truth, corner=1)
     return _best_per_level(levels, iou, highest + 1)[asked]
 
 
-def _largest_per_level(
-    level_boxes: LevelBoxes, level: NDArray[np.intp], asked: NDArray[np.intp], corner: int,
-    choose: Callable[[np.ndarray], np.ndarray],
-) -> LevelBoxes:  # fmt: skip
-    """The box of the largest component of each level that is asked for.
+def _half_squares(level_HW: Ints) -> list[Ints]:
+    """The levels up to which a polygon through pixels' centers has one and two halves of a pixel's square (2 x 2)."""
+    padded = np.pad(level_HW, ((0, 1), (0, 1)))
+    top, bottom = padded[:-1], padded[1:]
+    least = [np.minimum(row[:, :-1], row[:, 1:]) for row in (top, bottom)]
+    most = [np.maximum(row[:, :-1], row[:, 1:]) for row in (top, bottom)]
+    return [np.minimum(*least), np.minimum(np.maximum(*least), np.minimum(*most))]
 
-    A component is at least as large as the units in it and at most as large as its box, less ``corner`` on each
-    side. Where this leaves no doubt about the largest, it is taken; else it is chosen from the level's mask.
+
+def _largest_per_level(
+    level_boxes: LevelBoxes, level_HW: Ints, asked: Ints, box_sizes: Ints, size_of: Callable[[np.ndarray], float],
+    choose: Callable[[np.ndarray], np.ndarray], *, topmost: bool,
+) -> LevelBoxes:  # fmt: skip
+    """The box of the largest component, its holes included, of each level that is asked for.
+
+    A component without holes is as large as its units; one with holes at least, and at most as its box. Where this
+    leaves several, those with holes are measured by their borders.
+
+    Args:
+        level_boxes: of all components.
+        level_HW: of the pixels.
+        asked: levels.
+        box_sizes: (m,) most that components can have in their boxes.
+        size_of: the size within a border (OpenCV's outline of all pixels).
+        choose: the box of the largest component of a mask, for those that are equal in all.
+        topmost: of equal sizes the topmost, then leftmost box is the one; else they are equal in all.
     """
-    order = np.lexsort((-level_boxes.units, level_boxes.levels))
-    boxes, levels, units = (part[order] for part in level_boxes)
-    most = np.prod(boxes[:, 2:] - boxes[:, :2] - corner, axis=1)
-    first = np.flatnonzero(np.diff(levels, prepend=-1))
-    best_units = np.append(most, 0)
-    best_units[first] = 0
-    doubtful = np.maximum.reduceat(best_units, first) >= units[first]
-    several = np.diff(np.append(first, len(levels))) > 1
-    open_levels = np.intersect1d(levels[first[doubtful & several]], asked)
-    chosen = [choose(level >= number) for number in open_levels]
-    sure = first[~(doubtful & several)]
-    all_boxes = np.concatenate([boxes[sure], np.reshape(chosen, (-1, 4)).astype(np.intp)])
-    return LevelBoxes(all_boxes, np.concatenate([levels[sure], open_levels]), np.zeros(len(all_boxes), np.intp))
+    boxes, levels, units, holes = level_boxes
+    most = np.where(holes == 0, units, box_sizes)
+    first, is_asked = _firsts(levels), np.zeros(int(levels[-1]) + 1, dtype=bool)
+    is_asked[asked[asked <= levels[-1]]] = True
+    least = np.repeat(np.maximum.reduceat(units, first), np.append(first[1:], len(levels)) - first)
+    candidates = np.flatnonzero((most >= least) & is_asked[levels])
+    starts = _firsts(levels[candidates])
+    ends = np.append(starts[1:], len(candidates))
+    largest, largest_boxes = candidates[starts], boxes[candidates[starts]]
+    for row in np.flatnonzero(ends - starts > 1).tolist():
+        several = candidates[starts[row] : ends[row]]
+        number = int(levels[several[0]])
+        sizes = dict[int, float]()
+        for one in several[np.argsort(-units[several], kind="stable")].tolist():
+            if most[one] >= max(sizes.values(), default=0):
+                sizes[one] = int(units[one]) if holes[one] == 0 else size_of(_border(level_HW, number, boxes[one]))
+        greatest = max(sizes.values())
+        best = [one for one, size in sizes.items() if size == greatest]
+        if topmost:
+            first_corner = min((boxes[one, 1], boxes[one, 0]) for one in best)
+            best = [one for one in best if (boxes[one, 1], boxes[one, 0]) == first_corner]
+        largest_boxes[row] = boxes[best[0]] if len(best) == 1 else choose(level_HW >= number)
+    nothing = np.zeros_like(largest)
+    return LevelBoxes(largest_boxes, levels[largest], nothing, nothing)
+
+
+def _firsts(levels: Ints) -> Ints:
+    """The places of the first of each level of a sorted row."""
+    return np.flatnonzero(np.concatenate([[True], levels[1:] != levels[:-1]]))
+
+
+def _border(level_HW: Ints, number: int, box: Ints) -> np.ndarray:
+    """The outer border of the component of ``level >= number`` with that box: no other one there has the same."""
+    left, top, right, bottom = box.tolist()
+    mask = (level_HW[top:bottom, left:right] >= number).astype(np.uint8)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    whole = (0, 0, right - left, bottom - top)
+    return next(outline for outline in outlines if cv2.boundingRect(outline) == whole)
 
 
 def _largest_polygon(mask: np.ndarray) -> np.ndarray:
@@ -191,8 +250,8 @@ def _largest_polygon(mask: np.ndarray) -> np.ndarray:
 
 
 def _best_per_level(levels: LevelBoxes, iou: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    best = np.zeros(count)
-    np.maximum.at(best, levels.levels, iou)
+    best, first = np.zeros(count), _firsts(levels.levels)
+    best[levels.levels[first]] = np.maximum.reduceat(iou, first)
     return best
 
 

@@ -9,7 +9,9 @@ noise map costs what it has maxima. Carr, Snoeyink and Axen 2003, "Computing con
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -22,20 +24,22 @@ Ints = NDArray[np.integer]
 
 _RING = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # (dy, dx), clockwise from above
 _SIDES = ((0, -1), (-1, 0), (0, 1), (1, 0))  # left, top, right, bottom: the order of a box's numbers
-_BIRTH, _MEETING = 16, 32
+_BIRTH, _MEETING, _EULER = 16, 32, 64
 _NOWHERE = -(1 << 30)  # what a component without pixels reaches
+_MANY = 400  # maxima, from which on a step for each level is faster than one for each meeting
 
 
 class LevelBoxes(NamedTuple):
-    """Boxes (m, 4), xyxy pixels, exclusive, in no order; the level (m,) of each and the units (m,) in its component."""
+    """Boxes (m, 4), xyxy pixels, exclusive, sorted by level (m,); units (m,) and holes (m,) of the box's component."""
 
     boxes: Ints
     levels: Ints
     units: Ints
+    holes: Ints
 
 
 def level_set_boxes(
-    heat_HW: np.ndarray, level_HW: Ints, count: int, *, units_HW: Ints | None = None, holes: bool = False
+    heat_HW: np.ndarray, level_HW: Ints, count: int, *, units_HW: Sequence[Ints] = (), holes: bool = False
 ) -> LevelBoxes:
     """Boxes of the 8-connected components of ``level >= l`` for every l in 0 ... count - 1.
 
@@ -43,52 +47,66 @@ def level_set_boxes(
         heat_HW: finite numbers that order the pixels.
         level_HW: whole numbers in 0 ... count - 1 that grow with the heat.
         count: number of levels.
-        units_HW: levels up to which each pixel adds one unit to its component's size; None counts nothing.
+        units_HW: levels up to which each pixel adds one unit to its component's size, or to that of its right neighbor
+            where the pixel itself is below that level; none count nothing, neither units nor holes.
         holes: also the boxes of the rims of all holes. A hole is a 4-connected component of ``level < l`` that does
             not touch the image's border; its rim is one pixel wide.
 
     Example:
         >>> heat, level = np.array([[0.9, 0.1, 0.6]]), np.array([[1, 0, 1]])
-        >>> boxes, levels, _ = level_set_boxes(heat, level, 2)
+        >>> boxes, levels, *_ = level_set_boxes(heat, level, 2)
         >>> sorted(zip(levels.tolist(), boxes.tolist()))
         [(0, [0, 0, 3, 1]), (1, [0, 0, 1, 1]), (1, [2, 0, 3, 1])]
     """
-    code = _higher_neighbors(heat_HW)
-    per_level = _boxes(code, level_HW, count, units_HW, eight=True)
+    width = heat_HW.shape[1] + 2
+    code, east = _higher_neighbors(heat_HW)
+    levels = _framed(level_HW, 0)
+    units = [levels if units is level_HW else _framed(units, 0) for units in units_HW]
+    per_level = _boxes(code, east, levels, count, width, units, eight=True)
     if not holes:
         return per_level
-    gaps = _boxes(~code, count - 1 - level_HW, count, None, eight=False)
+    gaps = _boxes(~code, ~east, count - 1 - levels, count, width, [], eight=False)
     below = gaps.levels > 0  # level 0 is that of the image without a single pixel left
     boxes = np.concatenate([per_level.boxes, gaps.boxes[below] + (-1, -1, 1, 1)])
-    levels = np.concatenate([per_level.levels, count - gaps.levels[below]])
-    return LevelBoxes(boxes, levels, np.concatenate([per_level.units, gaps.units[below]]))
+    both = np.concatenate([per_level.levels, count - gaps.levels[below]])
+    order, none = np.argsort(both, kind="stable"), np.zeros_like(both)
+    return LevelBoxes(boxes[order], both[order], none, none)
 
 
-def _higher_neighbors(heat: np.ndarray) -> NDArray[np.uint8]:
-    """One bit for each neighbor in the ring that is higher; of equals the earlier one is. Outside is the lowest."""
-    height, width = heat.shape
-    around = np.full((height + 2, width + 2), -np.inf, dtype=heat.dtype)
+def _higher_neighbors(heat: np.ndarray) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """One bit for each neighbor in the ring that is higher, of the framed pixels; and whether the right one is.
+
+    Of equals the earlier one is higher; outside is the lowest. Each pair of neighbors is compared once.
+    """
+    width = heat.shape[1] + 2
+    around = np.full((heat.shape[0] + 2, width), -np.inf, dtype=heat.dtype)
     around[1:-1, 1:-1] = heat
-    code = np.zeros(heat.shape, dtype=np.uint8)
-    for bit, (dy, dx) in enumerate(_RING):
-        neighbor = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
-        earlier = (dy, dx) < (0, 0)
-        higher = neighbor >= heat if earlier else neighbor > heat
-        code |= higher.view(np.uint8) << np.uint8(bit)
-    return code
+    around = around.ravel()
+    later = [(bit, dy * width + dx) for bit, (dy, dx) in enumerate(_RING) if (dy, dx) > (0, 0)]
+    code = np.full(around.size, sum(1 << (bit + 4) % 8 for bit, _ in later), dtype=np.uint8)
+    east = np.zeros(around.size, dtype=np.bool_)
+    for bit, apart in later:
+        is_higher = around[apart:] > around[:-apart]
+        if apart == 1:
+            east[:-1] = is_higher
+        ones = is_higher.view(np.uint8)  # sums and products take fewer instructions than shifts
+        code[:-apart] += ones * np.uint8(1 << bit)
+        code[apart:] -= ones * np.uint8(1 << (bit + 4) % 8)
+    return code, east
 
 
 class _Tables(NamedTuple):
     """What each of the 256 neighborhoods means."""
 
-    events: NDArray[np.uint8]  # bit s: may be the outermost pixel on side s; `_BIRTH`; `_MEETING`
+    events: NDArray[np.uint8]  # bit s: may be the outermost pixel on side s; `_BIRTH`; `_MEETING`; `_EULER`
     steps: NDArray[np.intp]  # (256, 4, 2): (dy, dx) to one of each group of higher neighbors, (0, 0) for no group
+    euler: NDArray[np.intp]  # (256,): by how much the pixel changes the components less the holes
 
 
 @lru_cache(maxsize=2)
 def _tables(eight: bool) -> _Tables:
     events = np.zeros(256, dtype=np.uint8)
-    steps = np.zeros((256, 4, 2), dtype=np.intp)
+    steps, euler = np.zeros((256, 4, 2), dtype=np.intp), np.zeros(256, dtype=np.intp)
     for code in range(256):
         higher = [place for place in range(0, 8, 1 if eight else 2) if code >> place & 1]
         group = {place: place for place in higher}
@@ -100,95 +118,218 @@ def _tables(eight: bool) -> _Tables:
                     group = {key: group[place] if of == group[other] else of for key, of in group.items()}
         chosen = sorted(set(group.values()))
         steps[code, : len(chosen)] = [_RING[place] for place in chosen] or 0
+        # Yokoi et al. 1973, "Topological properties in digitized binary pictures": the connectivity number.
+        lower = [not code >> place % 8 & 1 for place in range(10)]
+        euler[code] = 1 - sum(lower[k] and not (lower[k + 1] and lower[k + 2]) for k in (0, 2, 4, 6))
         events[code] = _BIRTH * (len(chosen) == 0) + _MEETING * (len(chosen) > 1)
+        events[code] += _EULER * bool(eight and euler[code])
         for side, (dy, dx) in enumerate(_SIDES):
             # Towards the side or level with the pixel, a higher neighbor reaches as far.
             events[code] += (all(_RING[place][0] * dy + _RING[place][1] * dx < 0 for place in higher)) << side
-    return _Tables(events, steps)
+    return _Tables(events, steps, euler)
 
 
-def _boxes(code: NDArray[np.uint8], level: Ints, count: int, units: Ints | None, *, eight: bool) -> LevelBoxes:
+class _Changes(NamedTuple):
+    """What happens at which level, by number of the maximum; the last number is the frame's."""
+
+    maxima: int
+    level_count: int
+    reaches: tuple[Ints, Ints, Ints, Ints]  # maxima, sides, levels; how far they reach then, growing outwards
+    meetings: tuple[Ints, Ints, Ints]  # two maxima, and the level at which they touch
+    units: Ints | None  # (maxima + 1, count): by how much the components' sizes grow at a level; None counts nothing
+    euler: tuple[Ints, Ints, Ints]  # maxima, levels; by how much the components less the holes change
+
+
+def _boxes(
+    code: NDArray[np.uint8], east: NDArray[np.bool_], level: Ints, count: int, width: int, units: Sequence[Ints], *,
+    eight: bool,
+) -> LevelBoxes:  # fmt: skip
     """Boxes of the components of ``level >= l`` that do not reach the frame; no 8-connected one does."""
     tables = _tables(eight)
-    height, width = (size + 2 for size in level.shape)
-    code, level = _framed(code, 255), _framed(level, 0)
     steps = tables.steps[..., 0] * width + tables.steps[..., 1]
-    roots = _roots(steps[:, 0].take(code), height, width)
+    code[:width] = code[-width:] = code[::width] = code[width - 1 :: width] = 255
     happens = np.asarray(cv2.LUT(code, tables.events), dtype=np.uint8).ravel()
-    births = np.flatnonzero(happens & _BIRTH > 0)
-    number = np.full(len(code), len(births))  # the frame's, and that of all that leads into it
-    number[births] = np.arange(len(births))
+    events = np.flatnonzero(happens != 0)
+    happens = happens[events]
+    above = _maxima_above(code, east, steps[:, 0], width)
+    maxima = int((happens & _BIRTH > 0).sum())
 
-    # How far a component reaches to each side at a level, as numbers that grow outwards.
-    reach = np.full((len(births) + 1, 4, count), _NOWHERE, dtype=np.int32)
-    for side in range(4):
-        pixels = np.flatnonzero(happens & (1 << side) > 0)
-        y, x = np.divmod(pixels, width)
-        place = (number[roots[pixels]] * 4 + side) * count + level[pixels]
-        np.maximum.at(reach.reshape(-1), place, (1 - x, 1 - y, x, y)[side].astype(np.int32))
-    np.maximum.accumulate(reach[:, :, ::-1], axis=2, out=reach[:, :, ::-1])
+    pixels = [events[happens & (1 << side) > 0] for side in range(4)]
+    sides = np.repeat(np.arange(4), [len(part) for part in pixels])
+    reached = np.concatenate([(1 - p % width, 1 - p // width, p % width, p // width)[i] for i, p in enumerate(pixels)])
+    outermost = np.concatenate(pixels)
 
-    size = np.zeros((len(reach), count if units is not None else 0), dtype=np.intp)
-    if units is not None:
-        size += np.bincount(number[roots] * count + _framed(units, 0), minlength=size.size).reshape(size.shape)
-        np.cumsum(size[:, ::-1], axis=1, out=size[:, ::-1])
+    saddles = events[happens & _MEETING > 0]
+    touching = above[saddles[:, None] + steps[code[saddles]]]
+    saddle, group = np.nonzero(above[saddles][:, None] != touching)
+    meetings = (above[saddles[saddle]], touching[saddle, group], level[saddles[saddle]])
 
-    saddles = np.flatnonzero(happens & _MEETING > 0)
-    touching = number[roots[saddles[:, None] + steps[code[saddles]]]]
-    for kept, ended, at in _meetings(number[roots[saddles]], touching, level[saddles], len(reach)):
-        joint_reach = reach[kept, :, : at + 1]
-        np.maximum(joint_reach, reach[ended, :, : at + 1], out=joint_reach)
-        reach[ended, :, : at + 1] = _NOWHERE
-        size[kept, : at + 1] += size[ended, : at + 1]
+    changing = events[happens & _EULER > 0] if units else events[:0]
+    changes = _Changes(
+        maxima, count, (above[outermost], sides, level[outermost], reached), meetings,
+        _sizes(above, level, units, maxima, count) if units else None,
+        (above[changing], level[changing], tables.euler[code[changing]]),
+    )  # fmt: skip
+    return _by_level(changes) if maxima > _MANY else _by_meeting(changes)
 
-    component, levels = np.nonzero(reach[:-1, 0] > _NOWHERE)
-    boxes = reach[component, :, levels] * np.array((-1, -1, 1, 1))
-    return LevelBoxes(boxes, levels, size[component, levels] if units is not None else np.zeros_like(levels))
+
+def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: int) -> Ints:
+    """By how many units the component of each maximum grows at each level, (maxima + 1, count)."""
+    sizes = np.zeros((maxima + 1) * count, dtype=np.intp)
+    for own in units:
+        component = above if own is level else np.where(level >= own, above, np.append(above[1:], maxima))
+        sizes += np.bincount(component * np.int64(count) + own, minlength=len(sizes))
+    return sizes.reshape(-1, count)
 
 
 def _framed(image: np.ndarray, value: int) -> np.ndarray:
     """An image with one pixel more on each side, as a row of numbers."""
-    framed = np.full((image.shape[0] + 2, image.shape[1] + 2), value, dtype=image.dtype)
+    framed = np.full((image.shape[0] + 2, image.shape[1] + 2), value, dtype=np.int32)
     framed[1:-1, 1:-1] = image
     return framed.ravel()
 
 
-def _roots(step: Ints, height: int, width: int) -> Ints:
-    """The local maximum above every pixel of a framed image; 0 where the way up leads into the frame."""
-    roots = np.arange(height * width) + step
-    framed = roots.reshape(height, width)
-    framed[0] = framed[-1] = framed[:, 0] = framed[:, -1] = 0
-    while True:
-        further = roots.take(roots)
-        if np.array_equal(further, roots):
-            return roots
-        roots = further
+def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints, width: int) -> Ints:
+    """The number of the local maximum above every framed pixel, in their order; the last where that is the frame.
+
+    The way up goes along the row to its highest pixel, from there into another row: so only the rows' peaks are asked.
+    """
+    east[-1] = False
+    starts = np.append(0, np.flatnonzero(east[1:] > east[:-1]) + 1)
+    peaks = np.flatnonzero(east[1:] < east[:-1]) + 1
+    if not east[0]:
+        peaks = np.append(0, peaks)
+    step = steps[code[peaks]]
+    column = peaks % width
+    frame = (column == 0) | (column == width - 1) | (peaks < width) | (peaks >= len(code) - width)
+    step[frame] = 0
+    up = np.searchsorted(starts, peaks + step, side="right") - 1
+    while not np.array_equal(further := up[up[up]], up):
+        up = further
+    is_maximum = (step == 0) & ~frame
+    maxima = np.flatnonzero(is_maximum)
+    number = np.full(len(starts), len(maxima), dtype=np.int32)
+    number[maxima] = np.arange(len(maxima))
+    above: Ints = np.repeat(number[up], np.append(starts[1:], len(code)) - starts)
+    above[:width] = above[-width:] = above[::width] = above[width - 1 :: width] = len(maxima)
+    return above
 
 
-def _meetings(
-    own_components: Ints, touching_components: Ints, level: Ints, components: int
-) -> list[tuple[int, int, int]]:
+# ---------------------------------------------------------------- few maxima: a step for each meeting
+
+
+def _by_meeting(changes: _Changes) -> LevelBoxes:
+    """Every maximum has a row of what its component reaches at each level; where two meet, one row takes over."""
+    maxima, count = changes.maxima, changes.level_count
+    reach = np.full((maxima + 1, 4, count), _NOWHERE, dtype=np.int32)
+    component, sides, levels, reached = changes.reaches
+    np.maximum.at(reach.reshape(-1), (component * 4 + sides) * count + levels, reached.astype(np.int32))
+    np.maximum.accumulate(reach[:, :, ::-1], axis=2, out=reach[:, :, ::-1])
+    counted = np.zeros((2, maxima + 1, count if changes.units is not None else 0), dtype=np.intp)
+    if changes.units is not None:
+        counted[0] = changes.units
+        component, levels, more = changes.euler
+        np.add.at(counted[1], (component, levels), more)
+        np.cumsum(counted[:, :, ::-1], axis=2, out=counted[:, :, ::-1])
+    for kept, ended, at in _meetings(*changes.meetings, maxima + 1):
+        joint_reach = reach[kept, :, : at + 1]
+        np.maximum(joint_reach, reach[ended, :, : at + 1], out=joint_reach)
+        reach[ended, :, : at + 1] = _NOWHERE
+        counted[:, kept, : at + 1] += counted[:, ended, : at + 1]
+
+    levels, component = np.nonzero(reach[:-1, 0].T > _NOWHERE)
+    boxes = reach[component, :, levels] * np.array((-1, -1, 1, 1))
+    if changes.units is None:
+        return LevelBoxes(boxes, levels, np.zeros_like(levels), np.zeros_like(levels))
+    units, euler = counted[:, component, levels]
+    return LevelBoxes(boxes, levels, units, 1 - euler)
+
+
+def _meetings(one: Ints, other: Ints, level: Ints, components: int) -> Iterator[tuple[int, int, int]]:
     """From high to low: the component that goes on, the one that ends in it, the level at which they touch."""
-    saddle, group = np.nonzero(own_components[:, None] != touching_components)
-    order = np.argsort(-level[saddle], kind="stable")
-    saddle, group = saddle[order], group[order]
+    order = np.argsort(-level, kind="stable")
     parent = list(range(components))
 
-    def find(component: int) -> int:
+    def top(component: int) -> int:
         while parent[component] != component:
             parent[component] = parent[parent[component]]
             component = parent[component]
         return component
 
-    meetings = []
-    for own, touching, at in zip(
-        own_components[saddle].tolist(),
-        touching_components[saddle, group].tolist(),
-        level[saddle].tolist(),
-        strict=True,
-    ):
-        ended, kept = sorted((find(own), find(touching)))
+    for a, b, at in zip(one[order].tolist(), other[order].tolist(), level[order].tolist(), strict=True):
+        ended, kept = sorted((top(a), top(b)))
         if ended != kept:
             parent[ended] = kept
-            meetings.append((kept, ended, at))
-    return meetings
+            yield kept, ended, at
+
+
+# ---------------------------------------------------------------- many maxima: a step for each level
+
+
+def _by_level(changes: _Changes) -> LevelBoxes:
+    """Every component has what it reaches now; all that happens at a level is done at once."""
+    numbers, counts = changes.maxima + 1, changes.units is not None
+    top = np.arange(numbers)  # of each maximum the component that it is in by now
+    reach = np.full((numbers, 4), _NOWHERE, dtype=np.int32)
+    counted = np.zeros((numbers if counts else 0, 2), dtype=np.intp)
+    units = np.ascontiguousarray(changes.units.T) if changes.units is not None else counted
+    reaches = _by_levels(changes.reaches, 2, changes.level_count)
+    meetings, euler = (
+        _by_levels(changes.meetings, 2, changes.level_count),
+        _by_levels(changes.euler, 1, changes.level_count),
+    )
+    rows = []
+    for level in range(changes.level_count - 1, -1, -1):
+        one, other, _ = meetings[level]
+        if len(one):
+            ended = _joined(top, one, other)
+            kept = top[ended]
+            np.maximum.at(reach, kept, reach[ended])
+            reach[ended] = _NOWHERE
+            if counts:
+                np.add.at(counted, kept, counted[ended])
+                counted[ended] = 0
+        maximum, sides, _, reached = reaches[level]
+        np.maximum.at(reach.reshape(-1), top[maximum] * 4 + sides, reached.astype(np.int32))
+        if counts:
+            grown = np.flatnonzero(units[level])
+            np.add.at(counted[:, 0], top[grown], units[level, grown])
+            maximum, _, more = euler[level]
+            np.add.at(counted[:, 1], top[maximum], more)
+        alive = np.flatnonzero(reach[:-1, 0] > _NOWHERE)
+        rows.append((reach.take(alive, axis=0), counted.take(alive, axis=0) if counts else counted))
+    rows.reverse()
+    boxes = np.concatenate([row[0] for row in rows])
+    boxes[:, :2] *= -1
+    levels = np.repeat(np.arange(changes.level_count), [len(row[0]) for row in rows])
+    if not counts:
+        return LevelBoxes(boxes, levels, np.zeros_like(levels), np.zeros_like(levels))
+    sizes, euler_numbers = np.concatenate([row[1] for row in rows]).T
+    return LevelBoxes(boxes, levels, sizes, 1 - euler_numbers)
+
+
+def _by_levels(arrays: tuple[Ints, ...], place: int, count: int) -> list[tuple[Ints, ...]]:
+    """The parts of arrays that belong to each level; that at ``place`` holds the levels."""
+    order = np.argsort(arrays[place].astype(np.int16), kind="stable")  # of 16 bits: a radix sort
+    arrays = tuple(array[order] for array in arrays)
+    ends = np.searchsorted(arrays[place], np.arange(count + 1)).tolist()
+    return [tuple(array[start:end] for array in arrays) for start, end in pairwise(ends)]
+
+
+def _joined(top: Ints, one: Ints, other: Ints) -> Ints:
+    """Join the components of pairs of maxima, in place; those that end. The one of the highest number goes on."""
+    numbers, parent = np.arange(len(top)), np.arange(len(top))
+    pairs = top[np.stack([one, other])]
+    while (pairs := pairs[:, pairs[0] != pairs[1]]).size:
+        parent[pairs.min(0)] = pairs.max(0)  # of several the last: the next round joins the others
+        pairs = _followed(parent, pairs)
+    ended = np.flatnonzero(parent != numbers)
+    parent[ended] = _followed(parent, ended)
+    top[:] = parent[top]
+    return ended
+
+
+def _followed(parent: Ints, components: Ints) -> Ints:
+    while (further := parent[components]).tobytes() != components.tobytes():
+        components = further
+    return components

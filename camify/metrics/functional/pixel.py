@@ -37,7 +37,7 @@ def pixel_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, 
     return count_pixels(pixel_bins(maps, count), masks, ignore, count)
 
 
-def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
+def pixel_bins(maps: Tensor, count: int) -> NDArray[np.int32]:
     """The bin of every pixel, as in `pixel_histograms`.
 
     Example:
@@ -46,11 +46,16 @@ def pixel_bins(maps: Tensor, count: int) -> NDArray[np.intp]:
     """
     heat = maps.detach().cpu()
     values = heat.numpy() if heat.dtype in (torch.float32, torch.float64) else heat.float().numpy()
-    return last_reached(values, np.append(np.arange(count) * (1 / count), (1.0, 2.0)))
+    return last_reached(values, _edges(count))
+
+
+@lru_cache(maxsize=8)
+def _edges(count: int) -> NDArray[np.float64]:
+    return np.append(np.arange(count) * (1 / count), (1.0, 2.0))
 
 
 @lru_cache(maxsize=4)
-def center_gaussian_bins(height: int, width: int, count: int) -> NDArray[np.intp]:
+def center_gaussian_bins(height: int, width: int, count: int) -> NDArray[np.int32]:
     """`pixel_bins` (height, width) of `center_gaussian`.
 
     Example:
@@ -60,7 +65,7 @@ def center_gaussian_bins(height: int, width: int, count: int) -> NDArray[np.intp
     return pixel_bins(center_gaussian(height, width), count)
 
 
-def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
+def count_pixels(bins: NDArray[np.int32], masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
     """Histograms of the bins of `pixel_bins`, as in `pixel_histograms`.
 
     Example:
@@ -68,12 +73,14 @@ def count_pixels(bins: NDArray[np.intp], masks: Tensor, ignore: Tensor | None, c
         tensor([[1, 0, 0],
                 [0, 1, 1]])
     """
-    bins, on = bins.ravel(), masks.cpu().numpy().astype(bool, copy=False).ravel()
-    on_object = np.bincount(bins[on], minlength=count + 1)
+    on = masks.cpu().numpy().astype(bool, copy=False).ravel()
+    rows = on.view(np.uint8)  # 0: beside the object, 1: on it, 2: ignored
     if ignore is not None:
-        bins = bins[on | ~ignore.cpu().numpy().astype(bool, copy=False).ravel()]
-    everywhere = np.bincount(bins, minlength=count + 1)
-    return torch.from_numpy(np.stack([everywhere - on_object, on_object]))
+        rows = rows + np.uint8(2) * (ignore.cpu().numpy().astype(bool, copy=False).ravel() > on).view(np.uint8)
+    places = rows * np.int32(count + 1)
+    places += bins.ravel()
+    pixels = np.bincount(places, minlength=3 * (count + 1)).reshape(3, count + 1)
+    return torch.from_numpy(pixels[:2])
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
