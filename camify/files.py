@@ -31,8 +31,8 @@ __all__ = [
     "COMPARISON", "EVALUATION", "EXPLAINED", "LONGEST_NAME", "MANIFEST", "OUTPUT_MARKERS", "RUN_MARKER", "WEB_PAGE",
     "claim", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
     "put_in_place", "read_text", "remove_all_leftovers", "remove_leftovers", "replace_folder", "require_writable",
-    "safe_cell", "shortened",
-    "slug", "temporary_folder", "to_json", "whole_file", "whole_folder", "write_whole",
+    "safe_cell", "shortened", "slug", "sync", "temporary_folder", "to_json", "whole_file", "whole_folder",
+    "write_whole",
 ]  # fmt: skip
 
 _PART, _OLD = ".camify.part", ".camify.old"
@@ -197,9 +197,9 @@ def _filled(path: Path) -> Iterator[BinaryIO]:
 
 def put_in_place(aside: Path, path: Path) -> None:
     """Give a finished file its name: on disk first, then in one step in the place of what stood there."""
-    _sync(aside)
+    sync(aside)
     aside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -211,7 +211,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
         file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Put a file, or what a folder lists, on disk, so that it outlives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -306,10 +306,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         try:
             yield aside
             for path in aside.rglob("*"):
-                _sync(path)
-            _sync(aside)
+                sync(path)
+            sync(aside)
             replace_folder(folder, aside)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
             os.close(descriptor)

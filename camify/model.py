@@ -253,7 +253,9 @@ class CAMNet(nn.Module):
         """
         manifest = self.manifest()
         card = model_card(manifest, overlays=overlays is not None)
-        return write_folder(folder, self.state_dict(), manifest, card, overlays, check=partial(compare_written, self))
+        return write_folder(
+            folder, self.state_dict(), manifest, card, overlays, check=partial(compare_written, Path(folder), self)
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, revision: str | None = None) -> CAMNet:

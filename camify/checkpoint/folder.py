@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import MANIFEST, foreign_entry, interrupted_replacements, to_json, whole_folder
+from ..files import MANIFEST, foreign_entry, interrupted_replacements, sync, to_json, whole_folder
 from ..former_names import current_name, with_current_keys
 from .bounds import MOST_CLASSES, MOST_FEATURES
 
@@ -60,7 +60,7 @@ def write_folder(
     manifest: Mapping[str, Any],
     card: str,
     overlays: bytes | None = None,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Mapping[str, Tensor], Mapping[str, Any]], None] | None = None,
 ) -> Path:
     """Write a checkpoint folder as a whole; a folder that camify wrote before is replaced in one step.
 
@@ -70,7 +70,8 @@ def write_folder(
         manifest: JSON values.
         card: the text of its README.md.
         overlays: a picture (PNG) that the card shows.
-        check: is called with the written folder before it gets its name; what it raises leaves the former one there.
+        check: is called with tensors and manifest as they were written, before the folder gets its name; what it raises
+            leaves the former one there.
 
     Raises:
         CheckpointError: the place holds something that is not a camify checkpoint, or cannot be written.
@@ -82,18 +83,22 @@ def write_folder(
             f"{folder}: {foreign}, which camify did not write. It was not touched; choose another folder."
         )
     try:
-        with whole_folder(folder) as aside:
-            safetensors.torch.save_file(_unshared(tensors), aside / WEIGHTS, metadata={"format": "pt"})
-            (aside / WEIGHTS).chmod(aside.stat().st_mode & 0o666)  # safetensors keeps it to its owner
-            content = {"schema_version": SCHEMA_VERSION, **manifest, "sha256": file_sha256(aside / WEIGHTS)}
+        with whole_folder(folder) as aside, ThreadPoolExecutor(2) as beside:
+            weights = aside / WEIGHTS
+            safetensors.torch.save_file(_unshared(tensors), weights, metadata={"format": "pt"})
+            weights.chmod(aside.stat().st_mode & 0o666)  # safetensors keeps it to its owner
+            sync_ended, digest = beside.submit(sync, weights), beside.submit(file_sha256, weights)
+            content = {"schema_version": SCHEMA_VERSION, **manifest}
             content = json.loads(json.dumps(content, allow_nan=False))  # as a reader has it
+            if check is not None:
+                check(read_tensors(weights), check_manifest(content, folder / MANIFEST))
+            content["sha256"] = digest.result()
             content["digest"] = manifest_digest(content)
             if overlays is not None:
                 (aside / OVERLAYS).write_bytes(overlays)
             (aside / CARD).write_text(card, encoding="utf-8")
             (aside / MANIFEST).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
-            if check is not None:
-                check(aside)
+            sync_ended.result()
     except CheckpointError:  # of the check
         raise
     except (TypeError, ValueError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..boxes import BoxRule
 from ..errors import CheckpointError
 from ..eval_mode import eval_mode
+from ..maps import identity_error
 from . import architecture
 from .bounds import check_needs
 from .certificate import TOLERANCE, Certificate
@@ -112,47 +114,90 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     return model.eval()
 
 
-@torch.no_grad()
-def compare_written(model: Any, folder: Path) -> None:
-    """Refuse a written folder that does not give its network back, weights and answers.
+def compare_written(folder: Path, model: Any, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+    """Refuse to write a folder whose tensors and manifest do not give the network back: weights, logits and maps.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: they do not.
     """
-    loaded = type(model).from_pretrained(folder)
+    loaded = _assembled(type(model), manifest, tensors)
     own, written = model.state_dict(), loaded.state_dict()
     same = own.keys() == written.keys() and all(torch.equal(own[key].cpu(), written[key]) for key in own)
     if same and model.certificate is not None:
-        like = next(model.parameters())
-        noise = torch.randn(1, *model.certificate.input_shape, generator=torch.Generator().manual_seed(0)).to(like)
-        with eval_mode(model):
-            expected = model.forward_features(noise).cpu()
-        features = loaded.to(like.dtype).forward_features(noise.cpu())
-        same = torch.allclose(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        expected, given = _answers_to_noise(model, loaded, model.certificate.input_shape)
+        same = all(
+            torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+            for one, other in zip(given, expected, strict=True)
+        )
     if not same:
         raise CheckpointError(
             f"{folder.name}: what was written does not give the network back, and was removed. Please report it,"
             " with the network."
         )
+    if model.certificate is not None:
+        _check_identity(loaded, folder, given)
 
 
-def _check_identity(model: Any, path: Path) -> None:
-    """The identity on noise of a quarter of the size, where the network runs on it; else of its own size."""
+@torch.no_grad()
+def _answers_to_noise(
+    model: Any, loaded: Any, input_shape: Sequence[int]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Logits and maps of both, of noise of a quarter of the size, where the network runs on it; else of its own."""
+    like = next(model.parameters())
+    *smaller, whole = _sizes_to_try(input_shape)
+    for size in smaller:
+        with contextlib.suppress(Exception), eval_mode(model):
+            expected = model.forward_with_maps(_noise(size).to(like))
+            break
+    else:
+        size = whole
+        with eval_mode(model):
+            expected = model.forward_with_maps(_noise(size).to(like))
+    given = loaded.to(like.dtype).forward_with_maps(_noise(size).to(like.dtype))
+    return (expected[0].cpu(), expected[1].cpu()), given
+
+
+def _sizes_to_try(input_shape: Sequence[int]) -> list[tuple[int, ...]]:
+    channels, *sides = input_shape
+    return [(channels, *(max(side // 4, min(side, 32)) for side in sides)), tuple(input_shape)]
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _check_identity(model: Any, path: Path, answers: tuple[Tensor, Tensor] | None = None) -> None:
+    """The identity on noise of a quarter of the size, where the network runs on it; else of its own size.
+
+    Logits and maps that the network gave already are enough, but those of half precision, whose rounding is larger.
+    """
     if model.pool_name != "gap" or model.certificate is None:
         return
-    channels, *sides = model.certificate.input_shape
     failure = ""
-    for size in ([max(side // 4, min(side, 32)) for side in sides], sides):
+    for size in _sizes_to_try(model.certificate.input_shape):
         try:
-            probe = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
-            error = model.identity_error(probe)
+            if answers is not None and answers[0].dtype in (torch.float32, torch.float64):
+                error = _error_of(model, *answers)
+            else:
+                error = model.identity_error(_noise(size))
         except Exception as raised:  # noqa: BLE001 - the network is the file's: it can fail in any way
-            failure = f"the network does not run on images {(channels, *size)} ({raised})."
+            failure = f"the network does not run on images {size} ({raised})."
             continue
-        if error <= TOLERANCE:
+        failure = _identity_failure(error)
+        if not failure:
             return
-        failure = (
-            f"the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
-            " The weights are damaged or not those of a CAM network."
-        )
     raise CheckpointError(f"{path}: {failure}")
+
+
+def _error_of(model: Any, logits: Tensor, maps: Tensor) -> float:
+    bias = model.classifier.bias
+    return identity_error(logits, maps, torch.zeros_like(logits[0]) if bias is None else bias)
+
+
+def _identity_failure(error: float) -> str:
+    return (
+        ""
+        if error <= TOLERANCE
+        else f"the maps do not add up to the logits (error {error:.1e}, allowed {TOLERANCE:.0e})."
+        " The weights are damaged or not those of a CAM network."
+    )
