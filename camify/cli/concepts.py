@@ -58,7 +58,7 @@ def _concepts(options: Namespace) -> None:
         source = resolve(options.model).explained_by(["concepts"])
     source.model.to(device)
     network = explained_network(
-        source, options.model, _FORWARD_ONLY, layer=options.layer, task=options.task, bits=options.bits,
+        source, options.model, _FORWARD_ONLY, task=options.task, bits=options.bits,
         preprocessing=options.preprocessing,
     )  # fmt: skip
     if options.class_names is not None:
@@ -66,8 +66,8 @@ def _concepts(options: Namespace) -> None:
         network.classes = Classes(network.classes.task, tuple(names))
     out = Path(options.out)
     done = write_concepts(
-        network, search.paths, out, concepts=options.concepts, seed=options.seed, limit=options.limit,
-        workers=options.workers, overwrite=options.overwrite,
+        network, search.paths, out, concepts=options.concepts, layer=options.layer, seed=options.seed,
+        limit=options.limit, workers=options.workers, overwrite=options.overwrite,
     )  # fmt: skip
     screen = console(soft_wrap=True)
     for note in [*network.notes, *search.left_out.notes(), *done.notes]:

@@ -50,6 +50,7 @@ def write_concepts(
     out: Path,
     *,
     concepts: int = 4,
+    layer: str | None = None,
     seed: int = 0,
     limit: int = 24,
     workers: int = 1,
@@ -61,10 +62,11 @@ def write_concepts(
     network's head says of each concept. ``concepts.json``: the same in numbers.
 
     Args:
-        network: whose last map, or that of its ``layer``, is factorized.
+        network: whose map is factorized.
         files: images.
         out: folder to write.
         concepts: as many as there are colors that can be told apart.
+        layer: exact name of a module; None is the last spatial map.
         seed: of the factorization.
         limit: most images; of more files so many are taken, evenly spread.
         workers: processes that decode.
@@ -91,7 +93,7 @@ def write_concepts(
         raise DataError(f"No image could be read: {'; '.join(list(unreadable.values())[:5])}")
     parameter = next(network.model.parameters(), torch.zeros(0))
     factors = factorize(
-        network.model, torch.cat([batch.images for batch in read]).to(parameter), concepts, network.layer, seed,
+        network.model, torch.cat([batch.images for batch in read]).to(parameter), concepts, layer, seed,
         task=network.classes.task, class_names=network.classes.names,
     )  # fmt: skip
     document = _document(network, factors, read, seed)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..console import shown
 from ..errors import ConfigError, ConversionError
 from ..sources import Source, source_of
 from ..task import Classes, Task
@@ -37,6 +38,13 @@ class FeatureFactors:
         relative_error: norm of what is not explained, over that of the activations (Frobenius).
         layer: name of the layer.
         classes: what the logits mean.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+        >>> _ = nn.init.ones_(network[0].weight)
+        >>> factors = factorize(network, torch.rand(4, 1, 8, 8), concepts=1)
+        >>> factors.vectors_PC.shape, factors.probabilities_PK.shape, len(factors.top_classes(2)[0])
+        (torch.Size([1, 2]), torch.Size([1, 3]), 2)
     """
 
     maps_NPhw: Tensor  # noqa: N815 - axes
@@ -100,12 +108,14 @@ def factorize(
     """
     if isinstance(concepts, bool) or not isinstance(concepts, int) or concepts < 1:
         raise ConfigError(f"concepts={concepts!r}: must be a whole number of at least 1.")
+    if not (layer is None or isinstance(layer, str)):
+        raise ConfigError(f"layer={shown(repr(layer))[:80]}: give the name of one module, or None.")
     _require_sklearn()
     source = source_of(unwrapped(model) if isinstance(model, nn.Module) else model).explained_by(["factorize"])
     network = source.model
     batch = network_input(network, images, source.preprocessing, source.input_size)
     forwards = list[ForwardPass]()
-    for chunk in batch.split(_CHUNK):
+    for chunk in torch.split(batch, _CHUNK):
         with observe(
             network, chunk, layer, task=task or source.task, class_names=class_names or source.class_names
         ) as forward:

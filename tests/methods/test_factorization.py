@@ -207,6 +207,8 @@ def test_what_cannot_be_is_said(images, monkeypatch):
     net[0].bias.data -= 1000
     with pytest.raises(ConversionError, match=r"layer 1: no activation .* is positive.*Give another layer"):
         factorize(net, images)
+    with pytest.raises(ConfigError, match="give the name of one module"):
+        factorize(net, images, layer=["1", "0"])
     with pytest.raises(ConfigError, match="the network has no such module"):
         factorize(network(), images, layer="nowhere")
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
