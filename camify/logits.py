@@ -18,6 +18,7 @@ __all__ = [
     "MixedImagesError",
     "cannot_run",
     "chance_note",
+    "lacks_memory",
     "logits_of",
     "require_image_input",
     "require_logits",
@@ -133,9 +134,14 @@ def running(model: nn.Module, images: Tensor) -> Iterator[None]:
     except CamifyError:
         raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or re.search(r"allocate|CUDNN_STATUS", str(error)):
+        if lacks_memory(error):
             raise
         raise cannot_run(model, images, error) from error
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a network raised an error for lack of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(r"allocate|CUDNN_STATUS", str(error)))
 
 
 def cannot_run(model: nn.Module, images: Tensor, error: Exception, place: str = "") -> ConversionError:

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ..errors import ConfigError
-from ..methods import METHODS
+from ..methods import AUGMENTATIONS, METHODS
 from ..preprocessing import NORMALIZATIONS
 from ..task import Task
 from .failures import camify_error_in
@@ -16,7 +16,7 @@ from .option_types import Count, Number
 from .parser_messages import in_one_line
 
 __all__ = [
-    "BITS", "CLASS_NAMES", "INPUT_SIZE", "SOURCE", "TASK", "TASKS", "UNLABELED", "CommandParser",
+    "BITS", "CLASS_NAMES", "INPUT_SIZE", "SOURCE", "TASK", "TASKS", "UNLABELED", "CommandParser", "add_augment",
     "add_network_options", "add_preprocessing",
 ]  # fmt: skip
 
@@ -51,11 +51,20 @@ def add_network_options(command: ArgumentParser) -> None:
     command.add_argument("--class_names", type=str | None, default=None, help=CLASS_NAMES)
     command.add_argument("--task", choices=TASKS, default=None, help=TASK)
     command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
+    add_augment(command)
     command.add_argument("--bits", type=Count | None, default=None, help=BITS)
     add_preprocessing(command)
     command.add_argument("--batch_size", type=Count, default=16)
     command.add_argument("--workers", type=Number, default=1, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def add_augment(command: ArgumentParser) -> None:
+    """The augmentations of methods."""
+    command.add_argument(
+        "--augment", choices=tuple(AUGMENTATIONS), nargs="+", default=[],
+        help="maps: the mean over the image mirrored, moved, in other sizes; 1, 4, 2 forwards more",
+    )  # fmt: skip
 
 
 def add_preprocessing(command: ArgumentParser) -> None:

@@ -33,6 +33,7 @@ from .command_options import (
     TASK,
     TASKS,
     CommandParser,
+    add_augment,
     add_network_options,
     add_preprocessing,
 )  # fmt: skip
@@ -79,6 +80,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("images", nargs="*", help="image files, or folders of them; boxes.csv beside them is read")
     command.add_argument("--model", type=str, action="append", default=None, help=f"repeatable: {SOURCE}")
     command.add_argument("--method", type=str, nargs="+", default=None, help=f"of {', '.join(METHODS)}, or your own")
+    add_augment(command)
     command.add_argument("--target", type=str | None, default=None, help="a class; default: the first model's top-1")
     command.add_argument("--task", choices=TASKS, default=None, help=TASK)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
@@ -121,7 +123,7 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
     screen = console(quiet=not ranks.is_first)
     for note in [*network.notes, *search.left_out.notes()]:
         screen.print(f"{note[0].upper()}{note[1:]}.", soft_wrap=True)
-    slow = {name: method.further_forwards(_CHANNELS) for name, method in network.methods.items()}
+    slow = {name: method.all_forwards(_CHANNELS) for name, method in network.methods.items()}
     slow = {name: count for name, count in slow.items() if count > _CHANNELS}
     if slow:
         listed = ", ".join(f"{name} {count:,} times" for name, count in slow.items())
@@ -170,7 +172,7 @@ def _explained(options: Namespace, ranks: Ranks) -> tuple[ExplainedNetwork, Expl
     layer = layers if len(layers) > 1 else options.layer
     network = explained_network(
         source, options.model, options.method, layer=layer, options=options.options, task=options.task,
-        bits=options.bits, preprocessing=options.preprocessing,
+        bits=options.bits, preprocessing=options.preprocessing, augmentations=options.augment,
     )  # fmt: skip
     if options.class_names is not None:
         names = read_class_names(options.class_names, network.class_counts)
@@ -225,6 +227,7 @@ def _compare(options: Namespace) -> None:
         options.images, options.model or [], options.method, out=options.out, target=options.target,
         demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
         check_images=options.check_images, bits=options.bits, preprocessing=options.preprocessing,
+        augmentations=options.augment,
     )  # fmt: skip
     console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
     answer(options, json.loads((folder / COMPARISON).read_text(encoding="utf-8")))
@@ -241,6 +244,7 @@ def _evaluate(options: Namespace, ranks: Ranks) -> None:
         mosaics=options.mosaics, threshold=options.threshold, device=device, workers=options.workers,
         options=options.options, task=options.task, check_images=options.check_images, bits=options.bits,
         preprocessing=options.preprocessing, pictures=options.pictures, legacy=options.legacy, sanity=options.sanity,
+        augmentations=options.augment,
     )  # fmt: skip
     if result is not None:
         folder = result.save(options.output, overwrite=options.overwrite)

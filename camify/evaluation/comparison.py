@@ -67,6 +67,7 @@ def compare_files(
     check_images: bool = True,
     bits: int | None = None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
+    augmentations: str | Sequence[str] | None = None,
 ) -> Path:
     """Compare methods on networks for image files, or in the demo; the folder that was written.
 
@@ -83,6 +84,7 @@ def compare_files(
         check_images: decode every image before the work starts.
         bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None takes what each network says.
         preprocessing: of the networks that do not say what they expect (see ``camify.evaluate``).
+        augmentations: of the methods, see ``camify.explain``.
 
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
@@ -96,13 +98,15 @@ def compare_files(
             raise ConfigError(
                 "--demo: brings its own images, models and classes. Leave out IMAGES, --model and --target."
             )
-        networks, pictures = demo_networks(names), demo_images()
+        networks, pictures = demo_networks(names, augmentations=augmentations), demo_images()
         title = "Comparison of methods: camify's demo"
     else:
         if not images or not models:
             raise ConfigError("compare: give IMAGES and --model, or --demo.")
         search = find_files(images, outside=folder)
-        networks = find_networks(models, names, task=task, bits=bits, preprocessing=preprocessing)
+        networks = find_networks(
+            models, names, task=task, bits=bits, preprocessing=preprocessing, augmentations=augmentations
+        )
         stated = {network.preprocessing.bits for network in networks}
         pictures, notes = images_with_notes(search.paths, check_images=check_images, bits=_common_bits(stated))
         notes = [*search.left_out.notes(), *notes]

@@ -42,7 +42,9 @@ def _scene(number: int, label: int, count: int, shrink: float, seed: int) -> Eva
     return EvaluationImage(f"{number:02d} {name}{kind}", pixels, boxes, (name,) * count, label)
 
 
-def demo_networks(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list[ExplainedNetwork]:
+def demo_networks(
+    methods: Sequence[str], weights: str = DEMO_WEIGHTS, augmentations: str | Sequence[str] | None = None
+) -> list[ExplainedNetwork]:
     """The legacy network and its conversion, whose classifier is fitted to it on other generated scenes.
 
     Raises:
@@ -52,7 +54,8 @@ def demo_networks(methods: Sequence[str], weights: str = DEMO_WEIGHTS) -> list[E
     net = convert(legacy, head="gap", head_channels=128, input_size=SHAPES.height, seed=0)
     fit_head(net, _training_images(), teacher=legacy.model, ridge=_RIDGE)
     converted = Source(net, f"{legacy.name}, head=gap, classifier fitted", legacy.class_names, (), legacy.preprocessing)
-    return [explained_network(legacy, "legacy", methods), explained_network(converted, "converted", methods)]
+    sources = {"legacy": legacy, "converted": converted}
+    return [explained_network(source, name, methods, augmentations=augmentations) for name, source in sources.items()]
 
 
 def _training_images() -> Tensor:

@@ -72,6 +72,7 @@ def evaluate(
     pictures: int = 96,
     legacy: str | nn.Module | None = None,
     sanity: int = 0,
+    augmentations: str | Sequence[str] | None = None,
 ) -> Evaluation:
     """Measure a network's accuracy and its maps' localization, stability, faithfulness and cost.
 
@@ -102,6 +103,7 @@ def evaluate(
             confusion matrix some, mistakes first; 0 for none.
         legacy: the network before its conversion, whose accuracy and calibration are set beside; of the same classes.
         sanity: so many images, drawn, for sanity checks (see ``evaluation.sanity``); 0 for none.
+        augmentations: of the methods, see ``camify.explain``.
 
     Returns:
         All figures; ``print`` shows them as tables, ``save(folder)`` writes them and a page.
@@ -121,7 +123,7 @@ def evaluate_in_ranks(
     faithfulness: int, mosaics: int, threshold: float | None, device: str | torch.device | None, workers: int,
     options: Mapping[str, Any] | None, task: str | Task | None, check_images: bool, bits: int | None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None, pictures: int,
-    legacy: str | nn.Module | None, sanity: int,
+    legacy: str | nn.Module | None, sanity: int, augmentations: str | Sequence[str] | None,
 ) -> Evaluation | None:  # fmt: skip
     """``evaluate`` by several processes, which all call it: each runs whole batches, in turns.
 
@@ -150,7 +152,7 @@ def evaluate_in_ranks(
         with ranks.agree():
             network = explained_network(
                 source, name, methods, options=options, task=task, class_names=class_names, bits=bits,
-                preprocessing=preprocessing,
+                preprocessing=preprocessing, augmentations=augmentations,
             )  # fmt: skip
         images = ranks.first(
             lambda: find_labeled(

@@ -22,7 +22,7 @@ from ..data.image_checks import constant_notes, gray_range_notes
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
 from ..image_files import GrayRange
-from ..methods import PRECISIONS, check_targets, make_methods
+from ..methods import PRECISIONS, check_targets
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from .explained_boxes import write_explained_boxes
@@ -204,7 +204,8 @@ def _nobody(_: dict[str, Any]) -> None:
 def _settings(network: ExplainedNetwork, options: ExplainOptions, rules: Mapping[str, BoxRule]) -> dict[str, Any]:
     return {
         "model": network.name, **asdict(options), "targets": list(options.targets), "methods": list(network.methods),
-        "layer": network.layer, "options": network.options, "task": network.classes.task.value,
+        "layer": network.layer, "options": network.options,
+        "augmentations": list(network.augmentations), "task": network.classes.task.value,
         "box_rules": {name: rule.to_dict() for name, rule in rules.items()},
         "bits": network.preprocessing.bits, "model_sha256": model_sha256(network.model),
     }  # fmt: skip
@@ -354,8 +355,7 @@ def _with_folded_norms(network: ExplainedNetwork, images: Tensor) -> ExplainedNe
     """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go."""
     if network.layer is not None:
         return network
-    model = folded(network.model, images)
-    return replace(network, model=model, methods=make_methods(model, list(network.methods), None, network.options))
+    return network.of_model(folded(network.model, images))
 
 
 def _batch_maps(

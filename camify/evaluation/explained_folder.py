@@ -138,6 +138,7 @@ class ExplainedFolder:
             raise ConfigError(f"{record}: holds no settings. {_ANEW}")
         if previous.get("task") is None:  # older runs left it to the network
             previous["task"] = self.settings["task"]
+        previous.setdefault("augmentations", [])  # older runs have none
         if previous.get(_MODEL) is None:
             previous[_MODEL] = self.settings[_MODEL]
             self.notes.append(

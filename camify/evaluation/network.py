@@ -16,7 +16,7 @@ from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule
 from ..errors import ConfigError, ConversionError
 from ..maps import map_weight, upsample
-from ..methods import ForwardPass, Method, make_methods, observe
+from ..methods import AUGMENTATIONS, ForwardPass, Method, check_augmentations, make_methods, observe
 from ..methods.cam import CAM
 from ..methods.explanation import require_forward_only
 from ..methods.forward_pass import unwrapped
@@ -46,6 +46,7 @@ class ExplainedNetwork:
         class_count: K, number of classes; 2 of a network of one logit.
         layer: name of the module whose map is explained, or of several; None is the last spatial map.
         options: of the methods.
+        augmentations: of the methods: what their maps are the mean over.
         notes: what has to be said about it.
         unserved: methods that it cannot serve, and why; filled when they are tried.
     """
@@ -59,6 +60,7 @@ class ExplainedNetwork:
     class_count: int
     layer: str | Sequence[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    augmentations: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     unserved: dict[str, str] = field(default_factory=dict)
 
@@ -90,6 +92,11 @@ class ExplainedNetwork:
         task, names = self.classes.task, self.classes.names
         with observe(self.model, images, self.layer, gradients=gradients, task=task, class_names=names) as forward:
             yield forward
+
+    def of_model(self, model: nn.Module) -> ExplainedNetwork:
+        """The same methods on another network of the same layers."""
+        methods = make_methods(model, list(self.served), self.layer, self.options, augmentations=self.augmentations)
+        return replace(self, model=model, methods=methods, unserved={})
 
     def raw_maps(self, forward: ForwardPass, targets: Tensor) -> dict[str, Tensor]:
         """Raw maps (N, h, w), or (N, T, h, w), by method; one after the other: gradients of one class are taken once.
@@ -138,6 +145,7 @@ def explained_network(
     class_names: Sequence[str] | None = None,
     bits: int | None = None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
+    augmentations: str | Sequence[str] | None = None,
 ) -> ExplainedNetwork:
     """A network with its methods; it is run once, to see its classes. What has to be assumed is said in its notes.
 
@@ -151,6 +159,7 @@ def explained_network(
         class_names: in order; None takes the source's.
         bits: of gray files (see ``Preprocessing``); None takes the source's.
         preprocessing: as the user states it (see ``Source.prepared``); None takes the source's.
+        augmentations: of the methods, see ``camify.explain``.
 
     Raises:
         ConfigError: a method, option, task or number of names cannot be.
@@ -160,7 +169,9 @@ def explained_network(
         raise ConfigError(f"--method: {', '.join(methods)}: each one once.")
     source = source.prepared(preprocessing)
     task = task or source.task
-    made, notes = make_methods(source.model, methods, layer, options), list(source.notes)
+    augmentations = check_augmentations(augmentations)
+    made = make_methods(source.model, methods, layer, options, augmentations=augmentations)
+    notes = list(source.notes)
     require_forward_only(source, made)
     preprocessing = source.assumed_preprocessing
     if source.preprocessing is None:
@@ -190,15 +201,23 @@ def explained_network(
     label_free = [name for name, method in made.items() if not method.class_discriminative]
     if label_free:
         notes.append(f"the same map for every class: {', '.join(label_free)}")
+    if augmentations:
+        views = sum(AUGMENTATIONS[name] for name in augmentations)
+        further = f"{views} further forward{'s' if views > 1 else ''}"
+        notes.append(
+            f"every map is the mean over the image and its views (augmentations: {', '.join(augmentations)}), {further}"
+        )
     classes = Classes.of(classes.task, names, logits)
     return ExplainedNetwork(
-        name, source.name, source.model, preprocessing, made, classes, count, layer, options or {}, notes
-    )
+        name, source.name, source.model, preprocessing, made, classes, count, layer, options or {},
+        augmentations, notes,
+    )  # fmt: skip
 
 
 def find_networks(
     sources: Sequence[str], methods: Sequence[str], *, task: str | Task | None = None, bits: int | None = None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
+    augmentations: str | Sequence[str] | None = None,
 ) -> list[ExplainedNetwork]:  # fmt: skip
     """The networks of source strings; ``preprocessing`` is for those that do not say what they expect.
 
@@ -209,7 +228,11 @@ def find_networks(
     for text, name in zip(sources, short_names(sources), strict=True):
         source = resolve(text).explained_by(methods)
         stated = preprocessing if source.preprocessing is None else None
-        networks.append(explained_network(source, name, methods, task=task, bits=bits, preprocessing=stated))
+        networks.append(
+            explained_network(
+                source, name, methods, task=task, bits=bits, preprocessing=stated, augmentations=augmentations
+            )
+        )
     return networks
 
 
@@ -288,20 +311,29 @@ def box_maps(
 ) -> Tensor:
     """The maps that a rule cuts, for targets (N,) or (N, T): the raw ones, of ``cam`` those that the rule asks for.
 
+    Both are the mean over the views of the method's augmentations. A rule with ``flip`` has the mirrored image already:
+    with the augmentation ``flip`` it counts once.
+
     ``features`` are the rule's (``camify.box_features``), where they are known; else they are computed.
     """
     model = method.model
     own = rule.clamp_weights or rule.flip or rule.map_stride is not None or rule.kind != "plain"
     if not (own and isinstance(method, CAM) and isinstance(model, CAMNet)):
         return raw.relu() if method.relu else raw
-    if features is None:
-        features = box_features(model, forward.images, rule, {None: forward.activations})
-    features = features.to(forward.activations)
+    if "flip" in method.augmentations:
+        rule, features = replace(rule, flip=False), None if rule.flip else features
     weight = forward.classes.two_sided(model.classifier.weight.detach(), 0)  # first the classes, then what they share
     exclusive = model.task.exclusive
-    weight = map_weight(weight, rule.kind, model.object_weight, exclusive=exclusive).to(features)
-    maps = [rule.maps(features, weight, one) for one in targets.reshape(len(targets), -1).unbind(1)]
-    return maps[0] if targets.dim() == 1 else torch.stack(maps, dim=1)
+    weight = map_weight(weight, rule.kind, model.object_weight, exclusive=exclusive).to(forward.activations)
+
+    def maps_of(seen: ForwardPass) -> Tensor:
+        known = features if seen is forward else None
+        if known is None:
+            known = box_features(model, seen.images, rule, {None: seen.activations})
+        maps = [rule.maps(known.to(weight), weight, one) for one in targets.reshape(len(targets), -1).unbind(1)]
+        return maps[0] if targets.dim() == 1 else torch.stack(maps, dim=1)
+
+    return method.averaged(forward, maps_of)
 
 
 # ---------------------------------------------------------------- names

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..conversion import fit_head
 from ..errors import CamifyError
-from ..methods import make_methods
 from ..metrics.functional import rank_correlations
 from ..model import CAMNet
 from ..ranks import ONE
@@ -126,8 +125,7 @@ def _with_random_labels(network: ExplainedNetwork, run: Run) -> nn.Module | None
 
 def _of_model(network: ExplainedNetwork, model: nn.Module) -> ExplainedNetwork:
     """The same methods on another network of the same layers."""
-    methods = make_methods(model, list(network.served), network.layer, network.options)
-    return replace(network, model=model.eval(), methods=methods, unserved={})
+    return network.of_model(model.eval())
 
 
 def _targets(network: ExplainedNetwork, images: Sequence[Tensor]) -> Iterator[Tensor]:

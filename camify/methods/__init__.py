@@ -4,6 +4,7 @@ How maps become heat or boxes is in ``maps.py`` and ``boxes.py``; figures of map
 A new method is a class with ``@register("name")``.
 """
 
+from .augmentations import AUGMENTATIONS, View, check_augmentations, mean_map, views_of
 from .base import METHODS, Method, check_targets, find_method, register
 from .cam import CAM
 from .explanation import explain, make_methods
@@ -28,6 +29,7 @@ from .sscam import SSCAM
 from .xgradcam import XGradCAM
 
 __all__ = [
+    "AUGMENTATIONS",
     "CAM",
     "ISCAM",
     "METHODS",
@@ -48,11 +50,15 @@ __all__ = [
     "ScoreCAM",
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
+    "View",
     "XGradCAM",
+    "check_augmentations",
     "check_targets",
     "explain",
     "find_method",
     "make_methods",
+    "mean_map",
     "observe",
     "register",
+    "views_of",
 ]

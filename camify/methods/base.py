@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..maps import normalize, upsample
 from ..sources.source import require_network
 from ..task import Classes, class_index
+from .augmentations import AUGMENTATIONS, mean_map, views_of
 from .forward_pass import ForwardPass, not_finite, observe, unwrapped
 from .given_images import network_input
 
@@ -46,6 +47,9 @@ class Method(ABC):
     """Whether the map depends on the class; where it does not, it is the same for every target."""
     fuses_layers: ClassVar[bool] = False
     """Whether the method makes one map of several layers'."""
+    augmentations: tuple[str, ...] = ()
+    """Of ``camify.methods.AUGMENTATIONS``: raw maps are then the mean over the image and its views. Set by
+    ``make_methods``."""
 
     def __init__(self, model: nn.Module, layer: str | Sequence[str] | None = None) -> None:
         require_network(model)
@@ -63,6 +67,11 @@ class Method(ABC):
     def further_forwards(self, channels: int) -> int:  # noqa: ARG002 - of most methods none, however many channels
         """Forwards of the whole network that one map takes beside the shared one, at a layer of so many channels."""
         return 0
+
+    def all_forwards(self, channels: int) -> int:
+        """``further_forwards`` of the image and of its views, and those of the views, which methods share."""
+        views = sum(AUGMENTATIONS[name] for name in self.augmentations)
+        return views + (1 + views) * self.further_forwards(channels)
 
     def __call__(self, images: Any, targets: Targets = None) -> Tensor:
         """Raw maps (N, h, w) of images (N, 3, H, W) for the targets, before ReLU, at map resolution.
@@ -85,11 +94,25 @@ class Method(ABC):
         if targets.dim() == 2:
             return torch.stack([self.raw_maps(forward, column) for column in targets.unbind(1)], dim=1)
         with torch.autocast(forward.images.device.type, enabled=False):
-            maps = self.maps(forward, targets)
+            maps = self.averaged(forward, lambda one_forward: self.maps(one_forward, targets))
         bad = (~maps.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             raise not_finite(f"{type(self).__name__}: the map of", bad[0], forward.layer)
         return maps
+
+    def averaged(self, forward: ForwardPass, maps_of: Callable[[ForwardPass], Tensor]) -> Tensor:
+        """What a function makes of a forward, maps (..., h, w): the mean over the image and its augmented views.
+
+        Raises:
+            ConfigError: the network cannot run the image in another size.
+        """
+        plain = maps_of(forward)
+        if not self.augmentations:
+            return plain
+        height, width = forward.images.shape[-2:]
+        grid = (forward.activations.shape[-2], forward.activations.shape[-1])
+        views = views_of(self.augmentations, (height, width), grid)
+        return mean_map(plain, ((view, maps_of(forward.of_view(view))) for view in views), (height, width))
 
     def heat(self, maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Raw maps (..., h, w) as heat (..., H, W) in [0, 1]: ReLU where the method has one, upsampled, min-max.

@@ -14,6 +14,7 @@ from ..maps import upsample
 from ..preprocessing import LARGEST_SIDE, sides_of
 from ..sources import Source, source_of
 from ..task import Task
+from .augmentations import check_augmentations
 from .base import Method, Targets, check_targets, find_method
 from .cam import CAM
 from .forward_pass import observe, unwrapped
@@ -26,13 +27,15 @@ __all__ = ["explain", "make_methods"]
 def explain(
     model: nn.Module | str | Source, images: Any, *, method: str = ..., targets: Targets = ...,
     layer: str | Sequence[str] | None = ..., normalize: str | None = ...,
-    size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ..., **method_options: Any,
+    size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ...,
+    augmentations: str | Sequence[str] | None = ..., **method_options: Any,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module | str | Source, images: Any, *, method: Sequence[str], targets: Targets = ...,
     layer: str | Sequence[str] | None = ..., normalize: str | None = ...,
-    size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ..., **method_options: Any,
+    size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ...,
+    augmentations: str | Sequence[str] | None = ..., **method_options: Any,
 ) -> dict[str, Tensor]: ...  # fmt: skip
 def explain(
     model: nn.Module | str | Source,
@@ -44,6 +47,7 @@ def explain(
     normalize: str | None = "minmax",
     size: str | int | tuple[int, int] | None = "input",
     task: str | Task | None = None,
+    augmentations: str | Sequence[str] | None = None,
     **method_options: Any,
 ) -> Tensor | dict[str, Tensor]:
     """Heat maps (N, H, W) in [0, 1] of images (N, 3, H, W), of one method or of several from one forward.
@@ -72,10 +76,14 @@ def explain(
             None for map resolution.
         task: ``"multiclass"``, ``"multilabel"`` or ``"binary"``: what the logits mean, for methods that look at
             probabilities; None: what the network says, see ``observe``.
+        augmentations: ``"flip"``, ``"shifts"``, ``"sizes"`` or several: raw maps are the mean over the image and its
+            views, whose 1, 4 and 2 forwards all methods and classes share; see ``camify.methods.views_of``. None: the
+            image alone.
         **method_options: such as ``variant``; of several methods every one gets those that it has.
 
     Raises:
-        ConfigError: a name or option is unknown, or targets do not match the images.
+        ConfigError: a name or option is unknown, or targets do not match the images; or the network cannot run the
+            images in other sizes.
         ConversionError: the method needs a CAM-ready network, or the network cannot be run, returns no logits (N, K),
             or has no map.
         DataError: a picture cannot be read, or the network gives NaN or infinite values.
@@ -103,7 +111,7 @@ def explain(
         raise ConfigError(f"normalize={normalize!r} is unknown. Choose 'minmax' or None.")
     network = source.explained_by(names).model
     layer = _layer_names(network, layer)
-    methods = make_methods(network, names, layer, method_options)
+    methods = make_methods(network, names, layer, method_options, augmentations=augmentations)
     require_forward_only(source, methods)
     gradients = any(item.uses_gradients for item in methods.values())
     batch = network_input(network, images, source.preprocessing, source.input_size)
@@ -138,11 +146,13 @@ def make_methods(
     names: Sequence[str],
     layer: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    *,
+    augmentations: str | Sequence[str] | None = None,
 ) -> dict[str, Method]:
-    """Methods by name for one network; every one gets those of the options that it has.
+    """Methods by name for one network; every one gets those of the options that it has, and all the augmentations.
 
     Raises:
-        ConfigError: a name is unknown, or no method has an option.
+        ConfigError: a name or augmentation is unknown, or no method has an option.
 
     Example:
         >>> methods = make_methods(nn.Identity(), ["cam", "gradcam++"], options={"variant": "authors"})
@@ -157,10 +167,13 @@ def make_methods(
         if not any(option in known for known in accepted.values()):
             known = sorted(set().union(*accepted.values()))
             raise ConfigError(f"{option}: no option of {', '.join(names)}. Known: {', '.join(known) or 'none'}.")
-    return {
+    methods = {
         name: kind(model, layer, **{key: value for key, value in (options or {}).items() if key in accepted[name]})
         for name, kind in classes.items()
     }
+    for method in methods.values():
+        method.augmentations = check_augmentations(augmentations)
+    return methods
 
 
 def _method_names(method: Any) -> list[str]:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..errors import ConversionError, DataError
+from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode
 from ..graphs import task_of
+from ..logits import lacks_memory
 from ..model import CAMNet
 from ..task import Classes, Task
+from .augmentations import View
 from .feature_split import Split
 from .several_layers import SplitAtLayers, split_at
 
@@ -42,6 +44,7 @@ class ForwardPass:
         self, images: Tensor, parts: Split, *, gradients: bool, task: str | Task | None, names: Sequence[str] | None
     ) -> None:
         self.images, self.split, self.layer = images, parts, parts.layer
+        self._for_gradients, self._views = gradients, dict[View, ForwardPass]()
         device = images.device.type
         self._autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         value, self._rest = parts.features(images)
@@ -128,9 +131,32 @@ class ForwardPass:
 
     def of_images(self, images_NCHW: Tensor) -> ForwardPass:
         """The forward of other images, for its gradients too: the same network, cut at the same layer."""
+        return self._of_images(images_NCHW, gradients=True)
+
+    def of_view(self, view: View) -> ForwardPass:
+        """The forward of the images in another form; it is run once, for all methods and classes.
+
+        Raises:
+            ConfigError: the network cannot run them in that size.
+        """
+        if view not in self._views:
+            images = view.of(self.images)
+            try:
+                self._views[view] = self._of_images(images, gradients=self._for_gradients)
+            except Exception as error:
+                if view.size is None or isinstance(error, DataError) or lacks_memory(error):
+                    raise
+                sizes = [" x ".join(map(str, one.shape[-2:])) for one in (self.images, images)]
+                raise ConfigError(
+                    f"augmentations: the network runs images of {sizes[0]}, but not of {sizes[1]}, which 'sizes' needs:"
+                    f" {' '.join(str(error).split())[:200]}. Leave 'sizes' out."
+                ) from error
+        return self._views[view]
+
+    def _of_images(self, images: Tensor, *, gradients: bool) -> ForwardPass:
         with self._as_called():
             return ForwardPass(
-                images_NCHW, self.split, gradients=True, task=self.classes.task, names=self.classes.names
+                images, self.split, gradients=gradients, task=self.classes.task, names=self.classes.names
             )
 
     def maps_and_gradients(self, targets_N: Tensor) -> list[tuple[Tensor, Tensor]]:

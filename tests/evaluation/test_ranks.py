@@ -28,7 +28,7 @@ from tests.metrics.two_processes import in_two_processes, needs_fork
 from .conftest import NAMES, PREPROCESSING
 
 OPTIONS = {
-    "pictures": 8, "legacy": None, "sanity": 0,
+    "pictures": 8, "legacy": None, "sanity": 0, "augmentations": "flip",
     "methods": ("cam",), "class_names": None, "split": None, "limit": None, "batch_size": 2, "seed": 7,
     "faithfulness": 3, "mosaics": 3, "threshold": None, "device": None, "workers": 0, "options": None, "task": None,
     "check_images": True, "bits": None, "preprocessing": None,
