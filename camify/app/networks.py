@@ -103,7 +103,7 @@ def _try_methods(network: ExplainedNetwork) -> int:
     quick = {
         name: method
         for name, method in network.methods.items()
-        if (method.uses_gradients and not method.further_forwards(1)) or isinstance(method, CAM)
+        if (method.uses_gradients and method.further_forwards(1) <= 1) or isinstance(method, CAM)
     }
     preprocessing = network.preprocessing
     image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)

@@ -19,6 +19,7 @@ from .scorecam import ScoreCAM
 from .ablationcam import AblationCAM
 from .eigencam import EigenCAM, EigenGradCAM
 from .finercam import FinerCAM
+from .fullgrad import FullGrad
 from .hirescam import HiResCAM
 from .iscam import ISCAM
 from .lafam import LaFAM
@@ -38,6 +39,7 @@ __all__ = [
     "EigenGradCAM",
     "FinerCAM",
     "ForwardPass",
+    "FullGrad",
     "GradCAM",
     "GradCAMPlusPlus",
     "HiResCAM",
