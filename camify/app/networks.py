@@ -25,7 +25,7 @@ __all__ = ["MOST_EXAMPLES", "example_files", "open_networks", "watched_files"]
 
 MOST_EXAMPLES = 24
 _MOST_NETWORKS = 2
-_MOST_FORWARDS = 4096  # that a map may take whose method was not asked for by name: of Score-CAM it is 2048, and less
+_MOST_FORWARDS = 3000  # that a map may take whose method was not asked for by name: of Score-CAM it is 2048, and less
 
 
 def open_networks(

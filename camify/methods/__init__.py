@@ -23,6 +23,7 @@ from .fullgrad import FullGrad
 from .hirescam import HiResCAM
 from .iscam import ISCAM
 from .lafam import LaFAM
+from .rise import RISE
 from .shapleycam import ShapleyCAM
 from .smoothgradcam_plus_plus import SmoothGradCAMPlusPlus
 from .sscam import SSCAM
@@ -33,6 +34,7 @@ __all__ = [
     "ISCAM",
     "METHODS",
     "PRECISIONS",
+    "RISE",
     "SSCAM",
     "AblationCAM",
     "EigenCAM",

@@ -172,6 +172,16 @@ def test_frozen_networks_have_the_same_map(images):
     torch.testing.assert_close(raw(copy.deepcopy(net).requires_grad_(False), images), expected)
 
 
+def test_a_map_takes_one_run_beside_the_shared_one(images):
+    net, rows = network(), []
+    made = methods.FullGrad(net)
+    made(images, TARGETS)  # the last map is found once
+    handle = net[0].register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    made(images, TARGETS)
+    handle.remove()
+    assert rows == [2] * (1 + made.further_forwards(4))
+
+
 def test_two_classes_of_an_image(images):
     net = network()
     found = explain(net, images, method="fullgrad", targets=[[2, 1], [0, 3]], normalize=None, size=None)
