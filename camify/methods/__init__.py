@@ -20,9 +20,11 @@ from .scorecam import ScoreCAM
 from .ablationcam import AblationCAM
 from .eigencam import EigenCAM, EigenGradCAM
 from .finercam import FinerCAM
+from .fullgrad import FullGrad
 from .hirescam import HiResCAM
 from .iscam import ISCAM
 from .lafam import LaFAM
+from .rise import RISE
 from .shapleycam import ShapleyCAM
 from .smoothgradcam_plus_plus import SmoothGradCAMPlusPlus
 from .sscam import SSCAM
@@ -34,12 +36,14 @@ __all__ = [
     "ISCAM",
     "METHODS",
     "PRECISIONS",
+    "RISE",
     "SSCAM",
     "AblationCAM",
     "EigenCAM",
     "EigenGradCAM",
     "FinerCAM",
     "ForwardPass",
+    "FullGrad",
     "GradCAM",
     "GradCAMPlusPlus",
     "HiResCAM",

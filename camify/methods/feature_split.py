@@ -57,6 +57,10 @@ class Split(ABC):
     def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
         """The logits (N, K) that follow from a map in the layer's place."""
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits (N, K) of images (N, 3, H, W)."""
+        return self.head(*self.features(images))
+
 
 class _CAMNetSplit(Split):
     def __init__(self, net: CAMNet) -> None:
@@ -157,6 +161,11 @@ class _HookedSplit(Split):
         with bypassed(self._network, self._last), replayed(self._network, record, self.layer, map_value):
             return require_logits(self._network(images), len(maps_NCHW), finite=False)
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits (N, K) of images (N, 3, H, W): the network runs once."""
+        with bypassed(self._network, self._last):
+            return require_logits(self._network(images), len(images), finite=False)
+
 
 class LogitsOf(nn.Module):
     """A network as a module that returns logits (N, K), without the activation that it may end in.
@@ -182,7 +191,7 @@ class LogitsOf(nn.Module):
         parts = split(self.network, images)
         if parts.activation is None:
             return logits_of(self.network, images, finite=False)
-        return parts.head(*parts.features(images))
+        return parts.logits(images)
 
 
 def _may_end_in_activation(network: nn.Module) -> bool:

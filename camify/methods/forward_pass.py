@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -197,7 +198,13 @@ class ForwardPass:
         """Logits (M, K) of other images; under autocast of a type, where one is given."""
         half = torch.autocast(self.images.device.type, dtype=autocast)
         with self._as_called() if autocast is None else half:
-            return self._wide_classes(self.split.head(*self.split.features(images_MCHW)))
+            return self._wide_classes(self.split.logits(images_MCHW))
+
+    def with_graph(self, images_MCHW: Tensor) -> Tensor:
+        """Logits (M, K) of images, from which gradients go back through the whole network."""
+        with torch.enable_grad(), self._as_called(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")  # its own code
+            return self._wide_classes(self.split.logits(images_MCHW))
 
     def _wide_classes(self, values: Tensor, dim: int = 1) -> Tensor:
         return self.classes.two_sided(_wide(values), dim)
