@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +23,8 @@ from ..data.image_checks import constant_notes, gray_range_notes
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
 from ..image_files import GrayRange
-from ..methods import PRECISIONS, check_targets
+from ..maps import upsample
+from ..methods import PRECISIONS, FullGrad, check_targets
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from .explained_boxes import write_explained_boxes
@@ -251,7 +253,10 @@ def _explained(
             continue
         if measure and summary.precision_error is None and options.precision != "fp32":
             summary.precision_error = _precision_error(network, batch.images[:4], rules, options)
-        yield batch, _batch_maps(network, batch.images, rules, options)
+        maps = _batch_maps(network, batch.images, rules, options)
+        if maps.note and maps.note not in summary.notes:
+            summary.notes.append(maps.note)
+        yield batch, maps
 
 
 def _write_all(
@@ -334,6 +339,7 @@ class _BatchMaps:
         raw: signed maps (N, T, M, h, w) of M methods.
         regions: the pixels (N, T, M, H, W), bool, that belong to boxes.
         rules: of the M methods' boxes.
+        note: which methods' maps had another size before; empty where none.
     """
 
     logits: Tensor
@@ -342,6 +348,7 @@ class _BatchMaps:
     raw: Tensor
     regions: NDArray[np.bool_]
     rules: list[BoxRule]
+    note: str
 
     def of(self, index: int) -> ImageMaps:
         """Those of one image."""
@@ -352,8 +359,11 @@ class _BatchMaps:
 
 
 def _with_folded_norms(network: ExplainedNetwork, images: Tensor) -> ExplainedNetwork:
-    """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go."""
-    if network.layer is not None:
+    """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go.
+
+    Nor for FullGrad: a folded layer has one bias in the place of two.
+    """
+    if network.layer is not None or any(isinstance(method, FullGrad) for method in network.methods.values()):
         return network
     return network.of_model(folded(network.model, images))
 
@@ -388,10 +398,23 @@ def _batch_maps(
                 cut = box_maps(network.methods[name], rules[name], forward, maps, targets)
                 for t in range(targets.shape[1]):
                     regions[:, t, m] = rules[name].masks(cut[:, t], size).cpu().numpy()
+            together, note = _in_one_size(raw)
         return _BatchMaps(
-            forward.logits.cpu(), forward.probabilities.cpu(), targets.cpu(),
-            torch.stack(list(raw.values()), dim=2).cpu(), regions, [rules[name] for name in raw],
+            forward.logits.cpu(), forward.probabilities.cpu(), targets.cpu(), together.cpu(), regions,
+            [rules[name] for name in raw], note,
         )  # fmt: skip
+
+
+def _in_one_size(raw: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+    """Raw maps (N, T, h, w) by method as one tensor (N, T, M, h, w) of the largest one's size, and a note on it."""
+    height, width = max((maps.shape[-2:] for maps in raw.values()), key=math.prod)
+    smaller = [name for name, maps in raw.items() if maps.shape[-2:] != (height, width)]
+    together = torch.stack(
+        [upsample(maps, (height, width)) if name in smaller else maps for name, maps in raw.items()], dim=2
+    )
+    if not smaller:
+        return together, ""
+    return together, f"raw maps are stored at the largest one's {height} x {width}: upsampled are {', '.join(smaller)}"
 
 
 def _precision_error(
