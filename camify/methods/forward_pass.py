@@ -235,6 +235,7 @@ def observe(
     gradients: bool = False,
     task: str | Task | None = None,
     class_names: Sequence[str] | None = None,
+    parts: Split | None = None,
 ) -> Iterator[ForwardPass]:
     """One forward in eval mode; modes, gradients and hooks are left as they were, also under ``inference_mode``.
 
@@ -247,6 +248,7 @@ def observe(
         task: what the logits mean; None takes the network's own, else what its last activation says, else of one logit
             ``binary`` and of several ``multiclass``.
         class_names: in order; None takes the network's own. Of one logit two names say which class is the first.
+        parts: the network as it is cut there, where that is known.
 
     Raises:
         ConfigError: no module has that name, or it gives no map; or the task does not fit the logits.
@@ -270,8 +272,9 @@ def observe(
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names
-        parts = split_at(model, images, layer)
-        yield ForwardPass(images, parts, gradients=gradients, task=task, names=class_names)
+        yield ForwardPass(
+            images, parts or split_at(model, images, layer), gradients=gradients, task=task, names=class_names
+        )
 
 
 @contextmanager
