@@ -28,7 +28,8 @@ if sys.platform != "win32":  # where no piece is known to be left behind, so non
 from .errors import ConfigError, DataError
 
 __all__ = [
-    "COMPARISON", "EVALUATION", "EXPLAINED", "LONGEST_NAME", "MANIFEST", "OUTPUT_MARKERS", "RUN_MARKER", "WEB_PAGE",
+    "COMPARISON", "CONCEPTS", "EVALUATION", "EXPLAINED", "LONGEST_NAME", "MANIFEST", "OUTPUT_MARKERS", "RUN_MARKER",
+    "WEB_PAGE",
     "claim", "foreign_entry", "free_folder", "interrupted_replacements", "lock", "names_file", "numbered",
     "put_in_place", "read_text", "remove_all_leftovers", "remove_leftovers", "replace_folder", "require_writable",
     "safe_cell", "shortened", "slug", "sync", "temporary_folder", "to_json", "whole_file", "whole_folder",
@@ -40,7 +41,8 @@ _RANDOM = "?" * 8  # between the two
 LONGEST_NAME = 255  # bytes, of most filesystems
 MANIFEST, RUN_MARKER = "camify.json", ".camify-run"
 EXPLAINED, COMPARISON, EVALUATION, WEB_PAGE = "explain.json", "compare.json", "evaluation.json", "camify-web.json"
-OUTPUT_MARKERS = frozenset((MANIFEST, RUN_MARKER, EXPLAINED, COMPARISON, EVALUATION, WEB_PAGE))
+CONCEPTS = "concepts.json"
+OUTPUT_MARKERS = frozenset((MANIFEST, RUN_MARKER, EXPLAINED, COMPARISON, CONCEPTS, EVALUATION, WEB_PAGE))
 """Files that say that camify wrote the folder in which they lie."""
 
 

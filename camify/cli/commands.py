@@ -20,6 +20,8 @@ from ..reports.runs_page import render_runs
 from .app import COMMANDS as APP_COMMANDS
 from .app import add_commands as add_app_commands
 from .command_options import CommandParser
+from .concepts import COMMANDS as CONCEPT_COMMANDS
+from .concepts import add_commands as add_concept_commands
 from .data import COMMANDS as DATA_COMMANDS
 from .data import add_commands as add_data_commands
 from .export import COMMANDS, add_commands
@@ -88,6 +90,7 @@ def _parser() -> ArgumentParser:
 
     add_network_commands(commands)
     add_image_commands(commands)
+    add_concept_commands(commands)
     add_commands(commands, CommandParser)
     add_data_commands(commands, CommandParser)
     add_app_commands(commands)
@@ -111,6 +114,7 @@ def _report(options: Namespace) -> None:
 _COMMANDS = {
     **NETWORK_COMMANDS,
     **IMAGE_COMMANDS,
+    **CONCEPT_COMMANDS,
     "report": _report,
     **COMMANDS,
     **DATA_COMMANDS,

@@ -8,6 +8,7 @@ from .augmentations import AUGMENTATIONS, View, check_augmentations, mean_map, v
 from .base import METHODS, Method, check_targets, find_method, register
 from .cam import CAM
 from .explanation import explain, make_methods
+from .factorization import FeatureFactors, factorize
 from .forward_pass import PRECISIONS, ForwardPass, observe
 from .gradcam import GradCAM
 from .gradcam_plus_plus import GradCAMPlusPlus
@@ -41,6 +42,7 @@ __all__ = [
     "AblationCAM",
     "EigenCAM",
     "EigenGradCAM",
+    "FeatureFactors",
     "FinerCAM",
     "ForwardPass",
     "FullGrad",
@@ -59,6 +61,7 @@ __all__ = [
     "check_augmentations",
     "check_targets",
     "explain",
+    "factorize",
     "find_method",
     "make_methods",
     "mean_map",
