@@ -199,7 +199,7 @@ def _say_explained(done: Summary, options: Namespace, count: int) -> None:
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
     screen.print(f"Boxes{given}: {rules}", soft_wrap=True)
-    engine = [f"features by {done.engine}: {done.engine_reason}"] if done.engine_reason else []
+    engine = [f"Features by {done.engine}: {done.engine_reason}"] if done.engine_reason else []
     notes = [*engine, *done.notes, *(f"boxes for other tools: {path}" for path in done.box_files)]
     if done.precision_error is not None:
         probability, heat = done.precision_error

@@ -189,7 +189,8 @@ def explained_network(
         if preprocessing.bits not in (None, bits):
             notes.append(f"gray files are read with {bits} bits, as given; the network expects {preprocessing.bits}")
         preprocessing = replace(preprocessing, bits=bits)
-    image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
+    shape = (1, preprocessing.channels, preprocessing.height, preprocessing.width)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # of an empty one maps may be empty
     with observe(source.model, image.to(next(source.model.parameters())), task=task) as forward:
         classes, count, activation = forward.classes, forward.logits.shape[1], forward.split.activation
     names = class_names or source.class_names or classes.names
