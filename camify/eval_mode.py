@@ -6,9 +6,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
-__all__ = ["eval_mode", "without_hooks"]
+__all__ = ["channels_last", "eval_mode", "without_hooks"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -36,3 +37,16 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
     finally:
         for module, kind, own_hooks in hooks:
             setattr(module, kind, own_hooks)
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """The kernels of a network in the memory order in which CPUs convolve faster, for a while: the same values."""
+    kernels = [(p, p.data) for p in model.parameters() if p.dim() == 4 and not p.is_inference()]
+    try:
+        for parameter, values in kernels:
+            parameter.data = values.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for parameter, values in kernels:
+            parameter.data = values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -218,3 +220,10 @@ def test_the_input_size_is_the_weights_own_unless_given(tmp_path, monkeypatch):
     net = camify.load(tmp_path / "given")
     assert net.certificate.input_shape == (3, 96, 96)
     assert net.preprocessing == replace(expected, size=96)
+
+
+def test_the_command_line_starts_without_lightning_and_torchmetrics():
+    """Both take as long to import as torch does, and only training and its metrics need them."""
+    code = "import sys, camify.cli; print(sorted({'pytorch_lightning', 'torchmetrics', 'pandas'} & {*sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -25,7 +25,7 @@ __all__ = ["MOST_EXAMPLES", "example_files", "open_networks", "watched_files"]
 
 MOST_EXAMPLES = 24
 _MOST_NETWORKS = 2
-_MOST_FORWARDS = 4096  # that a map may take whose method was not asked for by name: of Score-CAM it is 2048, and less
+_MOST_FORWARDS = 3000  # that a map may take whose method was not asked for by name: of Score-CAM it is 2048, and less
 
 
 def open_networks(
@@ -103,7 +103,7 @@ def _try_methods(network: ExplainedNetwork) -> int:
     quick = {
         name: method
         for name, method in network.methods.items()
-        if (method.uses_gradients and not method.further_forwards(1)) or isinstance(method, CAM)
+        if (method.uses_gradients and method.further_forwards(1) <= 1) or isinstance(method, CAM)
     }
     preprocessing = network.preprocessing
     image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)

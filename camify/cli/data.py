@@ -15,7 +15,7 @@ from ..data.box_formats.importing import FRAMES, import_boxes, table_text
 from ..data.box_formats.kinds import KINDS
 from ..data.box_formats.writing import BOX_FILES, LOCAL_FILES, BoxFiles
 from ..data.boxes_csv import COLUMNS, box_table
-from ..data.folder import images_of
+from ..data.class_folders import images_of
 from ..data.image_search import find_images_below
 from ..errors import ConfigError, DataError
 from ..files import require_writable, write_whole

@@ -18,7 +18,6 @@ from types import FrameType, TracebackType
 from typing import NamedTuple
 
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -106,9 +105,15 @@ def explained(error: BaseException) -> Failure | None:
             " PYTHONUTF8=1.",
             USER,
         )
-    if isinstance(error, MisconfigurationException) or _of_options(error):
+    if _of_lightning(error) or _of_options(error):
         return Failure(f"{_own_words(error)} (CAMIFY_DEBUG=1 shows where.)", USER)
     return None
+
+
+def _of_lightning(error: BaseException) -> bool:
+    """Whether Lightning says that it was set up wrongly; where nobody has imported it, it says nothing."""
+    raised = sys.modules.get("pytorch_lightning.utilities.exceptions")
+    return raised is not None and isinstance(error, raised.MisconfigurationException)
 
 
 _LESS = (

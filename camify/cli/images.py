@@ -22,6 +22,7 @@ from ..evaluation.explain_files import ExplainOptions, Summary, explain_files
 from ..evaluation.explained_folder import RESULTS
 from ..evaluation.images import find_files
 from ..evaluation.network import ExplainedNetwork, explained_network, usable_device
+from ..evaluation.onnx_features import AUTO, ENGINES
 from ..files import COMPARISON, free_folder, require_writable
 from ..methods import METHODS, PRECISIONS
 from ..ranks import Ranks
@@ -69,6 +70,9 @@ def add_commands(commands: Any) -> None:
         "--size", type=PictureSize, default=224, help="longer side of a picture, pixels; original: its own, no captions"
     )
     command.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 is faster, not exact")
+    command.add_argument(
+        "--engine", choices=ENGINES, default=AUTO, help="of the features; auto: of many images the faster one"
+    )
     add_box_options(command)
     command.add_argument("--show", type=Number, default=1, help="pictures to show in a terminal that can draw them")
     command.add_argument("--overwrite", type=bool, default=False, help="begin anew, and replace files that exist")
@@ -149,8 +153,8 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
 
     done = explain_files(
         network, files, Path(options.out), wanted, batch_size=options.batch_size, workers=options.workers,
-        overwrite=options.overwrite, report=report, boxes=box_files(options), inputs=[*map(Path, options.images)],
-        ranks=ranks,
+        engine=options.engine, overwrite=options.overwrite, report=report, boxes=box_files(options),
+        inputs=[*map(Path, options.images)], ranks=ranks,
     )  # fmt: skip
     if ranks.is_first:
         screen.print(table)
@@ -195,7 +199,8 @@ def _say_explained(done: Summary, options: Namespace, count: int) -> None:
     rules = "; ".join(f"{name}: {rule}" for name, rule in done.box_rules.items())
     given = "" if options.threshold is None else ", threshold as given"
     screen.print(f"Boxes{given}: {rules}", soft_wrap=True)
-    notes = [*done.notes, *(f"boxes for other tools: {path}" for path in done.box_files)]
+    engine = [f"Features by {done.engine}: {done.engine_reason}"] if done.engine_reason else []
+    notes = [*engine, *done.notes, *(f"boxes for other tools: {path}" for path in done.box_files)]
     if done.precision_error is not None:
         probability, heat = done.precision_error
         notes.insert(

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 
 from ..console import console
 from ..preprocessing import Preprocessing, agreed_preprocessing
 from .counts import require_counts
 from .loading import TrainingLoader, outlive_signals
-from .processes import each_once
 from .samples import collate
 
 __all__ = ["PreparedDataModule"]
@@ -122,7 +122,7 @@ class PreparedDataModule(pl.LightningDataModule):
     def _loader(self, split: str, *, shuffle: bool = False) -> DataLoader[dict[str, Any]]:
         data: Dataset[dict[str, Any]] = self.splits[split]
         kind = TrainingLoader if shuffle else DataLoader
-        sampler = None if shuffle else each_once(data, self.trainer)
+        sampler = None if shuffle else _each_once(data, self.trainer)
         return kind(data, shuffle=shuffle, sampler=sampler, **self.loader_options(self.num_workers))
 
     def loader_options(self, workers: int) -> dict[str, Any]:
@@ -149,3 +149,15 @@ class PreparedDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The same as for testing."""
         return self.test_dataloader()
+
+
+def _each_once(dataset: Dataset[Any], trainer: pl.Trainer | None) -> UnrepeatedDistributedSampler | None:
+    """For measuring in several processes: every sample in exactly one of them, in order; None in a single process.
+
+    Lightning's own sampler repeats some to give every process as many, which counts them twice.
+    """
+    if trainer is None or trainer.world_size == 1:
+        return None
+    return UnrepeatedDistributedSampler(
+        dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+    )

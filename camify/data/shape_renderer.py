@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from ..errors import DataError
+from ..preprocessing import Preprocessing
 
-__all__ = ["CLASS_NAMES", "Group", "Scene", "render_group", "render_scene"]
+__all__ = ["CLASS_NAMES", "SHAPES", "Group", "Scene", "render_group", "render_scene"]
 
 CLASS_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "crescent")
+SHAPES = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+"""How the shapes become an input, and what a network trained on them expects."""
 
 _MIN_SIZE = 32  # pixels; smaller pictures cannot show the shapes
 _OVERSAMPLING = 4  # outlines are drawn this much larger, then averaged: smooth edges

@@ -11,16 +11,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..errors import ConfigError
-from ..preprocessing import Preprocessing
 from .counts import require_counts
 from .module import PreparedDataModule
 from .samples import finish
-from .shape_renderer import CLASS_NAMES, render_scene
+from .shape_renderer import CLASS_NAMES, SHAPES, render_scene
 
-__all__ = ["SHAPES", "ShapesDataModule", "ShapesDataset"]
-
-SHAPES = Preprocessing(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-"""How the shapes become an input, and what a network trained on them expects."""
+__all__ = ["ShapesDataModule", "ShapesDataset"]
 
 _SPLITS = ("train", "val", "test")
 

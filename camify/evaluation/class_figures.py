@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from ..drawing.overlay import ClassMap, overlay_picture
 from ..metrics.functional import calibration_bins, confused_pairs, expected_calibration_error
@@ -92,6 +91,12 @@ def class_figures_of(answers: ClassAnswers, names: Sequence[str]) -> dict[str, A
     pairs = confused_pairs(labels, predicted)
     present = sorted(set(pairs[:, :2].flatten().tolist()))
     options: dict[str, Any] = {"num_classes": max(2, count), "average": None}
+    from torchmetrics.functional.classification import (  # slow to import, and not needed to explain
+        multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
+    )
+
     scores = (multiclass_precision, multiclass_recall, multiclass_f1_score)
     precision, recall, f1 = (score(predicted, labels, **options).tolist() for score in scores)
     images, chosen = (values.bincount(minlength=count).tolist() for values in (labels, predicted))

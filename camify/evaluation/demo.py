@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..conversion import convert, fit_head
-from ..data.shape_renderer import CLASS_NAMES, render_group, render_scene
-from ..data.shapes import SHAPES
+from ..data.shape_renderer import CLASS_NAMES, SHAPES, render_group, render_scene
 from ..sources import Source, resolve
 from .images import EvaluationImage
 from .network import ExplainedNetwork, explained_network

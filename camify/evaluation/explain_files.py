@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -22,7 +23,8 @@ from ..data.image_checks import constant_notes, gray_range_notes
 from ..drawing.primitives import PANEL
 from ..errors import ConfigError
 from ..image_files import GrayRange
-from ..methods import PRECISIONS, check_targets
+from ..maps import upsample
+from ..methods import PRECISIONS, FullGrad, check_targets
 from ..progress import tracked
 from ..ranks import ONE, Ranks
 from .explained_boxes import write_explained_boxes
@@ -30,6 +32,7 @@ from .explained_folder import RESULTS, ExplainedFolder, file_stamp, model_sha256
 from .explained_image import ImageMaps, Style, output_endings, write_image
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
+from .onnx_features import AUTO, ENGINES, ONNXRUNTIME, TORCH, require_engine, use_torch_features, with_onnx_features
 from .timing import fastest_format, folded, use_format
 
 __all__ = ["ORIGINAL", "ExplainOptions", "Summary", "explain_files"]
@@ -87,7 +90,9 @@ class Summary:
         results: how many images were explained.
         before: how many were done before.
         unreadable: what could not be read, with the reason.
-        memory_format: in which the network ran.
+        memory_format: in which torch ran the network.
+        engine: that ran its features, image -> last map: ``"torch"`` or ``"onnxruntime"``.
+        engine_reason: why that one; empty where so few images are explained that there was no choice.
         precision_error: what reduced precision changes on the first images: the largest difference of a probability,
             and that of a map in shares of its peak.
         box_rules: by method, how its boxes are cut.
@@ -101,6 +106,8 @@ class Summary:
     before: int = 0
     unreadable: dict[Path, str] = field(default_factory=dict)
     memory_format: str = "as it was"
+    engine: str = TORCH
+    engine_reason: str = ""
     precision_error: tuple[float, float] | None = None
     box_rules: dict[str, BoxRule] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -117,6 +124,7 @@ def explain_files(
     *,
     batch_size: int = 16,
     workers: int = 1,
+    engine: str = AUTO,
     overwrite: bool = False,
     boxes: BoxFiles | None = None,
     inputs: Sequence[Path] = (),
@@ -139,6 +147,9 @@ def explain_files(
         options: what is drawn.
         batch_size: images in one forward.
         workers: processes that decode images.
+        engine: that runs the features: ``"torch"``, ``"onnxruntime"`` (float32 on the CPU; the extra ``onnx``), or
+            ``"auto"``: of many images the faster one, where both give the same up to rounding. A run may go on with
+            another one.
         overwrite: begin anew in a folder of another run, and replace what has the same name.
         boxes: files for other tools with the boxes of the first method, of all images in the folder.
         inputs: files and folders that were given: names in these files are relative to the folder of all of them.
@@ -150,9 +161,13 @@ def explain_files(
         What the run did; in a process that is not the first its own part.
 
     Raises:
-        ConfigError: the folder holds another run, or other files, or another process writes there.
-        ConversionError: a method needs a CAM-ready network.
+        ConfigError: the folder holds another run, or other files, or another process writes there; or the engine is
+            unknown, or cannot run here.
+        ConversionError: a method needs a CAM-ready network; or ``onnxruntime`` was given, and cannot run this one.
     """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}.")
+    require_engine(engine, next(network.model.parameters()).device, options.precision)
     rules = box_rules(network.methods, options.threshold)
     with ExitStack() as stack:
         with ranks.agree():
@@ -170,8 +185,9 @@ def explain_files(
         batches = iter(progress(loader, "explaining, batch", len(loader)) if ranks.is_first else loader)
         waiting = list[ImageBatch]()
         shared = ranks.first(lambda: _first_images(batches, waiting))  # on which all processes prepare alike
-        if shared is not None and len(pending) > _FEW:
-            network = _prepared(network, shared, ranks, summary)
+        if shared is not None and (len(pending) > _FEW or engine == ONNXRUNTIME):
+            chosen = _prepared(network, shared, options, engine, len(own), ranks, summary)
+            network = stack.enter_context(chosen)
         steps = _explained(chain(waiting, batches), network, rules, options, summary, measure=ranks.is_first)
         with ranks.agree():
             started = list(islice(steps, 1))  # what is wrong shows before anything is written
@@ -228,8 +244,41 @@ def _first_images(batches: Iterator[ImageBatch], read: list[ImageBatch]) -> Tens
     return None
 
 
-def _prepared(network: ExplainedNetwork, images: Tensor, ranks: Ranks, summary: Summary) -> ExplainedNetwork:
-    """The network as it runs fastest on images (N, C, H, W); the same in all processes."""
+@contextmanager
+def _prepared(
+    network: ExplainedNetwork, images: Tensor, options: ExplainOptions, engine: str, count: int, ranks: Ranks,
+    summary: Summary,
+) -> Iterator[ExplainedNetwork]:  # fmt: skip
+    """The network as it runs fastest on images (N, C, H, W); the same in all processes.
+
+    Args:
+        network: with its methods.
+        images: the first ones.
+        options: of the run.
+        engine: as it was given.
+        count: how many images a process explains.
+        ranks: the processes.
+        summary: learns what was chosen.
+    """
+    if any(rule.map_stride is not None for rule in box_rules(network.methods).values()):  # its forward is torch's
+        network = _fastest_in_torch(network, images, ranks, summary)
+    with ranks.agree():
+        fast, reason = with_onnx_features(network, images, engine, count, options.precision)
+    reasons = ranks.everywhere([why for is_fast, why in ranks.gather((fast is not None, reason)) if not is_fast])
+    if fast is None or reasons:
+        summary.engine_reason = (reasons or [reason])[0]
+        if summary.memory_format == Summary.memory_format:
+            network = _fastest_in_torch(network, images, ranks, summary)
+    else:
+        network, summary.engine, summary.engine_reason = fast, ONNXRUNTIME, reason
+    try:
+        yield network
+    finally:
+        if fast is not None:
+            use_torch_features(fast)
+
+
+def _fastest_in_torch(network: ExplainedNetwork, images: Tensor, ranks: Ranks, summary: Summary) -> ExplainedNetwork:
     with ranks.agree():
         network = _with_folded_norms(network, images)
     summary.memory_format = ranks.first(lambda: fastest_format(network.model, images))
@@ -251,7 +300,10 @@ def _explained(
             continue
         if measure and summary.precision_error is None and options.precision != "fp32":
             summary.precision_error = _precision_error(network, batch.images[:4], rules, options)
-        yield batch, _batch_maps(network, batch.images, rules, options)
+        maps = _batch_maps(network, batch.images, rules, options)
+        if maps.note and maps.note not in summary.notes:
+            summary.notes.append(maps.note)
+        yield batch, maps
 
 
 def _write_all(
@@ -334,6 +386,7 @@ class _BatchMaps:
         raw: signed maps (N, T, M, h, w) of M methods.
         regions: the pixels (N, T, M, H, W), bool, that belong to boxes.
         rules: of the M methods' boxes.
+        note: which methods' maps had another size before; empty where none.
     """
 
     logits: Tensor
@@ -342,6 +395,7 @@ class _BatchMaps:
     raw: Tensor
     regions: NDArray[np.bool_]
     rules: list[BoxRule]
+    note: str
 
     def of(self, index: int) -> ImageMaps:
         """Those of one image."""
@@ -352,8 +406,11 @@ class _BatchMaps:
 
 
 def _with_folded_norms(network: ExplainedNetwork, images: Tensor) -> ExplainedNetwork:
-    """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go."""
-    if network.layer is not None:
+    """The network with its batch norms folded, as far as its values stay; not where a layer is named that could go.
+
+    Nor for FullGrad: a folded layer has one bias in the place of two.
+    """
+    if network.layer is not None or any(isinstance(method, FullGrad) for method in network.methods.values()):
         return network
     return network.of_model(folded(network.model, images))
 
@@ -388,10 +445,23 @@ def _batch_maps(
                 cut = box_maps(network.methods[name], rules[name], forward, maps, targets)
                 for t in range(targets.shape[1]):
                     regions[:, t, m] = rules[name].masks(cut[:, t], size).cpu().numpy()
+            together, note = _in_one_size(raw)
         return _BatchMaps(
-            forward.logits.cpu(), forward.probabilities.cpu(), targets.cpu(),
-            torch.stack(list(raw.values()), dim=2).cpu(), regions, [rules[name] for name in raw],
+            forward.logits.cpu(), forward.probabilities.cpu(), targets.cpu(), together.cpu(), regions,
+            [rules[name] for name in raw], note,
         )  # fmt: skip
+
+
+def _in_one_size(raw: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+    """Raw maps (N, T, h, w) by method as one tensor (N, T, M, h, w) of the largest one's size, and a note on it."""
+    height, width = max((maps.shape[-2:] for maps in raw.values()), key=math.prod)
+    smaller = [name for name, maps in raw.items() if maps.shape[-2:] != (height, width)]
+    together = torch.stack(
+        [upsample(maps, (height, width)) if name in smaller else maps for name, maps in raw.items()], dim=2
+    )
+    if not smaller:
+        return together, ""
+    return together, f"raw maps are stored at the largest one's {height} x {width}: upsampled are {', '.join(smaller)}"
 
 
 def _precision_error(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.boxes_csv import read_boxes, table_above
-from ..data.folder import images_of
+from ..data.class_folders import images_of
 from ..data.image_checks import sizes_of, value_notes
 from ..data.image_search import LeftOut, Reason, find_images_below
 from ..data.own_boxes import absent_notes

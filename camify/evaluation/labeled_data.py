@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.boxes_csv import box_table
+from ..data.class_folders import class_folders, files_of_classes, order_notes
 from ..data.file_list import FileList
-from ..data.folder import class_folders, files_of_classes, order_notes
 from ..data.image_checks import sizes_of, value_notes
-from ..data.image_table import table_files
 from ..data.label_table import LabelTable, read_label_table
 from ..data.labeled_images import BoxArrays, LabeledImages, LabelSets
 from ..data.own_boxes import own_boxes
 from ..data.remembered_checks import check_files
 from ..data.splits import SPLIT_NAMES
+from ..data.table_files import table_files
 from ..errors import ConfigError, DataError
 from ..preprocessing import Preprocessing
 from ..task import Classes, Task

@@ -19,6 +19,7 @@ from ..maps import map_weight, upsample
 from ..methods import AUGMENTATIONS, ForwardPass, Method, check_augmentations, make_methods, observe
 from ..methods.cam import CAM
 from ..methods.explanation import require_forward_only
+from ..methods.feature_split import Split
 from ..methods.forward_pass import unwrapped
 from ..model import CAMNet
 from ..preprocessing import Preprocessing
@@ -49,6 +50,7 @@ class ExplainedNetwork:
         augmentations: of the methods: what their maps are the mean over.
         notes: what has to be said about it.
         unserved: methods that it cannot serve, and why; filled when they are tried.
+        parts: the network as it is cut at the layer, where something else runs a part of it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ExplainedNetwork:
     augmentations: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     unserved: dict[str, str] = field(default_factory=dict)
+    parts: Split | None = None
 
     @property
     def titles(self) -> list[str]:
@@ -90,7 +93,9 @@ class ExplainedNetwork:
         gradients = any(method.uses_gradients for method in self.served.values())
         images = images.to(next(self.model.parameters()))
         task, names = self.classes.task, self.classes.names
-        with observe(self.model, images, self.layer, gradients=gradients, task=task, class_names=names) as forward:
+        with observe(
+            self.model, images, self.layer, gradients=gradients, task=task, class_names=names, parts=self.parts
+        ) as forward:
             yield forward
 
     def of_model(self, model: nn.Module) -> ExplainedNetwork:
@@ -184,7 +189,8 @@ def explained_network(
         if preprocessing.bits not in (None, bits):
             notes.append(f"gray files are read with {bits} bits, as given; the network expects {preprocessing.bits}")
         preprocessing = replace(preprocessing, bits=bits)
-    image = torch.zeros(1, preprocessing.channels, preprocessing.height, preprocessing.width)
+    shape = (1, preprocessing.channels, preprocessing.height, preprocessing.width)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # of an empty one maps may be empty
     with observe(source.model, image.to(next(source.model.parameters())), task=task) as forward:
         classes, count, activation = forward.classes, forward.logits.shape[1], forward.split.activation
     names = class_names or source.class_names or classes.names

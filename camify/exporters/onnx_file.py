@@ -17,7 +17,7 @@ from .torch_export import quietly
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["OnnxFile", "write_onnx", "write_with_record"]
+__all__ = ["OnnxFile", "require", "session_of", "write_onnx", "write_with_record"]
 
 _LARGEST = 2**31 - 1  # of a protobuf message; weights beyond it would need a second file
 
@@ -89,6 +89,24 @@ def _name_axes(model: Any, dynamic: list[str]) -> None:
                     dim.dim_param = dim.dim_param.replace(symbol, name)
 
 
+def session_of(content: bytes, threads: int | None = None, *, spinning: bool = True) -> Any:
+    """A session of onnxruntime for a file's bytes, on the CPU.
+
+    Args:
+        content: of the file.
+        threads: None takes torch's number.
+        spinning: whether threads wait for work by turning, which takes the time of others that work beside.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it logs as errors, it raises
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxFile:
     """An ONNX file of camify: its record, and what it gives for images.
 
@@ -103,8 +121,6 @@ class OnnxFile:
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         require("onnx", "onnxruntime")
-        import onnxruntime
-
         self.path = Path(path)
         if not self.path.is_file():
             raise CheckpointError(f"{path}: no such file.")
@@ -114,11 +130,8 @@ class OnnxFile:
         self.record = read_record(properties.get(RECORD), path)
         require_seal(content, self.record, path, sealed=SEALED in properties)
         check_onnx_needs(model, self.record, path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what it logs as errors, it raises
-        options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = session_of(content, threads)
         except Exception as error:  # onnxruntime's own kinds
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: onnxruntime cannot read it ({type(error).__name__}: {reason}).") from error

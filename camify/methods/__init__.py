@@ -21,9 +21,11 @@ from .scorecam import ScoreCAM
 from .ablationcam import AblationCAM
 from .eigencam import EigenCAM, EigenGradCAM
 from .finercam import FinerCAM
+from .fullgrad import FullGrad
 from .hirescam import HiResCAM
 from .iscam import ISCAM
 from .lafam import LaFAM
+from .rise import RISE
 from .shapleycam import ShapleyCAM
 from .smoothgradcam_plus_plus import SmoothGradCAMPlusPlus
 from .sscam import SSCAM
@@ -35,6 +37,7 @@ __all__ = [
     "ISCAM",
     "METHODS",
     "PRECISIONS",
+    "RISE",
     "SSCAM",
     "AblationCAM",
     "EigenCAM",
@@ -42,6 +45,7 @@ __all__ = [
     "FeatureFactors",
     "FinerCAM",
     "ForwardPass",
+    "FullGrad",
     "GradCAM",
     "GradCAMPlusPlus",
     "HiResCAM",

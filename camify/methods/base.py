@@ -94,7 +94,10 @@ class Method(ABC):
         if targets.dim() == 2:
             return torch.stack([self.raw_maps(forward, column) for column in targets.unbind(1)], dim=1)
         with torch.autocast(forward.images.device.type, enabled=False):
-            maps = self.averaged(forward, lambda one_forward: self.maps(one_forward, targets))
+            return self._finite(self.averaged(forward, lambda one_forward: self.maps(one_forward, targets)), forward)
+
+    def _finite(self, maps: Tensor, forward: ForwardPass) -> Tensor:
+        """The maps themselves, where they are finite."""
         bad = (~maps.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if bad:
             raise not_finite(f"{type(self).__name__}: the map of", bad[0], forward.layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from abc import ABC, abstractmethod
@@ -57,6 +58,10 @@ class Split(ABC):
     def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:
         """The logits (N, K) that follow from a map in the layer's place."""
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits (N, K) of images (N, 3, H, W)."""
+        return self.head(*self.features(images))
+
 
 class _CAMNetSplit(Split):
     def __init__(self, net: CAMNet) -> None:
@@ -71,7 +76,11 @@ class _CAMNetSplit(Split):
 
 
 class TracedSplit(Split):
-    """A traced network as two graphs; the second reads the map and what flows past it."""
+    """A traced network as two graphs; the second reads the map and what flows past it.
+
+    Attributes:
+        features_module: the first graph: image -> the layer's output, and what flows past it.
+    """
 
     def __init__(
         self,
@@ -85,15 +94,22 @@ class TracedSplit(Split):
     ) -> None:
         super().__init__(layer, classifier, activation)
         self.root, self.graph, self.node, self.layout, self.passing = root, graph, node, layout, _passing(graph, node)
-        self._features = as_module(root, part_of_graph(graph, [], [node, *self.passing])).eval()
+        self.features_module = as_module(root, part_of_graph(graph, [], [node, *self.passing])).eval()
+        self._run_features: Callable[[Tensor], Sequence[Any]] = self.features_module
         self._head = as_module(
             root, part_of_graph(graph, [node, *self.passing], graph.output_node().all_input_nodes)
         ).eval()
 
     def features(self, images: Tensor) -> tuple[Tensor, Rest]:
         """The map (N, C, h, w) of images (N, 3, H, W), and what flows past it."""
-        value, *passing = self._features(images)
+        value, *passing = self._run_features(images)
         return self.layout.to_map(value), (*([value] if self.layout.prefix or self.layout.suffix else []), *passing)
+
+    def with_features(self, run: Callable[[Tensor], Sequence[Any]]) -> TracedSplit:
+        """The same with ``run`` in the place of ``features_module``, whose outputs it gives."""
+        parts = copy.copy(self)
+        parts._run_features = run
+        return parts
 
     @cached_property
     def first_linear(self) -> tuple[nn.Module, nn.Linear, nn.Module] | None:
@@ -157,6 +173,11 @@ class _HookedSplit(Split):
         with bypassed(self._network, self._last), replayed(self._network, record, self.layer, map_value):
             return require_logits(self._network(images), len(maps_NCHW), finite=False)
 
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits (N, K) of images (N, 3, H, W): the network runs once."""
+        with bypassed(self._network, self._last):
+            return require_logits(self._network(images), len(images), finite=False)
+
 
 class LogitsOf(nn.Module):
     """A network as a module that returns logits (N, K), without the activation that it may end in.
@@ -182,7 +203,7 @@ class LogitsOf(nn.Module):
         parts = split(self.network, images)
         if parts.activation is None:
             return logits_of(self.network, images, finite=False)
-        return parts.head(*parts.features(images))
+        return parts.logits(images)
 
 
 def _may_end_in_activation(network: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -197,7 +198,13 @@ class ForwardPass:
         """Logits (M, K) of other images; under autocast of a type, where one is given."""
         half = torch.autocast(self.images.device.type, dtype=autocast)
         with self._as_called() if autocast is None else half:
-            return self._wide_classes(self.split.head(*self.split.features(images_MCHW)))
+            return self._wide_classes(self.split.logits(images_MCHW))
+
+    def with_graph(self, images_MCHW: Tensor) -> Tensor:
+        """Logits (M, K) of images, from which gradients go back through the whole network."""
+        with torch.enable_grad(), self._as_called(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")  # its own code
+            return self._wide_classes(self.split.logits(images_MCHW))
 
     def _wide_classes(self, values: Tensor, dim: int = 1) -> Tensor:
         return self.classes.two_sided(_wide(values), dim)
@@ -228,6 +235,7 @@ def observe(
     gradients: bool = False,
     task: str | Task | None = None,
     class_names: Sequence[str] | None = None,
+    parts: Split | None = None,
 ) -> Iterator[ForwardPass]:
     """One forward in eval mode; modes, gradients and hooks are left as they were, also under ``inference_mode``.
 
@@ -240,6 +248,7 @@ def observe(
         task: what the logits mean; None takes the network's own, else what its last activation says, else of one logit
             ``binary`` and of several ``multiclass``.
         class_names: in order; None takes the network's own. Of one logit two names say which class is the first.
+        parts: the network as it is cut there, where that is known.
 
     Raises:
         ConfigError: no module has that name, or it gives no map; or the task does not fit the logits.
@@ -263,8 +272,9 @@ def observe(
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names
-        parts = split_at(model, images, layer)
-        yield ForwardPass(images, parts, gradients=gradients, task=task, names=class_names)
+        yield ForwardPass(
+            images, parts or split_at(model, images, layer), gradients=gradients, task=task, names=class_names
+        )
 
 
 @contextmanager

@@ -49,14 +49,17 @@ class GradCAMPlusPlus(Method):
 
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w), before the ReLU."""
-        gradients = forward.gradients(targets_N)
-        weights = (self._alpha(gradients, forward.activations) * gradients.relu()).sum((2, 3))
+        gradients, positions = forward.gradients(targets_N), 1
+        if forward.weight is not None:  # then they are the same everywhere
+            gradients, positions = gradients[..., :1, :1], forward.activations.shape[-2:].numel()
+        alpha = self._alpha(gradients, forward.activations.sum((2, 3), keepdim=True), positions)
+        weights = positions * (alpha * gradients.relu()).sum((2, 3))
         return torch.einsum("nchw,nc->nhw", forward.activations, weights)
 
-    def _alpha(self, gradients: Tensor, activations: Tensor) -> Tensor:
+    def _alpha(self, gradients: Tensor, sums: Tensor, positions: int) -> Tensor:
+        """Of gradients (N, C, h, w), each of which stands for so many positions; sums (N, C, 1, 1) of the channels."""
         if self.variant == "torch-cam":
             return gradients.square()
-        sums = activations.sum((2, 3), keepdim=True)
         if self.variant == "pytorch-grad-cam":
             square = gradients.square()
             return square / (2 * square + sums * square * gradients + 1e-6)
@@ -64,5 +67,5 @@ class GradCAMPlusPlus(Method):
         alpha = torch.where(gradients == 0, 0, 1 / torch.where(denominator == 0, 1, denominator))
         if self.variant == "paper":
             return alpha
-        total = alpha.sum((2, 3), keepdim=True)
+        total = positions * alpha.sum((2, 3), keepdim=True)
         return alpha / torch.where(total == 0, 1, total)

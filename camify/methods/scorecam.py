@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..eval_mode import channels_last
 from ..maps import normalize, upsample
 from .base import Method, register
 from .forward_pass import PRECISIONS, ForwardPass
@@ -83,11 +85,12 @@ class ScoreCAM(Method):
 
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w), before the ReLU."""
-        baseline = forward.network(torch.zeros_like(forward.images[:1]))[0]
-        weights = [
-            self._weights(forward, image, maps, int(target), baseline[target])
-            for image, maps, target in zip(forward.images, forward.activations, targets_N, strict=True)
-        ]
+        with channels_last(self.model) if forward.images.device.type == "cpu" else nullcontext():
+            baseline = forward.network(torch.zeros_like(forward.images[:1]))[0]
+            weights = [
+                self._weights(forward, image, maps, int(target), baseline[target])
+                for image, maps, target in zip(forward.images, forward.activations, targets_N, strict=True)
+            ]
         return torch.einsum("nchw,nc->nhw", forward.activations, torch.stack(weights))
 
     def _weights(self, forward: ForwardPass, image: Tensor, maps_CHW: Tensor, target: int, baseline: Tensor) -> Tensor:

@@ -26,14 +26,14 @@ from .conftest import NAMES, Answers
 
 def test_a_legacy_network_is_offered_what_works_without_conversion():
     (network,) = open_networks(["camify/tiny_vgg"])
-    assert list(network.served) == [name for name in METHODS if name != "cam"]
+    assert list(network.served) == [name for name in METHODS if name not in ("cam", "rise")]
     assert next(iter(network.served)) == "gradcam"
     assert any("not offered: cam (needs conversion)" in note for note in network.notes)
     assert any(note.startswith("assumed:") for note in network.notes)
 
 
 def test_a_checkpoint_is_offered_every_method(converted):
-    assert list(converted.served) == list(METHODS)
+    assert list(converted.served) == [name for name in METHODS if name != "rise"]  # it takes thousands of runs
     assert converted.titles == NAMES
 
 
@@ -44,7 +44,7 @@ def test_methods_that_run_the_network_thousands_of_times_are_offered_by_name_onl
     source = Source(network, "wide", ["ant", "bee"], (), Preprocessing(32))
     monkeypatch.setattr("camify.app.networks.resolve", lambda text: source)
     (made,) = open_networks(["wide"])
-    assert {*METHODS} - {*made.served} == {"sscam", "iscam"}
+    assert {*METHODS} - {*made.served} == {"sscam", "iscam", "rise"}
     assert any("unless named by --method" in note and "iscam 5121" in note for note in made.notes)
     (named,) = open_networks(["wide"], ["gradcam", "iscam"])
     assert list(named.served) == ["gradcam", "iscam"]

@@ -1,10 +1,11 @@
 """camify explain over many photographs against the loop that a user would write, and its memory.
 
-``python tests/benchmarks/explain_throughput.py [--count 1000] [--network resnet18] [--picture png] [--photos FOLDER]``:
-images a second of a plain float32 forward loop over a DataLoader with one worker, and of ``explain_files`` (maps,
-pictures, boxes, figures) with one worker, in alternation on the same files: copies of those of a folder, or generated
-ones of 320 px with the noise of a camera, which PNG hardly compresses. ``--memory`` prints the peak memory of runs over
-100 and over ``--count`` images, each in its own process.
+``python tests/benchmarks/explain_throughput.py [--count 1000] [--network resnet18] [--engine auto torch onnxruntime]
+[--repeats 3] [--picture png] [--photos FOLDER]``: images and processor seconds of a plain float32 forward loop over a
+DataLoader with one worker, and of ``explain_files`` (maps, pictures, boxes, figures) with one worker, all its
+preparations included, in alternation on the same files: copies of those of a folder, or generated ones of 320 px with
+the noise of a camera, which PNG hardly compresses. ``--count 300 --repeats 1`` takes a minute. ``--memory`` prints the
+peak memory of runs over a tenth of ``--count`` images (10,000) and over all, each in its own process.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from camify.data import Preprocessing
 from camify.evaluation.explain_files import ExplainOptions, explain_files
 from camify.evaluation.images import image_batches, image_files
 from camify.evaluation.network import explained_network
+from camify.evaluation.onnx_features import ENGINES
 from camify.sources import Source
 
 
@@ -57,9 +60,10 @@ def plain(model, files):
             model(batch.images)
 
 
-def ours(network, files, out, **options):
+def ours(network, files, out, engine, options):
     explained = explained_network(Source.of(build(network), network), network, ("cam",))
-    return explain_files(explained, files, out, ExplainOptions(**options)).memory_format
+    summary = explain_files(explained, files, out, ExplainOptions(**options), engine=engine)
+    return f"{summary.engine}, {summary.memory_format}; {summary.engine_reason}"
 
 
 def build(network):
@@ -67,47 +71,67 @@ def build(network):
     return get_model(network, weights=None).eval()
 
 
-def speed(network, count, options, photos):
+def cost(run):
+    """Wall seconds, seconds of all processors in this process and the workers that it ended, and the result."""
+    before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    start = time.perf_counter()
+    result = run()
+    wall = time.perf_counter() - start
+    after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    spent = sum(b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime for a, b in zip(before, after, strict=True))
+    return wall, spent, result
+
+
+def speed(network, count, engines, repeats, options, photos):
     with tempfile.TemporaryDirectory() as name:
         files = photographs(Path(name), count, photos)
         model = build(network)
-        ratios = []
-        for index in range(3):
-            start = time.perf_counter()
-            plain(model, files)
-            loop = time.perf_counter() - start
-            start = time.perf_counter()
-            kind = ours(network, files, Path(name, f"out{index}"), **options)
-            mine = time.perf_counter() - start
-            ratios.append(loop / mine)
-            rates = f"loop {count / loop:.1f} images/s, camify explain {count / mine:.1f} ({kind})"
-            print(f"{network}: {rates}", flush=True)
-        print(f"{network} {options}: throughput {statistics.median(ratios):.2f} of the loop's")
+        ratios = {engine: [] for engine in engines}
+        for index in range(repeats):
+            loop, spent, _ = cost(partial(plain, model, files))
+            print(
+                f"{network}: loop {count / loop:.1f} images/s, {1000 * spent / count:.0f} CPU ms an image", flush=True
+            )
+            for engine in engines:
+                out = Path(name, f"out{index}{engine}")
+                mine, spent, kind = cost(partial(ours, network, files, out, engine, options))
+                ratios[engine].append(loop / mine)
+                figures = f"{count / mine:.1f} images/s, {1000 * spent / count:.0f} CPU ms an image, {loop / mine:.2f}"
+                print(f"{network}: camify explain --engine {engine} {figures} of the loop ({kind})", flush=True)
+        for engine, of_loop in ratios.items():
+            print(f"{network} {options} {engine}: throughput {statistics.median(of_loop):.2f} of the loop's")
 
 
-def peak(network, files, out, options):
-    ours(network, files, out, **options)
-    print(f"{len(files)} images: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB", flush=True)
+def peak(network, files, out, engine, options):
+    kind = ours(network, files, out, engine, options)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{len(files)} images: peak {resident:.0f} MiB ({kind})", flush=True)
 
 
-def memory(network, count, options, photos):
+def memory(network, count, engines, options, photos):
     with tempfile.TemporaryDirectory() as name:
         files = photographs(Path(name), count, photos)
-        for number in (100, count):
-            arguments = (network, files[:number], Path(name, f"out{number}"), options)
-            process = multiprocessing.get_context("spawn").Process(target=peak, args=arguments)
-            process.start()
-            process.join()
+        for engine in engines:
+            for number in (count // 10, count):
+                arguments = (network, files[:number], Path(name, f"out{number}{engine}"), engine, options)
+                process = multiprocessing.get_context("spawn").Process(target=peak, args=arguments)
+                process.start()
+                process.join()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int)
     parser.add_argument("--network", default="resnet18")
+    parser.add_argument("--engine", nargs="+", default=["auto"], choices=ENGINES)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--picture", default="png")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--photos", help="folder of photographs to use instead of generated ones")
     parser.add_argument("--memory", action="store_true")
     given = parser.parse_args()
     settings = {"picture": given.picture, "precision": given.precision}
-    (memory if given.memory else speed)(given.network, given.count, settings, given.photos)
+    if given.memory:
+        memory(given.network, given.count or 10_000, given.engine, settings, given.photos)
+    else:
+        speed(given.network, given.count or 1000, given.engine, given.repeats, settings, given.photos)

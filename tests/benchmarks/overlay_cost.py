@@ -128,7 +128,7 @@ def cost(module: camify.CAMFineTuner, data: dict, options: dict) -> None:
         "results, and handing over the page": timed(record, "on_train_epoch_end"),
         "CAM metrics": timed(module.quality, "update", "compute", "grid_pointing"),
     }
-    forwards = timed(module, "_logits_and_maps")
+    forwards = timed(module, "_validated")
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             logger=[TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")],

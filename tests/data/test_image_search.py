@@ -8,7 +8,7 @@ from PIL import Image
 
 from camify.checkpoint.folder import MANIFEST
 from camify.data import ImageFolderDataModule
-from camify.data.folder import class_folders
+from camify.data.class_folders import class_folders
 from camify.data.image_search import Reason, find_images_below
 from camify.errors import DataError
 from camify.evaluation.comparison import COMPARISON

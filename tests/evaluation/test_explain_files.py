@@ -17,6 +17,7 @@ from camify.evaluation.explain_files import ExplainOptions, explain_files
 from camify.evaluation.images import image_files
 from camify.evaluation.network import explained_network
 from camify.evaluation.timing import folded
+from camify.maps import upsample
 from camify.sources import Source
 from camify.sources.demo_network import TinyVGG
 
@@ -333,3 +334,24 @@ def test_the_original_resolution(net, wide, tmp_path):
 def test_sizes_that_cannot_be(size):
     with pytest.raises(camify.ConfigError, match="choose 32 to 4096 pixels, or 'original'"):
         ExplainOptions(size=size)
+
+
+def test_maps_of_unlike_sizes_are_stored_in_the_largest_ones(photos, tmp_path):
+    torch.manual_seed(0)
+    net = TinyVGG(4).eval()  # a convolution with a bias and a batch norm are two parts of FullGrad: not folded
+    files = image_files([photos])[:2]
+    options = {"samples": 20}
+    names = ["gradcam", "fullgrad", "rise"]
+    done = run(net, files, tmp_path / "out", methods=names, method_options=options)
+    assert done.notes == ["raw maps are stored at the largest one's 96 x 96: upsampled are gradcam"]
+    for path, result in zip(files, results(tmp_path / "out"), strict=True):
+        raw = np.load(tmp_path / "out" / result["raw_maps"])
+        (entry,) = result["classes"]
+        image, target = PREPROCESSING.read(path)[None], entry["index"]
+        maps = camify.explain(net, image, method=names, targets=target, normalize=None, size=None, **options)
+        assert raw.shape == (1, 3, 96, 96)
+        for place, (name, expected) in enumerate(maps.items()):
+            large = expected if name != "gradcam" else upsample(expected, (96, 96))
+            np.testing.assert_allclose(raw[0, place], large[0].numpy(), rtol=1e-3, atol=1e-4 * float(large.abs().max()))
+            assert entry["maps"][name]["high"] == pytest.approx(float(raw[0, place].max()))
+    assert run(net, files, tmp_path / "one", methods=["fullgrad"]).notes == []

@@ -13,7 +13,7 @@ from PIL import Image
 
 from camify.cli.commands import main
 from camify.data import ImageFolderDataModule, Preprocessing, image_checks
-from camify.data.folder import class_folders
+from camify.data.class_folders import class_folders
 from camify.data.image_search import Reason, find_images_below
 from camify.errors import ConfigError, ConversionError, DataError
 from camify.evaluation import evaluate

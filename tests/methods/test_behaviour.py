@@ -18,9 +18,9 @@ from camify import ConstantMapWarning, explain, methods
 from camify.sources.demo_network import TinyVGG
 
 EVERY = tuple(name for name in methods.METHODS if name != "cam")  # which needs a CAM-ready network
-NAMES = tuple(name for name in EVERY if name not in ("iscam", "sscam"))  # they are Score-CAM but for the masks
-SAMPLED = ("iscam", "smoothgradcam++", "sscam")
-FROM_ONE_FORWARD = tuple(name for name in NAMES if name not in ("scorecam", "smoothgradcam++"))
+NAMES = tuple(name for name in EVERY if name not in ("iscam", "sscam", "rise"))  # they are Score-CAM but for the masks
+SAMPLED = ("iscam", "rise", "smoothgradcam++", "sscam")
+FROM_ONE_FORWARD = tuple(name for name in NAMES if name not in ("fullgrad", "scorecam", "smoothgradcam++"))
 
 
 def raw(model, images, names=NAMES, **options):

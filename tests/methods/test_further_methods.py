@@ -262,12 +262,13 @@ def test_a_negative_logit_does_not_turn_ablationcam_around(images):
 
 LABEL_FREE = ("eigencam", "lafam")
 NOISY = ("smoothgradcam++", "sscam")
+SAMPLED = (*NOISY, "iscam", "rise")
 
 
 @pytest.mark.parametrize("name", list(methods.METHODS))
 def test_only_label_free_methods_are_the_same_for_every_class(images, name):
     net = network(head="gap" if name == "cam" else "flat")
-    options = {"samples": 2} if name in (*NOISY, "iscam") else {}
+    options = {"samples": 2} if name in SAMPLED else {}
     both = explain(net, images, method=name, targets=[[0, 1], [0, 1]], normalize=None, size=None, **options)
     assert methods.METHODS[name].class_discriminative is (name not in LABEL_FREE)
     assert torch.equal(both[:, 0], both[:, 1]) is (name in LABEL_FREE)
@@ -288,11 +289,18 @@ def test_noise_is_that_of_the_seed_and_no_draw_of_the_program(images, name):
 
 @pytest.mark.parametrize(
     ("name", "forwards"),
-    [("hirescam", 0), ("ablationcam", 0), ("smoothgradcam++", 2), ("scorecam", 5), ("sscam", 9), ("iscam", 9)],
+    [
+        ("hirescam", 0),
+        ("ablationcam", 0),
+        ("smoothgradcam++", 2),
+        ("scorecam", 5),
+        ("sscam", 9),
+        ("iscam", 9),
+    ],
 )
 def test_further_forwards_are_as_many_as_are_said(images, name, forwards):
     net, rows = network(), []
-    options = {"samples": 2} if name in (*NOISY, "iscam") else {}
+    options = {"samples": 2} if name in SAMPLED else {}
     made = methods.make_methods(net, [name], LAYER, options)[name]
     made(images[:1], 0)  # the layer's place is found once
     handle = net[0].register_forward_hook(lambda module, args, output: rows.append(len(output)))
