@@ -92,7 +92,6 @@ def write_concepts(
     if not read:
         raise DataError(f"No image could be read: {'; '.join(list(unreadable.values())[:5])}")
     parameter = next(network.model.parameters(), torch.zeros(0))
-    layer = network.layer if isinstance(network.layer, str) else None  # the command takes one
     factors = factorize(
         network.model, torch.cat([batch.images for batch in read]).to(parameter), concepts, layer, seed,
         task=network.classes.task, class_names=network.classes.names,
