@@ -132,8 +132,8 @@ def _explain(options: Namespace, ranks: Ranks) -> None:
     if slow:
         listed = ", ".join(f"{name} {count:,} times" for name, count in slow.items())
         screen.print(
-            f"Slow: for each class of an image the network is run again, where its map has {_CHANNELS} channels by"
-            f" {listed}. A thousand times take a minute or more on a CPU.",
+            f"Slow: the network is run again for each class of an image (by rise once for all), where its map has"
+            f" {_CHANNELS} channels by {listed}. A thousand times take a minute or more on a CPU.",
             soft_wrap=True,
         )
     table = Table(box=None, padding=(0, 2))

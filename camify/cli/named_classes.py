@@ -53,7 +53,9 @@ def _classes() -> frozenset[str]:
     """The names of every class that a configuration may name, by any module that leads to it."""
     names = set()
     for module in _MODULES:
-        for kind in vars(importlib.import_module(module)).values():
+        imported = importlib.import_module(module)
+        public = [getattr(imported, name) for name in getattr(imported, "__all__", ())]  # some are imported when asked
+        for kind in [*vars(imported).values(), *public]:
             if not inspect.isclass(kind) or kind.__name__.startswith("_"):
                 continue
             full = f"{kind.__module__}.{kind.__qualname__}"

@@ -25,9 +25,16 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from .. import data as _data  # noqa: F401 - a config names its data modules without their package
 from ..console import console
 from ..conversion import find_recipe
+from ..data import (  # noqa: F401 - a config names its data modules without their package
+    HuggingFaceDataModule,
+    ImageFolderDataModule,
+    ImageTableDataModule,
+    ShapesDataModule,
+    TorchvisionDataModule,
+    WebDatasetDataModule,
+)
 from ..errors import ConfigError
 from ..files import write_whole
 from ..former_names import current_name
