@@ -43,7 +43,7 @@ _LEAST_SECONDS = 15.0  # of torch's forwards: of less, the seconds of the export
 class OnnxFeatures:
     """Features as onnxruntime runs them: a function of images (N, C, H, W), float32 on the CPU, for any N.
 
-    Under autocast, and for images of another kind or size, torch runs them.
+    Under autocast, for images of another kind or size, and where gradients are to reach the images, torch runs them.
 
     Args:
         module: in eval mode; image -> tensor, or tuple of tensors.
@@ -76,7 +76,7 @@ class OnnxFeatures:
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the module."""
         is_plain = images.dtype is torch.float32 and images.device.type == "cpu" and images.shape[1:] == self._shape
-        if not is_plain or torch.is_autocast_enabled("cpu"):
+        if not is_plain or torch.is_autocast_enabled("cpu") or (images.requires_grad and torch.is_grad_enabled()):
             return _as_tuple(self.module(images))
         return tuple(
             torch.from_numpy(value) for value in self._session.run(None, {"image": images.contiguous().numpy()})

@@ -85,6 +85,7 @@ def assert_same_results(one, other):
     [
         (("cam", "gradcam", "hirescam"), None),
         (("scorecam",), None),
+        (("fullgrad",), None),  # gradients by the image: torch runs those
         (("smoothgradcam++", "reciprocam"), None),
         (("gradcam",), "stem.2"),
         (("layercam",), ("stem.2", "outer.2")),
@@ -95,6 +96,13 @@ def test_results_are_those_of_torch(residual, files, tmp_path, methods, layer):
     fast = run(residual, files, tmp_path / "onnx", "onnxruntime", methods, layer=layer)
     assert (plain.engine, fast.engine) == ("torch", "onnxruntime")
     assert_same_results(tmp_path / "torch", tmp_path / "onnx")
+
+
+def test_views_of_other_sizes_are_run_by_torch(residual, files, tmp_path):
+    for engine in ("torch", "onnxruntime"):
+        network = network_of(residual, ("cam", "gradcam"), augmentations=["flip", "shifts", "sizes"])
+        explain_files(network, files, tmp_path / engine, ExplainOptions(), workers=0, engine=engine)
+    assert_same_results(tmp_path / "torch", tmp_path / "onnxruntime")
 
 
 def test_a_cam_net_is_run_by_onnxruntime_and_left_as_it_was(files, tmp_path):
