@@ -21,6 +21,7 @@ from .given_images import network_input
 
 __all__ = ["FeatureFactors", "factorize"]
 
+_LARGEST_SEED = 2**32 - 1  # of NumPy
 _CHUNK = 16  # images in one forward
 _TOLERANCE, _ROUNDS = 1e-5, 1000  # of the factorization
 
@@ -95,7 +96,8 @@ def factorize(
         class_names: in order; None: the network's own.
 
     Raises:
-        ConfigError: scikit-learn is missing, or concepts is no positive number, or there is no such layer.
+        ConfigError: scikit-learn is missing, or concepts is no positive number, or the seed none from 0 to 2^32 - 1, or
+            there is no such layer.
         ConversionError: no activation is positive, or the network cannot be run.
 
     Example:
@@ -108,6 +110,8 @@ def factorize(
     """
     if isinstance(concepts, bool) or not isinstance(concepts, int) or concepts < 1:
         raise ConfigError(f"concepts={concepts!r}: must be a whole number of at least 1.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
+        raise ConfigError(f"seed={seed!r}: must be a whole number from 0 to {_LARGEST_SEED}.")
     if not (layer is None or isinstance(layer, str)):
         raise ConfigError(f"layer={shown(repr(layer))[:80]}: give the name of one module, or None.")
     _require_sklearn()

@@ -214,3 +214,9 @@ def test_what_cannot_be_is_said(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with pytest.raises(ConfigError, match=r"pip install 'camify\[concepts\]'"):
         factorize(network(), images)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "a", True])
+def test_a_seed_that_numpy_does_not_take_is_refused_by_name(seed):
+    with pytest.raises(ConfigError, match="seed="):
+        factorize(nn.Identity(), torch.rand(1, 3, 4, 4), seed=seed)
