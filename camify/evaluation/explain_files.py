@@ -32,7 +32,7 @@ from .explained_folder import RESULTS, ExplainedFolder, file_stamp, model_sha256
 from .explained_image import ImageMaps, Style, output_endings, write_image
 from .images import ImageBatch, image_batches
 from .network import ExplainedNetwork, box_maps, box_rules
-from .onnx_features import AUTO, ENGINES, ONNXRUNTIME, TORCH, require_engine, use_torch_features, with_onnx_features
+from .onnx_features import AUTO, ONNXRUNTIME, TORCH, require_engine, use_torch_features, with_onnx_features
 from .timing import fastest_format, folded, use_format
 
 __all__ = ["ORIGINAL", "ExplainOptions", "Summary", "explain_files"]
@@ -165,9 +165,7 @@ def explain_files(
             unknown, or cannot run here.
         ConversionError: a method needs a CAM-ready network; or ``onnxruntime`` was given, and cannot run this one.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}.")
-    require_engine(engine, next(network.model.parameters()).device, options.precision)
+    require_engine(engine, network, options.precision)
     rules = box_rules(network.methods, options.threshold)
     with ExitStack() as stack:
         with ranks.agree():

@@ -74,35 +74,50 @@ class OnnxFeatures:
             raise ConversionError(f"the network cannot be exported ({type(error).__name__}: {reason})") from error
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of the module."""
+        """The outputs of the module.
+
+        Raises:
+            ConversionError: what was exported does not run on so many images.
+        """
         is_plain = images.dtype is torch.float32 and images.device.type == "cpu" and images.shape[1:] == self._shape
         if not is_plain or torch.is_autocast_enabled("cpu") or (images.requires_grad and torch.is_grad_enabled()):
             return _as_tuple(self.module(images))
-        return tuple(
-            torch.from_numpy(value) for value in self._session.run(None, {"image": images.contiguous().numpy()})
-        )
+        try:
+            values = self._session.run(None, {"image": images.contiguous().numpy()})
+        except Exception as error:  # onnxruntime's own kinds
+            reason = " ".join(str(error).split())[:200]
+            raise ConversionError(
+                f"what was exported of the network does not run on {tuple(images.shape)} ({reason})"
+            ) from error
+        return tuple(map(torch.from_numpy, values))
 
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:
     return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
-def require_engine(engine: str, device: torch.device, precision: str) -> None:
-    """Refuse an engine that cannot run there.
+def require_engine(engine: str, network: ExplainedNetwork, precision: str) -> None:
+    """Refuse an engine that is unknown, or cannot run a network.
 
     Raises:
-        ConfigError: onnxruntime on a GPU or in reduced precision, or it is not installed.
+        ConfigError: there is no such engine; or onnxruntime on a GPU, or in another precision than float32, or it is
+            not installed.
     """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}.")
     if engine == ONNXRUNTIME:
-        reason = _unusable(device, precision)
+        reason = _unusable(network, precision)
         if reason:
             raise ConfigError(f"engine={engine!r}: {reason}. Choose torch or auto.")
         require("onnxruntime")
 
 
-def _unusable(device: torch.device, precision: str) -> str:
-    if device.type != "cpu":
-        return f"the network lies on {device.type}, and onnxruntime runs here on the CPU"
+def _unusable(network: ExplainedNetwork, precision: str) -> str:
+    weight = next(network.model.parameters())
+    if weight.device.type != "cpu":
+        return f"the network lies on {weight.device.type}, and onnxruntime runs here on the CPU"
+    if weight.dtype is not torch.float32:
+        return f"the network's weights are {str(weight.dtype).removeprefix('torch.')}, which torch runs"
     return "" if precision == "fp32" else f"precision is {precision}, which torch runs"
 
 
@@ -124,8 +139,7 @@ def with_onnx_features(
     Raises:
         ConversionError: the engine is ``onnxruntime``, and the network cannot be exported or gives other values there.
     """
-    device = next(network.model.parameters()).device
-    reason = "as given" if engine == TORCH else _unusable(device, precision)
+    reason = "as given" if engine == TORCH else _unusable(network, precision)
     if reason:
         return None, reason
     try:
@@ -137,7 +151,7 @@ def with_onnx_features(
     images = images[:4] if len(images) > 2 else images.repeat(3, 1, 1, 1)[:4]  # others than the export's two
     with left_as_it_was(network.model), without_hooks(network.model):
         try:
-            return _compared(network, images.to(next(network.model.parameters())), engine, count)
+            return _compared(network, images.float(), engine, count)
         except ConversionError as error:
             if engine == ONNXRUNTIME:
                 raise ConversionError(f"engine={engine!r}: {error}. Choose torch or auto.") from error

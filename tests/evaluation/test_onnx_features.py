@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 
@@ -173,6 +174,27 @@ def test_reduced_precision_is_torchs(residual, files, tmp_path):
     with pytest.raises(camify.ConfigError, match="bf16"):
         run(residual, files, tmp_path / "out", "onnxruntime", options=ExplainOptions(precision="bf16"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("pays")
+def test_other_weights_than_float32_are_torchs(residual, files, tmp_path):
+    double = copy.deepcopy(residual).double()
+    assert "float64" in reason_of(double)
+    with pytest.raises(camify.ConfigError, match="float64"):
+        run(double, files, tmp_path / "out", "onnxruntime")
+
+
+class FixedBatch(torch.nn.Module):
+    """Its exported graph holds the number of images as it was in the export."""
+
+    def forward(self, images):
+        return images.reshape([int(side) for side in images.shape])
+
+
+def test_a_graph_that_does_not_run_on_other_batches_is_refused():
+    features = OnnxFeatures(FixedBatch(), torch.rand(4, 3, 5, 5))
+    with pytest.raises(camify.ConversionError, match="does not run on"):
+        features(torch.rand(4, 3, 5, 5))
 
 
 @pytest.mark.usefixtures("pays")
