@@ -16,7 +16,7 @@ from camify.evaluation.evaluation_report import EVALUATION
 from camify.evaluation.explained_folder import SETTINGS
 from camify.evaluation.images import find_files
 from camify.evaluation.labeled_data import find_labeled
-from camify.files import OUTPUT_MARKERS
+from camify.files import CONCEPTS, OUTPUT_MARKERS
 from camify.preprocessing import Preprocessing
 from camify.task import Classes
 from camify.training.run_folder import RUN_MARKER
@@ -157,7 +157,8 @@ def test_a_link_to_itself_is_a_file_that_cannot_be_read(root):
 
 
 def test_what_camify_wrote_is_known_by_its_marks():
-    assert {MANIFEST, SETTINGS, COMPARISON, EVALUATION, RUN_MARKER, "camify-web.json"} == OUTPUT_MARKERS
+    own = {MANIFEST, SETTINGS, COMPARISON, CONCEPTS, EVALUATION, RUN_MARKER, "camify-web.json"}
+    assert own == OUTPUT_MARKERS
 
 
 @pytest.mark.parametrize("marker", sorted(OUTPUT_MARKERS))
