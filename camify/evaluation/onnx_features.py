@@ -87,7 +87,7 @@ class OnnxFeatures:
         except Exception as error:  # onnxruntime's own kinds
             reason = " ".join(str(error).split())[:200]
             raise ConversionError(
-                f"what was exported of the network does not run on {tuple(images.shape)} ({reason})"
+                f"what was exported of the network does not run on {tuple(images.shape)} ({reason}); use --engine torch"
             ) from error
         return tuple(map(torch.from_numpy, values))
 

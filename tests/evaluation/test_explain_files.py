@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -223,6 +224,27 @@ def test_the_memory_format_changes_no_result(net, photos, tmp_path, monkeypatch)
     for plain, last in zip(results(tmp_path / "plain"), results(tmp_path / "last"), strict=True):
         a, b = np.load(tmp_path / "plain" / plain["raw_maps"]), np.load(tmp_path / "last" / last["raw_maps"])
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_memory_hardly_grows_with_the_number_of_images(tmp_path):
+    """Names, paths and lines of text alone are kept, 1 to 2 KB an image: of what Python and NumPy hold."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=4, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    files = [tmp_path / f"{index}.png" for index in range(200)]
+    for path in files[1:]:
+        path.hardlink_to(files[0])
+    network = explained_network(Source(model, "here", preprocessing=Preprocessing(32)), "here", ("cam",))
+    peaks = []
+    for count in (10, 50, 200):  # the first fills what is computed once
+        tracemalloc.start()
+        explain_files(network, files[:count], tmp_path / f"out{count}", ExplainOptions(size=32), workers=0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[2] - peaks[1]) / 150 < 4000
 
 
 @pytest.mark.parametrize("wrong", [{"topk": 0}, {"threshold": 1.0}, {"picture": "gif"}, {"precision": "int8"}])
