@@ -117,7 +117,4 @@ def normalize(maps: Tensor) -> Tensor:
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     varies = span > 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
-    scaled = (maps - low) / torch.where(
-        varies, span, torch.inf
-    )  # zeros where it is constant, NaN where it is not finite
-    return scaled.nan_to_num(0.0)
+    return torch.where(varies, (maps - low) / torch.where(varies, span, 1), torch.zeros_like(maps))
