@@ -1,7 +1,9 @@
 """camify turns image classifiers into CAM-ready ones: converted, proven, watched while they learn, exported."""
 
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .public_names import imported_when_used
 
 if TYPE_CHECKING:
     from . import data, methods, metrics
@@ -45,35 +47,22 @@ __all__ = [
     "metrics",
 ]
 
-_HOMES = {
+_MODULES = {
     **dict.fromkeys(
         ("CamifyError", "CheckpointError", "ConfigError", "ConstantMapWarning", "ConversionError", "DataError"),
-        "errors",
+        ".errors",
     ),
-    **dict.fromkeys(("choose_box_rule", "convert", "fit_head", "fit_object_map", "inspect"), "conversion"),
-    **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), "training"),
-    "BoxRule": "boxes",
-    "CAMNet": "model",
-    "Preprocessing": "preprocessing",
-    "Task": "task",
-    "evaluate": "evaluation",
-    "explain": "methods",
-    "export": "exporters",
-    "load": "sources",
+    **dict.fromkeys(("choose_box_rule", "convert", "fit_head", "fit_object_map", "inspect"), ".conversion"),
+    **dict.fromkeys(("CAMFineTuner", "CAMOverlayLogger"), ".training"),
+    "BoxRule": ".boxes",
+    "CAMNet": ".model",
+    "Preprocessing": ".preprocessing",
+    "Task": ".task",
+    "evaluate": ".evaluation",
+    "explain": ".methods",
+    "export": ".exporters",
+    "load": ".sources",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: converting or loading a network does not import Lightning."""
-    from importlib import import_module
-
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    if name in __all__:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """The public names, those that are not imported yet among them."""
-    return sorted({*globals(), *__all__})
+# Converting or loading a network does not import Lightning.
+__getattr__, __dir__ = imported_when_used(__name__, __all__, _MODULES)

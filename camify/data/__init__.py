@@ -4,7 +4,9 @@ How an image becomes an input is ``preprocessing.py``; what a batch is, ``batch.
 A new reader is a file of its own with a data module and samples as ``samples.collate`` takes them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..public_names import imported_when_used
 
 if TYPE_CHECKING:
     from ..preprocessing import Preprocessing
@@ -21,7 +23,7 @@ __all__ = [
     "TorchvisionDataModule", "WebDatasetDataModule", "collate",
 ]  # fmt: skip
 
-_HOMES = {
+_MODULES = {
     "HuggingFaceDataModule": ".hugging_face",
     "ImageFolderDataModule": ".folder",
     "ImageTableDataModule": ".image_table",
@@ -32,16 +34,5 @@ _HOMES = {
     "collate": ".samples",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a data module when it is asked for: Lightning is slow to import, and most commands do not need it."""
-    from importlib import import_module
-
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """The public names, those that are not imported yet among them."""
-    return sorted({*globals(), *__all__})
+# Lightning is slow to import, and most commands do not need it.
+__getattr__, __dir__ = imported_when_used(__name__, __all__, _MODULES)

@@ -4,8 +4,9 @@ The figures are defined in ``functional``, image by image; the classes here add 
 Images and boxes are read in ``data`` and ``evaluation``. A new metric is a function in ``functional`` first.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..public_names import imported_when_used
 from . import functional
 
 if TYPE_CHECKING:
@@ -20,22 +21,15 @@ __all__ = [
     "PointingGame", "functional",
 ]  # fmt: skip
 
-_HOMES = {
-    **dict.fromkeys(("LocalizationAccuracy", "MaxBoxAccuracy"), "localization"),
-    **dict.fromkeys(("EnergyPointingGame", "GridPointingGame", "PointingGame"), "pointing"),
-    "PixelAveragePrecision": "segmentation",
+_MODULES = {
+    **dict.fromkeys(
+        ("ADCC", "AverageDrop", "AverageIncrease", "Coherency", "Complexity", "DeletionAUC", "InsertionAUC"),
+        ".faithfulness",
+    ),
+    **dict.fromkeys(("LocalizationAccuracy", "MaxBoxAccuracy"), ".localization"),
+    **dict.fromkeys(("EnergyPointingGame", "GridPointingGame", "PointingGame"), ".pointing"),
+    "PixelAveragePrecision": ".segmentation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a metric when it is asked for: torchmetrics is slow to import, and commands need the functions alone."""
-    from importlib import import_module
-
-    if name in __all__:
-        return getattr(import_module(f".{_HOMES.get(name, 'faithfulness')}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """The public names, those that are not imported yet among them."""
-    return sorted({*globals(), *__all__})
+# torchmetrics is slow to import, and commands need the functions alone.
+__getattr__, __dir__ = imported_when_used(__name__, __all__, _MODULES)
