@@ -117,4 +117,5 @@ def normalize(maps: Tensor) -> Tensor:
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     varies = span > 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
-    return torch.where(varies, (maps - low) / torch.where(varies, span, 1), torch.zeros_like(maps))
+    # Memory for one more tensor of this size would take longer than all the arithmetic.
+    return (maps - low).div_(torch.where(varies, span, 1)).mul_(varies)

@@ -136,7 +136,7 @@ class _Changes(NamedTuple):
     level_count: int
     reaches: tuple[Ints, Ints, Ints, Ints]  # maxima, sides, levels; how far they reach then, growing outwards
     meetings: tuple[Ints, Ints, Ints]  # two maxima, and the level at which they touch
-    units: Ints | None  # (maxima + 1, count): by how much the components' sizes grow at a level; None counts nothing
+    units: Ints | None  # (count, maxima + 1): by how much the components' sizes grow at a level; None counts nothing
     euler: tuple[Ints, Ints, Ints]  # maxima, levels; by how much the components less the holes change
 
 
@@ -174,12 +174,12 @@ def _boxes(
 
 
 def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: int) -> Ints:
-    """By how many units the component of each maximum grows at each level, (maxima + 1, count)."""
+    """By how many units the component of each maximum grows at each level, (count, maxima + 1)."""
     sizes = np.zeros((maxima + 1) * count, dtype=np.intp)
     for own in units:
         component = above if own is level else np.where(level >= own, above, np.append(above[1:], maxima))
-        sizes += np.bincount(component * np.int64(count) + own, minlength=len(sizes))
-    return sizes.reshape(-1, count)
+        sizes += np.bincount(own * np.int64(maxima + 1) + component, minlength=len(sizes))
+    return sizes.reshape(count, -1)
 
 
 def _framed(image: np.ndarray, value: int) -> np.ndarray:
@@ -219,30 +219,39 @@ def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints,
 
 
 def _by_meeting(changes: _Changes) -> LevelBoxes:
-    """Every maximum has a row of what its component reaches at each level; where two meet, one row takes over."""
-    maxima, count = changes.maxima, changes.level_count
-    reach = np.full((maxima + 1, 4, count), _NOWHERE, dtype=np.int32)
-    component, sides, levels, reached = changes.reaches
-    np.maximum.at(reach.reshape(-1), (component * 4 + sides) * count + levels, reached.astype(np.int32))
-    np.maximum.accumulate(reach[:, :, ::-1], axis=2, out=reach[:, :, ::-1])
-    counted = np.zeros((2, maxima + 1, count if changes.units is not None else 0), dtype=np.intp)
-    if changes.units is not None:
-        counted[0] = changes.units
-        component, levels, more = changes.euler
-        np.add.at(counted[1], (component, levels), more)
-        np.cumsum(counted[:, :, ::-1], axis=2, out=counted[:, :, ::-1])
-    for kept, ended, at in _meetings(*changes.meetings, maxima + 1):
-        joint_reach = reach[kept, :, : at + 1]
-        np.maximum(joint_reach, reach[ended, :, : at + 1], out=joint_reach)
-        reach[ended, :, : at + 1] = _NOWHERE
-        counted[:, kept, : at + 1] += counted[:, ended, : at + 1]
-
-    levels, component = np.nonzero(reach[:-1, 0].T > _NOWHERE)
-    boxes = reach[component, :, levels] * np.array((-1, -1, 1, 1))
+    """At each level every maximum has what the pixels below it reach; where maxima met, one takes over from others."""
+    numbers, count = changes.maxima + 1, changes.level_count
+    reach = np.full((count, numbers, 4), _NOWHERE, dtype=np.int32)
+    maximum, sides, levels, reached = changes.reaches
+    np.maximum.at(reach.reshape(-1), (levels * numbers + maximum) * 4 + sides, reached.astype(np.int32))
+    np.maximum.accumulate(reach[::-1], axis=0, out=reach[::-1])
+    component = np.tile(np.arange(numbers), (count, 1))
+    for kept, ended, at in reversed(list(_meetings(*changes.meetings, numbers))):
+        component[: at + 1, ended] = component[: at + 1, kept]
+    levels, ended = np.nonzero(component != np.arange(numbers))
+    moved, to = levels * numbers + ended, levels * numbers + component[levels, ended]
+    _move(np.maximum, reach, moved, to, _NOWHERE)
+    levels, component = np.nonzero(reach[:, :-1, 0] > _NOWHERE)
+    boxes = reach[levels, component] * np.array((-1, -1, 1, 1))
     if changes.units is None:
         return LevelBoxes(boxes, levels, np.zeros_like(levels), np.zeros_like(levels))
-    units, euler = counted[:, component, levels]
+    counted = np.zeros((count, numbers, 2), dtype=np.intp)
+    counted[..., 0] = changes.units
+    maximum, at_levels, more = changes.euler
+    np.add.at(counted.reshape(-1), (at_levels * numbers + maximum) * 2 + 1, more)
+    np.cumsum(counted[::-1], axis=0, out=counted[::-1])
+    _move(np.add, counted, moved, to, 0)
+    units, euler = counted[levels, component].T
     return LevelBoxes(boxes, levels, units, 1 - euler)
+
+
+def _move(join: np.ufunc, values: Ints, places: Ints, to: Ints, nothing: int) -> None:
+    """Join the rows (..., k) of values at some places to those at others, in place; nothing is left behind."""
+    flat, width = values.reshape(-1), values.shape[-1]
+    sides = np.arange(width)
+    sources = (places[:, None] * width + sides).ravel()
+    join.at(flat, (to[:, None] * width + sides).ravel(), flat[sources])
+    flat[sources] = nothing
 
 
 def _meetings(one: Ints, other: Ints, level: Ints, components: int) -> Iterator[tuple[int, int, int]]:
@@ -272,7 +281,7 @@ def _by_level(changes: _Changes) -> LevelBoxes:
     top = np.arange(numbers)  # of each maximum the component that it is in by now
     reach = np.full((numbers, 4), _NOWHERE, dtype=np.int32)
     counted = np.zeros((numbers if counts else 0, 2), dtype=np.intp)
-    units = np.ascontiguousarray(changes.units.T) if changes.units is not None else counted
+    units = changes.units if changes.units is not None else counted
     reaches = _by_levels(changes.reaches, 2, changes.level_count)
     meetings, euler = (
         _by_levels(changes.meetings, 2, changes.level_count),
@@ -310,7 +319,8 @@ def _by_level(changes: _Changes) -> LevelBoxes:
 
 def _by_levels(arrays: tuple[Ints, ...], place: int, count: int) -> list[tuple[Ints, ...]]:
     """The parts of arrays that belong to each level; that at ``place`` holds the levels."""
-    order = np.argsort(arrays[place].astype(np.int16), kind="stable")  # of 16 bits: a radix sort
+    kind = np.int16 if count < 1 << 15 else np.int32
+    order = np.argsort(arrays[place].astype(kind), kind="stable")  # of 16 bits: a radix sort
     arrays = tuple(array[order] for array in arrays)
     ends = np.searchsorted(arrays[place], np.arange(count + 1)).tolist()
     return [tuple(array[start:end] for array in arrays) for start, end in pairwise(ends)]
