@@ -228,8 +228,8 @@ def _by_meeting(changes: _Changes) -> LevelBoxes:
     component = np.tile(np.arange(numbers), (count, 1))
     for kept, ended, at in reversed(list(_meetings(*changes.meetings, numbers))):
         component[: at + 1, ended] = component[: at + 1, kept]
-    levels, ended = np.nonzero(component != np.arange(numbers))
-    moved, to = levels * numbers + ended, levels * numbers + component[levels, ended]
+    at_levels, left = np.nonzero(component != np.arange(numbers))
+    moved, to = at_levels * numbers + left, at_levels * numbers + component[at_levels, left]
     _move(np.maximum, reach, moved, to, _NOWHERE)
     levels, component = np.nonzero(reach[:, :-1, 0] > _NOWHERE)
     boxes = reach[levels, component] * np.array((-1, -1, 1, 1))
@@ -237,8 +237,8 @@ def _by_meeting(changes: _Changes) -> LevelBoxes:
         return LevelBoxes(boxes, levels, np.zeros_like(levels), np.zeros_like(levels))
     counted = np.zeros((count, numbers, 2), dtype=np.intp)
     counted[..., 0] = changes.units
-    maximum, at_levels, more = changes.euler
-    np.add.at(counted.reshape(-1), (at_levels * numbers + maximum) * 2 + 1, more)
+    maximum, changed_at, more = changes.euler
+    np.add.at(counted.reshape(-1), (changed_at * numbers + maximum) * 2 + 1, more)
     np.cumsum(counted[::-1], axis=0, out=counted[::-1])
     _move(np.add, counted, moved, to, 0)
     units, euler = counted[levels, component].T
