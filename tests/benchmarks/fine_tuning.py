@@ -279,7 +279,7 @@ def cache(setting: Setting, seeds: int, epochs: int) -> None:
         cached = {**given, "cached_views": 1}
         ratios = []
         for _ in range(seeds):
-            without = seconds_per_epoch(setting, epochs, **given)
+            without = seconds_per_epoch(setting, epochs, feature_cache="off", **given)
             ratios.append(
                 [without / seconds_per_epoch(setting, epochs, feature_cache=w, **cached) for w in ("memory", "disk")]
             )

@@ -133,8 +133,8 @@ def test_a_file_that_lacks_more_or_less_than_the_head_is_refused(tmp_path):
         torch.save({key: value for key, value in state.items() if not key.startswith(lost)}, tmp_path / "w.pth")
         with pytest.raises(CheckpointError, match="missing"):
             resolve(f"torchvision/resnet18@{tmp_path / 'w.pth'}")
-        with pytest.raises(CheckpointError, match="fit none"):
-            resolve(str(tmp_path / "w.pth"))
+    with pytest.raises(CheckpointError, match="fit none"):  # of all networks, which takes seconds
+        resolve(str(tmp_path / "w.pth"))
 
 
 def test_features_that_stay_random_are_refused(tmp_path):
