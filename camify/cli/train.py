@@ -174,6 +174,8 @@ class FineTuningCLI(LightningCLI):
         _whole_numbers_first(pl.Trainer.__init__.__annotations__)
         load = get_loader("yaml")
         args, packages = _without_allow(args)
+        first = args[0] if isinstance(args, list) and args else None
+        self._only = first if first in _SUBCOMMANDS else None
         allow_packages(packages)
         set_loader("yaml", lambda text: _with_groups(check_loaded(load(check_yaml(text)), packages)), (yaml.YAMLError,))
         try:
@@ -199,6 +201,13 @@ class FineTuningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, without the option to read checkpoints as pickles."""
         return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The options of the command that is given alone: those of all four take a second to collect."""
+        if self._only in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Arguments of the trainer; given by the caller, no environment variable overrules how checkpoints are read."""
