@@ -160,7 +160,17 @@ def test_one_small_network_of_every_family(family):
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name in ("efficientnet_b0", "mambaout_femto", "ghostnet_050", "pvt_v2_b0", "regnetx_002", "convnext_atto")
+        if name
+        in (
+            "efficientnet_b0",
+            "mambaout_femto",
+            "ghostnet_050",
+            "pvt_v2_b0",
+            "regnetx_002",
+            "convnext_atto",
+            "legacy_seresnet18",
+            "resnet10t",
+        )
         else name
         for name in SMALL_TIMM
     ],

@@ -439,7 +439,9 @@ def test_ctrl_c_is_130(place, capsys, monkeypatch):
     assert capsys.readouterr().err == "camify: stopped.\n"
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError, KeyError])
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (ValueError, OSError, KeyError))]
+)
 def test_a_users_own_error_keeps_its_traceback(place, tmp_path, capsys, monkeypatch, kind):
     def raises(*_):
         raise kind("mine")
