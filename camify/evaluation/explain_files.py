@@ -459,7 +459,7 @@ def _in_one_size(raw: Mapping[str, Tensor]) -> tuple[Tensor, str]:
     )
     if not smaller:
         return together, ""
-    return together, f"raw maps are stored at the largest one's {height} x {width}: upsampled are {', '.join(smaller)}"
+    return together, f"Raw maps are stored at the largest one's {height} x {width}: upsampled are {', '.join(smaller)}"
 
 
 def _precision_error(

@@ -129,7 +129,7 @@ class Record:
             handles.append(module.register_forward_pre_hook(partial(self._start, name)))
             handles.append(module.register_forward_hook(partial(self._end, name)))
         try:
-            return model(images)
+            return model(images.clone())
         finally:
             for handle in handles:
                 handle.remove()
@@ -307,7 +307,7 @@ def _head(model: nn.Module, name: str, layout: Layout, record: Record, images: T
     def head(maps: Tensor, exact: Tensor | None = None) -> Tensor:
         value = layout.from_map(maps) if exact is None else exact
         with replayed(model, record, name, value):
-            logits: Tensor = model(images)
+            logits: Tensor = model(images.clone())
         return logits
 
     return head

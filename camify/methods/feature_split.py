@@ -66,13 +66,13 @@ class Split(ABC):
 class _CAMNetSplit(Split):
     def __init__(self, net: CAMNet) -> None:
         super().__init__("features", net.classifier if net.pool_name == "gap" else None)
-        self._net = net
+        self.net = net
 
     def features(self, images: Tensor) -> tuple[Tensor, Rest]:
-        return self._net.forward_features(images), ()
+        return self.net.forward_features(images), ()
 
     def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:  # noqa: ARG002 - nothing flows past it
-        return self._net.forward_head(maps_NCHW)
+        return self.net.forward_head(maps_NCHW)
 
 
 class TracedSplit(Split):
@@ -171,12 +171,12 @@ class _HookedSplit(Split):
         images, record, before = rest
         map_value = self._layout.from_map(maps_NCHW, before)
         with bypassed(self._network, self._last), replayed(self._network, record, self.layer, map_value):
-            return require_logits(self._network(images), len(maps_NCHW), finite=False)
+            return require_logits(self._network(images.clone()), len(maps_NCHW), finite=False)
 
     def logits(self, images: Tensor) -> Tensor:
         """The logits (N, K) of images (N, 3, H, W): the network runs once."""
         with bypassed(self._network, self._last):
-            return require_logits(self._network(images), len(images), finite=False)
+            return require_logits(self._network(images.clone()), len(images), finite=False)
 
 
 class LogitsOf(nn.Module):
@@ -287,7 +287,7 @@ def _pair(images: Tensor) -> Tensor:
     if not bool(images[:2].isfinite().all()):
         noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
         return noise.to(images)
-    return images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
+    return images[:2].clone() if len(images) > 1 else torch.cat([images, images.flip(-1)])  # may be changed in place
 
 
 def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, float]:

@@ -365,7 +365,7 @@ def test_maps_of_unlike_sizes_are_stored_in_the_largest_ones(photos, tmp_path):
     options = {"samples": 20}
     names = ["gradcam", "fullgrad", "rise"]
     done = run(net, files, tmp_path / "out", methods=names, method_options=options)
-    assert done.notes == ["raw maps are stored at the largest one's 96 x 96: upsampled are gradcam"]
+    assert done.notes == ["Raw maps are stored at the largest one's 96 x 96: upsampled are gradcam"]
     for path, result in zip(files, results(tmp_path / "out"), strict=True):
         raw = np.load(tmp_path / "out" / result["raw_maps"])
         (entry,) = result["classes"]

@@ -23,6 +23,30 @@ SAMPLED = ("iscam", "rise", "smoothgradcam++", "sscam")
 FROM_ONE_FORWARD = tuple(name for name in NAMES if name not in ("fullgrad", "scorecam", "smoothgradcam++"))
 
 
+class BeginsInPlace(nn.Module):
+    def __init__(self, *, traceable):
+        super().__init__()
+        self.convolution, self.classifier, self.traceable = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), traceable
+
+    def forward(self, x):
+        x.sub_(0.1)
+        if not self.traceable and x.mean() > 1e6:
+            return x
+        return self.classifier(torch.relu(self.convolution(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+@pytest.mark.parametrize("method", ["gradcam", "scorecam", "rise", "fullgrad"])
+def test_a_network_that_changes_its_input_in_place_changes_no_image_of_the_users(traceable, method):
+    torch.manual_seed(0)
+    net, images = BeginsInPlace(traceable=traceable).eval(), torch.rand(2, 3, 12, 12)
+    before = images.clone()
+    options = {"samples": 4} if method == "rise" else {}
+    first = camify.explain(net, images, method=method, targets=1, augmentations="flip", **options)
+    assert torch.equal(images, before)
+    assert torch.equal(camify.explain(net, images, method=method, targets=1, augmentations="flip", **options), first)
+
+
 def raw(model, images, names=NAMES, **options):
     if {*names} & {*SAMPLED}:
         options = {"samples": 1, **options}
