@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
-from weakref import WeakSet
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,11 @@ __all__ = [
     "chance_note",
     "lacks_memory",
     "logits_of",
-    "on_kept_images",
     "require_image_input",
     "require_logits",
     "running",
     "spread",
 ]
-
-Result = TypeVar("Result")
 
 _EXPECTED = "expected one tensor of logits (N, classes)"
 _SAME = 1e-5  # of the largest logit: what rounding may change from one forward to the next
@@ -95,23 +91,8 @@ def logits_of(model: nn.Module, images: Tensor, *, finite: bool = True) -> Tenso
     """
     require_image_input(model)
     with running(model, images):
-        output = on_kept_images(model, model, images)
+        output = model(images.clone())  # it may begin with a step in place
     return require_logits(output, images, finite=finite)
-
-
-_KEEP_IMAGES: WeakSet[object] = WeakSet()
-"""Networks, or parts of them, that were seen to leave images as they were."""
-
-
-def on_kept_images(network: object, run: Callable[[Tensor], Result], images: Tensor) -> Result:
-    """What a network's function gives of images, which stay as they are also where it begins with a step in place."""
-    if network in _KEEP_IMAGES:
-        return run(images)
-    copy = images.clone()
-    result = run(copy)
-    if torch.equal(copy, images) if copy.is_inference() else copy._version == 0:
-        _KEEP_IMAGES.add(network)
-    return result
 
 
 # ---------------------------------------------------------------- what it takes

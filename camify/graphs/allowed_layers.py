@@ -44,7 +44,7 @@ _TENSOR = """
 add add_ sub sub_ mul mul_ div div_ neg abs pow exp log sqrt rsqrt clamp clamp_ matmul mean sum amax amin
 var std relu relu_ sigmoid sigmoid_ tanh tanh_ softmax flatten view reshape permute transpose squeeze
 unsqueeze split chunk unbind expand expand_as repeat contiguous size dim float half type_as to flip roll
-masked_fill unflatten swapaxes max min norm reshape_as
+masked_fill unflatten swapaxes max min norm reshape_as clone
 """
 
 LAYERS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NN.split()} | {

@@ -163,7 +163,7 @@ def _observe(network: fx.GraphModule, choices: Sequence[Tensor]) -> tuple[Observ
     for images in choices:
         observer = Observer(network)
         try:
-            return observer, images, observer.observe(images.clone())
+            return observer, images, observer.observe(images)
         except ConversionError as error:
             refusal = refusal or error
     raise refusal or ConversionError("There are no images to run the network with.")

@@ -25,6 +25,11 @@ from .origins import Origins
 __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract", "steps", "trace", "trace_up_to"]
 
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_VIEWS = {
+    "chunk", "contiguous", "detach", "expand", "expand_as", "flatten", "float", "getitem", "narrow", "permute",
+    "reshape", "select", "split", "squeeze", "swapaxes", "to", "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view",
+}  # fmt: skip
+"""Steps whose result may be the same memory as their input."""
 _KEPT_VALUES = 16
 
 
@@ -142,7 +147,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
     finally:
         for module, mode in modes:
             module.training = mode
-    _use_results_of_in_place_steps(model, graph)
+    _settle_in_place_steps(model, graph)
     activation = take_off(model, graph)
     network = as_module(model, graph)
     for name in set(vars(model)) - attributes:  # the tracer leaves constant tensors in the network
@@ -173,7 +178,7 @@ def trace_up_to(model: nn.Module, last: str, *, training: bool) -> fx.GraphModul
             module.training = mode
         for name in set(vars(model)) - attributes:
             delattr(model, name)
-    _use_results_of_in_place_steps(model, tracer.graph)
+    _settle_in_place_steps(model, tracer.graph)
     (end,) = tracer.graph.output_node().all_input_nodes
     return as_module(model, extract(tracer.graph, None, end))
 
@@ -204,8 +209,8 @@ def _where(error: Exception) -> str:
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _use_results_of_in_place_steps(model: nn.Module, graph: fx.Graph) -> None:
-    """Let later steps read the result of an in-place step where they read its (overwritten) input."""
+def _settle_in_place_steps(model: nn.Module, graph: fx.Graph) -> None:
+    """Let later steps read the result of an in-place step where they read its input; the image is not overwritten."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if not _in_place(model, node):
@@ -214,6 +219,18 @@ def _use_results_of_in_place_steps(model: nn.Module, graph: fx.Graph) -> None:
         for user in list(source.users):
             if order[user] > order[node]:
                 user.replace_input_with(source, node)
+    image = next(node for node in graph.nodes if node.op == "placeholder")
+    seen = (image, *_views(image))
+    if any(_in_place(model, user) and user.all_input_nodes[0] is node for node in seen for user in node.users):
+        with graph.inserting_after(image):
+            copy = graph.call_method("clone", (image,))
+        image.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+
+
+def _views(source: fx.Node) -> list[fx.Node]:
+    """The steps that give a view of a step's tensor, and views of these."""
+    views = [user for user in source.users if getattr(user.target, "__name__", user.target) in _VIEWS]
+    return [view for direct in views for view in (direct, *_views(direct))]
 
 
 def _in_place(model: nn.Module, node: fx.Node) -> bool:

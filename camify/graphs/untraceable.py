@@ -69,7 +69,7 @@ class UntracedFeatures(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, h, w)."""
         try:
-            self.network(x)
+            self.network(x.clone())  # it may begin with a step in place
         except _MapReached as reached:
             return self.layout.to_map(reached.value)
         raise ConversionError("The network took a way past its last spatial map.")

@@ -66,13 +66,13 @@ class Split(ABC):
 class _CAMNetSplit(Split):
     def __init__(self, net: CAMNet) -> None:
         super().__init__("features", net.classifier if net.pool_name == "gap" else None)
-        self.net = net
+        self._net = net
 
     def features(self, images: Tensor) -> tuple[Tensor, Rest]:
-        return self.net.forward_features(images), ()
+        return self._net.forward_features(images), ()
 
     def head(self, maps_NCHW: Tensor, rest: Rest) -> Tensor:  # noqa: ARG002 - nothing flows past it
-        return self.net.forward_head(maps_NCHW)
+        return self._net.forward_head(maps_NCHW)
 
 
 class TracedSplit(Split):
@@ -191,7 +191,7 @@ class LogitsOf(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self._network = network
 
     @classmethod
     def of(cls, network: nn.Module) -> nn.Module:
@@ -200,9 +200,9 @@ class LogitsOf(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""
-        parts = split(self.network, images)
+        parts = split(self._network, images)
         if parts.activation is None:
-            return logits_of(self.network, images, finite=False)
+            return logits_of(self._network, images, finite=False)
         return parts.logits(images)
 
 
@@ -287,7 +287,7 @@ def _pair(images: Tensor) -> Tensor:
     if not bool(images[:2].isfinite().all()):
         noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
         return noise.to(images)
-    return images[:2].clone() if len(images) > 1 else torch.cat([images, images.flip(-1)])  # may be changed in place
+    return images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
 
 
 def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, float]:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode
 from ..graphs import task_of
-from ..logits import lacks_memory, on_kept_images
+from ..logits import lacks_memory
 from ..model import CAMNet
 from ..task import Classes, Task
 from .augmentations import View
@@ -48,8 +48,7 @@ class ForwardPass:
         self._for_gradients, self._views = gradients, dict[View, ForwardPass]()
         device = images.device.type
         self._autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        known_by = getattr(parts, "net", parts)  # a CAMNet has a new split each time
-        value, self._rest = on_kept_images(known_by, parts.features, images)
+        value, self._rest = parts.features(images)
         self._value = value.detach()
         self._graph: tuple[list[Tensor], Tensor] | None = None  # the layers' values, and the logits that follow
         self._gradients: tuple[Tensor, list[Tensor]] | None = None  # the last targets, and the gradients of each layer

@@ -139,7 +139,7 @@ def _full_gradients(forward: ForwardPass, targets_N: Tensor) -> FullGradients:
     with torch.enable_grad():
         images = forward.images.clone().requires_grad_()
         with _LayersWithBias() as layers:
-            logits = forward.with_graph(images * 1)  # of a copy: the network may begin with a step in place
+            logits = forward.with_graph(images)
         score = logits.gather(1, targets_N[:, None]).sum()
     outputs, biases = [output for output, _ in layers.seen], [bias for _, bias in layers.seen]
     if not score.requires_grad:
