@@ -27,7 +27,8 @@ __all__ = ["Observer", "Trace", "TracingError", "ancestors", "between", "extract
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _VIEWS = {
     "chunk", "contiguous", "detach", "expand", "expand_as", "flatten", "float", "getitem", "narrow", "permute",
-    "reshape", "select", "split", "squeeze", "swapaxes", "to", "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view",
+    "reshape", "select", "split", "squeeze", "swapaxes", "to", "transpose", "type_as", "unbind", "unflatten",
+    "unsqueeze", "view",
 }  # fmt: skip
 """Steps whose result may be the same memory as their input."""
 _KEPT_VALUES = 16
