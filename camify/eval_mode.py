@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["channels_last", "eval_mode", "without_hooks"]
+__all__ = ["channels_last", "eval_mode", "full_precision", "without_hooks"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -50,3 +51,41 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, values in kernels:
             parameter.data = values
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions and matrix products of float32 in float32, for a while; also a decorator.
+
+    Else a GPU convolves in TF32, whose rounding of 1e-3 no proof of 1e-4 survives: torch's default.
+    """
+    backends: Any = torch.backends
+    matmul = _unless_mixed(torch.get_float32_matmul_precision)
+    convolutions = _unless_mixed(lambda: backends.cudnn.allow_tf32)
+    parts = []
+    if hasattr(backends, "fp32_precision"):  # since torch 2.9
+        parts = [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
+    precisions = [part.fp32_precision for part in parts]
+    try:
+        if matmul is not None:
+            torch.set_float32_matmul_precision("highest")
+        if convolutions is not None:
+            backends.cudnn.allow_tf32 = False
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions is not None:
+            backends.cudnn.allow_tf32 = convolutions
+        for part, precision in zip(parts, precisions, strict=True):
+            part.fp32_precision = precision
+
+
+def _unless_mixed(setting: Callable[[], Any]) -> Any:
+    """An older setting of PyTorch; None where a newer one says something else: PyTorch refuses to read it then."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None

@@ -79,7 +79,15 @@ def class_maps(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:
         features_NCHW: last spatial map, (N, C, h, w).
         weight_KC: weights of the linear classifier, (K, C).
     """
+    if features_NCHW.is_cuda:  # convolutions run in TF32 there by default, linear layers do not
+        return _class_maps_by_products(features_NCHW, weight_KC)
     return F.conv2d(features_NCHW, weight_KC[:, :, None, None])
+
+
+def _class_maps_by_products(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:
+    count, _, height, width = features_NCHW.shape
+    maps = torch.bmm(weight_KC.expand(count, -1, -1), features_NCHW.flatten(2))
+    return maps.reshape(count, len(weight_KC), height, width)
 
 
 def contrast_maps(maps_NKHW: Tensor, *, exclusive: bool = True) -> Tensor:

@@ -19,7 +19,7 @@ from .checkpoint.hub import fetch_folder, is_repository
 from .checkpoint.manifest import compare_written, finite_values, manifest_of, network_of
 from .checkpoint.model_card import model_card
 from .errors import ConversionError
-from .eval_mode import eval_mode, without_hooks
+from .eval_mode import eval_mode, full_precision, without_hooks
 from .maps import class_maps, identity_error, map_weight
 from .pooling import POOLS
 from .preprocessing import Preprocessing
@@ -217,10 +217,11 @@ class CAMNet(nn.Module):
         return groups
 
     @torch.no_grad()
+    @full_precision()
     def identity_error(self, images: Tensor) -> float:
         """Largest relative ``|mean(map) + bias - logit|`` on ``images`` (N, 3, H, W), in eval mode.
 
-        A network in half precision is measured as a float32 copy: its rounding is not the identity's.
+        Of a network in half precision a float32 copy is measured, on a GPU without TF32: their rounding is no error.
         """
         wide = torch.promote_types(self.classifier.weight.dtype, torch.float32)
         with without_hooks(self):

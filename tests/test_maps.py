@@ -10,7 +10,7 @@ import scipy.ndimage
 import torch
 
 from camify.boxes import component_boxes
-from camify.maps import class_maps, identity_error, normalize, select, upsample
+from camify.maps import _class_maps_by_products, class_maps, identity_error, normalize, select, upsample
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -22,6 +22,16 @@ def test_class_maps_are_weighted_sums_of_channels(dtype):
     assert maps.shape == (3, 6, 5, 4)
     torch.testing.assert_close(maps.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
     assert (maps < 0).any()  # no ReLU
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_class_maps_on_a_gpu_are_the_same(memory_format):
+    """There they are products of matrices, as the linear layer is: no other rounding than that of the logits."""
+    features, weight = torch.randn(3, 5, 4, 6, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    features = features.to(memory_format=memory_format)
+    maps = _class_maps_by_products(features, weight)
+    torch.testing.assert_close(maps, class_maps(features, weight))
+    assert maps.is_contiguous()
 
 
 def test_class_maps_are_differentiable_in_both_arguments():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
+from ..eval_mode import full_precision
 from ..graphs import FeaturesCopy, NetworkAnalysis, TracedAnalysis, analyze
 from ..graphs.map_stride import set_map_stride
 from ..model import CAMNet
@@ -42,6 +43,7 @@ class _Default(str):
 _GAP = _Default("gap")
 
 
+@full_precision()
 def convert(
     model: nn.Module | str | Source,
     *,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from ..errors import CamifyError, CheckpointError, ConfigError, ConversionError
+from ..eval_mode import full_precision
 from ..files import put_in_place, temporary_folder
 from ..model import CAMNet
 from ..preprocessing import LARGEST_SIDE, sides_of
@@ -222,6 +223,7 @@ def _shapes(size: tuple[int, int], dynamic: tuple[str, ...]) -> list[tuple[int, 
 
 
 @torch.no_grad()
+@full_precision()
 def _verify(
     network: ExportedNetwork, file: Callable[[Tensor], dict[str, Tensor]], size: tuple[int, int], channels: int,
     dynamic: tuple[str, ...],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from ..eval_mode import eval_mode, without_hooks
+from ..eval_mode import eval_mode, full_precision, without_hooks
 from ..logits import MixedImagesError, chance_note, require_image_input, spread
 from ..preprocessing import LARGEST_SIDE, sides_of
 from .analysis import NetworkAnalysis
@@ -21,6 +21,7 @@ from .untraceable import analyze_untraced
 __all__ = ["analyze"]
 
 
+@full_precision()
 def analyze(model: nn.Module, input_size: int | tuple[int, int], example: Tensor | None) -> NetworkAnalysis:
     """The analysis of a network, which is left as it was: its modes, its hooks (none runs) and its values.
 

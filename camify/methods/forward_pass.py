@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError, ConversionError, DataError
-from ..eval_mode import eval_mode
+from ..eval_mode import channels_last, eval_mode
 from ..graphs import task_of
 from ..logits import lacks_memory
 from ..model import CAMNet
@@ -20,9 +20,24 @@ from .augmentations import View
 from .feature_split import Split
 from .several_layers import SplitAtLayers, split_at
 
-__all__ = ["PRECISIONS", "ForwardPass", "left_as_it_was", "not_finite", "observe", "unwrapped"]
+__all__ = [
+    "PRECISIONS", "ForwardPass", "left_as_it_was", "many_forwards", "not_finite", "observe", "unwrapped",
+]  # fmt: skip
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # for autocast
+
+
+@contextmanager
+def many_forwards(
+    network: nn.Module, device: torch.device, precision: str, at_once: int | None = None
+) -> Iterator[int]:
+    """How many images one of many forwards takes (VGG16 at 224 px: fastest so on 2 CPU cores and on an H100).
+
+    Meanwhile the network's kernels lie in the order of memory in which they run faster.
+    """
+    is_cpu, is_half = device.type == "cpu", precision != "fp32"
+    with channels_last(network) if is_cpu or is_half else nullcontext():
+        yield at_once or (8 if is_cpu else 64 if is_half else 32)
 
 
 class ForwardPass:

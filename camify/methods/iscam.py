@@ -30,7 +30,7 @@ class ISCAM(ScoreCAM):
         variant: ``"sums"``: s_i = sum_(j <= i) j / n, masked images added up, as torch-cam (0.5) reads the paper.
             ``"line"``: s_i = i / n, the integral from the baseline to the masked image.
         samples: n, steps of the integral.
-        chunk: masked images in one forward; memory grows with it.
+        chunk: masked images in one forward, memory grows with it; None: 8 on a CPU, 32 on a GPU, 64 in half precision.
         precision: ``"fp32"`` (as the network is), or ``"bf16"``, ``"fp16"``: the masked forwards under autocast.
 
     Example:
@@ -50,7 +50,7 @@ class ISCAM(ScoreCAM):
         *,
         variant: str = "sums",
         samples: int = 10,
-        chunk: int = 8,
+        chunk: int | None = None,
         precision: str = "fp32",
     ) -> None:
         super().__init__(model, layer, chunk=chunk, precision=precision)

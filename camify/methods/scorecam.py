@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..eval_mode import channels_last
 from ..maps import normalize, upsample
 from .base import Method, register
-from .forward_pass import PRECISIONS, ForwardPass
+from .forward_pass import PRECISIONS, ForwardPass, many_forwards
 
 __all__ = ["ScoreCAM"]
 
@@ -48,7 +46,7 @@ class ScoreCAM(Method):
         variant: ``"paper"``: algorithm 1, logits. ``"authors"``: their code, weights are the probabilities of the
             masked images, constant channels left out. ``"pytorch-grad-cam"`` (1.5): masks upsampled with
             align_corners. ``"torch-cam"`` (0.5): masks scaled before they are upsampled.
-        chunk: masked images in one forward; memory grows with it.
+        chunk: masked images in one forward, memory grows with it; None: 8 on a CPU, 32 on a GPU, 64 in half precision.
         precision: ``"fp32"`` (as the network is), or ``"bf16"``, ``"fp16"``: the masked forwards under autocast.
 
     Example:
@@ -67,7 +65,7 @@ class ScoreCAM(Method):
         layer: str | None = None,
         *,
         variant: str = "paper",
-        chunk: int = 8,
+        chunk: int | None = None,
         precision: str = "fp32",
     ) -> None:
         super().__init__(model, layer)
@@ -75,7 +73,7 @@ class ScoreCAM(Method):
             raise ConfigError(f"ScoreCAM: variant={variant!r} is unknown. Choose one of {', '.join(_VARIANTS)}.")
         if precision not in PRECISIONS:
             raise ConfigError(f"ScoreCAM: precision={precision!r} is unknown. Choose one of {', '.join(PRECISIONS)}.")
-        if not isinstance(chunk, int) or chunk < 1:
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
             raise ConfigError(f"ScoreCAM: chunk={chunk!r}: must be a whole number of at least 1.")
         self.variant, self.chunk, self.precision = variant, chunk, precision
 
@@ -85,20 +83,22 @@ class ScoreCAM(Method):
 
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w), before the ReLU."""
-        with channels_last(self.model) if forward.images.device.type == "cpu" else nullcontext():
+        with many_forwards(self.model, forward.images.device, self.precision, self.chunk) as at_once:
             baseline = forward.network(torch.zeros_like(forward.images[:1]))[0]
             weights = [
-                self._weights(forward, image, maps, int(target), baseline[target])
+                self._weights(forward, image, maps, int(target), baseline[target], at_once)
                 for image, maps, target in zip(forward.images, forward.activations, targets_N, strict=True)
             ]
         return torch.einsum("nchw,nc->nhw", forward.activations, torch.stack(weights))
 
-    def _weights(self, forward: ForwardPass, image: Tensor, maps_CHW: Tensor, target: int, baseline: Tensor) -> Tensor:
+    def _weights(
+        self, forward: ForwardPass, image: Tensor, maps_CHW: Tensor, target: int, baseline: Tensor, at_once: int
+    ) -> Tensor:
         """Weights (C,) of the channels of one image."""
         variant = _VARIANTS[self.variant]
         varies = (maps_CHW.amax((1, 2)) > maps_CHW.amin((1, 2))).nonzero().flatten()
         scores = maps_CHW.new_zeros(len(maps_CHW))
-        for channels in torch.split(varies, self.chunk):
+        for channels in torch.split(varies, at_once):
             masks_MHW = self._masks(maps_CHW[channels], image).to(image.dtype)
             scores[channels] = self._scores(forward, image, masks_MHW, target, baseline)
         return scores if variant.probabilities else scores.softmax(0)

@@ -99,7 +99,7 @@ def _sparse_head(forward: ForwardPass, masks_PHW: Tensor, channels: int) -> _Spa
         return None
     before, linear, rest = first
     cached = _SHARES.get(parts)
-    if cached is None or not torch.equal(cached[0], masks_PHW):
+    if cached is None or cached[0].device != masks_PHW.device or not torch.equal(cached[0], masks_PHW):
         masks = masks_PHW.to(linear.weight)
         shares = [_shares(before, masks, channels, sign) for sign in (1.0, -1.0)]
         pair = (shares[0], shares[1]) if shares[0] is not None and shares[1] is not None else None

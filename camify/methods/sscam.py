@@ -33,7 +33,7 @@ class SSCAM(ScoreCAM):
         samples: of the noise for each channel.
         sigma: its deviation.
         seed: of the noise.
-        chunk: masked images in one forward; memory grows with it.
+        chunk: masked images in one forward, memory grows with it; None: 8 on a CPU, 32 on a GPU, 64 in half precision.
         precision: ``"fp32"`` (as the network is), or ``"bf16"``, ``"fp16"``: the masked forwards under autocast.
 
     Example:
@@ -55,7 +55,7 @@ class SSCAM(ScoreCAM):
         samples: int = 35,
         sigma: float = 2.0,
         seed: int = 0,
-        chunk: int = 8,
+        chunk: int | None = None,
         precision: str = "fp32",
     ) -> None:
         super().__init__(model, layer, chunk=chunk, precision=precision)

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 import camify
 from camify import ConstantMapWarning, explain, methods
+from camify.methods import single_cell
+from camify.methods.forward_pass import many_forwards
 from camify.sources.demo_network import TinyVGG
 
 EVERY = tuple(name for name in methods.METHODS if name != "cam")  # which needs a CAM-ready network
@@ -438,6 +440,38 @@ def test_scorecam_in_reduced_precision_is_near(model, images):
     half = methods.ScoreCAM(model, precision="bf16")(images[:1], 0)
     assert float((full - half).abs().max() / full.abs().max()) < 0.05
     assert not torch.equal(full, half)
+
+
+def test_a_network_may_move_to_another_device_between_calls():
+    """What is known of a head's pools lies where the network was; the device "meta" stands for a GPU."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)
+    ).eval()
+    method, images = methods.ReciproCAM(net, "0"), torch.randn(2, 3, 12, 12)
+    before = set(single_cell._SHARES)
+    expected = method(images, 1)
+    (parts,) = set(single_cell._SHARES) - before
+    masks, shares = single_cell._SHARES[parts]
+    single_cell._SHARES[parts] = (masks.to("meta"), shares)
+    torch.testing.assert_close(method(images, 1), expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "at_once", "expected", "last"),
+    [
+        ("cpu", "fp32", None, 8, True),
+        ("cpu", "bf16", None, 8, True),
+        ("cuda", "fp32", None, 32, False),
+        ("cuda", "bf16", None, 64, True),
+        ("cuda", "fp16", 3, 3, True),
+    ],
+)
+def test_how_many_masked_images_a_forward_takes(device, precision, at_once, expected, last):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with many_forwards(net, torch.device(device), precision, at_once) as count:
+        assert count == expected
+        assert net[0].weight.is_contiguous(memory_format=torch.channels_last) == last
+    assert net[0].weight.is_contiguous()
 
 
 def test_scorecam_runs_no_more_than_it_must(model, images):
