@@ -253,13 +253,12 @@ def _strength(sums: CellSums, held_out: list[Tensor], given: float | None) -> tu
     deviation = math.sqrt(sum(float(shared.var(correction=0)) for shared in held_out) / len(held_out))
     unit = sums.class_deviation() / deviation if deviation > 0 else 0.0
     candidates = dict.fromkeys((0.0, STRENGTH, *(_STRENGTHS if given is None else (float(given),))))
-    hits = {
-        value: torch.stack([
-            _hits(kept, kept.map + value * unit * shared.reshape(kept.map.shape).float())
-            for kept, shared in zip(sums.kept, held_out, strict=True)
-        ])
-        for value in candidates
-    }  # fmt: skip
+    strengths_V11 = torch.tensor(list(candidates), dtype=torch.float64)[:, None, None]
+    each = [
+        _hits(kept, kept.map + (strengths_V11 * unit * shared.reshape(kept.map.shape)).float())
+        for kept, shared in zip(sums.kept, held_out, strict=True)
+    ]
+    hits = dict(zip(candidates, torch.stack(each, dim=1), strict=True))
     scores = {value: _at_best_threshold(hits_NJT) for value, hits_NJT in hits.items()}
     chosen = STRENGTH if given is None else float(given)
     if given is None and len(held_out) >= _TO_CHOOSE:
@@ -271,19 +270,19 @@ def _strength(sums: CellSums, held_out: list[Tensor], given: float | None) -> tu
     return chosen, float(scores[0.0].mean()), float(scores[chosen].mean())
 
 
-def _hits(kept: KeptImage, map_HW: Tensor) -> Tensor:
-    """Whether the best box of a map hits at every IoU and threshold, (3, T)."""
-    heat = normalize_maps(upsample(map_HW[None], kept.size))[0]
+def _hits(kept: KeptImage, maps_VHW: Tensor) -> Tensor:
+    """Whether the best box of each of an image's maps hits at every IoU and threshold, (V, 3, T)."""
+    heats = normalize_maps(upsample(maps_VHW, kept.size))
     truth = kept.boxes
     if truth is None:  # of a mask: the box around it, in cells
-        rows, columns = (kept.covered.reshape(map_HW.shape) > 0.5).nonzero(as_tuple=True)
+        rows, columns = (kept.covered.reshape(maps_VHW.shape[1:]) > 0.5).nonzero(as_tuple=True)
         if not len(rows):
-            rows, columns = (kept.covered.reshape(map_HW.shape) > 0).nonzero(as_tuple=True)
-        scale = torch.tensor([kept.size[1] / map_HW.shape[1], kept.size[0] / map_HW.shape[0]]).repeat(2)
+            rows, columns = (kept.covered.reshape(maps_VHW.shape[1:]) > 0).nonzero(as_tuple=True)
+        scale = torch.tensor([kept.size[1] / maps_VHW.shape[2], kept.size[0] / maps_VHW.shape[1]]).repeat(2)
         corners = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
         truth = (corners * scale)[None]
-    ious = best_iou_by_threshold(heat, truth, _THRESHOLDS)
-    return torch.stack([ious >= bound for bound in _IOUS]).float()
+    ious = best_iou_by_threshold(heats, [truth] * len(heats), _THRESHOLDS)
+    return torch.stack([ious >= bound for bound in _IOUS], dim=1).float()
 
 
 def _at_best_threshold(hits_NJT: Tensor) -> Tensor:

@@ -71,9 +71,8 @@ def map_rows(
     heat, evidence = heat.detach().cpu(), evidence.detach().cpu()
     rows = {"entropy": functional.entropy(evidence), "area": functional.area(heat)}
     if boxes is not None:
-        all_and_largest = _ious(heat, boxes, _every_and_largest, 2 * THRESHOLDS)
-        largest = all_and_largest[:, THRESHOLDS:]
-        rows |= {"all": _levels(all_and_largest[:, :THRESHOLDS]), "largest": _levels(largest), "iou": largest.half()}
+        every, largest = functional.best_ious_by_threshold(heat, boxes, THRESHOLDS)
+        rows |= {"all": _levels(every), "largest": _levels(largest), "iou": largest.half()}
         if threshold is not None:
             cut = partial(functional.best_iou_at_threshold, threshold=threshold, largest=True)
             rows["given"] = _levels(_ious(heat, boxes, cut, 1))
@@ -244,8 +243,7 @@ def box_hits(heat: Tensor, boxes: Sequence[Tensor], *, largest: bool) -> Tensor:
 
     float64, 1 a hit, 0 a miss, NaN where there is no box. Arguments as in ``map_rows``.
     """
-    measure = partial(functional.best_iou_by_threshold, count=THRESHOLDS, largest=largest)
-    return _hits(_ious(heat.detach().cpu(), boxes, measure, THRESHOLDS))
+    return _hits(functional.best_iou_by_threshold(heat, boxes, THRESHOLDS, largest=largest))
 
 
 def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -256,10 +254,6 @@ def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def _center_ious(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     candidates = functional.center_boxes(*size)
     return _ious([candidates] * len(boxes), boxes, functional.iou_with_best_box, len(candidates))
-
-
-def _every_and_largest(heat: Tensor, truth: Tensor) -> Tensor:
-    return torch.cat(functional.best_ious_by_threshold(heat, truth, THRESHOLDS))
 
 
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ class MaxBoxAccuracy(_BoxHits):
         check_map_boxes("MaxBoxAccuracy", maps, truths)
         least_ious = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
         centered, largest = center_boxes(*maps.shape[1:]), self.version == 1
-        for heat, truth in zip(maps.detach().cpu(), truths, strict=True):
+        curves = best_iou_by_threshold(maps, truths, self.count, largest=largest, parity=self.parity)
+        for best_ious, truth in zip(curves, truths, strict=True):
             if len(truth):
-                best_ious = best_iou_by_threshold(heat, truth, self.count, largest=largest, parity=self.parity)
                 self._add(best_ious >= least_ious, iou_with_best_box(centered, truth) >= least_ious)
 
     def compute(self) -> dict[str, Tensor]:
@@ -204,17 +204,21 @@ class LocalizationAccuracy(_BoxHits):
         check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
         centered = center_boxes(*maps.shape[1:])
-        for heat, truth, rank in zip(maps.detach().cpu(), truths, ranks.tolist(), strict=True):
+        for ious, truth, rank in zip(self._ious(maps.detach().cpu(), truths), truths, ranks.tolist(), strict=True):
             if len(truth):
                 counts = torch.tensor([[True], [rank < 1], [rank < 5]])
-                pair = self._ious(heat, truth), iou_with_best_box(centered, truth)
+                pair = ious, iou_with_best_box(centered, truth)
                 self._add(*(counts & (ious >= self.iou_threshold) for ious in pair))
 
-    def _ious(self, heat: Tensor, truth: Tensor) -> Tensor:
+    def _ious(self, maps: Tensor, truths: Sequence[Tensor]) -> Tensor:
+        """(N, T)."""
         if self.threshold is None:
-            return best_iou_by_threshold(heat, truth, self.count, largest=True, parity=self.parity)
-        best_iou = best_iou_at_threshold(heat, truth, self.threshold, largest=True, parity=self.parity)
-        return torch.tensor([best_iou], dtype=torch.float64)
+            return best_iou_by_threshold(maps, truths, self.count, largest=True, parity=self.parity)
+        best_ious = [
+            best_iou_at_threshold(heat, truth, self.threshold, largest=True, parity=self.parity) if len(truth) else 0.0
+            for heat, truth in zip(maps, truths, strict=True)
+        ]
+        return torch.tensor(best_ious, dtype=torch.float64)[:, None]
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""

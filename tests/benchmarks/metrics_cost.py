@@ -96,8 +96,8 @@ def boxes() -> None:
         "7 CAM-like bilinear",
         "noise",
     ):
-        heats = [made(kind, seed) for seed in range(4 if kind != "noise" else 1)]
-        maps = [torch.from_numpy(heat) for heat in heats]
+        heats = [made(kind, seed) for seed in range(8 if kind != "noise" else 2)]
+        maps, truths = torch.from_numpy(np.stack(heats)), [truth] * len(heats)
         for every in (True, False):
 
             def reference(every: bool = every, heats: list = heats) -> list:
@@ -106,15 +106,15 @@ def boxes() -> None:
             def lean(every: bool = every, heats: list = heats) -> list:
                 return [reference_ious(heat, thresholds, every, lean=True) for heat in heats]
 
-            def parity(every: bool = every, maps: list = maps) -> list:
-                return [best_iou_by_threshold(m, truth, 1000, largest=not every, parity="wsolevaluation") for m in maps]
+            def parity(every: bool = every, maps: torch.Tensor = maps, truths: list = truths) -> torch.Tensor:
+                return best_iou_by_threshold(maps, truths, 1000, largest=not every, parity="wsolevaluation")
 
-            def default(every: bool = every, maps: list = maps) -> list:
-                return [best_iou_by_threshold(m, truth, largest=not every) for m in maps]
+            def default(every: bool = every, maps: torch.Tensor = maps, truths: list = truths) -> torch.Tensor:
+                return best_iou_by_threshold(maps, truths, largest=not every)
 
             label = f"{kind:30} {'all' if every else 'largest':8}"
             if kind == "noise":  # the reference would take minutes
-                ours, clean = medians(parity, default, rounds=3)
+                ours, clean = (one / len(heats) for one in medians(parity, default, rounds=3))
                 print(f"{label} {'-':>10} {'-':>8} {ours:8.2f} {'-':>8} {'-':>12} {clean:8.2f}")
                 continue
             theirs, best, ours, clean = (one / len(heats) for one in medians(reference, lean, parity, default))

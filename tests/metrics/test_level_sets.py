@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from camify.metrics.functional import level_set_boxes, level_sets
+from camify.metrics.functional import LevelBoxes, level_set_boxes, level_sets
 
 EIGHT, FOUR = np.ones((3, 3)), None
 
@@ -69,11 +69,37 @@ def test_every_small_plateau_picture(level):
     assert ours(level.astype(np.float32), level, 4, holes=True) == searched(level, 4, holes=True)
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_several_maps_at_once_have_the_boxes_of_each(holes):
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 9):
+        heats = np.stack([heat for _ in range(3) for heat in kinds(rng, *rng.integers(7, 8, 2))])
+        level = np.minimum((heats * count).astype(int), count - 1)
+        options = {} if holes else {"units": [level]}
+        found = level_set_boxes(heats, level, count, holes=holes, **options)
+        maps, numbers = np.divmod(found.levels, count)
+        assert np.all(np.diff(found.levels) >= 0)
+        for place, (heat, own) in enumerate(zip(heats, level, strict=True)):
+            alone = level_set_boxes(heat, own, count, holes=holes, **({} if holes else {"units": [own]}))
+            here = maps == place
+            rows = [
+                sorted(
+                    zip(levels.tolist(), *item.boxes.T.tolist(), item.units.tolist(), item.holes.tolist(), strict=True)
+                )
+                for item, levels in (
+                    (LevelBoxes(*(part[here] for part in found)), numbers[here]),
+                    (alone, alone.levels),
+                )
+            ]
+            assert rows[0] == rows[1]
+            assert [row[:5] for row in rows[0]] == searched(own, count, holes)
+
+
 def test_units_are_the_pixels_of_a_component_and_holes_are_counted():
     rng = np.random.default_rng(0)
     for heat in kinds(rng, 21, 17):
         level = np.minimum((heat * 8).astype(int), 7)
-        found = level_set_boxes(heat, level, 8, units_HW=[level])
+        found = level_set_boxes(heat, level, 8, units=[level])
         counted = sorted(zip(found.levels.tolist(), found.units.tolist(), found.holes.tolist(), strict=True))
         expected = []
         for number in range(8):
@@ -87,7 +113,7 @@ def test_units_are_the_pixels_of_a_component_and_holes_are_counted():
 
 def test_a_unit_below_its_level_is_the_right_neighbors():
     level = np.array([[0, 2, 2, 0, 1]])
-    found = level_set_boxes(level.astype(float), level, 3, units_HW=[np.array([[2, 2, 0, 1, 0]])])
+    found = level_set_boxes(level.astype(float), level, 3, units=[np.array([[2, 2, 0, 1, 0]])])
     rows = zip(found.levels.tolist(), map(tuple, found.boxes.tolist()), found.units.tolist(), strict=True)
     assert sorted(rows) == [
         (0, (0, 0, 5, 1), 5), (1, (1, 0, 3, 1), 2), (1, (4, 0, 5, 1), 1), (2, (1, 0, 3, 1), 2),

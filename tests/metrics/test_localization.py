@@ -546,3 +546,39 @@ def test_both_kinds_of_boxes_at_once_are_those_of_each(cells):
         every, largest = best_ious_by_threshold(heat, truth)
         assert torch.equal(every, best_iou_by_threshold(heat, truth))
         assert torch.equal(largest, best_iou_by_threshold(heat, truth, largest=True))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("parity", [None, "wsolevaluation"])
+def test_several_maps_at_once_have_the_curves_of_each(parity, threads, monkeypatch):
+    monkeypatch.setattr("camify.metrics.functional.box._STACK", 3)
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    maps = torch.cat([
+        torch.rand(5, 12, 17, generator=generator),
+        normalize(upsample(torch.rand(5, 4, 4, generator=generator), (12, 17))),
+        torch.zeros(1, 12, 17), torch.ones(1, 12, 17), (torch.rand(4, 12, 17, generator=generator) * 2).round() / 2,
+    ])  # fmt: skip
+    corners = torch.rand(len(maps), 3, 2, generator=generator) * 8
+    boxes = [torch.cat([own, own + 4], dim=1)[: place % 4] for place, own in enumerate(corners)]
+    torch.set_num_threads(threads)
+    try:
+        for largest in (False, True):
+            found = best_iou_by_threshold(maps, boxes, 20, largest=largest, parity=parity)
+            for row, heat, truth in zip(found, maps, boxes, strict=True):
+                if len(truth):
+                    assert torch.equal(row, best_iou_by_threshold(heat, truth, 20, largest=largest, parity=parity))
+                else:
+                    assert bool(row.isnan().all())
+            if parity is None:
+                both = best_ious_by_threshold(maps, boxes, 20)[int(largest)]
+                torch.testing.assert_close(both, found, rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_maps_without_any_box_have_no_curve_and_numbers_must_fit():
+    assert bool(best_iou_by_threshold(torch.rand(2, 5, 5), [torch.zeros(0, 4)] * 2).isnan().all())
+    with pytest.raises(DataError, match="boxes of as many images, not 1"):
+        best_iou_by_threshold(torch.rand(2, 5, 5), [torch.zeros(0, 4)])
+    with pytest.raises(DataError, match="without boxes"):
+        best_iou_by_threshold(torch.rand(5, 5), torch.zeros(0, 4))

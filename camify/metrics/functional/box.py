@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import cv2
@@ -22,6 +23,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+_STACK, _STACKED = 8, 1 << 26
+"""Most maps, and most pixels times levels, that share every step: more would not stay in the cache."""
+
+
 def thresholds(count: int = 100) -> Tensor:
     """Box thresholds 0, 1/count, ..., 1 - 1/count.
 
@@ -33,13 +38,18 @@ def thresholds(count: int = 100) -> Tensor:
 
 
 def best_iou_by_threshold(
-    map_HW: Tensor, boxes: Tensor, count: int = 100, *, largest: bool = False, parity: str | None = None
+    maps: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    count: int = 100,
+    *,
+    largest: bool = False,
+    parity: str | None = None,
 ) -> Tensor:
-    """For every threshold the best IoU of the map's boxes with any ground-truth box, (count,) float64.
+    """For every threshold the best IoU of a map's boxes with any ground-truth box, (count,) or (N, count) float64.
 
     The map's boxes at a threshold are the tight boxes of the 8-connected components of ``map >= threshold``;
     with ``largest`` only that of the component of most pixels, those of its holes included. 0 where no pixel reaches
-    the threshold.
+    the threshold. Several maps at once take less time than one after the other, and all of PyTorch's threads.
 
     With ``parity="wsolevaluation"`` they are those of clovaai/wsolevaluation's code (Choe et al. 2020), whose numbers
     come out bit for bit: the map is cut to 8 bits; pixels above, not at, the whole part of threshold times maximum
@@ -49,14 +59,16 @@ def best_iou_by_threshold(
     on the right and at the bottom; a map of zeros has the box (0, 0, 0, 0).
 
     Args:
-        map_HW: map in [0, 1], at image size.
-        boxes: ground truth (n, 4), n >= 1, xyxy pixels, exclusive.
+        maps: a map (H, W) in [0, 1], at image size; or several, (N, H, W).
+        boxes: ground truth (n, 4), n >= 1, xyxy pixels, exclusive; of several maps N of these, n may be 0: their rows
+            are NaN.
         count: number of thresholds, from 0 in steps of 1 / count.
         largest: keep the largest component only.
         parity: None or ``"wsolevaluation"``.
 
     Raises:
         ConfigError: the parity is unknown.
+        DataError: there are not as many boxes as maps, or one map has no box.
 
     Example:
         >>> import torch
@@ -65,14 +77,18 @@ def best_iou_by_threshold(
         [0.4444444444444444, 1.0, 1.0, 0.25]
     """
     _check_parity(parity)
-    truth = _numpy(boxes)
-    heat = map_HW.detach().cpu()
-    if parity is None:
-        return torch.from_numpy(_best_iou(heat.float().numpy(), truth, count, largest))
-    return torch.from_numpy(_best_iou_wsolevaluation(heat.double().numpy(), truth, count, largest))
+
+    def curves(heats: np.ndarray, truths: list[np.ndarray]) -> list[np.ndarray]:
+        if parity is None:
+            levels = _level_boxes(heats, count, largest=largest)[int(largest)]
+            return [_best_per_level(levels, truths, count)]
+        return [_best_wsolevaluation(heats, truths, count, largest)]
+
+    dtype = torch.float32 if parity is None else torch.float64
+    return _by_stacks(maps, boxes, dtype, count if parity is None else 256, count, curves)[0]
 
 
-def best_ious_by_threshold(map_HW: Tensor, boxes: Tensor, count: int = 100) -> tuple[Tensor, Tensor]:
+def best_ious_by_threshold(maps: Tensor, boxes: Tensor | Sequence[Tensor], count: int = 100) -> tuple[Tensor, Tensor]:
     """`best_iou_by_threshold` of all components, and of the largest, for little more than one of them costs.
 
     Example:
@@ -80,13 +96,48 @@ def best_ious_by_threshold(map_HW: Tensor, boxes: Tensor, count: int = 100) -> t
         >>> best_ious_by_threshold(heat, torch.tensor([[0, 0, 1, 1]]), count=2)
         (tensor([0.2500, 1.0000], dtype=torch.float64), tensor([0.2500, 0.0000], dtype=torch.float64))
     """
-    heat, truth = map_HW.detach().cpu().float().numpy(), _numpy(boxes)
-    levels, largest = _level_boxes(heat, count, largest=True)
-    of_all, of_largest = (
-        torch.from_numpy(_best_per_level(level_boxes, _iou_with_best(level_boxes.boxes, truth), count))
-        for level_boxes in (levels, largest)
-    )
+
+    def curves(heats: np.ndarray, truths: list[np.ndarray]) -> list[np.ndarray]:
+        return [_best_per_level(levels, truths, count) for levels in _level_boxes(heats, count, largest=True)]
+
+    of_all, of_largest = _by_stacks(maps, boxes, torch.float32, count, count, curves)
     return of_all, of_largest
+
+
+def _by_stacks(
+    maps: Tensor, boxes: Tensor | Sequence[Tensor], dtype: torch.dtype, levels: int, count: int,
+    curves_of: Callable[[np.ndarray, list[np.ndarray]], list[np.ndarray]],
+) -> list[Tensor]:  # fmt: skip
+    """What ``curves_of`` gives of stacks of maps (M, H, W) and their boxes, one or two (M, count), put together."""
+    if maps.dim() == 2:
+        if not len(boxes):
+            raise DataError("A map without boxes has no IoU; leave it out.")
+        truth = torch.as_tensor(boxes)
+        return [curves[0] for curves in _by_stacks(maps[None], [truth], dtype, levels, count, curves_of)]
+    if maps.dim() != 3 or len(maps) != len(boxes):
+        raise DataError(f"maps {tuple(maps.shape)} must be (N, H, W), with boxes of as many images, not {len(boxes)}.")
+    heats, truths = maps.detach().cpu(), [_numpy(own) for own in boxes]
+    boxed = [place for place, own in enumerate(truths) if len(own)]
+    pixels = heats.shape[1] * heats.shape[2]
+    at_once = min(max(_STACKED // (pixels * levels), 1), _STACK)
+
+    def stack(first: int) -> tuple[list[int], list[np.ndarray]]:
+        places = boxed[first : first + at_once]
+        own = heats[places[0] : places[-1] + 1] if places[-1] - places[0] < len(places) else heats[places]
+        return places, curves_of(own.to(dtype).numpy(), [truths[place] for place in places])
+
+    firsts = range(0, len(boxed), at_once)
+    workers = min(torch.get_num_threads(), len(firsts))
+    if workers > 1:  # NumPy's and OpenCV's steps over whole stacks leave Python's lock free
+        with ThreadPoolExecutor(workers) as pool:
+            stacks = list(pool.map(stack, firsts))
+    else:
+        stacks = [stack(first) for first in firsts]
+    found = [torch.full((len(boxes), count), torch.nan, dtype=torch.float64) for _ in range(2)]
+    for places, curves in stacks:
+        for rows, own in zip(found, curves, strict=False):
+            rows[places] = torch.from_numpy(own)
+    return found
 
 
 def best_iou_at_threshold(
@@ -129,19 +180,14 @@ def _cut(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return cut
 
 
-def _best_iou(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:
-    levels = _level_boxes(heat, count, largest=largest)[int(largest)]
-    return _best_per_level(levels, _iou_with_best(levels.boxes, truth), count)
-
-
-def _level_boxes(heat: np.ndarray, count: int, *, largest: bool) -> tuple[LevelBoxes, LevelBoxes]:
-    """Boxes of all components at every threshold, and those of the largest, where they are asked for."""
-    level = last_reached(heat, _edges(count))
-    levels = level_set_boxes(heat, level, count, units_HW=[level] if largest else ())
+def _level_boxes(heats: np.ndarray, count: int, *, largest: bool) -> tuple[LevelBoxes, LevelBoxes]:
+    """Boxes of all components of maps (N, H, W) at every threshold, and of the largest, where they are asked for."""
+    level = last_reached(heats, _edges(count))
+    levels = level_set_boxes(heats, level, count, units=[level] if largest else ())
     if not largest:
         return levels, levels
     return levels, _largest_per_level(
-        levels, level, np.arange(count), _box_pixels(levels.boxes), filled_pixels,
+        levels, level, count, np.arange(len(heats) * count), _box_pixels(levels.boxes), filled_pixels,
         lambda mask: component_boxes(mask, largest=True)[0], topmost=True,
     )  # fmt: skip
 
@@ -156,37 +202,42 @@ def _box_pixels(boxes: Ints, corner: int = 0) -> Ints:
     return pixels
 
 
-def _best_iou_wsolevaluation(heat: np.ndarray, truth: np.ndarray, count: int, largest: bool) -> NDArray[np.float64]:
-    truth = np.trunc(truth)
-    level = (heat * 255).astype(np.uint8).astype(np.intp)
-    highest = int(level.max())
-    if highest == 0:
-        return np.full(count, _iou_with_best(np.zeros((1, 4)), truth, corner=1)[0])
-    asked = (np.arange(count) * (1 / count) * highest).astype(np.intp) + 1
+def _best_wsolevaluation(heats: np.ndarray, truths: list[np.ndarray], count: int, largest: bool) -> NDArray[np.float64]:
+    truths = [np.trunc(truth) for truth in truths]
+    level = (heats * 255).astype(np.uint8).astype(np.int32)
+    highest = level.max((1, 2))
+    levels_each = int(highest.max()) + 1
+    share = np.arange(count) * (1 / count)
+    asked = (share * highest[:, None]).astype(np.intp) + 1  # (N, count)
+    numbers = asked + levels_each * np.arange(len(heats))[:, None]
+    numbers[highest == 0] = 0
     levels = level_set_boxes(
-        heat, level, highest + 1, units_HW=_half_squares(level) if largest else (), holes=not largest
+        heats, level, levels_each, units=_half_squares(level) if largest else (), holes=not largest
     )
     if largest:
         levels = _largest_per_level(
-            levels, level, np.unique(asked), 2 * _box_pixels(levels.boxes, 1), lambda line: 2 * cv2.contourArea(line),
-            _largest_polygon, topmost=False,
+            levels, level, levels_each, np.unique(numbers), 2 * _box_pixels(levels.boxes, 1),
+            lambda line: 2 * cv2.contourArea(line), _largest_polygon, topmost=False,
         )  # fmt: skip
-    iou = _iou_with_best(_cut(levels.boxes, *heat.shape), truth, corner=1)
-    return _best_per_level(levels, iou, highest + 1)[asked]
+    levels = levels._replace(boxes=_cut(levels.boxes, *heats.shape[1:]))
+    curves: NDArray[np.float64] = _best_per_level(levels, truths, levels_each, corner=1).ravel()[numbers]
+    for place in np.flatnonzero(highest == 0):
+        curves[place] = _iou_with_best(np.zeros((1, 4)), truths[place], corner=1)[0]
+    return curves
 
 
-def _half_squares(level_HW: Ints) -> list[Ints]:
+def _half_squares(level_NHW: Ints) -> list[Ints]:
     """The levels up to which a polygon through pixels' centers has one and two halves of a pixel's square (2 x 2)."""
-    padded = np.pad(level_HW, ((0, 1), (0, 1)))
-    top, bottom = padded[:-1], padded[1:]
-    least = [np.minimum(row[:, :-1], row[:, 1:]) for row in (top, bottom)]
-    most = [np.maximum(row[:, :-1], row[:, 1:]) for row in (top, bottom)]
+    padded = np.pad(level_NHW, ((0, 0), (0, 1), (0, 1)))
+    top, bottom = padded[:, :-1], padded[:, 1:]
+    least = [np.minimum(row[..., :-1], row[..., 1:]) for row in (top, bottom)]
+    most = [np.maximum(row[..., :-1], row[..., 1:]) for row in (top, bottom)]
     return [np.minimum(*least), np.minimum(np.maximum(*least), np.minimum(*most))]
 
 
 def _largest_per_level(
-    level_boxes: LevelBoxes, level_HW: Ints, asked: Ints, box_sizes: Ints, size_of: Callable[[np.ndarray], float],
-    choose: Callable[[np.ndarray], np.ndarray], *, topmost: bool,
+    level_boxes: LevelBoxes, level_NHW: Ints, count: int, asked: Ints, box_sizes: Ints,
+    size_of: Callable[[np.ndarray], float], choose: Callable[[np.ndarray], np.ndarray], *, topmost: bool,
 ) -> LevelBoxes:  # fmt: skip
     """The box of the largest component, its holes included, of each level that is asked for.
 
@@ -195,8 +246,9 @@ def _largest_per_level(
 
     Args:
         level_boxes: of all components.
-        level_HW: of the pixels.
-        asked: levels.
+        level_NHW: of the pixels.
+        count: number of levels.
+        asked: levels by their number in ``level_boxes``.
         box_sizes: (m,) most that components can have in their boxes.
         size_of: the size within a border (OpenCV's outline of all pixels).
         choose: the box of the largest component of a mask, for those that are equal in all.
@@ -213,7 +265,8 @@ def _largest_per_level(
     largest, largest_boxes = candidates[starts], boxes[candidates[starts]]
     for row in np.flatnonzero(ends - starts > 1).tolist():
         several = candidates[starts[row] : ends[row]]
-        number = int(levels[several[0]])
+        place, number = divmod(int(levels[several[0]]), count)
+        level_HW = level_NHW[place]
         sizes = dict[int, float]()
         for one in several[np.argsort(-units[several], kind="stable")].tolist():
             if most[one] >= max(sizes.values(), default=0):
@@ -249,18 +302,32 @@ def _largest_polygon(mask: np.ndarray) -> np.ndarray:
     return np.array((x, y, x + width, y + height))
 
 
-def _best_per_level(levels: LevelBoxes, iou: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    best, first = np.zeros(count), _firsts(levels.levels)
-    best[levels.levels[first]] = np.maximum.reduceat(iou, first)
-    return best
+def _best_per_level(
+    level_boxes: LevelBoxes, truths: list[np.ndarray], count: int, corner: int = 0
+) -> NDArray[np.float64]:
+    """The best IoU with the truth of the map (N, count); 0 where there is no box."""
+    first = _firsts(level_boxes.levels)
+    most = max(map(len, truths))  # fewer boxes: the first one again
+    filled = np.stack([np.concatenate([truth, truth[:1].repeat(most - len(truth), axis=0)]) for truth in truths])
+    own = filled[level_boxes.levels // count] if len(truths) > 1 else filled
+    ious = _iou_with_best(level_boxes.boxes, [own[:, place].T for place in range(most)], corner)
+    best = np.zeros(len(truths) * count)
+    best[level_boxes.levels[first]] = np.maximum.reduceat(ious, first)
+    return best.reshape(len(truths), count)
 
 
-def _iou_with_best(boxes: np.ndarray, truth: np.ndarray, corner: int = 0) -> NDArray[np.float64]:
-    """IoU of every box (m, 4) with the best of the truth (n, 4). ``corner`` 1: the corner pixels belong to a box."""
+def _iou_with_best(boxes: np.ndarray, truths: Iterable[np.ndarray], corner: int = 0) -> NDArray[np.float64]:
+    """IoU of every box (m, 4) with the best of the truth. ``corner`` 1: the corner pixels belong to a box.
+
+    Args:
+        boxes: xyxy pixels.
+        truths: the numbers of a true box, (4,) or (4, m): of each box another.
+        corner: 0 or 1.
+    """
     x0, y0, x1, y1 = boxes.T.astype(np.float64)
     area = (x1 - x0 + corner) * (y1 - y0 + corner)
     best = np.zeros(len(boxes))
-    for left, top, right, bottom in truth.tolist():
+    for left, top, right, bottom in truths:
         width = np.minimum(x1, right) - np.maximum(x0, left) + corner
         height = np.minimum(y1, bottom) - np.maximum(y0, top) + corner
         overlap = np.maximum(width, 0) * np.maximum(height, 0)

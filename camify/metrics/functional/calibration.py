@@ -61,11 +61,8 @@ def calibrate(
     curves = {}
     for normalizer in normalizers:
         heats = normalize_maps(maps, *normalizer)
-        hits = [
-            (best_iou_by_threshold(heat, truth, count, largest=largest) >= bounds).double().mean(dim=0)
-            for heat, truth in zip(heats, truths, strict=True)
-        ]
-        curves[normalizer] = torch.stack(hits).mean(dim=0)
+        ious_NT = best_iou_by_threshold(heats, truths, count, largest=largest)
+        curves[normalizer] = (ious_NT[:, None] >= bounds).double().mean(dim=1).mean(dim=0)
     best = max(curves, key=lambda normalizer: float(curves[normalizer].max()))
     place = int(curves[best].argmax())
     return Calibration(best, float(thresholds(count)[place]), float(curves[best][place]), curves)
@@ -91,12 +88,7 @@ def box_ious(
         {Normalizer(name='minmax', percentile=None): tensor([[0.2500, 0.5000, 0.5000, 1.0000, 0.5000]])}
     """
     unit = scale_maps(maps, "minmax", None)
-    by_level = torch.stack(
-        [
-            best_iou_by_threshold(heat, truth, _CUTS, largest=True).float()
-            for heat, truth in zip(unit, boxes, strict=True)
-        ]
-    )
+    by_level = best_iou_by_threshold(unit, boxes, _CUTS, largest=True).float()
     low, high = maps.amin((1, 2)), maps.amax((1, 2))
     span = (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
     ordered = maps.flatten(1).sort(dim=1).values

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["LevelBoxes", "level_set_boxes"]
 
@@ -30,7 +31,10 @@ _MANY = 400  # maxima, from which on a step for each level is faster than one fo
 
 
 class LevelBoxes(NamedTuple):
-    """Boxes (m, 4), xyxy pixels, exclusive, sorted by level (m,); units (m,) and holes (m,) of the box's component."""
+    """Boxes (m, 4), xyxy pixels, exclusive, sorted by level (m,); units (m,) and holes (m,) of the box's component.
+
+    Of several maps level l of map n is number ``n * count + l``.
+    """
 
     boxes: Ints
     levels: Ints
@@ -39,16 +43,16 @@ class LevelBoxes(NamedTuple):
 
 
 def level_set_boxes(
-    heat_HW: np.ndarray, level_HW: Ints, count: int, *, units_HW: Sequence[Ints] = (), holes: bool = False
+    heat: np.ndarray, level: Ints, count: int, *, units: Sequence[Ints] = (), holes: bool = False
 ) -> LevelBoxes:
     """Boxes of the 8-connected components of ``level >= l`` for every l in 0 ... count - 1.
 
     Args:
-        heat_HW: finite numbers that order the pixels.
-        level_HW: whole numbers in 0 ... count - 1 that grow with the heat.
+        heat: finite numbers that order the pixels, (H, W); or (N, H, W), several maps, which share every step.
+        level: whole numbers in 0 ... count - 1 that grow with the heat, of its shape.
         count: number of levels.
-        units_HW: levels up to which each pixel adds one unit to its component's size, or to that of its right neighbor
-            where the pixel itself is below that level; none count nothing, neither units nor holes.
+        units: levels of that shape up to which each pixel adds one unit to its component's size, or to that of its
+            right neighbor where the pixel itself is below that level; none count nothing, neither units nor holes.
         holes: also the boxes of the rims of all holes. A hole is a 4-connected component of ``level < l`` that does
             not touch the image's border; its rim is one pixel wide.
 
@@ -58,17 +62,18 @@ def level_set_boxes(
         >>> sorted(zip(levels.tolist(), boxes.tolist()))
         [(0, [0, 0, 3, 1]), (1, [0, 0, 1, 1]), (1, [2, 0, 3, 1])]
     """
-    width = heat_HW.shape[1] + 2
-    code, east = _higher_neighbors(heat_HW)
-    levels = _framed(level_HW, 0)
-    units = [levels if units is level_HW else _framed(units, 0) for units in units_HW]
-    per_level = _boxes(code, east, levels, count, width, units, eight=True)
+    height, width = (side + frame for side, frame in zip(heat.shape[-2:], (1, 2), strict=True))
+    code, east = _higher_neighbors(heat)
+    levels = _framed(level, 0)
+    framed_units = [levels if own is level else _framed(own, 0) for own in units]
+    per_level = _boxes(code, east, levels, count, (height, width), framed_units, eight=True)
     if not holes:
         return per_level
-    gaps = _boxes(~code, ~east, count - 1 - levels, count, width, [], eight=False)
-    below = gaps.levels > 0  # level 0 is that of the image without a single pixel left
+    gaps = _boxes(~code, ~east, count - 1 - levels, count, (height, width), [], eight=False)
+    below = gaps.levels % count > 0  # level 0 is that of the image without a single pixel left
     boxes = np.concatenate([per_level.boxes, gaps.boxes[below] + (-1, -1, 1, 1)])
-    both = np.concatenate([per_level.levels, count - gaps.levels[below]])
+    maps, gap_levels = np.divmod(gaps.levels[below], count)
+    both = np.concatenate([per_level.levels, maps * count + count - gap_levels])
     order, none = np.argsort(both, kind="stable"), np.zeros_like(both)
     return LevelBoxes(boxes[order], both[order], none, none)
 
@@ -78,10 +83,8 @@ def _higher_neighbors(heat: np.ndarray) -> tuple[NDArray[np.uint8], NDArray[np.b
 
     Of equals the earlier one is higher; outside is the lowest. Each pair of neighbors is compared once.
     """
-    width = heat.shape[1] + 2
-    around = np.full((heat.shape[0] + 2, width), -np.inf, dtype=heat.dtype)
-    around[1:-1, 1:-1] = heat
-    around = around.ravel()
+    width = heat.shape[-1] + 2
+    around = _framed(heat, -np.inf, heat.dtype)
     later = [(bit, dy * width + dx) for bit, (dy, dx) in enumerate(_RING) if (dy, dx) > (0, 0)]
     code = np.full(around.size, sum(1 << (bit + 4) % 8 for bit, _ in later), dtype=np.uint8)
     east = np.zeros(around.size, dtype=np.bool_)
@@ -140,23 +143,36 @@ class _Changes(NamedTuple):
     euler: tuple[Ints, Ints, Ints]  # maxima, levels; by how much the components less the holes change
 
 
+class _Components(NamedTuple):
+    """`LevelBoxes` of all maps, sorted by the level in each; ``components`` (m,): the number of the maximum."""
+
+    boxes: Ints
+    components: Ints
+    levels: Ints
+    units: Ints
+    holes: Ints
+
+
 def _boxes(
-    code: NDArray[np.uint8], east: NDArray[np.bool_], level: Ints, count: int, width: int, units: Sequence[Ints], *,
-    eight: bool,
+    code: NDArray[np.uint8], east: NDArray[np.bool_], level: Ints, count: int, size: tuple[int, int],
+    units: Sequence[Ints], *, eight: bool,
 ) -> LevelBoxes:  # fmt: skip
     """Boxes of the components of ``level >= l`` that do not reach the frame; no 8-connected one does."""
+    height, width = size  # of a map with the frame's pixels left of, right of and above it
     tables = _tables(eight)
     steps = tables.steps[..., 0] * width + tables.steps[..., 1]
-    code[:width] = code[-width:] = code[::width] = code[width - 1 :: width] = 255
+    _set_frame(code, size, 255)
     happens = np.asarray(cv2.LUT(code, tables.events), dtype=np.uint8).ravel()
     events = np.flatnonzero(happens != 0)
     happens = happens[events]
-    above = _maxima_above(code, east, steps[:, 0], width)
-    maxima = int((happens & _BIRTH > 0).sum())
+    above = _maxima_above(code, east, steps[:, 0], size)
+    born = events[happens & _BIRTH > 0]
+    maxima = len(born)
 
     pixels = [events[happens & (1 << side) > 0] for side in range(4)]
     sides = np.repeat(np.arange(4), [len(part) for part in pixels])
-    reached = np.concatenate([(1 - p % width, 1 - p // width, p % width, p // width)[i] for i, p in enumerate(pixels)])
+    columns_rows = [(p % width, p // width % height) for p in pixels]
+    reached = np.concatenate([1 - columns_rows[0][0], 1 - columns_rows[1][1], columns_rows[2][0], columns_rows[3][1]])
     outermost = np.concatenate(pixels)
 
     saddles = events[happens & _MEETING > 0]
@@ -170,26 +186,46 @@ def _boxes(
         _sizes(above, level, units, maxima, count) if units else None,
         (above[changing], level[changing], tables.euler[code[changing]]),
     )  # fmt: skip
-    return _by_level(changes) if maxima > _MANY else _by_meeting(changes)
+    per_level = _by_level(changes) if maxima > _MANY else _by_meeting(changes)
+    maps = born // (height * width)
+    if not maxima or maps[-1] == 0:
+        return LevelBoxes(*(per_level[place] for place in (0, 2, 3, 4)))
+    numbers = maps[per_level.components] * count + per_level.levels
+    order = np.argsort(numbers, kind="stable")
+    return LevelBoxes(per_level.boxes[order], numbers[order], per_level.units[order], per_level.holes[order])
 
 
 def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: int) -> Ints:
     """By how many units the component of each maximum grows at each level, (count, maxima + 1)."""
-    sizes = np.zeros((maxima + 1) * count, dtype=np.intp)
+    numbers = (maxima + 1) * count
+    sizes = np.zeros(numbers, dtype=np.int64)
     for own in units:
         component = above if own is level else np.where(level >= own, above, np.append(above[1:], maxima))
-        sizes += np.bincount(own * np.int64(maxima + 1) + component, minlength=len(sizes))
+        place = own * (np.int32 if numbers < 1 << 31 else np.int64)(maxima + 1) + component
+        sizes += torch.bincount(torch.from_numpy(place), minlength=numbers).numpy()  # faster than NumPy's
     return sizes.reshape(count, -1)
 
 
-def _framed(image: np.ndarray, value: int) -> np.ndarray:
-    """An image with one pixel more on each side, as a row of numbers."""
-    framed = np.full((image.shape[0] + 2, image.shape[1] + 2), value, dtype=np.int32)
-    framed[1:-1, 1:-1] = image
+def _framed(images: np.ndarray, value: float, dtype: DTypeLike = np.int32) -> np.ndarray:
+    """Images (N, H, W), or one (H, W), with a pixel more on each side, as a row of numbers.
+
+    The row of the frame below one image is that above the next.
+    """
+    height, width = images.shape[-2:]
+    images = images.reshape(-1, height, width)
+    framed = np.empty((len(images) * (height + 1) + 1, width + 2), dtype=dtype)
+    framed[1:].reshape(len(images), height + 1, width + 2)[:, :-1, 1:-1] = images
+    _set_frame(framed, (height + 1, width + 2), value)
     return framed.ravel()
 
 
-def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints, width: int) -> Ints:
+def _set_frame(framed: np.ndarray, size: tuple[int, int], value: float) -> None:
+    height, width = size
+    rows = framed.reshape(-1, width)
+    rows[::height] = rows[:, :1] = rows[:, -1:] = value
+
+
+def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints, size: tuple[int, int]) -> Ints:
     """The number of the local maximum above every framed pixel, in their order; the last where that is the frame.
 
     The way up goes along the row to its highest pixel, from there into another row: so only the rows' peaks are asked.
@@ -200,8 +236,9 @@ def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints,
     if not east[0]:
         peaks = np.append(0, peaks)
     step = steps[code[peaks]]
+    height, width = size
     column = peaks % width
-    frame = (column == 0) | (column == width - 1) | (peaks < width) | (peaks >= len(code) - width)
+    frame = (column == 0) | (column == width - 1) | (peaks // width % height == 0)
     step[frame] = 0
     up = np.searchsorted(starts, peaks + step, side="right") - 1
     while not np.array_equal(further := up[up[up]], up):
@@ -211,14 +248,14 @@ def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints,
     number = np.full(len(starts), len(maxima), dtype=np.int32)
     number[maxima] = np.arange(len(maxima))
     above: Ints = np.repeat(number[up], np.append(starts[1:], len(code)) - starts)
-    above[:width] = above[-width:] = above[::width] = above[width - 1 :: width] = len(maxima)
+    _set_frame(above, size, len(maxima))
     return above
 
 
 # ---------------------------------------------------------------- few maxima: a step for each meeting
 
 
-def _by_meeting(changes: _Changes) -> LevelBoxes:
+def _by_meeting(changes: _Changes) -> _Components:
     """At each level every maximum has what the pixels below it reach; where maxima met, one takes over from others."""
     numbers, count = changes.maxima + 1, changes.level_count
     reach = np.full((count, numbers, 4), _NOWHERE, dtype=np.int32)
@@ -234,7 +271,7 @@ def _by_meeting(changes: _Changes) -> LevelBoxes:
     levels, component = np.nonzero(reach[:, :-1, 0] > _NOWHERE)
     boxes = reach[levels, component] * np.array((-1, -1, 1, 1))
     if changes.units is None:
-        return LevelBoxes(boxes, levels, np.zeros_like(levels), np.zeros_like(levels))
+        return _Components(boxes, component, levels, np.zeros_like(levels), np.zeros_like(levels))
     counted = np.zeros((count, numbers, 2), dtype=np.intp)
     counted[..., 0] = changes.units
     maximum, changed_at, more = changes.euler
@@ -242,7 +279,7 @@ def _by_meeting(changes: _Changes) -> LevelBoxes:
     np.cumsum(counted[::-1], axis=0, out=counted[::-1])
     _move(np.add, counted, moved, to, 0)
     units, euler = counted[levels, component].T
-    return LevelBoxes(boxes, levels, units, 1 - euler)
+    return _Components(boxes, component, levels, units, 1 - euler)
 
 
 def _move(join: np.ufunc, values: Ints, places: Ints, to: Ints, nothing: int) -> None:
@@ -275,7 +312,7 @@ def _meetings(one: Ints, other: Ints, level: Ints, components: int) -> Iterator[
 # ---------------------------------------------------------------- many maxima: a step for each level
 
 
-def _by_level(changes: _Changes) -> LevelBoxes:
+def _by_level(changes: _Changes) -> _Components:
     """Every component has what it reaches now; all that happens at a level is done at once."""
     numbers, counts = changes.maxima + 1, changes.units is not None
     top = np.arange(numbers)  # of each maximum the component that it is in by now
@@ -306,15 +343,16 @@ def _by_level(changes: _Changes) -> LevelBoxes:
             maximum, _, more = euler[level]
             np.add.at(counted[:, 1], top[maximum], more)
         alive = np.flatnonzero(reach[:-1, 0] > _NOWHERE)
-        rows.append((reach.take(alive, axis=0), counted.take(alive, axis=0) if counts else counted))
+        rows.append((reach.take(alive, axis=0), alive, counted.take(alive, axis=0) if counts else counted))
     rows.reverse()
     boxes = np.concatenate([row[0] for row in rows])
     boxes[:, :2] *= -1
+    components = np.concatenate([row[1] for row in rows])
     levels = np.repeat(np.arange(changes.level_count), [len(row[0]) for row in rows])
     if not counts:
-        return LevelBoxes(boxes, levels, np.zeros_like(levels), np.zeros_like(levels))
-    sizes, euler_numbers = np.concatenate([row[1] for row in rows]).T
-    return LevelBoxes(boxes, levels, sizes, 1 - euler_numbers)
+        return _Components(boxes, components, levels, np.zeros_like(levels), np.zeros_like(levels))
+    sizes, euler_numbers = np.concatenate([row[2] for row in rows]).T
+    return _Components(boxes, components, levels, sizes, 1 - euler_numbers)
 
 
 def _by_levels(arrays: tuple[Ints, ...], place: int, count: int) -> list[tuple[Ints, ...]]:
