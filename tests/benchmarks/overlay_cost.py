@@ -1,7 +1,8 @@
 """Share of an epoch that pictures, record and page, and CAM metrics take, timed inside one run.
 
 ``python tests/benchmarks/overlay_cost.py``: four epochs of the demo. ``--photos [COUNT]``: two epochs of MobileNetV2 at
-224 px, with as many validation as training images (noise with boxes, in memory). ``--page``: how large a page of 50
+224 px, with as many validation as training images, in memory: photographs with boxes and trained weights where they
+are in ../shared/data, else noise and untrained ones, whose maps have more maxima. ``--page``: how large a page of 50
 epochs of 32 images is, and how long chromium takes to open it.
 
 What is drawn in the background costs training its thread's CPU time only where no core is idle, and what it takes from
@@ -33,6 +34,8 @@ from camify.data import collate
 from camify.reports.run_folder import read_run
 from camify.reports.run_page import render_page
 from camify.training import RunRecord
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 class Stopwatch(pl.Callback):
@@ -110,10 +113,34 @@ def demo() -> tuple[camify.CAMFineTuner, object, dict]:
     return module, {"datamodule": data}, {"max_epochs": 4}
 
 
+class Repeated(Dataset):
+    """Samples of another data set, as many as asked for, decoded once."""
+
+    def __init__(self, inner: Dataset, count: int) -> None:
+        size = len(inner)  # type: ignore[arg-type]
+        self.samples = [inner[index * size // min(size, count)] for index in range(min(size, count))]
+        self.labels = [int(self.samples[index % len(self.samples)]["label"]) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.samples[index % len(self.samples)]
+
+
 def photos(count: int) -> tuple[camify.CAMFineTuner, object, dict]:
-    """MobileNetV2 on noise."""
-    module = camify.CAMFineTuner(mobilenet_v2(num_classes=10), head="direct", freeze_epochs=0)
-    loaders = [DataLoader(Noise(count), 32, collate_fn=collate) for _ in range(2)]
+    """MobileNetV2 on photographs, or on noise."""
+    if (DATA / "photos").is_dir():
+        legacy, data = mobilenet_v2(), camify.data.ImageFolderDataModule(DATA / "photos", augment="none")
+        weights = torch.load(DATA / "weights" / "mobilenet_v2-coral-ptq-mirrored.pth", weights_only=True)
+        legacy.load_state_dict(weights)
+        data.setup("fit")
+        sets = [Repeated(data.val_dataloader().dataset, count)] * 2
+        names = {"class_names": data.class_names}
+    else:
+        legacy, sets, names = mobilenet_v2(num_classes=10), [Noise(count)] * 2, {}
+    module = camify.CAMFineTuner(legacy, head="direct", freeze_epochs=0, **names)
+    loaders = [DataLoader(one, 32, collate_fn=collate) for one in sets]
     return module, {"train_dataloaders": loaders[0], "val_dataloaders": loaders[1]}, {"max_epochs": 2}
 
 

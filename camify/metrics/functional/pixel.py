@@ -73,14 +73,10 @@ def count_pixels(bins: NDArray[np.int32], masks: Tensor, ignore: Tensor | None, 
         tensor([[1, 0, 0],
                 [0, 1, 1]])
     """
-    on = masks.cpu().numpy().astype(bool, copy=False).ravel()
-    rows = on.view(np.uint8)  # 0: beside the object, 1: on it, 2: ignored
-    if ignore is not None:
-        rows = rows + np.uint8(2) * (ignore.cpu().numpy().astype(bool, copy=False).ravel() > on).view(np.uint8)
-    places = rows * np.int32(count + 1)
-    places += bins.ravel()
-    pixels = np.bincount(places, minlength=3 * (count + 1)).reshape(3, count + 1)
-    return torch.from_numpy(pixels[:2])
+    on = masks.cpu().numpy().astype(bool, copy=False)
+    beside = ~on if ignore is None else ~(on | ignore.cpu().numpy().astype(bool, copy=False))
+    pixels = (torch.from_numpy(bins[where]) for where in (beside, on))
+    return torch.stack([torch.bincount(own, minlength=count + 1) for own in pixels])  # faster than NumPy's
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
