@@ -1,4 +1,7 @@
-"""The terminal: whatever it can show, whoever named what is shown, and also where nobody listens any more."""
+"""The terminal: whatever it can show, whoever named what is shown, and also where nobody listens any more.
+
+rich is imported when something is shown: it is half of what `import camify` would take beyond torch.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from functools import cache
+from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import category
 
-from rich.console import Console, ConsoleOptions
-from rich.file_proxy import FileProxy
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+    from rich.table import Table
+    from rich.text import Text
 
 __all__ = [
     "as_text", "console", "fixed", "has_live_display", "plain_text", "print_error", "quiet_console", "shell_quoted",
@@ -79,19 +83,28 @@ def shell_quoted(text: object) -> str:
 
 def plain_text(text: object) -> Text:
     """Text for a cell of a table: no markup, nothing hidden, in any console."""
+    from rich.text import Text
+
     return Text(shown(text))
 
 
-class _Screen(Console):
-    """A console whose text is text: markup is off, and nothing in it reaches the terminal as a command."""
+@cache
+def _screen_class() -> type[Console]:
+    from rich.console import Console
+    from rich.segment import Segment
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(shown(text, _LAYOUT), **options)
+    class Screen(Console):
+        """A console whose text is text: markup is off, and nothing in it reaches the terminal as a command."""
 
-    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            text = segment.text
-            yield segment if segment.control or text == "\n" else Segment(shown(text, _LAYOUT), segment.style)
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(shown(text, _LAYOUT), **options)
+
+        def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                text = segment.text
+                yield segment if segment.control or text == "\n" else Segment(shown(text, _LAYOUT), segment.style)
+
+    return Screen
 
 
 def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
@@ -106,7 +119,8 @@ def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = Fals
     """
     stream, quiet = _Stream("stderr" if stderr else "stdout"), quiet or _silent[-1]
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-    return _Screen(file=stream, stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, **plain)  # type: ignore[arg-type]
+    made: Console = _screen_class()(file=stream, stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, **plain)  # type: ignore[arg-type]
+    return made
 
 
 _silent = [False]  # the last one holds
@@ -124,11 +138,15 @@ def quiet_console(*, silent: bool) -> Iterator[None]:
 
 def terminal() -> Console:
     """The terminal as Python found it, which control sequences reach: for pictures, never for anybody's text."""
+    from rich.console import Console
+
     return Console(file=sys.__stdout__)
 
 
 def has_live_display() -> bool:
     """Whether a bar of rich, such as that of training, stands in the terminal: what is printed appears above it."""
+    from rich.file_proxy import FileProxy
+
     return isinstance(sys.stderr, FileProxy)
 
 
@@ -142,7 +160,7 @@ def write_line(text: str) -> None:
 def as_text(table: Table) -> str:
     """A table as plain text of at most 110 columns."""
     text = io.StringIO()  # whatever the terminal or the notebook can do: no escape codes
-    _Screen(
+    _screen_class()(
         file=text, width=110, color_system=None, highlight=False, markup=False, emoji=False, force_jupyter=False
     ).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

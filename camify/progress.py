@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.progress import track
-
 from .console import console, has_live_display
 
 __all__ = ["tracked"]
@@ -31,6 +29,8 @@ def tracked(items: Iterable[Item], label: str, total: int | None, *, patience: f
     """
     screen = console(stderr=True)
     if screen.is_terminal and not patience and total is not None and not has_live_display():
+        from rich.progress import track
+
         yield from track(items, label, total=total, console=screen)
         return
     start = time.monotonic()

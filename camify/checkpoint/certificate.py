@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from ..console import as_text, plain_text, shown
 from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["TOLERANCE", "Certificate", "Part"]
 
@@ -99,6 +98,10 @@ class Certificate:
 
     def table(self) -> Table:
         """The certificate for a terminal."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
         title = Text(shown(f"{self.source} -> {self.head} head"), "table.title")
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for column, justify in (("part", "left"), ("", "left"), ("layers", "left"), ("parameters", "right")):

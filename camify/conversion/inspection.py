@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
 
 from ..console import as_text, plain_text
@@ -14,6 +13,9 @@ from ..graphs import NetworkAnalysis, analyze
 from ..logits import chance_note
 from ..sources import Source, resolve
 from .chance import chance_in_features
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Inspection", "inspect"]
 
@@ -48,6 +50,9 @@ class Inspection:
 
     def table(self) -> Table:
         """The inspection for a terminal."""
+        from rich import box
+        from rich.table import Table
+
         table = Table(box=box.SIMPLE_HEAD, show_header=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")

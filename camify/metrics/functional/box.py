@@ -133,11 +133,11 @@ def _by_stacks(
             stacks = list(pool.map(stack, firsts))
     else:
         stacks = [stack(first) for first in firsts]
-    found = [torch.full((len(boxes), count), torch.nan, dtype=torch.float64) for _ in range(2)]
+    whole = [torch.full((len(boxes), count), torch.nan, dtype=torch.float64) for _ in range(2)]
     for places, curves in stacks:
-        for rows, own in zip(found, curves, strict=False):
+        for rows, own in zip(whole, curves, strict=False):
             rows[places] = torch.from_numpy(own)
-    return found
+    return whole
 
 
 def best_iou_at_threshold(
