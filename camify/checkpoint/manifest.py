@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..boxes import BoxRule
 from ..errors import CheckpointError
-from ..eval_mode import eval_mode
+from ..eval_mode import eval_mode, full_precision
 from ..maps import identity_error
 from . import architecture
 from .bounds import check_needs
@@ -114,6 +114,7 @@ def _assembled(kind: Any, manifest: Mapping[str, Any], tensors: Mapping[str, Ten
     return model.eval()
 
 
+@full_precision()
 def compare_written(folder: Path, model: Any, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Refuse to write a folder whose tensors and manifest do not give the network back: weights, logits and maps.
 
@@ -153,8 +154,8 @@ def _answers_to_noise(
         size = whole
         with eval_mode(model):
             expected = model.forward_with_maps(_noise(size).to(like))
-    given = loaded.to(like.dtype).forward_with_maps(_noise(size).to(like.dtype))
-    return (expected[0].cpu(), expected[1].cpu()), given
+    given = loaded.to(like).forward_with_maps(_noise(size).to(like))  # with the same rounding
+    return expected, given
 
 
 def _sizes_to_try(input_shape: Sequence[int]) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConversionError
-from ..eval_mode import without_hooks
+from ..eval_mode import full_precision, without_hooks
 from .fx_modules import LayerTracer
 from .untraceable import UntracedFeatures
 
@@ -23,6 +23,7 @@ _WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 @torch.no_grad()
+@full_precision()
 def set_map_stride(features: nn.Module, stride: int, images: Tensor) -> str:
     """Give the last spatial map a smaller stride, in place; every weight stays. Returns what it costs.
 

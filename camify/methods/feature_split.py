@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..console import warn
 from ..errors import ConfigError, ConversionError
-from ..eval_mode import eval_mode, without_hooks
+from ..eval_mode import eval_mode, full_precision, without_hooks
 from ..graphs.analysis import NetworkAnalysis
 from ..graphs.analyze import analyze
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
@@ -329,6 +329,7 @@ def _is_placed(parts: Split, images: Tensor) -> bool:
 
 
 @torch.no_grad()
+@full_precision()
 def _read_earlier(model: nn.Module, analysis: UntracedAnalysis, images: Tensor) -> Split:
     """The last module before the last map through whose map everything flows, and whose patches the head still reads.
 
