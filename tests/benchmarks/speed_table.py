@@ -76,7 +76,8 @@ def reciprocam() -> Iterator[Row]:
         taken = ratio(lambda m=model, x=images: explain(m, x, method="reciprocam"), forward, rounds)
         with camify.methods.observe(model, images) as seen:
             cells = seen.activations.shape[-2:].numel()
-        rows, behind = torch.randn(cells * len(images), 4096), model.classifier[-3:]
+        second = [place for place, part in enumerate(model.classifier) if isinstance(part, torch.nn.Linear)][1]
+        rows, behind = torch.randn(cells * len(images), 4096), model.classifier[second:]
 
         def last_layers(rows: torch.Tensor = rows, behind: torch.nn.Module = behind) -> None:
             with torch.inference_mode():

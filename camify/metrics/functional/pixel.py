@@ -74,9 +74,15 @@ def count_pixels(bins: NDArray[np.int32], masks: Tensor, ignore: Tensor | None, 
                 [0, 1, 1]])
     """
     on = masks.cpu().numpy().astype(bool, copy=False)
-    beside = ~on if ignore is None else ~(on | ignore.cpu().numpy().astype(bool, copy=False))
-    pixels = (torch.from_numpy(bins[where]) for where in (beside, on))
-    return torch.stack([torch.bincount(own, minlength=count + 1) for own in pixels])  # faster than NumPy's
+
+    def pixels(chosen: NDArray[np.int32]) -> Tensor:
+        return torch.bincount(torch.from_numpy(chosen), minlength=count + 1)  # faster than NumPy's
+
+    on_object = pixels(bins[on])
+    beside = pixels(np.require(bins.ravel(), requirements="W")) - on_object  # PyTorch takes no read-only memory
+    if ignore is not None:
+        beside -= pixels(bins[ignore.cpu().numpy().astype(bool, copy=False) & ~on])
+    return torch.stack([beside, on_object])
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
