@@ -217,14 +217,13 @@ class CAMNet(nn.Module):
         return groups
 
     @torch.no_grad()
-    @full_precision()
     def identity_error(self, images: Tensor) -> float:
         """Largest relative ``|mean(map) + bias - logit|`` on ``images`` (N, 3, H, W), in eval mode.
 
         Of a network in half precision a float32 copy is measured, on a GPU without TF32: their rounding is no error.
         """
         wide = torch.promote_types(self.classifier.weight.dtype, torch.float32)
-        with without_hooks(self):
+        with without_hooks(self), full_precision():
             net = self if self.classifier.weight.dtype == wide else copy.deepcopy(self).to(wide)
             with eval_mode(net):
                 logits, maps = net.forward_with_maps(images.to(wide))
