@@ -73,11 +73,12 @@ class Batch:
                 raise DataError(f"A batch is {_described(given)}. {_FORMS}")
             images, size = _images(given[key], given), None
         key = next((key for key in _LABELS if given.get(key) is not None), None)
+        mask = given.get("mask")
         return cls(
             images,
             None if key is None else _labels(given[key], images, given),
             given.get("boxes"),
-            given["mask"] > 0 if given.get("mask") is not None else None,
+            mask if mask is None or mask.dtype is torch.bool else mask > 0,
             given.get("path"),
             given.get("teacher"),
             None if size is None else (size[0], size[1]),

@@ -24,7 +24,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import camify
 from camify.data import ImageFolderDataModule, ShapesDataModule
@@ -273,6 +273,36 @@ def seconds_per_epoch(setting: Setting, epochs: int, **given: Any) -> float:
     return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
+class _LinearLayer(pl.LightningModule):
+    """The head ``direct`` alone, on features that are there: as little as Lightning can be given to do."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        features, labels = batch
+        return F.cross_entropy(self.layer(features.mean((2, 3))), labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def seconds_of_lightning(setting: Setting, epochs: int) -> float:
+    """Median of all epochs but the first, of the linear layer on features in memory: what no cache goes below."""
+    data = setting.make_data(0)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    network = setting.tuner(data, head="direct").model.eval()
+    with torch.no_grad():
+        kept = [(network.forward_features(batch["image"]), batch["label"]) for batch in loader]
+    features, labels = map(torch.cat, zip(*kept, strict=True))
+    batches = DataLoader(TensorDataset(features, labels), loader.batch_size, shuffle=True)
+    clock = Clock()
+    make_trainer(epochs, clock, limit_val_batches=0).fit(_LinearLayer(network.classifier), batches)
+    return statistics.median(b - a for (a, _), (b, _) in itertools.pairwise(clock.points))
+
+
 def cache(setting: Setting, seeds: int, epochs: int) -> None:
     for head in ("direct", "gap"):
         given = {"head": head, "freeze_epochs": epochs}
@@ -281,10 +311,17 @@ def cache(setting: Setting, seeds: int, epochs: int) -> None:
         for _ in range(seeds):
             without = seconds_per_epoch(setting, epochs, feature_cache="off", **given)
             ratios.append(
-                [without / seconds_per_epoch(setting, epochs, feature_cache=w, **cached) for w in ("memory", "disk")]
+                [
+                    *(
+                        without / seconds_per_epoch(setting, epochs, feature_cache=w, **cached)
+                        for w in ("memory", "disk")
+                    ),
+                    without / seconds_of_lightning(setting, epochs),
+                ]
             )
         medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
         print(f"head={head}: an epoch without takes {medians[0]:.1f} times one with memory, {medians[1]:.1f} with disk")
+        print(f"  and {medians[2]:.1f} times one of Lightning with nothing but a linear layer")
 
 
 def throughput(setting: Setting, seeds: int, epochs: int) -> None:
