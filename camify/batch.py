@@ -78,7 +78,7 @@ class Batch:
             images,
             None if key is None else _labels(given[key], images, given),
             given.get("boxes"),
-            mask if mask is None or mask.dtype is torch.bool else mask > 0,
+            mask if mask is None or getattr(mask, "dtype", None) is torch.bool else mask > 0,
             given.get("path"),
             given.get("teacher"),
             None if size is None else (size[0], size[1]),

@@ -133,9 +133,10 @@ def _by_stacks(
             stacks = list(pool.map(stack, firsts))
     else:
         stacks = [stack(first) for first in firsts]
-    whole = [torch.full((len(boxes), count), torch.nan, dtype=torch.float64) for _ in range(2)]
+    kinds = len(stacks[0][1]) if stacks else 2
+    whole = [torch.full((len(boxes), count), torch.nan, dtype=torch.float64) for _ in range(kinds)]
     for places, curves in stacks:
-        for rows, own in zip(whole, curves, strict=False):
+        for rows, own in zip(whole, curves, strict=True):
             rows[places] = torch.from_numpy(own)
     return whole
 
