@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,13 @@ from torch import nn
 import camify
 from camify.eval_mode import full_precision
 
+_SETTINGS = [
+    "", 'torch.set_float32_matmul_precision("high")', 'torch.set_float32_matmul_precision("medium")',
+    "backends.cudnn.allow_tf32 = False", 'backends.fp32_precision = "tf32"',
+    'backends.cuda.matmul.fp32_precision = "tf32"', 'backends.cudnn.conv.fp32_precision = "ieee"',
+]  # fmt: skip
 _READ = """
-import sys, torch
-sys.path.insert(0, "{folder}")
+import json, os, sys, torch
 from camify.eval_mode import full_precision
 backends = torch.backends
 def state():
@@ -26,27 +32,28 @@ def state():
         except RuntimeError:  # PyTorch refuses to read an older setting where a newer one says something else
             found.append("mixed")
     return found
-{setting}
+number = int(sys.argv[1])
+while number and os.fork():  # each setting mixes those of a process for good: each gets one of its own
+    assert os.wait()[1] == 0
+    number -= 1
+exec(json.loads(sys.argv[2])[number])
 before = state()
 with full_precision():
     within = state()
-assert state() == before, (before, state())
-assert within[2:] == ["ieee"] * 4 and within[0] == "highest" and within[1] in (False, "mixed"), within
+assert state() == before, (number, before, state())
+assert within[2:] == ["ieee"] * 4 and within[0] == "highest" and within[1] in (False, "mixed"), (number, within)
+print(number, flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="the newer settings are of torch 2.9")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start as copies")
 def test_whatever_the_user_set_is_there_again():
-    settings = [
-        "", 'torch.set_float32_matmul_precision("high")', 'torch.set_float32_matmul_precision("medium")',
-        "backends.cudnn.allow_tf32 = False", 'backends.fp32_precision = "tf32"',
-        'backends.cuda.matmul.fp32_precision = "tf32"', 'backends.cudnn.conv.fp32_precision = "ieee"',
-    ]  # fmt: skip
-    folder = Path(camify.__file__).parents[1]
-    for setting in settings:  # each mixes the settings of a process for good
-        code = _READ.format(folder=folder, setting=setting)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (setting, done.stderr)
+    words = [str(len(_SETTINGS) - 1), json.dumps(_SETTINGS)]
+    code = f"import sys; sys.path.insert(0, {str(Path(camify.__file__).parents[1])!r})\n{_READ}"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == [str(number) for number in range(len(_SETTINGS))]
 
 
 @pytest.mark.parametrize("work", ["convert", "inspect", "identity"])
