@@ -73,13 +73,13 @@ class Batch:
                 raise DataError(f"A batch is {_described(given)}. {_FORMS}")
             images, size = _images(given[key], given), None
         key = next((key for key in _LABELS if given.get(key) is not None), None)
-        mask = given.get("mask")
+        mask, paths = given.get("mask"), given.get("path")
         return cls(
             images,
             None if key is None else _labels(given[key], images, given),
             given.get("boxes"),
             mask if mask is None or getattr(mask, "dtype", None) is torch.bool else mask > 0,
-            given.get("path"),
+            None if paths is None else list(paths),
             given.get("teacher"),
             None if size is None else (size[0], size[1]),
             given.get("original_size"),

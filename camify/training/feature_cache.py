@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +103,8 @@ class FeatureCache(Dataset[dict[str, Any]]):
             and a ConfigError where the samples are not the same each time.
         mirrored: instead, every image and its mirror image are kept, and each epoch draws one of the two.
         teacher: gives logits of the same images.
+        guided: the loss looks at where objects are: batches of training hold masks, or boxes where there are none.
+            Those of ``batches`` hold both in any case.
         folder: of the run.
         device: where features are computed.
         ranks: the processes of the run. Those of one machine compute their part each and keep all features together, in
@@ -123,6 +125,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         views: int | None,
         mirrored: bool = False,
         teacher: nn.Module | None,
+        guided: bool = False,
         folder: Path,
         device: torch.device,
         ranks: Ranks = ONE,
@@ -131,7 +134,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         _check_chain(network)
         self._ranks, self._per_machine, self._place = ranks, per_machine, ranks.rank % per_machine
         self._parent = folder
-        self.loader, self.view = loader, 0
+        self.loader, self.view, self._guided = loader, 0, guided
         self.views, self.mirrored = 2 if mirrored else views or 1, mirrored
         self._turned: Tensor | None = None
         with isolate_rng():
@@ -244,15 +247,27 @@ class FeatureCache(Dataset[dict[str, Any]]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A whole batch: ``features`` (N, C, h, w) instead of ``image``, ``size`` (N, 2) of the images."""
+        """A batch of training: ``features`` (N, C, h, w) instead of ``image``, ``size`` (N, 2) of the images."""
+        known = self._rest[self.view]
+        objects = ["mask" if "mask" in known else "boxes"] if self._guided else []
+        batch = self._read(indices, [name for name in ("label", "teacher", "size", "path", *objects) if name in known])
+        if "path" in batch:  # Lightning goes through lists item by item, three times a step
+            batch["path"] = np.array(batch["path"], dtype=object)
+        return batch
+
+    def _read(self, indices: Sequence[int], names: Iterable[str]) -> dict[str, Any]:
+        """The features of some images, with what is known of them by these names."""
         chosen, rest = torch.as_tensor(indices), self._rest[self.view]
-        batch = {key: v[chosen] if isinstance(v, Tensor) else [v[i] for i in indices] for key, v in rest.items()}
+        batch = {
+            name: values[chosen] if isinstance(values, Tensor) else [values[i] for i in indices]
+            for name, values in ((name, rest[name]) for name in names)
+        }
         batch["features"] = self._features[self.view][chosen]
         if self._turned is None:
             return batch
         for place in self._turned[chosen].nonzero().flatten().tolist():  # of these the mirror image's
-            for key, values in self._rest[1].items():
-                batch[key][place] = values[indices[place]]
+            for name in names:
+                batch[name][place] = self._rest[1][name][indices[place]]
             batch["features"][place] = self._features[1][indices[place]]
         return batch
 
@@ -266,7 +281,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
         try:
             numbers = range(ranks.rank, len(self), ranks.world_size)
             for start in range(0, len(numbers), _CHUNK):
-                batch = self.__getitems__(numbers[start : start + _CHUNK])
+                batch = self._read(numbers[start : start + _CHUNK], self._rest[0])
                 like = next(network.parameters())
                 with torch.no_grad(), eval_mode(network):
                     batch["features"] = run_new_layers(network, batch["features"].to(like))
@@ -312,6 +327,7 @@ class FeatureCache(Dataset[dict[str, Any]]):
                 views=options.cached_views,
                 mirrored=mirrored,
                 teacher=module.teacher,
+                guided=bool(module.objective.energy),
                 folder=folder,
                 device=module.device,
                 ranks=current(),

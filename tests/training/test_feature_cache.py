@@ -167,6 +167,23 @@ def test_what_cannot_be_cached_is_refused(options, words):
         tuner(**{"feature_cache": "memory"} | options)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_steps_get_what_the_loss_reads_and_passes_get_all_that_is_known(guided, tmp_path):
+    samples = Blobs(5, 0)
+    cache = FeatureCache(
+        tuner().model, DataLoader(samples, batch_size=4, collate_fn=camify.data.collate), where="memory", limit_gb=1,
+        views=None, teacher=None, guided=guided, folder=tmp_path, device=torch.device("cpu"),
+    )  # fmt: skip
+    batch = cache.__getitems__([3, 0])
+    given = set(samples[0]) - {"image"}
+    objects = {"mask", "boxes"} & given
+    assert objects
+    assert given | {"features", "size"} == set(next(cache.batches(tuner().model)))
+    wanted = {"mask" if "mask" in objects else "boxes"} if guided else set()
+    assert set(batch) == given - objects | wanted | {"features", "size"}
+    assert camify.batch.Batch.of(batch).paths == [samples[3]["path"], samples[0]["path"]]
+
+
 @needs_fork
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_processes_of_a_machine_keep_the_features_of_one(tmp_path, where):
@@ -177,7 +194,7 @@ def test_processes_of_a_machine_keep_the_features_of_one(tmp_path, where):
     def keep(ranks, count):
         cache = FeatureCache(
             net, DataLoader(Blobs(21, 0), batch_size=4, collate_fn=camify.data.collate), where=where, limit_gb=1,
-            views=None, mirrored=True, teacher=teacher, folder=tmp_path, device=torch.device("cpu"), ranks=ranks,
+            views=None, mirrored=True, teacher=teacher, guided=True, folder=tmp_path, device=torch.device("cpu"), ranks=ranks,
             per_machine=count,
         )  # fmt: skip
         batches = [cache.__getitems__(range(21))]
@@ -185,6 +202,8 @@ def test_processes_of_a_machine_keep_the_features_of_one(tmp_path, where):
         batches.append(cache.__getitems__(range(21)))
         own = [batch["features"] for batch in cache.batches(net, ranks)]
         cache.close()
+        for batch in batches:
+            batch["path"] = list(batch["path"])
         return {"views": batches, "own": torch.cat(own)}
 
     alone = keep(ONE, 1)

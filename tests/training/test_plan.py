@@ -164,7 +164,7 @@ def test_every_epoch_draws_the_image_or_its_mirror_image_with_its_boxes(root, tm
             self.seen.append((trainer.current_epoch, batch))
 
     batches = Batches()
-    run(root, tmp_path, batches, epochs=8)
+    run(root, tmp_path, batches, epochs=8, box_weight=0.1)  # which looks at boxes: they are in the batches
     data = ImageFolderDataModule(str(root), image_size=SIDE, num_workers=0, augment="none")
     data.setup("fit")
     network = camify.convert(legacy(), class_names=["a", "b"], input_size=SIDE, head_channels=8).eval()
