@@ -194,8 +194,8 @@ def test_processes_of_a_machine_keep_the_features_of_one(tmp_path, where):
     def keep(ranks, count):
         cache = FeatureCache(
             net, DataLoader(Blobs(21, 0), batch_size=4, collate_fn=camify.data.collate), where=where, limit_gb=1,
-            views=None, mirrored=True, teacher=teacher, guided=True, folder=tmp_path, device=torch.device("cpu"), ranks=ranks,
-            per_machine=count,
+            views=None, mirrored=True, teacher=teacher, guided=True, folder=tmp_path, device=torch.device("cpu"),
+            ranks=ranks, per_machine=count,
         )  # fmt: skip
         batches = [cache.__getitems__(range(21))]
         cache.view = 1
