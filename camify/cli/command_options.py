@@ -13,7 +13,7 @@ from ..preprocessing import NORMALIZATIONS
 from ..task import Task
 from .failures import camify_error_in
 from .option_types import Count, Number
-from .parser_messages import in_one_line
+from .parser_messages import guess, in_one_line
 
 __all__ = [
     "BITS", "CLASS_NAMES", "INPUT_SIZE", "SOURCE", "TASK", "TASKS", "UNLABELED", "CommandParser", "add_augment",
@@ -42,7 +42,11 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise the error for ``main`` to print."""
-        raise ConfigError(str(camify_error_in(ex) or in_one_line(message))) from ex
+        own = camify_error_in(ex)
+        if own is not None:
+            raise ConfigError(str(own)) from ex
+        meant = guess(message, self)
+        raise ConfigError(f"{in_one_line(message)}.{meant}" if meant else in_one_line(message)) from ex
 
 
 def add_network_options(command: ArgumentParser) -> None:

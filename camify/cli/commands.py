@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -53,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)  # options name no classes
     with one_line_errors(), started() as ranks, one_line_errors(ranks.rank):
         with ranks.agree():
+            _refuse_unknown(words)
             config = _parser().parse_args(words)
             command = config.subcommand
             if ranks.world_size > 1 and command not in SHARED:
@@ -66,6 +68,15 @@ def main(args: Sequence[str] | None = None) -> None:
                 SHARED[command](options, ranks)
             else:
                 _COMMANDS[command](options)
+
+
+def _refuse_unknown(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-") or words[0] in SHARED or words[0] in _COMMANDS:
+        return
+    known = [*TRAINING, *_COMMANDS, *SHARED]
+    near = difflib.get_close_matches(words[0], known, n=1)
+    meant = f" Did you mean {near[0]}?" if near else f" Commands: {', '.join(dict.fromkeys(known))}."
+    raise ConfigError(f"camify {words[0]}: there is no such command.{meant}")
 
 
 def _parser() -> ArgumentParser:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["in_one_line"]
+__all__ = ["guess", "in_one_line"]
 
 _BOUNDS = {"v>=": "at least ", "v<=": "at most ", "v>": "above ", "v<": "below "}
 
@@ -28,3 +31,30 @@ def in_one_line(message: str) -> str:
 
 def _bounds(restriction: str) -> str:
     return re.sub("v[<>]=?", lambda match: _BOUNDS[match[0]], restriction)
+
+
+def guess(message: str, parser: Any) -> str:
+    """Which option of a parser or of its commands may have been meant, as a sentence; empty where none is near.
+
+    Of options in groups the group may be missing: ``--max_epoch`` for ``--trainer.max_epochs``.
+
+    Example:
+        >>> from jsonargparse import ArgumentParser
+        >>> parser = ArgumentParser()
+        >>> _ = parser.add_argument("--method")
+        >>> guess("unrecognized arguments: --metod cam", parser)
+        ' Did you mean --method?'
+    """
+    unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
+    names = {} if unknown is None else {name.lstrip("-"): name for name in _option_names(parser)}
+    for name in list(names):
+        names.setdefault(name.rpartition(".")[2], names[name])
+    close = difflib.get_close_matches(unknown[1], sorted(names), n=1) if unknown else []
+    return f" Did you mean {names[close[0]]}?" if close else ""
+
+
+def _option_names(parser: Any) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        for command in (getattr(action, "_name_parser_map", None) or {}).values():
+            yield from _option_names(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 import signal
@@ -61,7 +60,7 @@ from .named_classes import (
     packages_allowed,
     plain_checkpoint,
 )
-from .parser_messages import in_one_line
+from .parser_messages import guess, in_one_line
 from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
@@ -127,16 +126,8 @@ class OneLineParser(LightningArgumentParser):
         camify_error = camify_error_in(ex) or import_refusal(message)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else in_one_line(message)
-        unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
-        guesses = difflib.get_close_matches(unknown[1], self._option_names(), n=1) if unknown else []
-        raise ConfigError(f"{text}. Did you mean {guesses[0]}?" if guesses else text) from ex
-
-    def _option_names(self) -> list[str]:
-        """All options of this parser and its subcommands."""
-        parsers: list[Any] = [self]
-        for action in self._actions:
-            parsers += (getattr(action, "_name_parser_map", None) or {}).values()
-        return sorted({o.lstrip("-") for parser in parsers for a in parser._actions for o in a.option_strings})
+        meant = guess(message, self)
+        raise ConfigError(f"{text}.{meant}" if meant else text) from ex
 
 
 def _with_groups(config: Any) -> Any:

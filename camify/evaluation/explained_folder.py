@@ -152,7 +152,7 @@ class ExplainedFolder:
                 f" {_ANEW}"
             )
         if changed:
-            raise ConfigError(f"{self.folder}: was made with another {', '.join(changed)}. {_ANEW}")
+            raise ConfigError(f"{self.folder}: was made with other settings ({', '.join(changed)}). {_ANEW}")
 
     def _read_rows(self) -> None:
         """The rows that are whole, and whose pictures and maps are there; others are done again."""

@@ -98,7 +98,7 @@ def test_a_given_threshold_overrides_the_rule_and_is_said(photos, tmp_path, caps
     record = json.loads((tmp_path / "given" / "explain.json").read_text())
     assert (record["threshold"], record["box_rules"]["cam"]["threshold"]) == (0.8, 0.8)
     explained = explained_network(Source.of(net), str(folder), ("cam",))
-    with pytest.raises(camify.ConfigError, match="another threshold, box_rules"):
+    with pytest.raises(camify.ConfigError, match=r"other settings \(threshold, box_rules\)"):
         explain_files(explained, photos, tmp_path / "given", ExplainOptions(threshold=0.7))
 
 

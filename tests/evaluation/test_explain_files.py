@@ -140,7 +140,7 @@ def test_a_run_goes_on_where_it_stopped(net, photos, tmp_path):
 def test_another_run_and_strangers_files_are_left_alone(net, photos, tmp_path):
     files, out = image_files([photos]), tmp_path / "out"
     run(net, files, out)
-    with pytest.raises(camify.ConfigError, match="another topk"):
+    with pytest.raises(camify.ConfigError, match=r"other settings \(topk\)"):
         run(net, files, out, ExplainOptions(topk=2))
     before = {path: path.read_bytes() for path in out.iterdir()}
     run(net, files, out, ExplainOptions(topk=2), overwrite=True)

@@ -83,7 +83,7 @@ FIT = """
 --model.class_weights heavy | "model.class_weights"
 --model.recipe nope | recipe='nope' is unknown
 --model.teacher mine | "model.teacher"
---model.lrr 1 | Did you mean model.lr?
+--model.lrr 1 | Did you mean --model.lr?
 --model.model torchvision/nothing | no such classifier
 --model.momentum 3 --model.dropout 2 | momentum=3.0 must be in [0, 1).
 --data.init_args.batch_size 0 | batch_size=0: must be a whole number of at least 1
