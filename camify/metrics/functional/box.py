@@ -205,16 +205,15 @@ def _box_pixels(boxes: Ints, corner: int = 0) -> Ints:
 
 def _best_wsolevaluation(heats: np.ndarray, truths: list[np.ndarray], count: int, largest: bool) -> NDArray[np.float64]:
     truths = [np.trunc(truth) for truth in truths]
-    level = (heats * 255).astype(np.uint8).astype(np.int32)
+    bits = (heats * 255).astype(np.uint8)
+    level = bits.astype(np.int32)
     highest = level.max((1, 2))
     levels_each = int(highest.max()) + 1
     share = np.arange(count) * (1 / count)
     asked = (share * highest[:, None]).astype(np.intp) + 1  # (N, count)
     numbers = asked + levels_each * np.arange(len(heats))[:, None]
     numbers[highest == 0] = 0
-    levels = level_set_boxes(
-        heats, level, levels_each, units=_half_squares(level) if largest else (), holes=not largest
-    )
+    levels = level_set_boxes(heats, level, levels_each, units=_half_squares(bits) if largest else (), holes=not largest)
     if largest:
         levels = _largest_per_level(
             levels, level, levels_each, np.unique(numbers), 2 * _box_pixels(levels.boxes, 1),
@@ -227,7 +226,7 @@ def _best_wsolevaluation(heats: np.ndarray, truths: list[np.ndarray], count: int
     return curves
 
 
-def _half_squares(level_NHW: Ints) -> list[Ints]:
+def _half_squares(level_NHW: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The levels up to which a polygon through pixels' centers has one and two halves of a pixel's square (2 x 2)."""
     padded = np.pad(level_NHW, ((0, 0), (0, 1), (0, 1)))
     top, bottom = padded[:, :-1], padded[:, 1:]

@@ -27,7 +27,7 @@ _RING = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  
 _SIDES = ((0, -1), (-1, 0), (0, 1), (1, 0))  # left, top, right, bottom: the order of a box's numbers
 _BIRTH, _MEETING, _EULER = 16, 32, 64
 _NOWHERE = -(1 << 30)  # what a component without pixels reaches
-_MANY = 400  # maxima, from which on a step for each level is faster than one for each meeting
+_MANY = 1000  # maxima, from which on a step for each level is faster than one for each meeting
 
 
 class LevelBoxes(NamedTuple):
@@ -198,10 +198,12 @@ def _boxes(
 def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: int) -> Ints:
     """By how many units the component of each maximum grows at each level, (count, maxima + 1)."""
     numbers = (maxima + 1) * count
-    sizes = np.zeros(numbers, dtype=np.int64)
+    sizes, to_the_right = np.zeros(numbers, dtype=np.int64), np.diff(above, append=above.dtype.type(maxima))
     for own in units:
-        component = above if own is level else np.where(level >= own, above, np.append(above[1:], maxima))
-        place = own * (np.int32 if numbers < 1 << 31 else np.int64)(maxima + 1) + component
+        place = np.multiply(own, maxima + 1, dtype=np.int32 if numbers < 1 << 31 else np.int64)
+        place += above
+        if own is not level:
+            place += (level < own) * to_the_right
         sizes += torch.bincount(torch.from_numpy(place), minlength=numbers).numpy()  # faster than NumPy's
     return sizes.reshape(count, -1)
 
