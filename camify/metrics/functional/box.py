@@ -25,6 +25,7 @@ __all__ = [
 
 _STACK, _STACKED = 8, 1 << 26
 """Most maps, and most pixels times levels, that share every step: more would not stay in the cache."""
+_ROWS = 1 << 14  # boxes that are compared at once, for the same reason
 
 
 def thresholds(count: int = 100) -> Tensor:
@@ -292,7 +293,8 @@ def _border(level_HW: Ints, number: int, box: Ints) -> np.ndarray:
     mask = (level_HW[top:bottom, left:right] >= number).astype(np.uint8)
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     whole = (0, 0, right - left, bottom - top)
-    return next(outline for outline in outlines if cv2.boundingRect(outline) == whole)
+    least = max(whole)  # pixels of its border
+    return next(outline for outline in outlines if len(outline) >= least and cv2.boundingRect(outline) == whole)
 
 
 def _largest_polygon(mask: np.ndarray) -> np.ndarray:
@@ -309,8 +311,11 @@ def _best_per_level(
     first = _firsts(level_boxes.levels)
     most = max(map(len, truths))  # fewer boxes: the first one again
     filled = np.stack([np.concatenate([truth, truth[:1].repeat(most - len(truth), axis=0)]) for truth in truths])
-    own = filled[level_boxes.levels // count] if len(truths) > 1 else filled
-    ious = _iou_with_best(level_boxes.boxes, [own[:, place].T for place in range(most)], corner)
+    ious = np.empty(len(level_boxes.boxes))
+    for start in range(0, len(ious), _ROWS):
+        rows = slice(start, start + _ROWS)
+        own = filled[level_boxes.levels[rows] // count] if len(truths) > 1 else filled
+        ious[rows] = _iou_with_best(level_boxes.boxes[rows], [own[:, place].T for place in range(most)], corner)
     best = np.zeros(len(truths) * count)
     best[level_boxes.levels[first]] = np.maximum.reduceat(ious, first)
     return best.reshape(len(truths), count)

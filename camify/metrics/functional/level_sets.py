@@ -25,6 +25,7 @@ Ints = NDArray[np.integer]
 
 _RING = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # (dy, dx), clockwise from above
 _SIDES = ((0, -1), (-1, 0), (0, 1), (1, 0))  # left, top, right, bottom: the order of a box's numbers
+_OUTWARDS = np.array((-1, -1, 1, 1), dtype=np.int32)  # how far a side reaches grows with these times its number
 _BIRTH, _MEETING, _EULER = 16, 32, 64
 _NOWHERE = -(1 << 30)  # what a component without pixels reaches
 _MANY = 1000  # maxima, from which on a step for each level is faster than one for each meeting
@@ -74,8 +75,8 @@ def level_set_boxes(
     boxes = np.concatenate([per_level.boxes, gaps.boxes[below] + (-1, -1, 1, 1)])
     maps, gap_levels = np.divmod(gaps.levels[below], count)
     both = np.concatenate([per_level.levels, maps * count + count - gap_levels])
-    order, none = np.argsort(both, kind="stable"), np.zeros_like(both)
-    return LevelBoxes(boxes[order], both[order], none, none)
+    order = np.argsort(both, kind="stable")
+    return LevelBoxes(boxes[order], both[order], *_none(len(order)))
 
 
 def _higher_neighbors(heat: np.ndarray) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -171,8 +172,10 @@ def _boxes(
 
     pixels = [events[happens & (1 << side) > 0] for side in range(4)]
     sides = np.repeat(np.arange(4), [len(part) for part in pixels])
-    columns_rows = [(p % width, p // width % height) for p in pixels]
-    reached = np.concatenate([1 - columns_rows[0][0], 1 - columns_rows[1][1], columns_rows[2][0], columns_rows[3][1]])
+    rows = [part // width for part in pixels]  # quotients take a fifth of the time of remainders
+    left, right = (pixels[side] - rows[side] * width for side in (0, 2))
+    top, bottom = (rows[side] - rows[side] // height * height for side in (1, 3))
+    reached = np.concatenate([1 - left, 1 - top, right, bottom])
     outermost = np.concatenate(pixels)
 
     saddles = events[happens & _MEETING > 0]
@@ -190,9 +193,19 @@ def _boxes(
     maps = born // (height * width)
     if not maxima or maps[-1] == 0:
         return LevelBoxes(*(per_level[place] for place in (0, 2, 3, 4)))
-    numbers = maps[per_level.components] * count + per_level.levels
-    order = np.argsort(numbers, kind="stable")
-    return LevelBoxes(per_level.boxes[order], numbers[order], per_level.units[order], per_level.holes[order])
+    of_boxes = maps[per_level.components]
+    order = np.argsort(of_boxes.astype(_sorted_kind(maps[-1])), kind="stable")  # in each map levels are in order
+    numbers = (of_boxes * count + per_level.levels).take(order)
+    boxes = per_level.boxes.take(order, axis=0)
+    if not units:
+        return LevelBoxes(boxes, numbers, *_none(len(order)))
+    return LevelBoxes(boxes, numbers, per_level.units.take(order), per_level.holes.take(order))
+
+
+def _none(count: int) -> tuple[Ints, Ints]:
+    """No units and no holes, of components that were not counted."""
+    nothing = np.zeros(count, dtype=np.intp)
+    return nothing, nothing
 
 
 def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: int) -> Ints:
@@ -271,9 +284,9 @@ def _by_meeting(changes: _Changes) -> _Components:
     moved, to = at_levels * numbers + left, at_levels * numbers + component[at_levels, left]
     _move(np.maximum, reach, moved, to, _NOWHERE)
     levels, component = np.nonzero(reach[:, :-1, 0] > _NOWHERE)
-    boxes = reach[levels, component] * np.array((-1, -1, 1, 1))
+    boxes = reach[levels, component] * _OUTWARDS
     if changes.units is None:
-        return _Components(boxes, component, levels, np.zeros_like(levels), np.zeros_like(levels))
+        return _Components(boxes, component, levels, *_none(len(levels)))
     counted = np.zeros((count, numbers, 2), dtype=np.intp)
     counted[..., 0] = changes.units
     maximum, changed_at, more = changes.euler
@@ -345,25 +358,28 @@ def _by_level(changes: _Changes) -> _Components:
             maximum, _, more = euler[level]
             np.add.at(counted[:, 1], top[maximum], more)
         alive = np.flatnonzero(reach[:-1, 0] > _NOWHERE)
-        rows.append((reach.take(alive, axis=0), alive, counted.take(alive, axis=0) if counts else counted))
+        rows.append((reach.take(alive, axis=0) * _OUTWARDS, alive, counted.take(alive, axis=0) if counts else counted))
     rows.reverse()
     boxes = np.concatenate([row[0] for row in rows])
-    boxes[:, :2] *= -1
     components = np.concatenate([row[1] for row in rows])
     levels = np.repeat(np.arange(changes.level_count), [len(row[0]) for row in rows])
     if not counts:
-        return _Components(boxes, components, levels, np.zeros_like(levels), np.zeros_like(levels))
+        return _Components(boxes, components, levels, *_none(len(levels)))
     sizes, euler_numbers = np.concatenate([row[2] for row in rows]).T
     return _Components(boxes, components, levels, sizes, 1 - euler_numbers)
 
 
 def _by_levels(arrays: tuple[Ints, ...], place: int, count: int) -> list[tuple[Ints, ...]]:
     """The parts of arrays that belong to each level; that at ``place`` holds the levels."""
-    kind = np.int16 if count < 1 << 15 else np.int32
-    order = np.argsort(arrays[place].astype(kind), kind="stable")  # of 16 bits: a radix sort
+    order = np.argsort(arrays[place].astype(_sorted_kind(count)), kind="stable")
     arrays = tuple(array[order] for array in arrays)
     ends = np.searchsorted(arrays[place], np.arange(count + 1)).tolist()
     return [tuple(array[start:end] for array in arrays) for start, end in pairwise(ends)]
+
+
+def _sorted_kind(most: int) -> type[np.int16] | type[np.int32]:
+    """What numbers are sorted as: NumPy sorts those of 16 bits by their digits."""
+    return np.int16 if most < 1 << 15 else np.int32
 
 
 def _joined(top: Ints, one: Ints, other: Ints) -> Ints:
