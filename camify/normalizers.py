@@ -107,4 +107,4 @@ def limits(
 
 
 def _percentile(maps: Tensor, percentile: float) -> Tensor:
-    return torch.stack([map_HW.flatten().quantile(percentile / 100) for map_HW in maps])[:, None, None]
+    return maps.flatten(1).quantile(percentile / 100, dim=1)[:, None, None]

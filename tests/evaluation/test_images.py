@@ -253,7 +253,7 @@ def test_explaining_gray_files_of_12_bits(x_rays, tmp_path, net, capsys):
     assert not np.allclose(black, right)
     with pytest.raises(SystemExit):
         main([*words, str(tmp_path / "right"), "--bits", "13"])
-    assert "another bits" in capsys.readouterr().err
+    assert "other settings (bits)" in capsys.readouterr().err
 
 
 def test_comparing_gray_files_of_12_bits_and_boxes_of_other_classes(x_rays, tmp_path, net, capsys):
