@@ -79,7 +79,7 @@ class Batch:
             None if key is None else _labels(given[key], images, given),
             given.get("boxes"),
             mask if mask is None or getattr(mask, "dtype", None) is torch.bool else mask > 0,
-            None if paths is None else list(paths),
+            paths.tolist() if hasattr(paths, "tolist") else paths,
             given.get("teacher"),
             None if size is None else (size[0], size[1]),
             given.get("original_size"),

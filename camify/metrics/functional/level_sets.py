@@ -211,7 +211,9 @@ def _none(count: int) -> tuple[Ints, Ints]:
 def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: int) -> Ints:
     """By how many units the component of each maximum grows at each level, (count, maxima + 1)."""
     numbers = (maxima + 1) * count
-    sizes, to_the_right = np.zeros(numbers, dtype=np.int64), np.diff(above, append=above.dtype.type(maxima))
+    sizes = np.zeros(numbers, dtype=np.int64)
+    if any(own is not level for own in units):
+        to_the_right = np.diff(above, append=above.dtype.type(maxima))
     for own in units:
         place = np.multiply(own, maxima + 1, dtype=np.int32 if numbers < 1 << 31 else np.int64)
         place += above
