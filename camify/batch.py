@@ -73,7 +73,8 @@ class Batch:
                 raise DataError(f"A batch is {_described(given)}. {_FORMS}")
             images, size = _images(given[key], given), None
         key = next((key for key in _LABELS if given.get(key) is not None), None)
-        mask, paths = given.get("mask"), given.get("path")
+        mask = given.get("mask")
+        paths: Any = given.get("path")
         return cls(
             images,
             None if key is None else _labels(given[key], images, given),
