@@ -46,11 +46,19 @@ def guess(message: str, parser: Any) -> str:
         ' Did you mean --method?'
     """
     unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
-    names = {} if unknown is None else {name.lstrip("-"): name for name in _option_names(parser)}
-    for name in list(names):
-        names.setdefault(name.rpartition(".")[2], names[name])
-    close = difflib.get_close_matches(unknown[1], sorted(names), n=1) if unknown else []
-    return f" Did you mean {names[close[0]]}?" if close else ""
+    if unknown is None:
+        return ""
+    group, _, name = unknown[1].rpartition(".")
+    options = sorted(_option_names(parser), key=len, reverse=True)  # of equal names the one in fewer groups is last
+    in_group = {option.rpartition(".")[2]: option for option in options if option.startswith(f"--{group}.")}
+    if group and in_group:
+        known = in_group
+    else:
+        known = {option.rpartition(".")[2].lstrip("-"): option for option in options}
+        known |= {option.lstrip("-"): option for option in options}
+        name = unknown[1]
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f" Did you mean {known[close[0]]}?" if close else ""
 
 
 def _option_names(parser: Any) -> Iterator[str]:

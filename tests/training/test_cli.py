@@ -151,6 +151,7 @@ def test_head_none_makes_a_legacy_file_that_converts(config, tmp_path):
 
 def test_unknown_options_say_what_may_have_been_meant(config, tmp_path, capsys):
     assert "Did you mean --model.lr?" in refused(capsys, "fit", "--config", config, "--model.lrr", "1")
+    assert "Did you mean" not in refused(capsys, "fit", "--config", config, "--record.folder", "x")  # in no other group
     assert "Did you mean --trainer.max_epochs?" in refused(capsys, "fit", "--config", config, "--max_epoch", "1")
     bad = tmp_path / "bad.yaml"
     bad.write_text("model:\n  model: camify/tiny_vgg\n  freeze_epoch: 3\ndata: ShapesDataModule\n")
