@@ -240,3 +240,15 @@ def test_the_command_line_starts_without_lightning_and_torchmetrics():
     code = "import sys, camify.cli; print(sorted({'pytorch_lightning', 'torchmetrics', 'pandas'} & {*sys.modules}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["commands", "train"])
+def test_ctrl_c_while_modules_are_imported_leaves_with_130(module, monkeypatch):
+    def interrupted(name, package):
+        assert (name, package) == (f".{module}", "camify.cli")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("camify.cli.import_module", interrupted)
+    with pytest.raises(SystemExit) as left:
+        camify.cli.main(["--help"], module=module)
+    assert left.value.code == 130

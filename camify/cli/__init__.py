@@ -4,6 +4,20 @@ Nothing is computed here: each verb calls the package that does the work, such a
 A new verb is a function and its options in ``commands.py``, or in a file beside it.
 """
 
-from .commands import main
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
 
 __all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None, *, module: str = "commands") -> None:
+    """Run the camify command, or what another module of this package has as its own ``main``.
+
+    Its modules are imported now: Ctrl-C in these seconds leaves with 130 and no traceback, as it does later.
+    """
+    try:
+        import_module(f".{module}", __name__).main(args)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
