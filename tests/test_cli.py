@@ -186,7 +186,7 @@ def test_a_users_folder_is_not_overwritten(photo, capsys):
 def test_the_module_is_the_command():
     import camify.__main__ as entry
 
-    assert entry.main is main
+    assert entry.main is camify.cli.main
 
 
 def test_converting_a_checkpoint_keeps_what_it_knows_of_its_input(folder, tmp_path):
