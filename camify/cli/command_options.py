@@ -45,8 +45,7 @@ class CommandParser(ArgumentParser):
         own = camify_error_in(ex)
         if own is not None:
             raise ConfigError(str(own)) from ex
-        meant = guess(message, self)
-        raise ConfigError(f"{in_one_line(message)}.{meant}" if meant else in_one_line(message)) from ex
+        raise ConfigError(in_one_line(message) + guess(message, self)) from ex
 
 
 def add_network_options(command: ArgumentParser) -> None:

@@ -34,7 +34,7 @@ def _bounds(restriction: str) -> str:
 
 
 def guess(message: str, parser: Any) -> str:
-    """Which option of a parser or of its commands may have been meant, as a sentence; empty where none is near.
+    """Which option of a parser or of its commands may have been meant, as the end of the message; empty where none is near.
 
     Of options in groups the group may be missing: ``--max_epoch`` for ``--trainer.max_epochs``.
 
@@ -43,7 +43,7 @@ def guess(message: str, parser: Any) -> str:
         >>> parser = ArgumentParser()
         >>> _ = parser.add_argument("--method")
         >>> guess("unrecognized arguments: --metod cam", parser)
-        ' Did you mean --method?'
+        '. Did you mean --method?'
     """
     unknown = re.search(r"(?:arguments: --|option '|Option ')([\w.]+)", message)
     if unknown is None:
@@ -58,7 +58,7 @@ def guess(message: str, parser: Any) -> str:
         known |= {option.lstrip("-"): option for option in options}
         name = unknown[1]
     close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f" Did you mean {known[close[0]]}?" if close else ""
+    return f". Did you mean {known[close[0]]}?" if close else ""
 
 
 def _option_names(parser: Any) -> Iterator[str]:

@@ -126,8 +126,7 @@ class OneLineParser(LightningArgumentParser):
         camify_error = camify_error_in(ex) or import_refusal(message)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else in_one_line(message)
-        meant = guess(message, self)
-        raise ConfigError(f"{text}.{meant}" if meant else text) from ex
+        raise ConfigError(text + guess(message, self)) from ex
 
 
 def _with_groups(config: Any) -> Any:

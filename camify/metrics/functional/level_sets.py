@@ -196,10 +196,8 @@ def _boxes(
     of_boxes = maps[per_level.components]
     order = np.argsort(of_boxes.astype(_sorted_kind(maps[-1])), kind="stable")  # in each map levels are in order
     numbers = (of_boxes * count + per_level.levels).take(order)
-    boxes = per_level.boxes.take(order, axis=0)
-    if not units:
-        return LevelBoxes(boxes, numbers, *_none(len(order)))
-    return LevelBoxes(boxes, numbers, per_level.units.take(order), per_level.holes.take(order))
+    sizes = (per_level.units.take(order), per_level.holes.take(order)) if units else _none(len(order))
+    return LevelBoxes(per_level.boxes.take(order, axis=0), numbers, *sizes)
 
 
 def _none(count: int) -> tuple[Ints, Ints]:
@@ -212,13 +210,11 @@ def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: 
     """By how many units the component of each maximum grows at each level, (count, maxima + 1)."""
     numbers = (maxima + 1) * count
     sizes = np.zeros(numbers, dtype=np.int64)
-    if any(own is not level for own in units):
-        to_the_right = np.diff(above, append=above.dtype.type(maxima))
     for own in units:
         place = np.multiply(own, maxima + 1, dtype=np.int32 if numbers < 1 << 31 else np.int64)
         place += above
         if own is not level:
-            place += (level < own) * to_the_right
+            place += (level < own) * np.diff(above, append=above.dtype.type(maxima))  # the right neighbor's
         sizes += torch.bincount(torch.from_numpy(place), minlength=numbers).numpy()  # faster than NumPy's
     return sizes.reshape(count, -1)
 
