@@ -214,7 +214,7 @@ def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: 
         place = np.multiply(own, maxima + 1, dtype=np.int32 if numbers < 1 << 31 else np.int64)
         place += above
         if own is not level:
-            place += (level < own) * np.diff(above, append=above.dtype.type(maxima))  # the right neighbor's
+            place += (level < own) * np.diff(above, append=above.dtype.type(maxima))
         sizes += torch.bincount(torch.from_numpy(place), minlength=numbers).numpy()  # faster than NumPy's
     return sizes.reshape(count, -1)
 
