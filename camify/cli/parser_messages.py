@@ -34,7 +34,7 @@ def _bounds(restriction: str) -> str:
 
 
 def guess(message: str, parser: Any) -> str:
-    """Which option of a parser or of its commands may have been meant, as the end of the message; empty where none is near.
+    """Which option of a parser or of its commands was meant, as the end of the message; empty where none is near.
 
     Of options in groups the group may be missing: ``--max_epoch`` for ``--trainer.max_epochs``.
 
