@@ -9,7 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError
@@ -37,6 +39,7 @@ AUTO, TORCH, ONNXRUNTIME = "auto", "torch", "onnxruntime"
 ENGINES = (AUTO, TORCH, ONNXRUNTIME)
 _SAME = 1e-4  # relative to the largest value: more is not rounding
 _WORTH_IT = 0.95  # of torch's time: less gain is noise
+_AT_ONCE = 4  # images: what more leave behind does not stay in the cache, in which decoding and drawing work too
 _LEAST_SECONDS = 15.0  # of torch's forwards: of less, the seconds of the export are too large a part
 
 
@@ -83,13 +86,18 @@ class OnnxFeatures:
         if not is_plain or torch.is_autocast_enabled("cpu") or (images.requires_grad and torch.is_grad_enabled()):
             return _as_tuple(self.module(images))
         try:
-            values = self._session.run(None, {"image": images.contiguous().numpy()})
+            parts = [self._session.run(None, {"image": part}) for part in _parts(images.contiguous().numpy())]
         except Exception as error:  # onnxruntime's own kinds
             reason = " ".join(str(error).split())[:200]
             raise ConversionError(
                 f"what was exported of the network does not run on {tuple(images.shape)} ({reason}); use --engine torch"
             ) from error
+        values = parts[0] if len(parts) == 1 else [np.concatenate(value) for value in zip(*parts, strict=True)]
         return tuple(map(torch.from_numpy, values))
+
+
+def _parts(images_NCHW: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [images_NCHW[first : first + _AT_ONCE] for first in range(0, max(len(images_NCHW), 1), _AT_ONCE)]
 
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:
@@ -148,7 +156,8 @@ def with_onnx_features(
         if engine == ONNXRUNTIME:
             raise
         return None, str(error)
-    images = images[:4] if len(images) > 2 else images.repeat(3, 1, 1, 1)[:4]  # others than the export's two
+    least = _AT_ONCE + 1  # others than the export's two, and in two parts
+    images = images.repeat(-(-least // len(images)), 1, 1, 1)[:least]
     with left_as_it_was(network.model), without_hooks(network.model):
         try:
             return _compared(network, images.float(), engine, count)

@@ -125,10 +125,10 @@ def test_a_run_that_goes_on_with_another_engine_equals_one_that_was_not_interrup
 def test_features_are_those_of_the_module_for_any_number_of_images():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).eval()
-    images = torch.randn(5, 3, 16, 16)
+    images = torch.randn(9, 3, 16, 16)
     with torch.no_grad():
         features = OnnxFeatures(module, images)
-        for count in (1, 2, 5):
+        for count in (1, 2, 4, 5, 9):
             torch.testing.assert_close(features(images[:count])[0], module(images[:count]), rtol=1e-4, atol=1e-5)
         other = torch.randn(1, 3, 20, 24)
         torch.testing.assert_close(features(other)[0], module(other), rtol=0, atol=0)
@@ -213,6 +213,19 @@ def test_other_values_are_not_taken(residual, files, tmp_path, monkeypatch):
     assert "other maps or logits" in reason_of(residual)
     with pytest.raises(camify.ConversionError, match="other maps or logits"):
         run(residual, files, tmp_path / "out", "onnxruntime")
+
+
+class FromTheBatch(Residual):
+    """What it says of an image depends on those beside it."""
+
+    def forward(self, images):
+        return super().forward(images - images.mean(0, keepdim=True))
+
+
+@pytest.mark.usefixtures("pays")
+def test_a_network_whose_images_are_not_independent_is_torchs(files, tmp_path):
+    torch.manual_seed(0)
+    assert "other maps or logits" in reason_of(FromTheBatch().eval(), methods=("gradcam",))
 
 
 class Untraceable(torch.nn.Module):

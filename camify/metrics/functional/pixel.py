@@ -60,6 +60,7 @@ def _edges(count: int) -> NDArray[np.float64]:
     return np.append(np.arange(count) * (1 / count), (1.0, 2.0))
 
 
+@lru_cache(maxsize=8)
 def _kind(count: int) -> type[np.int16] | type[np.int32]:
     return np.int16 if 4 * (count + 1) <= np.iinfo(np.int16).max else np.int32
 
@@ -111,10 +112,11 @@ def count_pixels(bins: Bins, masks: Tensor, ignore: Tensor | None, count: int) -
     sections, length = 2 if ignore is None else 4, count + 1
     numbers = np.multiply(numbers, length, dtype=_kind(count))
     numbers += bins
-    counts = torch.bincount(torch.from_numpy(numbers.ravel()), minlength=sections * length)  # faster than NumPy's
-    counts_SB = counts.numpy().reshape(sections, length)
-    counts_SB[1] += counts_SB[3:].sum(0)
-    return torch.from_numpy(counts_SB[:2])
+    counts = torch.bincount(torch.from_numpy(numbers).flatten(), minlength=sections * length)  # faster than NumPy's
+    counts_SB = counts.view(sections, length)
+    if ignore is not None:
+        counts_SB[1] += counts_SB[3]
+    return counts_SB[:2]
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
