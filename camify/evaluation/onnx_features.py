@@ -18,7 +18,7 @@ from ..errors import ConfigError, ConversionError
 from ..eval_mode import without_hooks
 from ..exporters.onnx_file import require, session_of
 from ..exporters.torch_export import quietly
-from ..methods.feature_split import TracedSplit
+from ..methods.feature_split import Split, TracedSplit
 from ..methods.forward_pass import left_as_it_was, unwrapped
 from ..methods.several_layers import split_at
 from ..model import CAMNet
@@ -170,7 +170,8 @@ def with_onnx_features(
 def _compared(
     network: ExplainedNetwork, images: Tensor, engine: str, count: int
 ) -> tuple[ExplainedNetwork | None, str]:
-    module = _features_module(network, images)
+    parts = split_at(unwrapped(network.model), images, network.layer)
+    module = _features_module(network, parts)
     seconds, expected = _timed(module, images)
     if engine == AUTO and seconds / len(images) * count < _LEAST_SECONDS:
         return None, "an export would hardly pay for so few images"
@@ -179,20 +180,19 @@ def _compared(
     taken, values = _timed(features, images)
     pairs = [
         *zip(values, expected, strict=True),
-        (_logits(network, images, values), _logits(network, images, expected)),
+        (_logits(parts, images, values), _logits(parts, images, expected)),
     ]
     if not all(_same(value, wanted) for value, wanted in pairs):
         raise ConversionError("onnxruntime gives other maps or logits than torch")
     ratio = taken / min(seconds, _timed(module, images)[0])
     if engine == AUTO and ratio > _WORTH_IT:
         return None, f"onnxruntime took {ratio:.2f} of torch's time on the first images"
-    return _with_features(network, images, features), f"in {ratio:.2f} of torch's time on the first images"
+    return _with_features(network, parts, features), f"in {ratio:.2f} of torch's time on the first images"
 
 
-def _features_module(network: ExplainedNetwork, images: Tensor) -> nn.Module:
+def _features_module(network: ExplainedNetwork, parts: Split) -> nn.Module:
     """Image -> the last map, and what flows past it."""
     model = unwrapped(network.model)
-    parts = split_at(model, images, network.layer)
     if isinstance(parts, TracedSplit):
         return parts.features_module
     if isinstance(model, CAMNet) and model.known_features is None and network.layer is None:
@@ -201,13 +201,12 @@ def _features_module(network: ExplainedNetwork, images: Tensor) -> nn.Module:
 
 
 def _with_features(
-    network: ExplainedNetwork, images: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]
+    network: ExplainedNetwork, parts: Split, run: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> ExplainedNetwork:
     """The network with something else in the place of its features; a CAMNet itself, which others run for boxes too."""
-    model = unwrapped(network.model)
-    parts = split_at(model, images, network.layer)
     if isinstance(parts, TracedSplit):
         return replace(network, parts=parts.with_features(run))
+    model = unwrapped(network.model)
     model.known_features = lambda _, images: run(images)[0]  # type: ignore[assignment]
     return network
 
@@ -219,10 +218,8 @@ def use_torch_features(network: ExplainedNetwork) -> None:
         model.known_features = None
 
 
-def _logits(network: ExplainedNetwork, images: Tensor, values: tuple[Tensor, ...]) -> Tensor:
+def _logits(parts: Split, images: Tensor, values: tuple[Tensor, ...]) -> Tensor:
     """That follow from the outputs of the features."""
-    model = unwrapped(network.model)
-    parts = split_at(model, images, network.layer)
     if isinstance(parts, TracedSplit):
         parts = parts.with_features(lambda _: values)
         return parts.head(*parts.features(images))

@@ -1,11 +1,13 @@
 """camify explain over many photographs against the loop that a user would write, and its memory.
 
 ``python tests/benchmarks/explain_throughput.py [--count 1000] [--network resnet18] [--engine auto torch onnxruntime]
-[--repeats 3] [--picture png] [--photos FOLDER]``: images and processor seconds of a plain float32 forward loop over a
-DataLoader with one worker, and of ``explain_files`` (maps, pictures, boxes, figures) with one worker, all its
-preparations included, in alternation on the same files: copies of those of a folder, or generated ones of 320 px with
-the noise of a camera, which PNG hardly compresses. ``--count 300 --repeats 1`` takes a minute. ``--memory`` prints the
-peak memory of runs over a tenth of ``--count`` images (10,000) and over all, each in its own process.
+[--repeats 3] [--picture png] [--bound] [--photos FOLDER]``: images and processor seconds of a plain float32 forward
+loop over a DataLoader with one worker, and of ``explain_files`` (maps, pictures, boxes, figures) with one worker, all
+its preparations included, in alternation on the same files: copies of those of a folder, or generated ones of 320 px
+with the noise of a camera, which PNG hardly compresses. ``--count 300 --repeats 1`` takes a minute. ``--bound`` also
+times what cannot be left out, without preparations: to decode, to run a ResNet's features by onnxruntime, to encode
+and write a picture that is drawn. ``--memory`` prints the peak memory of runs over a tenth of ``--count`` images
+(10,000) and over all, each in its own process.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ import shutil
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.models import get_model
 
 from camify.data import Preprocessing
+from camify.drawing.encoding import encoded
 from camify.evaluation.explain_files import ExplainOptions, explain_files
 from camify.evaluation.images import image_batches, image_files
 from camify.evaluation.network import explained_network
-from camify.evaluation.onnx_features import ENGINES
+from camify.evaluation.onnx_features import ENGINES, OnnxFeatures
 from camify.sources import Source
 
 
@@ -66,6 +71,19 @@ def ours(network, files, out, engine, options):
     return f"{summary.engine}, {summary.memory_format}; {summary.engine_reason}"
 
 
+def least(run, sheet, files, out):
+    """Decode, run the features, encode and write a picture: nothing else."""
+    out.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        written = []
+        for batch in image_batches(files, Preprocessing(), batch_size=16, workers=1, picture_side=224):
+            run(batch.images)
+            paths = [out / f"{path.stem}.png" for path in batch.paths]
+            written += [pool.submit(lambda path: path.write_bytes(encoded(sheet, "png")), path) for path in paths]
+        for future in written:
+            future.result()
+
+
 def build(network):
     torch.manual_seed(0)
     return get_model(network, weights=None).eval()
@@ -82,11 +100,12 @@ def cost(run):
     return wall, spent, result
 
 
-def speed(network, count, engines, repeats, options, photos):
+def speed(network, count, engines, repeats, options, photos, bound):
     with tempfile.TemporaryDirectory() as name:
         files = photographs(Path(name), count, photos)
         model = build(network)
-        ratios = {engine: [] for engine in engines}
+        ratios = {engine: [] for engine in [*engines, "bound"][: len(engines) + bound]}
+        features, sheet = None, None
         for index in range(repeats):
             loop, spent, _ = cost(partial(plain, model, files))
             print(
@@ -98,6 +117,14 @@ def speed(network, count, engines, repeats, options, photos):
                 ratios[engine].append(loop / mine)
                 figures = f"{count / mine:.1f} images/s, {1000 * spent / count:.0f} CPU ms an image, {loop / mine:.2f}"
                 print(f"{network}: camify explain --engine {engine} {figures} of the loop ({kind})", flush=True)
+            if bound:
+                if features is None:
+                    with torch.no_grad():
+                        features = OnnxFeatures(nn.Sequential(*list(model.children())[:-2]), torch.rand(2, 3, 224, 224))
+                    sheet = Image.open(next(iter(out.rglob("*.png")))).convert("RGB")
+                mine, spent, _ = cost(partial(least, features, sheet, files, Path(name, f"least{index}")))
+                ratios["bound"].append(loop / mine)
+                print(f"{network}: least {count / mine:.1f} images/s, {1000 * spent / count:.0f} CPU ms an image")
         for engine, of_loop in ratios.items():
             print(f"{network} {options} {engine}: throughput {statistics.median(of_loop):.2f} of the loop's")
 
@@ -128,10 +155,11 @@ if __name__ == "__main__":
     parser.add_argument("--picture", default="png")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--photos", help="folder of photographs to use instead of generated ones")
+    parser.add_argument("--bound", action="store_true")
     parser.add_argument("--memory", action="store_true")
     given = parser.parse_args()
     settings = {"picture": given.picture, "precision": given.precision}
     if given.memory:
         memory(given.network, given.count or 10_000, given.engine, settings, given.photos)
     else:
-        speed(given.network, given.count or 1000, given.engine, given.repeats, settings, given.photos)
+        speed(given.network, given.count or 1000, given.engine, given.repeats, settings, given.photos, given.bound)
