@@ -16,11 +16,12 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from camify.checkpoint.certificate import Certificate, Part
+from camify.checkpoint.certificate import Certificate, Part, short_source
 from camify.checkpoint.folder import manifest_digest
 from camify.checkpoint.model_card import model_card
 from camify.conversion import convert
 from camify.errors import CheckpointError, ConversionError
+from camify.exporters.metadata import file_metadata
 from camify.model import CAMNet
 
 FILES = ["README.md", "camify.json", "model.safetensors"]
@@ -591,6 +592,36 @@ def record(**changes) -> Certificate:
 def test_a_certificate_goes_through_json():
     for one in (record(), record(identity_error=None, pool="lse"), record(legacy_error=0.0, notes=(), parts=())):
         assert Certificate.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_files_for_others_name_no_folder_of_this_machine(tmp_path):
+    net = network()
+    net.certificate = net.certificate.named("torchvision/vgg16@/home/somebody/weights.pth")
+    net.save_pretrained(tmp_path / "model")
+    assert net.certificate.source.endswith("@/home/somebody/weights.pth"), "the network stays as it is"
+    assert CAMNet.from_pretrained(tmp_path / "model").certificate.source == "torchvision/vgg16@weights.pth"
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert files
+    assert not [path.name for path in files if b"somebody" in path.read_bytes()]
+    assert file_metadata(net, preprocess=False, outputs=("logits",), size=(32, 32), channels=3)["source"] == (
+        "torchvision/vgg16@weights.pth"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "short"),
+    [
+        ("/home/me/nets/net.onnx", "net.onnx"),
+        ("./nets/net.keras", "net.keras"),
+        ("C:\\nets\\net.onnx", "net.onnx"),
+        ("mine.networks:make@C:\\weights\\best.pth", "mine.networks:make@best.pth"),
+        ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("hf:user/name", "hf:user/name"),
+    ],
+)
+def test_a_source_without_folders(source, short):
+    assert short_source(source) == short
+    assert short_source(short) == short
 
 
 def test_a_certificate_is_ready_only_with_a_small_error():

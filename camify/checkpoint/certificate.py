@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["TOLERANCE", "Certificate", "Part"]
+__all__ = ["TOLERANCE", "Certificate", "Part", "short_source"]
 
 TOLERANCE = 1e-4
 """Largest relative identity error of a CAM-ready network in float32."""
@@ -96,6 +96,10 @@ class Certificate:
         """The same certificate with the source by another name, and what is to be said of it."""
         return replace(self, source=source, notes=(*notes, *self.notes))
 
+    def published(self) -> Certificate:
+        """The same certificate, whose source names no folder of this machine: for files that others read."""
+        return replace(self, source=short_source(self.source))
+
     def table(self) -> Table:
         """The certificate for a terminal."""
         from rich import box
@@ -143,6 +147,19 @@ class Certificate:
             value = getattr(certificate, wrong)
             raise CheckpointError(f"certificate: field {wrong} is {value!r}. Was the file changed by hand?")
         return certificate
+
+
+def short_source(source: str) -> str:
+    """Where a network comes from, without the folders of the machine that it was made on.
+
+    Example:
+        >>> short_source("torchvision/vgg16@/home/me/weights.pth"), short_source("hf:user/name")
+        ('torchvision/vgg16@weights.pth', 'hf:user/name')
+    """
+    name, at, weights = source.partition("@")
+    if name.startswith(("/", ".", "~")) or "\\" in name:
+        name = name.replace("\\", "/").rpartition("/")[2]
+    return name + at + weights.replace("\\", "/").rpartition("/")[2]
 
 
 def _wrong_field(certificate: Certificate) -> str | None:

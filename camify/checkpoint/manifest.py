@@ -39,7 +39,7 @@ def manifest_of(model: Any) -> dict[str, Any]:
         "map": model.certificate.map if model.certificate else None,
         "versions": {name: version(name) for name in ("camify", "torch", "torchvision")},
         "results": finite_values(model.results),
-        "certificate": model.certificate.to_dict() if model.certificate else None,
+        "certificate": model.certificate.published().to_dict() if model.certificate else None,
         "box_rule": model.box_rule.to_dict() if model.box_rule else None,
         "object_map": model.object_map,
         "architecture": {

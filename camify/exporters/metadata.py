@@ -46,7 +46,7 @@ def file_metadata(
     model: CAMNet, *, preprocess: bool, outputs: tuple[str, ...], size: tuple[int, int], channels: int
 ) -> dict[str, Any]:
     """The record of a network, before it is known which axes are dynamic and how exact the file is."""
-    certificate = model.certificate
+    certificate = None if model.certificate is None else model.certificate.published()
     prepared = {"kind": "float32 NCHW, prepared as in preprocessing", "channels": channels}
     raw = {"kind": "uint8 NHWC, RGB as read", "channels": 3}
     rule = model.box_rule or (DEFAULT_RULE if "boxes" in outputs else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def export_web(
     engine = published_runtime() if runtime is None else runtime_of(runtime)
     with whole_folder(folder) as aside:
         exported = export(
-            _published(model), aside / MODEL, preprocess=True, input_size=input_size, opset=opset, precision=precision,
+            model, aside / MODEL, preprocess=True, input_size=input_size, opset=opset, precision=precision,
             images=images, labels=labels,
         )  # fmt: skip
         about, notes = page_data(model, exported, engine)
@@ -142,7 +141,7 @@ def page_data(model: CAMNet, exported: Exported, engine: Runtime) -> tuple[dict[
         notes.append(f"the browser resizes pictures to {picture_size[0]} x {picture_size[1]}: answers differ a little")
     about = {
         "title": title_of(record["source"]),
-        "source": short_source(record["source"]),
+        "source": record["source"],
         "license": record["license"],
         "camify_version": record["camify_version"],
         "precision": record["precision"],
@@ -170,37 +169,15 @@ def page_data(model: CAMNet, exported: Exported, engine: Runtime) -> tuple[dict[
     return about, notes
 
 
-def _published(model: CAMNet) -> CAMNet:
-    """The same network, whose source names no folder of this machine: what is served is for everybody."""
-    if model.certificate is None:
-        return model
-    public = copy.copy(model)
-    public.certificate = replace(model.certificate, source=short_source(model.certificate.source))
-    return public
-
-
 def kinds_of(model: CAMNet) -> list[str]:
     """The kinds of maps that differ for this network and are in its file."""
     contrast = ["contrast"] if model.task.exclusive and model.num_classes > 1 else []
     return ["plain", *contrast, *(["object"] if model.object_weight is not None else [])]
 
 
-def short_source(source: str) -> str:
-    """Where a network comes from, without the folders of the machine that it was made on.
-
-    Example:
-        >>> short_source("torchvision/vgg16@/home/me/weights.pth"), short_source("hf:user/name")
-        ('torchvision/vgg16@weights.pth', 'hf:user/name')
-    """
-    name, at, weights = source.partition("@")
-    if name.startswith(("/", ".", "~")) or "\\" in name:
-        name = name.replace("\\", "/").rpartition("/")[2]
-    return name + at + weights.replace("\\", "/").rpartition("/")[2]
-
-
 def title_of(source: str) -> str:
     """A network's name for a heading."""
-    return short_source(source).partition("@")[0].rstrip("/").rpartition("/")[2] or "Network"
+    return source.partition("@")[0].rstrip("/").rpartition("/")[2] or "Network"
 
 
 def _write(folder: Path, about: dict[str, Any], engine: Runtime) -> None:

@@ -16,7 +16,7 @@ from camify.errors import ConfigError, ConversionError
 from camify.exporters import open_exported
 from camify.files import WEB_PAGE
 from camify.web import export_web, folder, runtime
-from camify.web.folder import CODE, OWN_FILES, short_source, title_of
+from camify.web.folder import CODE, OWN_FILES, title_of
 from tests.exporters.conftest import network
 from tests.web.conftest import HOSTILE, write_runtime
 
@@ -215,7 +215,5 @@ def test_the_command_writes_it_beside_the_checkpoint(folder_of_model, quick, cap
     assert "python -m http.server" in capsys.readouterr().out
 
 
-def test_the_machines_folders_are_left_out_of_names():
-    assert short_source("/home/me/nets/net.onnx") == "net.onnx"
-    assert short_source("mine.networks:make@C:\\weights\\best.pth") == "mine.networks:make@best.pth"
+def test_titles_are_names_without_where_they_are():
     assert (title_of("timm/resnet18.a1_in1k"), title_of("hf:user/name")) == ("resnet18.a1_in1k", "name")
