@@ -18,7 +18,7 @@ from .errors import DataError
 
 __all__ = [
     "IMAGE_FORMATS", "LEAST_BITS", "MOST_BITS", "EncodedImage", "GrayRange", "decode_image", "has_image_content",
-    "image_suffixes", "open_image", "read_image", "read_reduced", "read_with_range", "upright_rgb",
+    "image_suffixes", "open_image", "read_image", "read_reduced", "read_with_range", "readable_formats", "upright_rgb",
 ]  # fmt: skip
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "JPEG2000", "AVIF")
@@ -42,7 +42,7 @@ _SIGNED = (2,)
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Those of ``IMAGE_FORMATS`` that the installed Pillow decodes."""
     known = (*features.modules, *features.codecs)
     missing = {kind for kind, part in _DECODERS.items() if part not in known or not features.check(part)}
@@ -52,7 +52,7 @@ def _formats() -> tuple[str, ...]:
 @cache
 def image_suffixes() -> frozenset[str]:
     """How names of image files end, in small letters: of all formats that the installed Pillow decodes."""
-    return frozenset([*(suffix for kind in _formats() for suffix in _SUFFIXES[kind]), *_BY_NAME])
+    return frozenset([*(suffix for kind in readable_formats() for suffix in _SUFFIXES[kind]), *_BY_NAME])
 
 
 def open_image(path: str | Path | IO[bytes]) -> Image.Image:
@@ -65,7 +65,7 @@ def open_image(path: str | Path | IO[bytes]) -> Image.Image:
         OSError: it is missing, no regular file (a named pipe would wait for ever), of none of the formats, or has more
             pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, which is known from its header.
     """
-    formats = _formats()
+    formats = readable_formats()
     if isinstance(path, str | Path):
         if not Path(path).is_file():
             raise OSError("is no regular file" if Path(path).exists() else "no such file")

@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
     skip = pytest.mark.skip(reason=f"torch {torch.__version__}: exporting needs 2.10")
     for item in items:
         if any(
-            word in item.nodeid
+            word in " ".join([item.nodeid, *item.fixturenames])
             for word in ("tests/exporters/", "tests/web/", "snippets", "onnx", "pt2", "exported_file")
         ):
             item.add_marker(skip)

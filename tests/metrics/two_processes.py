@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+from contextlib import suppress
 
 import cv2
 import pytest
@@ -14,7 +17,8 @@ needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_meth
 def in_two_processes(work, folder):
     """What ``work(part)`` gives in each of two processes: one has the first five images, the other the rest."""
     context = multiprocessing.get_context("fork")  # spawn would import torch and torchmetrics twice: 25 s
-    processes = [context.Process(target=_run, args=(work, rank, folder)) for rank in (0, 1)]
+    ended = context.Barrier(2)
+    processes = [context.Process(target=_run, args=(work, rank, folder, ended)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
@@ -24,9 +28,11 @@ def in_two_processes(work, folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def _run(work, rank, folder):
+def _run(work, rank, folder, ended):
     torch.set_num_threads(1)  # the parent's threads are not there
     cv2.setNumThreads(0)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save(work(slice(0, 5) if rank == 0 else slice(5, None)), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    with suppress(threading.BrokenBarrierError):  # the other one is gone
+        ended.wait(5)  # it may still read what this one sent
+    os._exit(0)  # to tear the group down can take for ever in a forked process

@@ -30,7 +30,7 @@ from camify.cli.train import FineTuningCLI, _with_groups
 from camify.data.boxes_csv import read_boxes
 from camify.errors import CamifyError
 from camify.exporters import open_exported
-from camify.image_files import IMAGE_FORMATS, read_image
+from camify.image_files import read_image, readable_formats
 from camify.reports.run_folder import INDEX, RESULTS, read_run
 from camify.reports.run_page import render_page
 from camify.sources import resolve
@@ -314,9 +314,9 @@ KINDS = {
     "config.yaml": lambda net, folder, place, patch: config(place, patch),
     "results.json": lambda net, folder, place, patch: run_file(place, RESULTS),
     "index.json": lambda net, folder, place, patch: run_file(place, INDEX),
-    **{kind: lambda net, folder, place, patch, kind=kind: picture(kind, place) for kind in IMAGE_FORMATS},
+    **{kind: lambda net, folder, place, patch, kind=kind: picture(kind, place) for kind in readable_formats()},
 }
-QUICK = dict.fromkeys(KINDS, 60) | dict.fromkeys(IMAGE_FORMATS, 150)
+QUICK = dict.fromkeys(KINDS, 60) | dict.fromkeys(readable_formats(), 150)
 QUICK |= {"boxes.csv": 250, "config.yaml": 40, "results.json": 60, "index.json": 60, ".pt2, its graph packed anew": 60}
 
 

@@ -55,7 +55,7 @@ def test_promise_2_logits_are_explained_by_their_maps_from_conversion_to_export(
     loaded = camify.load(net.save_pretrained(tmp_path / "net"))
     for again, before in zip(loaded.forward_with_maps(images), (logits, maps), strict=True):
         torch.testing.assert_close(again, before, rtol=1e-5, atol=1e-6)
-    if name == "flatten":
+    if name == "flatten" and torch.__version__ >= (2, 10):  # which exports
         outputs = open_exported(camify.export(net, tmp_path / "net.onnx").path)(images)
         again = outputs["maps"].double().mean(dim=(2, 3)) + bias
         assert float((again - outputs["logits"].double()).abs().max()) <= 1e-4 * float(logits.abs().max())
