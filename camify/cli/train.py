@@ -8,10 +8,10 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from operator import or_
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -75,6 +75,7 @@ _NOISE = (
 )
 
 
+_MODEL_OPTIONS = re.compile(r"^\s*\{|^--|^$|\.(?:ya?ml|json)$")
 _BY_NAME = re.compile(rf"--model\.({'|'.join(GROUP_OF)})(?=[=+]|$)")
 
 
@@ -85,6 +86,7 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
+        words = list(_with_source(words))
         try:
             return self._parse(words, *given, **options)
         except (UnicodeError, RecursionError) as error:
@@ -127,6 +129,14 @@ class OneLineParser(LightningArgumentParser):
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else in_one_line(message)
         raise ConfigError(text + guess(message, self)) from ex
+
+
+def _with_source(words: Sequence[str]) -> Iterator[str]:
+    """``--model SOURCE``, as other commands take it, is ``--model.model SOURCE``; options and files of them stay."""
+    for word, following in zip_longest(words, words[1:], fillvalue="--"):
+        option, equals, value = word.partition("=")
+        is_source = option == "--model" and not _MODEL_OPTIONS.search(value if equals else following)
+        yield f"--model.model{equals}{value}" if is_source else word
 
 
 def _with_groups(config: Any) -> Any:

@@ -109,6 +109,18 @@ def test_none_of_a_bare_option_says_that_it_was_not_given():
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's command line calls what jsonargparse deprecates
+@pytest.mark.parametrize("given", [["--model", "camify/tiny_vgg"], ["--model=camify/tiny_vgg"]])
+def test_the_network_is_named_as_in_the_other_commands(given, tmp_path):
+    rest = [word for word in RUN if word not in ("--model.model", "camify/tiny_vgg@demo")]
+    model = FineTuningCLI([*given, *rest, "--model.lr", "0.5"], run=False).config.model
+    assert (model.model, model.lr) == ("camify/tiny_vgg", 0.5)
+    options = tmp_path / "model.yaml"
+    options.write_text(yaml.safe_dump({"model": "camify/tiny_vgg@demo", "conversion": {"head_channels": 8}}))
+    model = FineTuningCLI(["--model", str(options), *rest], run=False).config.model
+    assert (model.model, model.conversion.head_channels) == ("camify/tiny_vgg@demo", 8)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's command line calls what jsonargparse deprecates
 def test_the_command_line_takes_a_name_a_group_and_a_config_and_the_last_one_wins(tmp_path):
     config = tmp_path / "old.yaml"  # as runs were written before there were groups
     config.write_text(
