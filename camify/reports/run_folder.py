@@ -25,6 +25,7 @@ MAP_FIGURES = {
     "val/grid_pointing": ("grid pointing", "val/grid_chance", "chance"),
 }
 """What is shown of the maps beside accuracy: the figure's name, and the baseline's figure and name."""
+_OBJECTS = "val/object_box_acc"
 
 SCORES = {"val/acc": "accuracy", "val/map": "mean average precision"}
 """What is shown of the classes: the figure's name; the second of labels that do not exclude each other."""
@@ -51,6 +52,8 @@ def read_run(folder: str | Path) -> RunReport:
         history = [{key: value for key, value in row.items() if value is not None} for row in results["history"]]
         quality = next((key for key in MAP_FIGURES if any(key in row for row in history)), next(iter(MAP_FIGURES)))
         name, baseline, beside = MAP_FIGURES[quality]
+        has_objects = quality != _OBJECTS and any(_OBJECTS in row for row in history)
+        objects = (_OBJECTS, MAP_FIGURES[_OBJECTS][0]) if has_objects else None
         score = score_of(*history)
         config = _inside(folder, "config.yaml")
         return RunReport(
@@ -58,8 +61,9 @@ def read_run(folder: str | Path) -> RunReport:
             finished=bool(results["finished"]),
             subtitle=f"{results['source']}, {len(results['classes'] or ())} classes, {results.get('data', 'data')}",
             certificate=results.get("certificate") or {},
-            results=_rows(results, quality, score[0]),
+            results=_rows(results, quality, objects and objects[0], score[0]),
             quality=(quality, name),
+            objects=objects,
             baseline=(beside, history[-1].get(baseline) if history else None),
             history=history,
             images=_images(folder / "overlays", index),
@@ -95,7 +99,7 @@ def score_of(*rows: Mapping[str, Any]) -> tuple[str, str]:
     return next(((key, name) for row in rows for key, name in SCORES.items() if key in row), next(iter(SCORES.items())))
 
 
-def _rows(results: Mapping[str, Any], quality: str, score: str) -> list[dict[str, Any]]:
+def _rows(results: Mapping[str, Any], quality: str, objects: str | None, score: str) -> list[dict[str, Any]]:
     legacy, start, exported = (results.get(key) or {} for key in ("legacy", "start", "exported"))
     has_score = legacy.get(score) is not None
     rows = [
@@ -112,7 +116,7 @@ def _rows(results: Mapping[str, Any], quality: str, score: str) -> list[dict[str
     for name, figures, note in later:
         if figures:
             row = {"name": name, "score": figures.get(score), "quality": figures.get(quality), "note": note}
-            rows.append(row)
+            rows.append(row | ({"objects": figures.get(objects)} if objects else {}))
     return rows
 
 

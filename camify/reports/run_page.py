@@ -104,7 +104,7 @@ class RunReport:
         certificate: ``rows``, each with ``part``, ``status`` (kept, dropped or new), ``layers`` and
             ``parameters``, and ``facts``, texts by label.
         results: rows of the before/after table, the legacy model first and, once finished, the new one
-            last: ``name``, ``score`` and ``quality`` (0 to 1, or None) and ``note``.
+            last: ``name``, ``score``, ``quality`` and ``objects`` (0 to 1, or None) and ``note``.
         quality: key in the history, and name, of the figure of the maps.
         baseline: name of what that figure must beat, and its value on the same data, 0 to 1, or None.
         history: one mapping of metrics per epoch, each with ``epoch``.
@@ -113,6 +113,8 @@ class RunReport:
         environment: versions and machine, texts by label.
         commands: (what it does, command) to go on with.
         score: key in the history, and name, of the figure of the classes.
+        objects: key in the history, and name, of the figure of object maps, which must beat the same; None where there
+            are none.
         classes: which class is taken for which, as ``class_view`` makes it; None where that is not known.
     """
 
@@ -129,6 +131,7 @@ class RunReport:
     environment: Mapping[str, str]
     commands: Sequence[tuple[str, str]]
     score: tuple[str, str] = ("val/acc", "accuracy")
+    objects: tuple[str, str] | None = None
     classes: Mapping[str, Any] | None = None
 
 
@@ -161,7 +164,7 @@ def render_page(report: RunReport) -> str:
 def _page(report: RunReport) -> str:
     latest = report.history[-1] if report.history else {}
     newest = report.results[-1] if report.finished and len(report.results) > 1 else {}
-    key, name = report.quality
+    key = report.quality[0]
     watched = [track for track in report.images if track.kind == "watched"]
     methods = list(dict.fromkeys(frame.method for track in watched for frame in track.frames))
     frames = [frame for track in report.images for frame in track.frames]
@@ -185,7 +188,7 @@ def _page(report: RunReport) -> str:
             chart("Loss", [line(report.history, *item) for item in LOSSES.items()], number_text),
             chart(
                 report.score[1].capitalize(),
-                [line(report.history, *report.score), line(report.history, key, name)],
+                [line(report.history, *figure) for figure in (report.score, report.quality, report.objects) if figure],
                 share_text,
                 top=1.0,
                 baseline=report.baseline,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch
 import camify
 from camify.errors import ConversionError
 from camify.evaluation import network as network_module
+from camify.evaluation import timing
 from camify.evaluation.comparison_figures import (
     compare_batch,
     compared_pairs,
@@ -169,29 +170,43 @@ def test_a_method_that_nobody_serves_is_an_error(explained, pictures):
         compare_batch([legacy], pictures, choose)
 
 
-def test_medians_are_of_runs_in_turns():
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test lets them."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def let_pass(seconds):
+        now[0] += seconds
+
+    return let_pass
+
+
+def test_medians_are_of_runs_in_turns(clock):
     order = []
+    durations = iter([9.0, 0.004, 0.008, 0.005, 0.007, 0.006])
     medians = interleaved_medians(
-        {"slow": lambda: (order.append("slow"), time.sleep(0.004)), "fast": lambda: order.append("fast")}, repeats=5
-    )
-    assert order[:4] == ["slow", "fast", "slow", "fast"]
-    assert medians["slow"][1] == medians["fast"][1] == 5
-    assert medians["slow"][0] >= 0.004 > medians["fast"][0]
+        {"slow": lambda: (order.append("slow"), clock(next(durations))), "fast": lambda: order.append("fast")},
+        repeats=5, budget=100,
+    )  # fmt: skip
+    assert order == ["slow", "fast"] * 6
+    assert medians["slow"] == (pytest.approx(0.006), 5), "the warm-up does not count"
+    assert medians["fast"] == (0, 5)
 
 
-def test_a_slow_run_is_repeated_less_often():
+def test_a_slow_run_is_repeated_less_often(clock):
     count = {"slow": 0, "fast": 0}
 
     def slow():
         count["slow"] += 1
-        time.sleep(0.03)
+        clock(0.03)
 
     def fast():
         count["fast"] += 1
 
     medians = interleaved_medians({"slow": slow, "fast": fast}, repeats=7, budget=0.04)
     assert count == {"slow": 2, "fast": 8}
-    assert medians["slow"][1] == 1
+    assert medians["slow"] == (pytest.approx(0.03), 1)
 
 
 def test_costs_name_every_served_method(batch, explained, inputs):

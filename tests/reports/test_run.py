@@ -81,6 +81,25 @@ def test_the_folder_holds_all_that_the_page_needs(tmp_path):
     assert "7 by 7" in render_page(report)
 
 
+def test_object_maps_have_a_column_and_a_curve_of_their_own(tmp_path):
+    folder = write_run(tmp_path)
+    assert read_run(folder).objects is None
+    assert "object maps" not in render_page(read_run(folder))
+    results = json.loads((folder / "results.json").read_text())
+    results["exported"]["val/object_box_acc"] = 0.487
+    for row in results["history"]:
+        row["val/object_box_acc"] = 0.45
+    (folder / "results.json").write_text(json.dumps(results))
+    report = read_run(folder)
+    assert report.objects == ("val/object_box_acc", "object maps")
+    assert [row.get("objects") for row in report.results] == [None, None, 0.487]
+    page = render_page(report)
+    assert "48.7" in page
+    rows = re.findall(r"<tr.*?</tr>", page[page.index("Before and after") :].partition("</table>")[0], re.DOTALL)
+    assert {len(re.findall("<t[hd]", row)) for row in rows} == {4}
+    assert page.count("object maps") >= 2, "the column's head, and the curve's label"
+
+
 def test_without_boxes_the_figure_is_grid_pointing(tmp_path):
     report = read_run(write_run(tmp_path, quality="val/grid_pointing", baseline="val/grid_chance"))
     assert (report.quality, report.baseline) == (("val/grid_pointing", "grid pointing"), ("chance", 0.25))
