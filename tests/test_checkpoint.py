@@ -614,6 +614,8 @@ def test_files_for_others_name_no_folder_of_this_machine(tmp_path):
         ("/home/me/nets/net.onnx", "net.onnx"),
         ("./nets/net.keras", "net.keras"),
         ("C:\\nets\\net.onnx", "net.onnx"),
+        ("C:/nets/net.onnx", "net.onnx"),
+        ("/home/me/export/", "export"),
         ("mine.networks:make@C:\\weights\\best.pth", "mine.networks:make@best.pth"),
         ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
         ("hf:user/name", "hf:user/name"),

@@ -157,8 +157,8 @@ def short_source(source: str) -> str:
         ('torchvision/vgg16@weights.pth', 'hf:user/name')
     """
     name, at, weights = source.partition("@")
-    if name.startswith(("/", ".", "~")) or "\\" in name:
-        name = name.replace("\\", "/").rpartition("/")[2]
+    if name.startswith(("/", ".", "~")) or "\\" in name or name[1:3] == ":/":
+        name = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return name + at + weights.replace("\\", "/").rpartition("/")[2]
 
 
