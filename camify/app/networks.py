@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, ConversionError
-from ..evaluation.class_names import read_class_names
 from ..evaluation.images import image_files
 from ..evaluation.network import ExplainedNetwork, explained_network, shared_titles, short_names, usable_device
 from ..image_files import has_image_content
@@ -19,7 +18,7 @@ from ..methods import CAM, METHODS
 from ..preprocessing import Preprocessing
 from ..reports.run_folder import INDEX
 from ..sources import Source, resolve
-from ..task import Classes, Task
+from ..task import Task
 
 __all__ = ["MOST_EXAMPLES", "example_files", "open_networks", "watched_files"]
 
@@ -58,10 +57,8 @@ def open_networks(
         stated = preprocessing if len(sources) == 1 or source.preprocessing is None else None
         source.model.to(place)
         networks.append(_opened(source, name, methods, task, bits, stated))
-    if class_names is not None:
-        for network in networks:
-            names = read_class_names(class_names, network.class_counts)
-            network.classes = Classes(network.classes.task, tuple(names))
+    for network in networks:
+        network.name_classes(class_names)
     shared_titles(networks)
     return networks
 

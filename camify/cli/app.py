@@ -11,7 +11,7 @@ from ..app.networks import example_files, open_networks
 from ..app.page import is_loopback, serve, wait_until_stopped
 from ..console import console
 from ..methods import METHODS
-from .command_options import BITS, CLASS_NAMES, SOURCE, TASK, TASKS, CommandParser, add_preprocessing
+from .command_options import SOURCE, CommandParser, add_source_options
 from .option_types import Count
 from .output import add_command, answer
 
@@ -27,10 +27,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--method", type=str, nargs="+", default=None, help=f"default: all that work: {', '.join(METHODS)}"
     )
-    command.add_argument("--class_names", type=str | None, default=None, help=CLASS_NAMES)
-    command.add_argument("--task", choices=TASKS, default=None, help=TASK)
-    command.add_argument("--bits", type=Count | None, default=None, help=BITS)
-    add_preprocessing(command)
+    add_source_options(command)
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument(
         "--examples", type=str | None, default=None, help="folder of images; default: the run's watched"

@@ -16,8 +16,8 @@ from .option_types import Count, Number
 from .parser_messages import guess, in_one_line
 
 __all__ = [
-    "BITS", "CLASS_NAMES", "INPUT_SIZE", "SOURCE", "TASK", "TASKS", "UNLABELED", "CommandParser", "add_augment",
-    "add_network_options", "add_preprocessing",
+    "CLASS_NAMES", "INPUT_SIZE", "SOURCE", "UNLABELED", "CommandParser", "add_augment", "add_network_options",
+    "add_preprocessing", "add_source_options",
 ]  # fmt: skip
 
 SOURCE = (
@@ -51,15 +51,20 @@ class CommandParser(ArgumentParser):
 def add_network_options(command: ArgumentParser) -> None:
     """What explain and evaluate ask alike."""
     command.add_argument("--method", type=str, nargs="+", default=["cam"], help=f"of {', '.join(METHODS)}, or your own")
-    command.add_argument("--class_names", type=str | None, default=None, help=CLASS_NAMES)
-    command.add_argument("--task", choices=TASKS, default=None, help=TASK)
     command.add_argument("--options", type=dict[str, Any], default={}, help="of the methods: {gaussian: true}")
     add_augment(command)
-    command.add_argument("--bits", type=Count | None, default=None, help=BITS)
-    add_preprocessing(command)
+    add_source_options(command)
     command.add_argument("--batch_size", type=Count, default=16)
     command.add_argument("--workers", type=Number, default=1, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def add_source_options(command: ArgumentParser) -> None:
+    """What a network's source may not say, or says otherwise."""
+    command.add_argument("--class_names", type=str | None, default=None, help=CLASS_NAMES)
+    command.add_argument("--task", choices=TASKS, default=None, help=TASK)
+    command.add_argument("--bits", type=Count | None, default=None, help=BITS)
+    add_preprocessing(command)
 
 
 def add_augment(command: ArgumentParser) -> None:

@@ -10,14 +10,12 @@ import torch
 from jsonargparse import Namespace
 
 from ..console import console, print_error
-from ..evaluation.class_names import read_class_names
 from ..evaluation.concepts import PICTURE, ConceptsSummary, write_concepts
 from ..evaluation.images import find_files
 from ..evaluation.network import explained_network, usable_device
 from ..files import CONCEPTS
 from ..sources import resolve
-from ..task import Classes
-from .command_options import BITS, CLASS_NAMES, SOURCE, TASK, TASKS, CommandParser, add_preprocessing
+from .command_options import SOURCE, CommandParser, add_source_options
 from .option_types import Count, Number, Seed
 from .output import add_command, answer
 from .terminal_picture import show_pictures
@@ -38,10 +36,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--concepts", type=Count, default=4, help="how many, 1 to 7")
     command.add_argument("--layer", type=str | None, default=None, help="module by name; default: the last map's")
     command.add_argument("--limit", type=Count, default=24, help="most images; of more so many are taken, spread")
-    command.add_argument("--class_names", type=str | None, default=None, help=CLASS_NAMES)
-    command.add_argument("--task", choices=TASKS, default=None, help=TASK)
-    command.add_argument("--bits", type=Count | None, default=None, help=BITS)
-    add_preprocessing(command)
+    add_source_options(command)
     command.add_argument("--seed", type=Seed, default=0, help="of the factorization")
     command.add_argument("--workers", type=Number, default=0, help="processes that decode images")
     command.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
@@ -61,9 +56,7 @@ def _concepts(options: Namespace) -> None:
         source, options.model, _FORWARD_ONLY, task=options.task, bits=options.bits,
         preprocessing=options.preprocessing,
     )  # fmt: skip
-    if options.class_names is not None:
-        names = read_class_names(options.class_names, network.class_counts)
-        network.classes = Classes(network.classes.task, tuple(names))
+    network.name_classes(options.class_names)
     out = Path(options.out)
     done = write_concepts(
         network, search.paths, out, concepts=options.concepts, layer=options.layer, seed=options.seed,

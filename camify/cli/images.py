@@ -27,16 +27,13 @@ from ..files import COMPARISON, free_folder, require_writable
 from ..methods import METHODS, PRECISIONS
 from ..ranks import Ranks
 from ..sources import resolve
-from ..task import Classes, class_index
+from ..task import class_index
 from .command_options import (
-    BITS,
     SOURCE,
-    TASK,
-    TASKS,
     CommandParser,
     add_augment,
     add_network_options,
-    add_preprocessing,
+    add_source_options,
 )  # fmt: skip
 from .data import add_box_options, box_files
 from .option_types import Count, Number, PictureSize, Seed, Share
@@ -86,10 +83,8 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--method", type=str, nargs="+", default=None, help=f"of {', '.join(METHODS)}, or your own")
     add_augment(command)
     command.add_argument("--target", type=str | None, default=None, help="a class; default: the first model's top-1")
-    command.add_argument("--task", choices=TASKS, default=None, help=TASK)
+    add_source_options(command)
     command.add_argument("--check_images", type=bool, default=True, help="decode every image before the work starts")
-    command.add_argument("--bits", type=Count | None, default=None, help=BITS)
-    add_preprocessing(command)
     command.add_argument("--out", type=str, default="comparison", help="folder to write")
     command.add_argument("--demo", action="store_true", help="generated images and the embedded network; no download")
     command.add_argument("--figures", type=Number, default=24, help="images that are drawn; all are measured")
@@ -178,9 +173,7 @@ def _explained(options: Namespace, ranks: Ranks) -> tuple[ExplainedNetwork, Expl
         source, options.model, options.method, layer=layer, options=options.options, task=options.task,
         bits=options.bits, preprocessing=options.preprocessing, augmentations=options.augment,
     )  # fmt: skip
-    if options.class_names is not None:
-        names = read_class_names(options.class_names, network.class_counts)
-        network.classes = Classes(network.classes.task, tuple(names))
+    network.name_classes(options.class_names)
     return network, ExplainOptions(
         targets=tuple(class_index(target, network.titles, "--targets") for target in options.targets),
         topk=options.topk,
@@ -232,7 +225,7 @@ def _compare(options: Namespace) -> None:
         options.images, options.model or [], options.method, out=options.out, target=options.target,
         demo=options.demo, figures=options.figures, overwrite=options.overwrite, task=options.task,
         check_images=options.check_images, bits=options.bits, preprocessing=options.preprocessing,
-        augmentations=options.augment,
+        augmentations=options.augment, class_names=options.class_names,
     )  # fmt: skip
     console().print(f"Compared: {folder / 'compare.html'}, compare.md, compare.json", soft_wrap=True)
     answer(options, json.loads((folder / COMPARISON).read_text(encoding="utf-8")))

@@ -68,6 +68,7 @@ def compare_files(
     bits: int | None = None,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
     augmentations: str | Sequence[str] | None = None,
+    class_names: str | Path | None = None,
 ) -> Path:
     """Compare methods on networks for image files, or in the demo; the folder that was written.
 
@@ -85,6 +86,7 @@ def compare_files(
         bits: how many bits gray files of 16 or 32 bits use (see ``Preprocessing``); None takes what each network says.
         preprocessing: of the networks that do not say what they expect (see ``camify.evaluate``).
         augmentations: of the methods, see ``camify.explain``.
+        class_names: file of names, see ``read_class_names``; None takes those of the networks.
 
     Raises:
         CamifyError: something given cannot be used; nothing is written then.
@@ -94,9 +96,10 @@ def compare_files(
     for name in names:
         find_method(name)
     if demo:
-        if images or models or target is not None:
+        if images or models or target is not None or class_names is not None:
             raise ConfigError(
-                "--demo: brings its own images, models and classes. Leave out IMAGES, --model and --target."
+                "--demo: brings its own images, models and classes. Leave out IMAGES, --model, --target and"
+                " --class_names."
             )
         networks, pictures = demo_networks(names, augmentations=augmentations), demo_images()
         title = "Comparison of methods: camify's demo"
@@ -107,6 +110,8 @@ def compare_files(
         networks = find_networks(
             models, names, task=task, bits=bits, preprocessing=preprocessing, augmentations=augmentations
         )
+        for network in networks:
+            network.name_classes(class_names)
         stated = {network.preprocessing.bits for network in networks}
         pictures, notes = images_with_notes(search.paths, check_images=check_images, bits=_common_bits(stated))
         notes = [*search.left_out.notes(), *notes]

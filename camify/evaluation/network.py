@@ -26,6 +26,7 @@ from ..preprocessing import Preprocessing
 from ..ranks import ONE, Ranks
 from ..sources import Source, resolve
 from ..task import Classes, Task
+from .class_names import read_class_names
 
 __all__ = [
     "ExplainedNetwork", "box_maps", "box_rules", "explained_network", "find_networks", "placed_on", "shared_titles",
@@ -76,6 +77,15 @@ class ExplainedNetwork:
     def class_counts(self) -> tuple[int, ...]:
         """How many names it may have: one for each class; of one logit also its alone."""
         return (2, 1) if self.classes.task is Task.BINARY else (self.class_count,)
+
+    def name_classes(self, file: str | Path | None) -> None:
+        """Take the classes' names from a file, see ``read_class_names``; None leaves them.
+
+        Raises:
+            DataError: the file cannot be read, or holds another number of names.
+        """
+        if file is not None:
+            self.classes = Classes(self.classes.task, tuple(read_class_names(file, self.class_counts)))
 
     @property
     def calibrated(self) -> list[str]:

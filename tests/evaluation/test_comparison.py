@@ -145,6 +145,20 @@ def test_the_command(checkpoint, photos, tmp_path, capsys):
     assert found["columns"] == [{"model": "my net", "method": "cam"}]
 
 
+def test_classes_are_named_by_a_file(checkpoint, photos, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("wolf\nlynx\nbear\n")
+    out = tmp_path / "out"
+    main(["compare", str(photos), "--model", str(checkpoint), "--out", str(out), "--method", "cam",
+          "--class_names", str(names), "--target", "lynx", "--figures", "0"])  # fmt: skip
+    images = json.loads((out / "compare.json").read_text())["images"]
+    assert {image["compared_class"] for image in images} == {"lynx"}
+    names.write_text("wolf\nlynx\n")
+    with pytest.raises(DataError, match="holds 2 names, and the network has 3 classes"):
+        compare_files([str(photos)], [str(checkpoint)], ["cam"], out=str(tmp_path / "no"), class_names=names)
+    assert not (tmp_path / "no").exists()
+
+
 def test_an_existing_folder_is_only_replaced_when_told_and_a_comparison(checkpoint, photos, tmp_path):
     arguments = {"images": [str(photos)], "models": [str(checkpoint)], "methods": ["cam"], "figures": 0}
     out = compare_files(**arguments, out=str(tmp_path / "out"))
@@ -172,6 +186,7 @@ def test_an_existing_folder_is_only_replaced_when_told_and_a_comparison(checkpoi
         ({"methods": ["cam", "cam"]}, "each one once"),
         ({"methods": ["nocam"]}, "unknown"),
         ({"demo": True}, "--demo: brings its own"),
+        ({"demo": True, "images": [], "models": [], "class_names": "names.txt"}, "Leave out IMAGES, .* --class_names"),
         ({"models": ["nothing"]}, "no such network"),
     ],
 )
