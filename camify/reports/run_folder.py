@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..former_names import with_current_keys
 from ..image_files import open_image, upright_rgb
 from .class_page import Example, class_view
-from .run_page import Frame, ImageTrack, RunReport
+from .run_page import Frame, ImageTrack, RunReport, share_text
 
 __all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "calibrations_by_name", "read_run", "score_of"]
 
@@ -64,6 +64,7 @@ def read_run(folder: str | Path) -> RunReport:
             results=_rows(results, quality, objects and objects[0], score[0]),
             quality=(quality, name),
             objects=objects,
+            boxes=_boxes(results),
             baseline=(beside, history[-1].get(baseline) if history else None),
             history=history,
             images=_images(folder / "overlays", index),
@@ -118,6 +119,16 @@ def _rows(results: Mapping[str, Any], quality: str, objects: str | None, score: 
             row = {"name": name, "score": figures.get(score), "quality": figures.get(quality), "note": note}
             rows.append(row | ({"objects": figures.get(objects)} if objects else {}))
     return rows
+
+
+def _boxes(results: Mapping[str, Any]) -> str:
+    """How the exported network cuts its boxes, and how often they are right; empty before there is one."""
+    exported = results.get("exported") or {}
+    rule, right = exported.get("boxes"), exported.get("boxes_right")
+    if not results["finished"] or not rule:
+        return ""
+    share = "" if right is None else f": right on {share_text(right)} of the validation images (cross-validated)"
+    return f"{rule}{share}"
 
 
 def calibrations_by_name(calibrations: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:

@@ -115,6 +115,7 @@ class RunReport:
         score: key in the history, and name, of the figure of the classes.
         objects: key in the history, and name, of the figure of object maps, which must beat the same; None where there
             are none.
+        boxes: how the exported network cuts its boxes, and how often they are right; empty before it is there.
         classes: which class is taken for which, as ``class_view`` makes it; None where that is not known.
     """
 
@@ -132,6 +133,7 @@ class RunReport:
     commands: Sequence[tuple[str, str]]
     score: tuple[str, str] = ("val/acc", "accuracy")
     objects: tuple[str, str] | None = None
+    boxes: str = ""
     classes: Mapping[str, Any] | None = None
 
 

@@ -100,6 +100,21 @@ def test_object_maps_have_a_column_and_a_curve_of_their_own(tmp_path):
     assert page.count("object maps") >= 2, "the column's head, and the curve's label"
 
 
+def test_the_rule_of_the_exported_network_is_said_once_it_is_there(tmp_path):
+    folder = write_run(tmp_path)
+    assert read_run(folder).boxes == ""
+    results = json.loads((folder / "results.json").read_text())
+    results["exported"] |= {"boxes": "<PaS 90, Otsu>", "boxes_right": None}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert read_run(folder).boxes == "<PaS 90, Otsu>"
+    assert "Boxes of the exported network: &lt;PaS 90, Otsu&gt;." in render_page(read_run(folder))
+    results["exported"]["boxes_right"] = 0.545
+    (folder / "results.json").write_text(json.dumps(results))
+    assert read_run(folder).boxes.endswith(": right on 54.5 % of the validation images (cross-validated)")
+    (folder / "results.json").write_text(json.dumps(results | {"finished": False}))
+    assert read_run(folder).boxes == ""
+
+
 def test_without_boxes_the_figure_is_grid_pointing(tmp_path):
     report = read_run(write_run(tmp_path, quality="val/grid_pointing", baseline="val/grid_chance"))
     assert (report.quality, report.baseline) == (("val/grid_pointing", "grid pointing"), ("chance", 0.25))
