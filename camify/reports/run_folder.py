@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..image_files import open_image, upright_rgb
 from .class_page import Example, class_view
 from .run_page import Frame, ImageTrack, RunReport, share_text
 
-__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "calibrations_by_name", "read_run", "score_of"]
+__all__ = ["INDEX", "MAP_FIGURES", "RESULTS", "SCORES", "boxes_text", "calibrations_by_name", "read_run", "score_of"]
 
 RESULTS, INDEX = "results.json", "overlays/index.json"
 MAP_FIGURES = {
@@ -64,7 +64,7 @@ def read_run(folder: str | Path) -> RunReport:
             results=_rows(results, quality, objects and objects[0], score[0]),
             quality=(quality, name),
             objects=objects,
-            boxes=_boxes(results),
+            boxes=boxes_text(results.get("exported") or {}, share_text) if results["finished"] else "",
             baseline=(beside, history[-1].get(baseline) if history else None),
             history=history,
             images=_images(folder / "overlays", index),
@@ -116,19 +116,17 @@ def _rows(results: Mapping[str, Any], quality: str, objects: str | None, score: 
         later.append(("converted and fine-tuned", exported, f"best epoch ({exported['epoch']:.0f}), exported"))
     for name, figures, note in later:
         if figures:
-            row = {"name": name, "score": figures.get(score), "quality": figures.get(quality), "note": note}
-            rows.append(row | ({"objects": figures.get(objects)} if objects else {}))
+            shares = {"score": figures.get(score), "quality": figures.get(quality), "objects": figures.get(objects)}
+            rows.append({"name": name, **shares, "note": note})
     return rows
 
 
-def _boxes(results: Mapping[str, Any]) -> str:
+def boxes_text(exported: Mapping[str, Any], share: Callable[[float], str]) -> str:
     """How the exported network cuts its boxes, and how often they are right; empty before there is one."""
-    exported = results.get("exported") or {}
     rule, right = exported.get("boxes"), exported.get("boxes_right")
-    if not results["finished"] or not rule:
-        return ""
-    share = "" if right is None else f": right on {share_text(right)} of the validation images (cross-validated)"
-    return f"{rule}{share}"
+    if not rule or right is None:
+        return rule or ""
+    return f"{rule}: right on {share(right)} of the validation images (cross-validated)"
 
 
 def calibrations_by_name(calibrations: Mapping[str, Any], *, finished: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ...console import console, shell_quoted, shown
 from ...conversion import find_recipe
-from ...reports.run_folder import MAP_FIGURES, SCORES, score_of
+from ...reports.run_folder import MAP_FIGURES, SCORES, boxes_text, score_of
 from ..loaders import count_samples
 from ..module import CAMFineTuner
 from ..run_length import run_length_of
@@ -136,10 +136,9 @@ def closing_screen(folder: Path, exported: Mapping[str, Any], baselines: Mapping
     screen.print(
         f"model     {exported['folder']}  (loaded again, same logits and maps within {exported['reload_error']:.0e})"
     )
-    if exported.get("boxes") is not None:
-        right = exported["boxes_right"]
-        share = "" if right is None else f": right on {right:.3f} of the validation images (cross-validated)"
-        screen.print(f"boxes     {exported['boxes']}{share}")
+    boxes = boxes_text(exported, _figure)
+    if boxes:
+        screen.print(f"boxes     {boxes}")
     screen.print(f"\nNext: camify explain YOUR_PICTURE.jpg --model {shell_quoted(exported['folder'])} --out explained")
 
 
