@@ -5,6 +5,7 @@ The order of steps is fixed in one place: raw signed map -> (ReLU) -> upsampled 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "class_maps",
     "contrast_maps",
     "identity_error",
+    "interpolated",
     "map_weight",
     "normalize",
     "select",
@@ -111,10 +113,37 @@ def select(maps_NKHW: Tensor, classes_N: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (..., h, w) at image size (..., H, W): bilinear with half-pixel centers."""
+    """Maps (..., h, w) at image size (..., H, W): bilinear with half-pixel centers.
+
+    Maps of few cells are multiplied by the weights of rows and columns on a CPU: the same sums but for rounding, two to
+    five times as fast as ``interpolate``.
+    """
+    few = max(maps.shape[-2:]) <= _FEW_CELLS and maps.device.type == "cpu" and maps.dtype == torch.float32
+    return _weighted(maps, size) if few else interpolated(maps, size)
+
+
+def interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """``upsample`` as one step, of maps of any size: that of exported graphs."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     big = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
     return big.reshape(*maps.shape[:-2], *size)
+
+
+_FEW_CELLS = 32
+
+
+def _weighted(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    down, across = (_linear_weights(*sides) for sides in zip(maps.shape[-2:], size, strict=True))
+    with torch.autocast("cpu", enabled=False):
+        return down @ (maps @ across.T)
+
+
+@lru_cache(maxsize=16)
+def _linear_weights(cells: int, pixels: int) -> Tensor:
+    """By how much each cell counts in each pixel of a row, (pixels, cells)."""
+    with torch.inference_mode(False), torch.no_grad():
+        cell_rows = torch.eye(cells, dtype=torch.float32, device="cpu")[None]
+        return F.interpolate(cell_rows, size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def normalize(maps: Tensor) -> Tensor:
@@ -125,5 +154,5 @@ def normalize(maps: Tensor) -> Tensor:
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     varies = span > 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
-    # Memory for one more tensor of this size would take longer than all the arithmetic.
-    return (maps - low).div_(torch.where(varies, span, 1)).mul_(varies)
+    # Memory for one more tensor of this size would take longer than all the arithmetic. Constant maps: by 1 / 0.
+    return (maps - low).div_(torch.where(varies, span, 1) / varies)

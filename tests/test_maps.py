@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from torch.nn import functional as F
 
 from camify.boxes import component_boxes
 from camify.maps import _class_maps_by_products, class_maps, identity_error, normalize, select, upsample
@@ -74,6 +75,30 @@ def test_upsampling_takes_any_leading_dimensions():
     assert torch.equal(upsample(maps[0], (8, 8)), upsample(maps, (8, 8))[0])
     assert upsample(maps[:0], (8, 8)).shape == (0, 3, 8, 8)
     torch.testing.assert_close(upsample(torch.full((2, 3), 2.5), (7, 9)), torch.full((7, 9), 2.5))
+
+
+@pytest.mark.parametrize("cells", [(7, 7), (1, 1), (5, 32), (33, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_upsampling_is_interpolation_of_any_kind_of_number(cells, dtype):
+    maps = torch.randn(2, 3, *cells).to(dtype).flip(-1)
+    big = upsample(maps, (40, 37))
+    expected = F.interpolate(maps, size=(40, 37), mode="bilinear")
+    assert big.dtype == dtype
+    torch.testing.assert_close(big, expected, rtol=0, atol=3e-6 if dtype == torch.float32 else 0)
+    assert torch.equal(upsample(maps, cells), maps)  # to the bit
+
+
+def test_upsampling_is_as_exact_under_autocast_and_has_the_gradient_of_interpolation():
+    with torch.inference_mode():  # the weights are kept for later: also for training
+        upsample(torch.randn(1, 6, 11), (23, 29))
+    maps, weights = torch.randn(2, 6, 11, requires_grad=True), torch.randn(2, 23, 29)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        big = upsample(maps, (23, 29))
+    (gradient,) = torch.autograd.grad((big * weights).sum(), maps)
+    expected = F.interpolate(maps[None], size=(23, 29), mode="bilinear")[0]
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), maps)
+    torch.testing.assert_close(big, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-4)
 
 
 def test_normalising_scales_each_map_to_its_own_range():

@@ -252,8 +252,7 @@ def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _center_ious(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    candidates = functional.center_boxes(*size)
-    return _ious([candidates] * len(boxes), boxes, functional.iou_with_best_box, len(candidates))
+    return functional.iou_with_best_box(functional.center_boxes(*size), boxes)
 
 
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:

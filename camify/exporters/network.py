@@ -12,7 +12,7 @@ from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, BoxRule, largest_boxes, percentile
 from ..errors import ConfigError
 from ..eval_mode import without_hooks
-from ..maps import class_maps, contrast_maps, upsample
+from ..maps import class_maps, contrast_maps, interpolated
 from ..model import CAMNet
 from ..normalizers import scale_maps
 from ..preprocessing import Preprocessing
@@ -73,7 +73,7 @@ class ExportedNetwork(nn.Module):
         box_maps = self._box_maps(prepared, features, self.rule)
         # camify.maps.select fixes the batch
         top = logits.argmax(1)[:, None, None, None].expand(-1, 1, *box_maps.shape[2:])
-        heat = upsample(box_maps.gather(1, top)[:, 0], (height, width))
+        heat = interpolated(box_maps.gather(1, top)[:, 0], (height, width))
         heat = scale_maps(heat, self.rule.normalizer, self.rule.percentile, find=percentile)
         boxes = largest_boxes(self.rule.cut(heat))
         if self.size is not None:

@@ -122,9 +122,9 @@ class MaxBoxAccuracy(_BoxHits):
         least_ious = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
         centered, largest = center_boxes(*maps.shape[1:]), self.version == 1
         curves = best_iou_by_threshold(maps, truths, self.count, largest=largest, parity=self.parity)
-        for best_ious, truth in zip(curves, truths, strict=True):
+        for truth, *ious in zip(truths, curves, iou_with_best_box(centered, truths), strict=True):
             if len(truth):
-                self._add(best_ious >= least_ious, iou_with_best_box(centered, truth) >= least_ious)
+                self._add(*(own >= least_ious for own in ious))
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over all images so far."""
@@ -204,11 +204,11 @@ class LocalizationAccuracy(_BoxHits):
         check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
         centered = center_boxes(*maps.shape[1:])
-        for ious, truth, rank in zip(self._ious(maps.detach().cpu(), truths), truths, ranks.tolist(), strict=True):
+        curves = self._ious(maps.detach().cpu(), truths)
+        for truth, rank, *ious in zip(truths, ranks.tolist(), curves, iou_with_best_box(centered, truths), strict=True):
             if len(truth):
                 counts = torch.tensor([[True], [rank < 1], [rank < 5]])
-                pair = ious, iou_with_best_box(centered, truth)
-                self._add(*(counts & (ious >= self.iou_threshold) for ious in pair))
+                self._add(*(counts & (own >= self.iou_threshold) for own in ious))
 
     def _ious(self, maps: Tensor, truths: Sequence[Tensor]) -> Tensor:
         """(N, T)."""

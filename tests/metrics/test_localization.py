@@ -239,6 +239,16 @@ def test_best_box_of_several():
 # --- cases that one can see through -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("counts", [(1, 3, 0, 2), (0, 0), (1,) * 50])
+def test_best_boxes_of_several_images_are_those_of_each(counts):
+    candidates = center_boxes(40, 60)
+    boxes = [torch.rand(count, 4, dtype=torch.float64).mul(30) + torch.tensor([0, 0, 30, 30]) for count in counts]
+    rows = iou_with_best_box(candidates, boxes)
+    assert rows.shape == (len(counts), len(candidates))
+    for row, own in zip(rows, boxes, strict=True):
+        assert torch.equal(row, iou_with_best_box(candidates, own)) if len(own) else bool(row.isnan().all())
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_perfect_map_gets_one(version):
     boxes = [(3, 4, 20, 17), (0, 0, 32, 24), (31, 23, 32, 24)]

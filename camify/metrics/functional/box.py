@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...boxes import component_boxes, filled_pixels
 from ...errors import ConfigError, DataError
-from .bins import last_reached
+from .bins import Steps
 from .level_sets import Ints, LevelBoxes, level_set_boxes
 
 __all__ = [
@@ -184,7 +184,7 @@ def _cut(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _level_boxes(heats: np.ndarray, count: int, *, largest: bool) -> tuple[LevelBoxes, LevelBoxes]:
     """Boxes of all components of maps (N, H, W) at every threshold, and of the largest, where they are asked for."""
-    level = last_reached(heats, _edges(count))
+    level = _steps(count).last_reached(heats)
     levels = level_set_boxes(heats, level, count, units=[level] if largest else ())
     if not largest:
         return levels, levels
@@ -195,8 +195,8 @@ def _level_boxes(heats: np.ndarray, count: int, *, largest: bool) -> tuple[Level
 
 
 @lru_cache(maxsize=8)
-def _edges(count: int) -> NDArray[np.float32]:
-    return np.append(thresholds(count).numpy(), (np.float32(2), np.float32(3)))
+def _steps(count: int) -> Steps:
+    return Steps(thresholds(count).numpy())
 
 
 def _box_pixels(boxes: Ints, corner: int = 0) -> Ints:
@@ -308,17 +308,21 @@ def _best_per_level(
     level_boxes: LevelBoxes, truths: list[np.ndarray], count: int, corner: int = 0
 ) -> NDArray[np.float64]:
     """The best IoU with the truth of the map (N, count); 0 where there is no box."""
-    first = _firsts(level_boxes.levels)
-    most = max(map(len, truths))  # fewer boxes: the first one again
-    filled = np.stack([np.concatenate([truth, truth[:1].repeat(most - len(truth), axis=0)]) for truth in truths])
+    first, filled = _firsts(level_boxes.levels), _filled(truths)
     ious = np.empty(len(level_boxes.boxes))
     for start in range(0, len(ious), _ROWS):
         rows = slice(start, start + _ROWS)
         own = filled[level_boxes.levels[rows] // count] if len(truths) > 1 else filled
-        ious[rows] = _iou_with_best(level_boxes.boxes[rows], [own[:, place].T for place in range(most)], corner)
+        ious[rows] = _iou_with_best(level_boxes.boxes[rows], own.transpose(1, 2, 0), corner)
     best = np.zeros(len(truths) * count)
     best[level_boxes.levels[first]] = np.maximum.reduceat(ious, first)
     return best.reshape(len(truths), count)
+
+
+def _filled(truths: list[np.ndarray]) -> NDArray[np.float64]:
+    """Boxes of images as one (N, n, 4); where an image has fewer the first one again."""
+    most = max(map(len, truths))
+    return np.stack([np.concatenate([truth, truth[:1].repeat(most - len(truth), axis=0)]) for truth in truths])
 
 
 def _iou_with_best(boxes: np.ndarray, truths: Iterable[np.ndarray], corner: int = 0) -> NDArray[np.float64]:
@@ -326,7 +330,7 @@ def _iou_with_best(boxes: np.ndarray, truths: Iterable[np.ndarray], corner: int 
 
     Args:
         boxes: xyxy pixels.
-        truths: the numbers of a true box, (4,) or (4, m): of each box another.
+        truths: the numbers of a true box, (4,), (4, m), of each box another, or (4, N, 1), which gives (N, m).
         corner: 0 or 1.
     """
     x0, y0, x1, y1 = boxes.T.astype(np.float64)
@@ -336,7 +340,7 @@ def _iou_with_best(boxes: np.ndarray, truths: Iterable[np.ndarray], corner: int 
         width = np.minimum(x1, right) - np.maximum(x0, left) + corner
         height = np.minimum(y1, bottom) - np.maximum(y0, top) + corner
         overlap = np.maximum(width, 0) * np.maximum(height, 0)
-        np.maximum(best, overlap / (area + (right - left + corner) * (bottom - top + corner) - overlap), out=best)
+        best = np.maximum(best, overlap / (area + (right - left + corner) * (bottom - top + corner) - overlap))
     return best
 
 
@@ -353,20 +357,32 @@ def center_boxes(height: int, width: int, steps: int = 20) -> Tensor:
     return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1).reshape(-1, 4)
 
 
-def iou_with_best_box(candidates: Tensor, boxes: Tensor) -> Tensor:
+def iou_with_best_box(candidates: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
     """For every candidate (m, 4) its IoU with the best of the boxes (n, 4), n >= 1; shape (m,) float64.
 
+    Of several images' boxes, N tensors (n, 4) or one (N, n, 4), it is (N, m); n may be 0, whose rows are NaN.
+
     Raises:
-        DataError: there is no box.
+        DataError: one image has no box.
 
     Example:
         >>> candidates = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 4.0, 4.0]])
         >>> iou_with_best_box(candidates, torch.tensor([[0.0, 0.0, 2.0, 2.0]]))
         tensor([1.0000, 0.2500], dtype=torch.float64)
     """
-    if len(boxes) == 0:
-        raise DataError("An image without boxes has no IoU; leave it out.")
-    return torch.from_numpy(_iou_with_best(_numpy(candidates), _numpy(boxes)))
+    if isinstance(boxes, Tensor) and boxes.dim() == 2:
+        if len(boxes) == 0:
+            raise DataError("An image without boxes has no IoU; leave it out.")
+        return iou_with_best_box(candidates, [boxes])[0]
+    truths, tried = [_numpy(own) for own in boxes], _numpy(candidates)
+    boxed = [place for place, own in enumerate(truths) if len(own)]
+    rows = torch.full((len(boxes), len(tried)), torch.nan, dtype=torch.float64)
+    at_once = max(_ROWS // max(len(tried), 1), 1)
+    for first in range(0, len(boxed), at_once):
+        places = boxed[first : first + at_once]
+        filled = _filled([truths[place] for place in places])
+        rows[places] = torch.from_numpy(_iou_with_best(tried, filled.transpose(1, 2, 0)[..., None]))
+    return rows
 
 
 def resize_boxes(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:

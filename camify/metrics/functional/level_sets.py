@@ -17,7 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 __all__ = ["LevelBoxes", "level_set_boxes"]
 
@@ -65,8 +65,9 @@ def level_set_boxes(
     """
     height, width = (side + frame for side, frame in zip(heat.shape[-2:], (1, 2), strict=True))
     code, east = _higher_neighbors(heat)
-    levels = _framed(level, 0)
-    framed_units = [levels if own is level else _framed(own, 0) for own in units]
+    kind = _least_kind(count)
+    levels = _framed(level.astype(kind, copy=False), 0)
+    framed_units = [levels if own is level else _framed(own.astype(kind, copy=False), 0) for own in units]
     per_level = _boxes(code, east, levels, count, (height, width), framed_units, eight=True)
     if not holes:
         return per_level
@@ -85,7 +86,7 @@ def _higher_neighbors(heat: np.ndarray) -> tuple[NDArray[np.uint8], NDArray[np.b
     Of equals the earlier one is higher; outside is the lowest. Each pair of neighbors is compared once.
     """
     width = heat.shape[-1] + 2
-    around = _framed(heat, -np.inf, heat.dtype)
+    around = _framed(heat, -np.inf)
     later = [(bit, dy * width + dx) for bit, (dy, dx) in enumerate(_RING) if (dy, dx) > (0, 0)]
     code = np.full(around.size, sum(1 << (bit + 4) % 8 for bit, _ in later), dtype=np.uint8)
     east = np.zeros(around.size, dtype=np.bool_)
@@ -181,20 +182,20 @@ def _boxes(
     saddles = events[happens & _MEETING > 0]
     touching = above[saddles[:, None] + steps[code[saddles]]]
     saddle, group = np.nonzero(above[saddles][:, None] != touching)
-    meetings = (above[saddles[saddle]], touching[saddle, group], level[saddles[saddle]])
+    meetings = (above[saddles[saddle]], touching[saddle, group], level[saddles[saddle]].astype(np.intp))
 
     changing = events[happens & _EULER > 0] if units else events[:0]
     changes = _Changes(
-        maxima, count, (above[outermost], sides, level[outermost], reached), meetings,
+        maxima, count, (above[outermost], sides, level[outermost].astype(np.intp), reached), meetings,
         _sizes(above, level, units, maxima, count) if units else None,
-        (above[changing], level[changing], tables.euler[code[changing]]),
+        (above[changing], level[changing].astype(np.intp), tables.euler[code[changing]]),
     )  # fmt: skip
     per_level = _by_level(changes) if maxima > _MANY else _by_meeting(changes)
     maps = born // (height * width)
     if not maxima or maps[-1] == 0:
         return LevelBoxes(*(per_level[place] for place in (0, 2, 3, 4)))
     of_boxes = maps[per_level.components]
-    order = np.argsort(of_boxes.astype(_sorted_kind(maps[-1])), kind="stable")  # in each map levels are in order
+    order = np.argsort(of_boxes.astype(_least_kind(maps[-1])), kind="stable")  # in each map levels are in order
     numbers = (of_boxes * count + per_level.levels).take(order)
     sizes = (per_level.units.take(order), per_level.holes.take(order)) if units else _none(len(order))
     return LevelBoxes(per_level.boxes.take(order, axis=0), numbers, *sizes)
@@ -211,7 +212,8 @@ def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: 
     numbers = (maxima + 1) * count
     sizes = np.zeros(numbers, dtype=np.int64)
     for own in units:
-        place = np.multiply(own, maxima + 1, dtype=np.int32 if numbers < 1 << 31 else np.int64)
+        place: Ints = own.astype(_least_kind(numbers))
+        place *= maxima + 1
         place += above
         if own is not level:
             place += (level < own) * np.diff(above, append=above.dtype.type(maxima))
@@ -219,14 +221,19 @@ def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: 
     return sizes.reshape(count, -1)
 
 
-def _framed(images: np.ndarray, value: float, dtype: DTypeLike = np.int32) -> np.ndarray:
+def _least_kind(most: int) -> type[np.int16] | type[np.int32] | type[np.int64]:
+    """For whole numbers up to that: less memory, and NumPy sorts those of 16 bits by their digits."""
+    return np.int16 if most < 1 << 15 else np.int32 if most < 1 << 31 else np.int64
+
+
+def _framed(images: np.ndarray, value: float) -> np.ndarray:
     """Images (N, H, W), or one (H, W), with a pixel more on each side, as a row of numbers.
 
     The row of the frame below one image is that above the next.
     """
     height, width = images.shape[-2:]
     images = images.reshape(-1, height, width)
-    framed = np.empty((len(images) * (height + 1) + 1, width + 2), dtype=dtype)
+    framed = np.empty((len(images) * (height + 1) + 1, width + 2), dtype=images.dtype)
     framed[1:].reshape(len(images), height + 1, width + 2)[:, :-1, 1:-1] = images
     _set_frame(framed, (height + 1, width + 2), value)
     return framed.ravel()
@@ -258,7 +265,7 @@ def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints,
         up = further
     is_maximum = (step == 0) & ~frame
     maxima = np.flatnonzero(is_maximum)
-    number = np.full(len(starts), len(maxima), dtype=np.int32)
+    number = np.full(len(starts), len(maxima), dtype=_least_kind(len(maxima)))
     number[maxima] = np.arange(len(maxima))
     above: Ints = np.repeat(number[up], np.append(starts[1:], len(code)) - starts)
     _set_frame(above, size, len(maxima))
@@ -369,15 +376,10 @@ def _by_level(changes: _Changes) -> _Components:
 
 def _by_levels(arrays: tuple[Ints, ...], place: int, count: int) -> list[tuple[Ints, ...]]:
     """The parts of arrays that belong to each level; that at ``place`` holds the levels."""
-    order = np.argsort(arrays[place].astype(_sorted_kind(count)), kind="stable")
+    order = np.argsort(arrays[place].astype(_least_kind(count)), kind="stable")
     arrays = tuple(array[order] for array in arrays)
     ends = np.searchsorted(arrays[place], np.arange(count + 1)).tolist()
     return [tuple(array[start:end] for array in arrays) for start, end in pairwise(ends)]
-
-
-def _sorted_kind(most: int) -> type[np.int16] | type[np.int32]:
-    """What numbers are sorted as: NumPy sorts those of 16 bits by their digits."""
-    return np.int16 if most < 1 << 15 else np.int32
 
 
 def _joined(top: Ints, one: Ints, other: Ints) -> Ints:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .baselines import center_gaussian
-from .bins import last_reached
+from .bins import Places, Steps
 
 __all__ = [
     "average_precision", "center_gaussian_bins", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall",
@@ -38,10 +37,7 @@ def pixel_histograms(maps: Tensor, masks: Tensor, ignore: Tensor | None = None, 
     return count_pixels(pixel_bins(maps, count), masks, ignore, count)
 
 
-Bins = NDArray[np.signedinteger[Any]]  # 16 bits instead of 32: half the memory where the numbers are small enough
-
-
-def pixel_bins(maps: Tensor, count: int) -> Bins:
+def pixel_bins(maps: Tensor, count: int) -> Places:
     """The bin of every pixel, as in `pixel_histograms`.
 
     Example:
@@ -50,39 +46,16 @@ def pixel_bins(maps: Tensor, count: int) -> Bins:
     """
     heat = maps.detach().cpu()
     values = heat.numpy() if heat.dtype in (torch.float32, torch.float64) else heat.float().numpy()
-    if values.dtype == np.float64 or not _multiplies(count):
-        return last_reached(values, _edges(count)).astype(_kind(count), copy=False)
-    return _product(values, count)
+    return _steps(count).last_reached(values)
 
 
 @lru_cache(maxsize=8)
-def _edges(count: int) -> NDArray[np.float64]:
-    return np.append(np.arange(count) * (1 / count), (1.0, 2.0))
-
-
-@lru_cache(maxsize=8)
-def _kind(count: int) -> type[np.int16] | type[np.int32]:
-    return np.int16 if 4 * (count + 1) <= np.iinfo(np.int16).max else np.int32
-
-
-def _product(values: NDArray[np.float32], count: int) -> Bins:
-    return np.multiply(values, count, out=np.empty(values.shape, _kind(count)), dtype=np.float64, casting="unsafe")
-
-
-@lru_cache(maxsize=8)
-def _multiplies(count: int) -> bool:
-    """Whether the whole part of value times count is the bin of every float32 value, for all thresholds.
-
-    Both grow with the value, and bins change at edges alone: they are one where they are one on both sides of each.
-    """
-    edges = _edges(count)
-    nearest = edges[:-1].astype(np.float32)
-    sides = np.concatenate([np.nextafter(nearest, np.float32(to)) for to in (0, 1)] + [nearest])
-    return np.array_equal(_product(sides, count), np.searchsorted(edges, sides.astype(np.float64), "right") - 1)
+def _steps(count: int) -> Steps:
+    return Steps(np.append(np.arange(count) * (1 / count), 1.0))
 
 
 @lru_cache(maxsize=4)
-def center_gaussian_bins(height: int, width: int, count: int) -> Bins:
+def center_gaussian_bins(height: int, width: int, count: int) -> Places:
     """`pixel_bins` (height, width) of `center_gaussian`.
 
     Example:
@@ -92,7 +65,7 @@ def center_gaussian_bins(height: int, width: int, count: int) -> Bins:
     return pixel_bins(center_gaussian(height, width), count)
 
 
-def count_pixels(bins: Bins, masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
+def count_pixels(bins: Places, masks: Tensor, ignore: Tensor | None, count: int) -> Tensor:
     """Histograms of the bins of `pixel_bins`, as in `pixel_histograms`.
 
     Example:
@@ -106,17 +79,19 @@ def count_pixels(bins: Bins, masks: Tensor, ignore: Tensor | None, count: int) -
         for image in zip(bins, masks, ignored, strict=True):
             histograms += count_pixels(*image, count)
         return histograms
-    numbers = masks.cpu().numpy().astype(bool, copy=False).view(np.uint8)
-    if ignore is not None:  # 0 beside the object, 1 on it, 2 ignored, 3 on it all the same
-        numbers = numbers + 2 * ignore.cpu().numpy().astype(bool, copy=False).view(np.uint8)
-    sections, length = 2 if ignore is None else 4, count + 1
-    numbers = np.multiply(numbers, length, dtype=_kind(count))
+    sections, last = _bytes(masks), 1
+    if ignore is not None:  # 0 beside the object, 1 ignored, 2 on the object, whether ignored or not
+        sections, last = np.maximum(sections + sections, _bytes(ignore)), 2
+    length = count + 1
+    numbers: Places = sections.astype(np.int16 if (last + 1) * length <= np.iinfo(np.int16).max else np.int32)
+    numbers *= length
     numbers += bins
-    counts = torch.bincount(torch.from_numpy(numbers).flatten(), minlength=sections * length)  # faster than NumPy's
-    counts_SB = counts.view(sections, length)
-    if ignore is not None:
-        counts_SB[1] += counts_SB[3]
-    return counts_SB[:2]
+    counts = torch.bincount(torch.from_numpy(numbers.ravel()), minlength=(last + 1) * length)  # faster than NumPy's
+    return torch.from_numpy(counts.numpy().reshape(-1, length)[::last])
+
+
+def _bytes(masks: Tensor) -> NDArray[np.uint8]:
+    return masks.cpu().bool().numpy().view(np.uint8)
 
 
 def precision_recall(histograms: Tensor) -> tuple[Tensor, Tensor]:
