@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-__all__ = ["TrainingLoader", "outlive_signals", "seed_sample"]
+__all__ = ["TrainingLoader", "outlive_signals", "seed_sample", "sent_as_one"]
 
 _LARGEST = 2**62
 
@@ -60,3 +60,25 @@ def seed_sample(epoch_seed: Tensor, number: int) -> None:
     """In a loading process, let what is drawn for a sample depend on the epoch and its number alone."""
     if get_worker_info() is not None:
         torch.manual_seed((int(epoch_seed) * 1_000_003 + number) % _LARGEST)
+
+
+class _SentAsOne(list[Tensor]):
+    """Tensors of one kind that are pickled as one, and come out as a plain list."""
+
+    def __reduce__(self) -> tuple[Callable[..., list[Tensor]], tuple[Tensor, list[torch.Size]]]:
+        return _parted, (torch.cat([tensor.reshape(-1) for tensor in self]), [tensor.shape for tensor in self])
+
+
+def _parted(together: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    parts = torch.split(together, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def sent_as_one(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A list of the tensors; a loading process sends it as one tensor, where all are of one kind.
+
+    PyTorch opens a file and a connection for each tensor that it sends, which takes longer than a small one's data.
+    """
+    kinds = {(type(tensor), tensor.dtype) for tensor in tensors}
+    is_loading = get_worker_info() is not None
+    return _SentAsOne(tensors) if is_loading and len(kinds) == 1 and Tensor in next(iter(kinds)) else list(tensors)

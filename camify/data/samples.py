@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .loading import sent_as_one
+
 __all__ = ["collate", "finish"]
 
 
@@ -35,7 +37,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "label": torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels),
     }
     if any("boxes" in sample for sample in samples):
-        batch["boxes"] = [sample.get("boxes", torch.zeros(0, 4, dtype=torch.float32)) for sample in samples]
+        nothing = torch.zeros(0, 4, dtype=torch.float32)
+        batch["boxes"] = sent_as_one([sample.get("boxes", nothing) for sample in samples])
     if all("mask" in sample for sample in samples):
         batch["mask"] = torch.stack([sample["mask"] for sample in samples])
     for key in ("path", "original_size", "check"):

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..maps import upsample
-
 __all__ = [
     "cells_picture",
     "color_bar",
@@ -98,17 +96,18 @@ def drawn_side(height: int, width: int, long_side: int) -> int:
 
 def _levels(map_hw: Tensor, scale: float, size: tuple[int, int]) -> tuple[Levels, str]:
     """Heat of a raw map at ``size`` (width, height) in steps 0..255, and a note where there is none."""
-    raw = map_hw.detach().float().cpu()
+    raw = map_hw.detach().float().cpu().numpy()
     nothing = np.zeros(size[::-1], np.uint8)
-    if not bool(torch.isfinite(raw).all()):
+    if not np.isfinite(raw).all():
         return nothing, "map is not finite"
     low, high = float(raw.min()), float(raw.max())
     if not scale > 0 or high <= FLAT * scale:
         return nothing, "no positive evidence"
     if high - low <= FLAT * scale:
         return nothing, "the same everywhere"
-    heat = (upsample(raw, size[::-1]) / scale).numpy().clip(0, 1)
-    return np.rint(heat * 255).astype(np.uint8), ""
+    # As `camify.maps.upsample`, by OpenCV: PyTorch's threads would take time from the forward that runs beside.
+    heat = cv2.resize(raw, size, interpolation=cv2.INTER_LINEAR)
+    return np.rint((heat * (255 / scale)).clip(0, 255)).astype(np.uint8), ""
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from ..data.boxes_csv import read_boxes, table_above
 from ..data.class_folders import images_of
 from ..data.image_checks import sizes_of, value_notes
 from ..data.image_search import LeftOut, Reason, find_images_below
+from ..data.loading import sent_as_one
 from ..data.own_boxes import absent_notes
 from ..data.remembered_checks import check_files
 from ..drawing.own_shape import reduced
@@ -142,7 +143,7 @@ def _collate(items: Sequence[_ReadImage]) -> ImageBatch:
         unreadable={one.path: one.reason for one in items if one.image is None},
         gray_ranges={one.path: one.gray_range for one in good if one.gray_range is not None},
         constant=[one.path for one in good if one.is_constant],
-        pictures=[one.picture for one in good if one.picture is not None],
+        pictures=sent_as_one([one.picture for one in good if one.picture is not None]),
     )
 
 
