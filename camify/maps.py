@@ -118,8 +118,8 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Maps of few cells are multiplied by the weights of rows and columns on a CPU: the same sums but for rounding, two to
     five times as fast as ``interpolate``.
     """
-    few = max(maps.shape[-2:]) <= _FEW_CELLS and maps.device.type == "cpu" and maps.dtype == torch.float32
-    return _weighted(maps, size) if few else interpolated(maps, size)
+    is_plain = maps.device.type == "cpu" and maps.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return _weighted(maps, size) if is_plain and max(maps.shape[-2:]) <= _FEW_CELLS else interpolated(maps, size)
 
 
 def interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -101,6 +101,18 @@ def test_upsampling_is_as_exact_under_autocast_and_has_the_gradient_of_interpola
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-4)
 
 
+def test_upsampling_can_be_traced_for_any_size():
+    class Upsampled(torch.nn.Module):
+        def forward(self, maps, like):
+            return upsample(maps, (like.shape[-2], like.shape[-1]))
+
+    maps, like = torch.randn(2, 5, 6), torch.zeros(20, 30)
+    dims = {"maps": {0: torch.export.Dim("n")}, "like": {0: torch.export.Dim("h"), 1: torch.export.Dim("w")}}
+    exported = torch.export.export(Upsampled(), (maps, like), dynamic_shapes=dims).module()
+    more, large = torch.randn(3, 5, 6), torch.zeros(31, 17)
+    torch.testing.assert_close(exported(more, large), upsample(more, (31, 17)), rtol=0, atol=3e-6)
+
+
 def test_normalising_scales_each_map_to_its_own_range():
     maps = torch.randn(4, 3, 5, 6, dtype=torch.float64) * 10
     heat = normalize(maps)
