@@ -86,7 +86,7 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
-        words = list(_with_source(words))
+        words = list(_as_other_commands_take_it(words))
         try:
             return self._parse(words, *given, **options)
         except (UnicodeError, RecursionError) as error:
@@ -131,12 +131,32 @@ class OneLineParser(LightningArgumentParser):
         raise ConfigError(text + guess(message, self)) from ex
 
 
-def _with_source(words: Sequence[str]) -> Iterator[str]:
-    """``--model SOURCE``, as other commands take it, is ``--model.model SOURCE``; options and files of them stay."""
-    for word, following in zip_longest(words, words[1:], fillvalue="--"):
+def _as_other_commands_take_it(words: Sequence[str]) -> Iterator[str]:
+    """``--model SOURCE`` and ``--data FOLDER`` as options of the network and the data module; files of options stay.
+
+    A folder alone is of ``ImageFolderDataModule``; beside files of options it is the ``root`` of theirs.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    rest = iter(zip_longest(words, words[1:], fillvalue="--"))
+    for word, following in rest:
         option, equals, value = word.partition("=")
-        is_source = option == "--model" and not _MODEL_OPTIONS.search(value if equals else following)
-        yield f"--model.model{equals}{value}" if is_source else word
+        value = value if equals else following
+        if option == "--model" and not _MODEL_OPTIONS.search(value):
+            yield f"--model.model{equals}{value}" if equals else "--model.model"
+        elif option == "--data" and Path(value).is_dir():
+            if not any(other.partition("=")[0] in _CONFIGS for other in words):
+                yield "--data=ImageFolderDataModule"
+            yield f"--data.init_args.root={value}"
+            if not equals:
+                next(rest)
+        elif option == "--data" and {"/", "\\"} & set(value) and not value.lstrip().startswith("{"):
+            if not Path(value).exists():
+                raise ConfigError(f"--data {value}: no such folder.")
+            yield word
+        else:
+            yield word
 
 
 def _with_groups(config: Any) -> Any:

@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import camify
 from camify.cli.train import FineTuningCLI
@@ -118,6 +119,27 @@ def test_the_network_is_named_as_in_the_other_commands(given, tmp_path):
     options.write_text(yaml.safe_dump({"model": "camify/tiny_vgg@demo", "conversion": {"head_channels": 8}}))
     model = FineTuningCLI(["--model", str(options), *rest], run=False).config.model
     assert (model.model, model.conversion.head_channels) == ("camify/tiny_vgg@demo", 8)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's command line calls what jsonargparse deprecates
+@pytest.mark.parametrize("equals", [True, False])
+def test_the_data_are_a_folder_as_in_the_other_commands(equals, tmp_path):
+    folder = tmp_path / "images"
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(folder / name / "0.png")
+    given = [f"--data={folder}"] if equals else ["--data", str(folder)]
+    rest = RUN[: RUN.index("--data")]
+    data = FineTuningCLI([*rest, *given, "--data.batch_size", "3"], run=False).datamodule
+    assert type(data).__name__ == "ImageFolderDataModule"
+    assert (str(data.root), data.batch_size) == (str(folder), 3)
+    config = tmp_path / "data.yaml"
+    init = {"root": "elsewhere", "num_workers": 0, "batch_size": 5}
+    config.write_text(yaml.safe_dump({"data": {"class_path": "ImageFolderDataModule", "init_args": init}}))
+    data = FineTuningCLI(["--config", str(config), *rest, *given], run=False).datamodule
+    assert (str(data.root), data.num_workers, data.batch_size) == (str(folder), 0, 5)
+    with pytest.raises(ConfigError, match=r"--data no/where: no such folder"):
+        FineTuningCLI([*rest, "--data", "no/where"], run=False)
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's command line calls what jsonargparse deprecates
