@@ -65,8 +65,7 @@ def _inspect(options: Namespace) -> None:
     answer(options, {"source": options.source, **asdict(inspection), "cam_ready": inspection.cam_ready})
     screen.print(inspection.table())
     if inspection.num_classes is None:
-        fit = f"camify fit --model.model {shell_quoted(options.source)} --data ImageFolderDataModule"
-        screen.print(f"Next: {fit} --data IMAGES", soft_wrap=True)
+        screen.print(f"Next: camify fit --model {shell_quoted(options.source)} --data IMAGES", soft_wrap=True)
     elif not inspection.cam_ready:
         screen.print(f"Next: camify convert {shell_quoted(options.source)} OUT", soft_wrap=True)
 
