@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import sys
 import threading
 from contextlib import suppress
 
@@ -29,6 +31,7 @@ def in_two_processes(work, folder):
 
 
 def _run(work, rank, folder, ended):
+    faulthandler.dump_traceback_later(45, file=sys.__stderr__)  # where it hangs
     torch.set_num_threads(1)  # the parent's threads are not there
     cv2.setNumThreads(0)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
