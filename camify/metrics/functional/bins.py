@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Places", "Steps"]
+__all__ = ["Places", "Steps", "least_kind"]
 
 Places = NDArray[np.signedinteger[Any]]
 """16 bits instead of 32, half the memory, where the numbers are small enough."""
+
+
+def least_kind(most: int) -> type[np.int16] | type[np.int32] | type[np.int64]:
+    """For whole numbers up to that: less memory, and NumPy sorts those of 16 bits by their digits.
+
+    Example:
+        >>> least_kind(32767).__name__, least_kind(32768).__name__
+        ('int16', 'int32')
+    """
+    return np.int16 if most < 1 << 15 else np.int32 if most < 1 << 31 else np.int64
 
 
 class Steps:
@@ -35,7 +45,7 @@ class Steps:
     def __init__(self, thresholds: NDArray[np.floating]) -> None:
         self.thresholds = thresholds
         self.last = len(thresholds) - 1
-        self.kind = np.int16 if self.last < np.iinfo(np.int16).max else np.int32
+        self.kind = least_kind(len(thresholds))
         self.factor = self._factor() if self.last else None
 
     def _factor(self) -> float | None:

@@ -19,7 +19,7 @@ from .level_sets import Ints, LevelBoxes, level_set_boxes
 
 __all__ = [
     "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "center_boxes", "iou_with_best_box",
-    "label_ranks", "resize_boxes", "thresholds",
+    "resize_boxes", "thresholds",
 ]  # fmt: skip
 
 
@@ -396,15 +396,3 @@ def resize_boxes(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, in
     (height, width), (new_height, new_width) = image_size, size
     new_sides = torch.tensor([new_width, new_height] * 2, dtype=torch.float64)
     return boxes.double() * new_sides / torch.tensor([width, height] * 2, dtype=torch.float64)
-
-
-def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first.
-
-    Example:
-        >>> label_ranks(torch.tensor([[0.2, 0.7, 0.1], [0.4, 0.4, 0.2]]), torch.tensor([0, 1]))
-        tensor([1, 1])
-    """
-    label_scores = scores.gather(1, labels[:, None])
-    earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
-    return ((scores > label_scores) | ((scores == label_scores) & earlier)).sum(dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["calibration_bins", "confused_pairs", "expected_calibration_error"]
+__all__ = ["calibration_bins", "confused_pairs", "expected_calibration_error", "label_ranks"]
 
 _BINS = 15  # Guo et al. 2017
 
@@ -61,3 +61,15 @@ def expected_calibration_error(bins: Tensor) -> float:
         0.25
     """
     return float((bins[:, 1] - bins[:, 2]).abs().sum() / bins[:, 0].sum())
+
+
+def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """The place (N,) of the label among the scores (N, K), from 0; of equals the lower class comes first.
+
+    Example:
+        >>> label_ranks(torch.tensor([[0.2, 0.7, 0.1], [0.4, 0.4, 0.2]]), torch.tensor([0, 1]))
+        tensor([1, 1])
+    """
+    label_scores = scores.gather(1, labels[:, None])
+    earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
+    return ((scores > label_scores) | ((scores == label_scores) & earlier)).sum(dim=1)

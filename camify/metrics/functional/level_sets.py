@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .bins import least_kind
+
 __all__ = ["LevelBoxes", "level_set_boxes"]
 
 Ints = NDArray[np.integer]
@@ -65,7 +67,7 @@ def level_set_boxes(
     """
     height, width = (side + frame for side, frame in zip(heat.shape[-2:], (1, 2), strict=True))
     code, east = _higher_neighbors(heat)
-    kind = _least_kind(count)
+    kind = least_kind(count)
     levels = _framed(level.astype(kind, copy=False), 0)
     framed_units = [levels if own is level else _framed(own.astype(kind, copy=False), 0) for own in units]
     per_level = _boxes(code, east, levels, count, (height, width), framed_units, eight=True)
@@ -195,7 +197,7 @@ def _boxes(
     if not maxima or maps[-1] == 0:
         return LevelBoxes(*(per_level[place] for place in (0, 2, 3, 4)))
     of_boxes = maps[per_level.components]
-    order = np.argsort(of_boxes.astype(_least_kind(maps[-1])), kind="stable")  # in each map levels are in order
+    order = np.argsort(of_boxes.astype(least_kind(maps[-1])), kind="stable")  # in each map levels are in order
     numbers = (of_boxes * count + per_level.levels).take(order)
     sizes = (per_level.units.take(order), per_level.holes.take(order)) if units else _none(len(order))
     return LevelBoxes(per_level.boxes.take(order, axis=0), numbers, *sizes)
@@ -212,18 +214,13 @@ def _sizes(above: Ints, level: Ints, units: Sequence[Ints], maxima: int, count: 
     numbers = (maxima + 1) * count
     sizes = np.zeros(numbers, dtype=np.int64)
     for own in units:
-        place: Ints = own.astype(_least_kind(numbers))
+        place: Ints = own.astype(least_kind(numbers))
         place *= maxima + 1
         place += above
         if own is not level:
             place += (level < own) * np.diff(above, append=above.dtype.type(maxima))
         sizes += torch.bincount(torch.from_numpy(place), minlength=numbers).numpy()  # faster than NumPy's
     return sizes.reshape(count, -1)
-
-
-def _least_kind(most: int) -> type[np.int16] | type[np.int32] | type[np.int64]:
-    """For whole numbers up to that: less memory, and NumPy sorts those of 16 bits by their digits."""
-    return np.int16 if most < 1 << 15 else np.int32 if most < 1 << 31 else np.int64
 
 
 def _framed(images: np.ndarray, value: float) -> np.ndarray:
@@ -265,7 +262,7 @@ def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints,
         up = further
     is_maximum = (step == 0) & ~frame
     maxima = np.flatnonzero(is_maximum)
-    number = np.full(len(starts), len(maxima), dtype=_least_kind(len(maxima)))
+    number = np.full(len(starts), len(maxima), dtype=least_kind(len(maxima)))
     number[maxima] = np.arange(len(maxima))
     above: Ints = np.repeat(number[up], np.append(starts[1:], len(code)) - starts)
     _set_frame(above, size, len(maxima))
@@ -376,7 +373,7 @@ def _by_level(changes: _Changes) -> _Components:
 
 def _by_levels(arrays: tuple[Ints, ...], place: int, count: int) -> list[tuple[Ints, ...]]:
     """The parts of arrays that belong to each level; that at ``place`` holds the levels."""
-    order = np.argsort(arrays[place].astype(_least_kind(count)), kind="stable")
+    order = np.argsort(arrays[place].astype(least_kind(count)), kind="stable")
     arrays = tuple(array[order] for array in arrays)
     ends = np.searchsorted(arrays[place], np.arange(count + 1)).tolist()
     return [tuple(array[start:end] for array in arrays) for start, end in pairwise(ends)]

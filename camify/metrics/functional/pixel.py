@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .baselines import center_gaussian
-from .bins import Places, Steps
+from .bins import Places, Steps, least_kind
 
 __all__ = [
     "average_precision", "center_gaussian_bins", "count_pixels", "pixel_bins", "pixel_histograms", "precision_recall",
@@ -83,7 +83,7 @@ def count_pixels(bins: Places, masks: Tensor, ignore: Tensor | None, count: int)
     if ignore is not None:  # 0 beside the object, 1 ignored, 2 on the object, whether ignored or not
         sections, last = np.maximum(sections + sections, _bytes(ignore)), 2
     length = count + 1
-    numbers: Places = sections.astype(np.int16 if (last + 1) * length <= np.iinfo(np.int16).max else np.int32)
+    numbers: Places = sections.astype(least_kind((last + 1) * length))
     numbers *= length
     numbers += bins
     counts = torch.bincount(torch.from_numpy(numbers.ravel()), minlength=(last + 1) * length)  # faster than NumPy's
