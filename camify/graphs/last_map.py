@@ -106,6 +106,13 @@ def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
     maps = [node for node in _cuts(_flow(network, observer)) if len(observer.shapes[node]) == 4]
     maps = [node for node in maps if node.op != "placeholder" and observer.shapes[node][2:].numel() == 1]
     if not maps:
+        ends = [str(node.target) for node in _branch_ends(network, observer)]
+        if ends:
+            return (
+                "No spatial map was found through which everything flows: the network has branches from the image on,"
+                f" which pass by the last maps, those of {', '.join(ends)}. Convert the network of one branch; methods"
+                f" other than CAM explain the whole one at a layer that is named, layer={ends[-1]!r}."
+            )
         return (
             "No spatial map was found: nothing behind the image has the shape (N, C, h, w). A CNN whose map is larger"
             " than 1 x 1 is needed; if this is one, give a larger input_size."
@@ -126,6 +133,13 @@ def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
             px = "x".join(map(str, larger.shape[2:]))
             return f"{text} Give a larger input_size: {px} gives {sizes[-1][0]} x {sizes[-1][1]}."
     return f"{text} Give a larger input_size, or a CNN whose map is larger than 1 x 1."
+
+
+def _branch_ends(network: fx.GraphModule, observer: Observer) -> list[fx.Node]:
+    """The layers whose maps are the last ones on their way to the output."""
+    shapes = {node: observer.shapes.get(node, ()) for node in _flow(network, observer) if node.op == "call_module"}
+    maps = {node: None for node, shape in shapes.items() if len(shape) == 4 and math.prod(shape[2:]) > 1}
+    return [node for node in maps if maps.keys().isdisjoint(between(network.graph, node))]
 
 
 def _only_pools(network: fx.GraphModule, observer: Observer, node: fx.Node) -> bool:

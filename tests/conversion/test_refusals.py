@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from camify import explain
 from camify.conversion import convert
 from camify.errors import ConversionError
 from camify.model import CAMNet
@@ -56,6 +57,27 @@ def test_networks_without_a_map_are_refused():
         ConversionError, match=r"No spatial map.*1 x 1 at 32x32 px.*larger input_size: 224x224 gives 7 x 7"
     ):
         convert(MODELS.resnet18(num_classes=4), input_size=32)
+
+
+class Joined(nn.Module):
+    """The mean of the logits of two networks that see the same image."""
+
+    def __init__(self, one, two):
+        super().__init__()
+        self.one, self.two = one, two
+
+    def forward(self, image):
+        return (self.one(image) + self.two(image)) / 2
+
+
+@pytest.mark.parametrize(("two", "last"), [
+    (chain(), "'two.7'"), (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 5)), "'one.7'"),
+])  # fmt: skip
+def test_branches_that_pass_by_the_last_map_are_named_and_explained_at_a_layer(two, last):
+    network, image = Joined(chain(), two).eval(), torch.rand(1, 3, 64, 64)
+    with pytest.raises(ConversionError, match=rf"through which everything flows.*one\.7.*layer={last}"):
+        convert(network, input_size=64)
+    assert explain(network, image, method="gradcam", layer=last.strip("'")).shape == (1, 64, 64)
 
 
 def test_input_that_does_not_fit_is_named_with_the_layer():
