@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import CamifyError, CheckpointError, ConfigError, ConstantMapWarning, ConversionError, DataError
     from .evaluation import evaluate
     from .exporters import export
+    from .memory import keep_freed_memory
     from .methods import explain
     from .model import CAMNet
     from .preprocessing import Preprocessing
@@ -42,6 +43,7 @@ __all__ = [
     "fit_head",
     "fit_object_map",
     "inspect",
+    "keep_freed_memory",
     "load",
     "methods",
     "metrics",
@@ -61,6 +63,7 @@ _MODULES = {
     "evaluate": ".evaluation",
     "explain": ".methods",
     "export": ".exporters",
+    "keep_freed_memory": ".memory",
     "load": ".sources",
 }
 

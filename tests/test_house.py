@@ -17,7 +17,7 @@ PACKAGE = ROOT / "camify"
 FLOORS = {
     "errors": 0, "console": 0, "files": 0, "maps": 0, "normalizers": 0, "pooling": 0, "eval_mode": 0, "boxes": 0,
     "image_files": 0, "preprocessing": 0, "task": 0, "batch": 0, "former_names": 0, "logits": 0, "progress": 0,
-    "ranks": 0, "public_names": 0,
+    "ranks": 0, "public_names": 0, "memory": 0,
     "graphs": 1, "box_features": 2, "checkpoint": 2, "model": 3,
     "metrics": 4, "data": 4, "drawing": 4,
     "exporters": 5, "reports": 5, "sources": 6,

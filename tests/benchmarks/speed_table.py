@@ -1,8 +1,8 @@
 """The table of speeds in docs/results.md: ``python tests/benchmarks/speed_table.py [ROW ...]``, on a quiet machine.
 
 Each line is one ratio of times that were taken in turns in this run, beside what it should be. Rows: methods,
-reciprocam, boxes, pixels, metrics, cache, explain, saving, starting, scorecam, memory; without any it takes all but
-the last two, which take longest (``all`` takes these too). Of another version of camify: ``PYTHONPATH=FOLDER``.
+reciprocam, boxes, pixels, metrics, cache, explain, saving, starting, kept, scorecam, memory; without any it takes all
+but the last two, which take longest (``all`` takes these too). Of another version of camify: ``PYTHONPATH=FOLDER``.
 """
 
 from __future__ import annotations
@@ -214,6 +214,24 @@ def starting() -> Iterator[Row]:
     yield "camify --help, seconds more than these imports", "<= 1", f"{statistics.median(seconds):.2f}"
 
 
+def kept() -> Iterator[Row]:
+    """Each way in processes of its own, in turns."""
+    code = (
+        "import sys, time, camify, torch, torchvision; sys.argv[1:] and camify.keep_freed_memory();"
+        " network, images = torchvision.models.mobilenet_v2().eval(), torch.rand(32, 3, 224, 224);"
+        " forward = torch.inference_mode()(lambda: network(images)); [forward() for _ in range(3)];"
+        " start = time.perf_counter(); [forward() for _ in range(5)]; print(time.perf_counter() - start)"
+    )
+
+    def seconds(*words: str) -> float:
+        done = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
+    ratios = [seconds("kept") / seconds() for _ in range(5)]
+    what = "forward of MobileNetV2, 32 images, where freed memory is kept, as in a command, of one in a script"
+    yield what, "", f"{statistics.median(ratios):.2f}"
+
+
 def printed(work: Callable[[], object]) -> str:
     """What work prints."""
     text = io.StringIO()
@@ -229,7 +247,7 @@ def run(script: str, *options: str) -> str:
 
 ROWS = {
     "methods": methods, "reciprocam": reciprocam, "boxes": boxes, "pixels": pixels, "metrics": metrics, "cache": cache,
-    "explain": explaining, "saving": saving, "starting": starting, "scorecam": scorecam, "memory": memory,
+    "explain": explaining, "saving": saving, "starting": starting, "kept": kept, "scorecam": scorecam, "memory": memory,
 }  # fmt: skip
 LONG = ("scorecam", "memory")
 
