@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..console import shown
 from ..files import EVALUATION, free_folder, safe_cell, whole_folder
@@ -50,6 +50,7 @@ __all__ = [
 
 OWN_FILES = ("evaluation.html", "evaluation.md", "images.csv", EVALUATION)
 _GROUPS = ("accuracy", "hard_share", "localization", "hard", "without_boxes", "faithfulness", "sanity")
+_T = TypeVar("_T")
 
 Figures = dict[str, dict[str, Figure]]
 """By method or baseline, by name of the figure."""
@@ -188,14 +189,14 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
     """The tables; none where nothing was measured."""
     boxed, hard = (_count(figures, "max_box_acc_v1") for figures in (evaluation.localization, evaluation.hard))
     sample = _count(evaluation.faithfulness, "drop")
-    parts = "Boxes, peaks and evidence"
+    parts, hits = "Boxes, peaks and evidence", _telling(evaluation, _HITS)
     local, hardest = "Localization", "The hard images: no centered box reaches IoU .5"
     made = [
         _accuracy(evaluation),
         _table(local, f"MaxBoxAcc of the true class's maps, N = {boxed}", _BOXES, evaluation.localization, _BOXES_NOTE),
-        _table(local, f"{parts}, N = {boxed}", _HITS, evaluation.localization, _HITS_NOTE),
+        _table(local, f"{parts}, N = {boxed}", hits, evaluation.localization, _HITS_NOTE),
         _table(hardest, f"MaxBoxAcc, N = {hard}", _BOXES, evaluation.hard, _hard_note(evaluation)),
-        _table(hardest, f"{parts}, N = {hard}", _HITS, evaluation.hard, _HITS_NOTE),
+        _table(hardest, f"{parts}, N = {hard}", hits, evaluation.hard, _HITS_NOTE),
         _table(
             "Without boxes", "Where the evidence lies, does it move along", _FREE, evaluation.without_boxes, _FREE_NOTE
         ),
@@ -242,8 +243,15 @@ def class_table(evaluation: Evaluation) -> Table:
 
 
 def _accuracy(evaluation: Evaluation) -> Table:
-    rows = [[_accuracy_name(name), _text(one), str(one.count)] for name, one in evaluation.accuracy.items()]
+    shown = _telling(evaluation, evaluation.accuracy)
+    rows = [[_accuracy_name(name), _text(one), str(one.count)] for name, one in shown.items()]
     return Table("Accuracy", "Share of images", ["", "accuracy", "N"], rows, "In brackets the 95 % interval.")
+
+
+def _telling(evaluation: Evaluation, named: Mapping[str, _T]) -> dict[str, _T]:
+    """What is shown: of five classes or fewer the true one is among the first five whatever the network says."""
+    is_certain = evaluation.network.class_count <= 5
+    return {name: value for name, value in named.items() if not (is_certain and name.startswith("top5"))}
 
 
 def _accuracy_name(key: str) -> str:
@@ -306,7 +314,7 @@ def to_html(evaluation: Evaluation) -> str:
                 f"{_accuracy_name(key)}, 95 % interval {share_text(one.low)} to {share_text(one.high)}",
                 share_text(one.value),
             )
-            for key, one in evaluation.accuracy.items()
+            for key, one in _telling(evaluation, evaluation.accuracy).items()
         ],
         classes=classes,
         sections=by_section(evaluation_tables(evaluation)),

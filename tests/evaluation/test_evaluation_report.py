@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import camify
 from camify.cli.commands import main
 from camify.errors import ConfigError
-from camify.evaluation.evaluation_report import evaluation_tables, to_csv, to_json, to_markdown
+from camify.evaluation.evaluation_report import evaluation_tables, to_csv, to_html, to_json, to_markdown
 
 from .conftest import METHODS, NAMES, SHOWN
 
@@ -46,6 +47,16 @@ def test_the_json_has_all_figures(found):
     assert document["classes"]["c|at"]["network"]["count"] == 3
     assert document["facts"]["intervals"].startswith("95 %")
     assert document["cost"]["ratios"].keys() >= set(METHODS)
+
+
+def test_what_is_certain_of_five_classes_is_not_shown(found):
+    """The true class is among the first five of five; of seven, as here, it need not be."""
+    five = replace(found, network=replace(found.network, class_count=5))
+    for show in (to_markdown, to_html, str):
+        assert "top-5" in show(found)
+        assert "top-5" not in show(five)
+        assert show(found).count("Top-5 Loc") == show(five).count("Top-5 Loc") + 2  # in the facts it stays
+    assert json.loads(to_json(five))["accuracy"]["top5"] == json.loads(to_json(found))["accuracy"]["top5"]
 
 
 def test_a_line_for_every_image(found):
