@@ -15,6 +15,7 @@ from .tracer import Observer, between
 __all__ = ["NoMapError", "before_pools", "candidates_of", "map_origins", "no_map"]
 
 _GOOD_MAP = 7
+_NAMED = 4  # layers in a message
 
 
 class NoMapError(ConversionError):
@@ -108,10 +109,11 @@ def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
     if not maps:
         ends = [str(node.target) for node in _branch_ends(network, observer)]
         if ends:
+            names = ", ".join(ends[:_NAMED]) + f" and {len(ends) - _NAMED} more" * (len(ends) > _NAMED)
             return (
                 "No spatial map was found through which everything flows: the network has branches from the image on,"
-                f" which pass by the last maps, those of {', '.join(ends)}. Convert the network of one branch; methods"
-                f" other than CAM explain the whole one at a layer that is named, layer={ends[-1]!r}."
+                f" which pass by the last maps, those of {names}. Convert the network of one branch; methods other than"
+                f" CAM explain the whole one at a layer that is named, layer={ends[-1]!r}."
             )
         return (
             "No spatial map was found: nothing behind the image has the shape (N, C, h, w). A CNN whose map is larger"
