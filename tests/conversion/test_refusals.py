@@ -70,14 +70,15 @@ class Joined(nn.Module):
         return (self.one(image) + self.two(image)) / 2
 
 
-@pytest.mark.parametrize(("two", "last"), [
-    (chain(), "'two.7'"), (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 5)), "'one.7'"),
-])  # fmt: skip
-def test_branches_that_pass_by_the_last_map_are_named_and_explained_at_a_layer(two, last):
-    network, image = Joined(chain(), two).eval(), torch.rand(1, 3, 64, 64)
-    with pytest.raises(ConversionError, match=rf"through which everything flows.*one\.7.*layer={last}"):
+@pytest.mark.parametrize(("is_linear", "last"), [(False, "two.7"), (True, "one.7")])
+def test_branches_that_pass_by_the_last_map_are_named_and_explained_at_a_layer(is_linear, last):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 5)) if is_linear else chain()
+    network, image = Joined(chain(), other).eval(), torch.rand(1, 3, 64, 64)
+    with pytest.raises(ConversionError, match=rf"through which everything flows.*one\.7.*layer='{last}'"):
         convert(network, input_size=64)
-    assert explain(network, image, method="gradcam", layer=last.strip("'")).shape == (1, 64, 64)
+    heat = explain(network, image, method="lafam", layer=last)  # the mean of channels behind a ReLU
+    assert heat.shape == (1, 64, 64)
+    assert heat.max() == 1
 
 
 def test_input_that_does_not_fit_is_named_with_the_layer():
