@@ -13,6 +13,7 @@ from ..graphs import NetworkAnalysis, analyze
 from ..logits import chance_note
 from ..sources import Source, resolve
 from .chance import chance_in_features
+from .recast import RecastError, recast_head
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,16 +121,15 @@ def inspect(
 
 def _verdict(analysis: NetworkAnalysis) -> tuple[str, str]:
     if analysis.reads_token:
-        return (
-            "convertible",
-            "The head reads a class token, not the patches: recast lets it read their mean, gap and direct replace it.",
-        )
+        kept = _recast_does(analysis, "lets it read their mean")
+        return "convertible", f"The head reads a class token, not the patches: {kept}, gap and direct replace it."
     if analysis.linear is None:
         left_out = ", ".join(analysis.left_out)
         pools = f" ({left_out} would be left out for a larger map)" if left_out else ""
+        kept = _recast_does(analysis, "keeps it")
         return (
             "convertible",
-            f"The head is not linear after pooling: recast keeps it, gap and direct put a new one there{pools}.",
+            f"The head is not linear after pooling: {kept}, gap and direct put a new one there{pools}.",
         )
     if analysis.single_layer:
         return "native", "The head is one linear layer after global average pooling: the class maps exist."
@@ -137,3 +137,14 @@ def _verdict(analysis: NetworkAnalysis) -> tuple[str, str]:
         "foldable",
         "The head is linear after global average pooling: multiplied out it is one layer, exactly.",
     )
+
+
+def _recast_does(analysis: NetworkAnalysis, does: str) -> str:
+    """What becomes of the head by recast, which is tried."""
+    if analysis.linear is not None:
+        return f"recast {does}"
+    try:
+        recast_head(analysis)
+    except RecastError as refusal:
+        return f"recast cannot keep it ({refusal.reason})"
+    return f"recast {does}"

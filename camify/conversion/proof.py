@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ..checkpoint.certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..eval_mode import eval_mode
-from ..graphs import Layout, NetworkAnalysis, place_figures
+from ..graphs import PLACE_SHOWN, Layout, NetworkAnalysis, place_figures
 from ..maps import identity_error
 from ..model import CAMNet
-from .recast import Recast
+from .recast import Recast, RecastError
 
 __all__ = ["certify"]
 
@@ -32,12 +32,14 @@ def certify(
     """The certificate of a conversion, from one forward of the images that prove it.
 
     Raises:
-        ConversionError: the maps do not add up to the logits, or a kept head does not give the legacy's.
+        ConversionError: the maps do not add up to the logits, a kept head does not give the legacy's, or what a recast
+            head gives does not follow the image.
     """
     images = analysis.images
     with eval_mode(net):
         logits, maps = net.forward_with_maps(images)
         place = _place(net, images) if maps.shape[2:].numel() > 1 else analysis.place
+    _require_place(recast, place, analysis.place)
     if not bool(logits.isfinite().all()):
         raise ConversionError(
             "The converted network gives NaN or infinite logits on the probe. Are the weights damaged?"
@@ -91,12 +93,22 @@ def _place(net: CAMNet, images: Tensor) -> float | None:
     return place_figures(net.forward_features, images, features, [layout])[0]
 
 
+def _require_place(recast: Recast | None, place: float | None, before: float | None) -> None:
+    """Refuse a recast head behind which the map, which followed the image before it, does not any more."""
+    if recast is not None and place is not None and before is not None and place < PLACE_SHOWN <= before:
+        raise RecastError(
+            "a step of the head mixes positions: behind it the cells above a changed patch of the image change"
+            f" {place:.2f} times as much as others, before it {before:.2f} times"
+        )
+
+
 def _recast_notes(recast: Recast, analysis: NetworkAnalysis, legacy_error: float) -> list[str]:
     """What a user of the recast network must know."""
     if recast.pool_moved:
+        pools = ", and not by the mean alone; here the mean" if recast.pool_replaced else "; here the pooling"
         note = (
-            "The old head pooled before its last layers; here the pooling comes last: the logits differ by"
-            f" {legacy_error:.1e} of the largest on the probe."
+            f"The old head pooled before its last layers{pools} comes last: the logits differ by {legacy_error:.1e} of"
+            " the largest on the probe."
         )
         return [note]
     if recast.kernel == (1, 1):

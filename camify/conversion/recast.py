@@ -23,10 +23,18 @@ from ..graphs import FeaturesCopy, Layout, NetworkAnalysis, TracedAnalysis, betw
 from ..graphs.fx_modules import as_module, parameter_free
 from ..graphs.origins import Rerun, rearrangement
 
-__all__ = ["Recast", "recast_head"]
+__all__ = ["Recast", "RecastError", "recast_head"]
 
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+
+class RecastError(ConversionError):
+    """A step of a head has no per-position form; ``reason`` says which, and why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"head='recast': {reason}. Use head='gap' or head='direct'.")
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,14 @@ class Recast:
     """A recast head: features with the head's layers behind them, and the last linear layer.
 
     ``pool_moved``: the old head pooled before its last layers; moving the pooling behind them changes the function.
+    ``pool_replaced``: it also pooled by something other than the mean, whose place the mean takes.
     """
 
     graph: fx.Graph
     classifier: nn.Linear
     layers: tuple[str, ...]
     pool_moved: bool
+    pool_replaced: bool
     kernel: tuple[int, int]
     analysis: TracedAnalysis
 
@@ -56,13 +66,10 @@ def recast_head(analysis: NetworkAnalysis) -> Recast:
     that are the same at all positions, where moving it changes nothing.
 
     Raises:
-        ConversionError: a step of the head has no per-position form; names it.
+        RecastError: a step of the head has no per-position form; names it.
     """
     if not isinstance(analysis, TracedAnalysis):
-        raise ConversionError(
-            "head='recast': torch.fx cannot trace the network, so the steps of its head are not known. Use head='gap'"
-            " or head='direct'."
-        )
+        raise RecastError("torch.fx cannot trace the network, so the steps of its head are not known")
     with without_hooks(analysis.model), eval_mode(analysis.model):
         return _Recaster(analysis).run()
 
@@ -81,7 +88,7 @@ class _Recaster:
         self.resampling: list[fx.Node] = []  # pools to a fixed size, to be folded into the kernel
         self.copies: dict[fx.Node, fx.Node] = {}
         self.shape = analysis.map_shape
-        self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = False
+        self.is_vector = self.is_pooled = self.has_kernel = self.pool_moved = self.pool_replaced = False
         self.start = self.output.args[0]
         self.kernel = (1, 1)
         self.affine: tuple[Tensor, Tensor] | None = None  # per feature, of batch norms between a flatten and its linear
@@ -108,7 +115,10 @@ class _Recaster:
         if classifier is None:
             classifier = self._same(self.analysis.logits)
         self._prove(classifier)
-        return Recast(self.graph, classifier, tuple(self.layers), self.pool_moved, self.kernel, self.analysis)
+        layers = tuple(self.layers)
+        return Recast(
+            self.graph, classifier, layers, self.pool_moved, self.pool_replaced, self.kernel, self.analysis
+        )  # fmt: skip
 
     def _pools_behind(self, start: fx.Node) -> list[fx.Node]:
         """Pools of several branches behind a step (fastai's average beside maximum), or out of another layout.
@@ -136,6 +146,12 @@ class _Recaster:
         times = answer.shape[1] // shape[1]
         if answer.shape[1] % shape[1] or not torch.allclose(answer, values.repeat(1, times), atol=1e-5):
             return []  # refused at its first step
+        maps = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(values)
+        means = maps.mean((2, 3)).repeat(1, times)
+        if not torch.allclose(pooled(layout.from_map(maps)).flatten(1), means, atol=1e-5):
+            if times == 1:
+                self._refuse(end, "pools, with the steps before it, in another way than by the mean")
+            self.pool_replaced = True
         if times > 1:
             with self.graph.inserting_before(self.output):
                 step = self.output.args[0]
@@ -179,9 +195,7 @@ class _Recaster:
         logits = classifier(as_module(self.network, new)(maps).mean((2, 3)))
         error = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= TOLERANCE:
-            raise ConversionError(
-                f"head='recast': the recast head differs from the old one by {error:.1e} (relative). Use head='gap'."
-            )
+            raise RecastError(f"the recast head differs from the old one by {error:.1e} (relative)")
 
     # ------------------------------------------------------------ moved axes
 
@@ -294,7 +308,7 @@ class _Recaster:
     def _pool_all(self, node: fx.Node) -> None:
         maps = torch.randn(2, *self._before(node)[1:], generator=torch.Generator().manual_seed(0))
         maps = maps.to(self.analysis.images)
-        if not torch.allclose(self._ask(node, maps).flatten(), maps.mean((2, 3)).flatten(), atol=1e-5):
+        if not torch.allclose(self._ask(node, maps).flatten(), maps.flatten(2).mean(2).flatten(), atol=1e-5):
             self._refuse(node, "pools in another way than by the mean")
         self.is_pooled = True
 
@@ -331,7 +345,7 @@ class _Recaster:
             return weight
         columns = self.order[0].flatten()
         if int(columns.max()) >= weight.shape[1]:
-            raise ConversionError("head='recast': the flatten mixes images. Use head='gap' or head='direct'.")
+            raise RecastError("the flatten mixes images")
         ordered = torch.empty_like(weight)
         ordered[:, columns] = weight
         return ordered
@@ -456,7 +470,7 @@ class _Recaster:
 
     def _refuse(self, node: fx.Node, why: str) -> NoReturn:
         name = str(node.target) if node.op == "call_module" else node.name
-        raise ConversionError(f"head='recast': {name} {why}. Use head='gap' or head='direct'.")
+        raise RecastError(f"{name} {why}")
 
 
 def _of_one(step: nn.Module, source: fx.Node) -> Rerun:

@@ -18,7 +18,7 @@ from .traced import analyze_traced
 from .tracer import TracingError
 from .untraceable import analyze_untraced
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "checked_parameter"]
 
 
 @full_precision()
@@ -36,7 +36,7 @@ def analyze(model: nn.Module, input_size: int | tuple[int, int], example: Tensor
     _refuse_wrapped(model)
     require_image_input(model)
     with without_hooks(model):
-        dtype = _checked_parameter(model).dtype
+        dtype = checked_parameter(model).dtype
         if dtype != torch.promote_types(dtype, torch.float32):
             model = copy.deepcopy(model).to(torch.promote_types(dtype, torch.float32))
         with eval_mode(model):
@@ -89,7 +89,12 @@ def _refuse_wrapped(model: nn.Module) -> None:
             )
 
 
-def _checked_parameter(model: nn.Module) -> nn.Parameter:
+def checked_parameter(model: nn.Module) -> nn.Parameter:
+    """The first parameter of a network all of whose parameters have values.
+
+    Raises:
+        ConversionError: it has none, or some have no values.
+    """
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise ConversionError("The network has no parameters; there is nothing to convert.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ class LayerTracer(fx.Tracer):
     """Symbolic tracer down to layers.
 
     ``outermost`` names the largest module that ends in a step, ``ends`` has the step in which each module ends (in
-    its last call).
+    its last call), ``calls`` how often each was called.
     """
 
     proxy_buffer_attributes = True  # what is computed from a buffer is a step, not a constant
@@ -30,6 +31,7 @@ class LayerTracer(fx.Tracer):
         super().__init__(autowrap_functions=autowrap_functions)
         self.outermost: dict[fx.Node, str] = {}
         self.ends: dict[str, fx.Node] = {}
+        self.calls = Counter[str]()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch and those that can be stored by name stay whole."""
@@ -41,9 +43,14 @@ class LayerTracer(fx.Tracer):
         """Trace one module and remember where it ended (outer modules return last)."""
         result = super().call_module(m, forward, args, kwargs)
         if isinstance(result, fx.Proxy):
-            self.outermost[result.node] = self.path_of_module(m)
-            self.ends[self.path_of_module(m)] = result.node
+            self.ended(self.path_of_module(m), result.node)
         return result
+
+    def ended(self, name: str, node: fx.Node) -> None:
+        """Remember the step in which a module ended."""
+        self.outermost[node] = name
+        self.ends[name] = node
+        self.calls[name] += 1
 
 
 def parameter_free(root: nn.Module, node: fx.Node) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx, nn
@@ -107,9 +108,11 @@ def no_map(network: fx.GraphModule, observer: Observer, images: Tensor) -> str:
     maps = [node for node in _cuts(_flow(network, observer)) if len(observer.shapes[node]) == 4]
     maps = [node for node in maps if node.op != "placeholder" and observer.shapes[node][2:].numel() == 1]
     if not maps:
-        ends = [str(node.target) for node in _branch_ends(network, observer)]
+        counts = Counter(str(node.target) for node in _branch_ends(network, observer))
+        ends = list(counts)
         if ends:
-            names = ", ".join(ends[:_NAMED]) + f" and {len(ends) - _NAMED} more" * (len(ends) > _NAMED)
+            shown = [name if count == 1 else f"{name} ({count} calls)" for name, count in counts.items()]
+            names = ", ".join(shown[:_NAMED]) + f" and {len(ends) - _NAMED} more" * (len(ends) > _NAMED)
             return (
                 "No spatial map was found through which everything flows: the network has branches from the image on,"
                 f" which pass by the last maps, those of {names}. Convert the network of one branch; methods other than"

@@ -83,8 +83,7 @@ class _ModelTracer(LayerTracer):
             name = self.path_of_module(m)
             self.kept_whole.append(f"{name} ({type(m).__name__}{_where(error)}: {str(error).split(chr(10))[0]})")
             result = self.create_proxy("call_module", name, args, kwargs)
-            self.outermost[result.node] = name
-            self.ends[name] = result.node
+            self.ended(name, result.node)
             return result
 
 
@@ -113,7 +112,8 @@ class Trace:
     Attributes:
         network: runs them.
         outermost: the outermost module that ends in each step.
-        ends: the step in which each module ends.
+        ends: the step in which each module ends, in its last call.
+        calls: how often each module is called.
         kept_whole: the modules that torch.fx cannot enter.
         activation: what the network has behind its logits, ``"softmax"`` for instance; taken off.
     """
@@ -121,6 +121,7 @@ class Trace:
     network: fx.GraphModule
     outermost: dict[fx.Node, str]
     ends: dict[str, fx.Node]
+    calls: Mapping[str, int]
     kept_whole: list[str]
     activation: str | None
 
@@ -142,8 +143,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
     except Exception as error:
         raise TracingError(
             f"The network's forward cannot be traced by torch.fx{_where(error)}"
-            f" ({type(error).__name__}: {error})."
-            " Control flow that depends on tensor values is the usual cause; move it out of forward."
+            f" ({type(error).__name__}: {error}). {_usual_cause(error)}"
         ) from error
     finally:
         for module, mode in modes:
@@ -153,7 +153,7 @@ def trace(model: nn.Module, *, training: bool, whole: bool = False) -> Trace:
     network = as_module(model, graph)
     for name in set(vars(model)) - attributes:  # the tracer leaves constant tensors in the network
         delattr(model, name)
-    return Trace(network, tracer.outermost, tracer.ends, tracer.kept_whole, activation)
+    return Trace(network, tracer.outermost, tracer.ends, tracer.calls, tracer.kept_whole, activation)
 
 
 def trace_up_to(model: nn.Module, last: str, *, training: bool) -> fx.GraphModule:
@@ -208,6 +208,12 @@ def _where(error: Exception) -> str:
     library_folders = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library_folders)]
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _usual_cause(error: Exception) -> str:
+    if isinstance(error, NameError) and "not installed as a submodule" in str(error):
+        return "Its layers stand in a plain list or dict: put them into nn.ModuleList or nn.ModuleDict."
+    return "Control flow that depends on tensor values is the usual cause; move it out of forward."
 
 
 def _settle_in_place_steps(model: nn.Module, graph: fx.Graph) -> None:

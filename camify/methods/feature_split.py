@@ -18,7 +18,7 @@ from ..console import warn
 from ..errors import ConfigError, ConversionError
 from ..eval_mode import eval_mode, full_precision, without_hooks
 from ..graphs.analysis import NetworkAnalysis
-from ..graphs.analyze import analyze
+from ..graphs.analyze import analyze, checked_parameter
 from ..graphs.final_activation import ACTIVATION_MODULES, activation_name
 from ..graphs.fx_modules import as_module
 from ..graphs.layouts import Layout, guess_layouts
@@ -269,6 +269,7 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None, *, by_name
     splits = _KNOWN[model][1]
     key = (layer, *images.shape[1:], next((p.dtype for p in model.parameters()), None))
     if key not in splits:
+        checked_parameter(model)
         with torch.no_grad(), without_hooks(model):
             pair = _pair(images)
             if layer is None:
@@ -406,7 +407,14 @@ def _at_layer(model: nn.Module, images: Tensor, layer: str) -> Split:
     node = traced.ends.get(layer) if traced is not None else None
     if traced is None or node is None:
         return _watched(model, images, layer)
-    layout = _followed_layout(traced.network, node, images, layer)
+    try:
+        layout = _followed_layout(traced.network, node, images, layer)
+    except ConfigError as error:
+        if traced.calls[layer] > 1:
+            raise ConfigError(f"{error} It runs {traced.calls[layer]} times; this is its last run.") from error
+        raise
+    if traced.calls[layer] > 1:
+        warn(f"layer={layer!r}: runs {traced.calls[layer]} times; the map is that of its last run.", stacklevel=6)
     return TracedSplit(traced.network, traced.network.graph, node, layout, layer, activation=traced.activation)
 
 

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from camify import CAMNet, ConversionError, convert
+from camify import CAMNet, ConversionError, convert, inspect
 from tests.conversion.networks import narrow_vgg, real
 
 
@@ -249,6 +249,71 @@ def test_what_has_no_per_position_form_is_refused(legacy, words):
         convert(legacy, head="recast", input_size=16)
 
 
+class Pooled(nn.Module):
+    """A function takes the map to a vector, which two linear layers follow."""
+
+    def __init__(self, pool, after=lambda logits: logits, outputs=5):
+        super().__init__()
+        self.features, self.pool, self.after = features(), pool, after
+        self.head = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, outputs))
+        seeded(self)
+
+    def forward(self, x):
+        return self.after(self.head(self.pool(self.features(x))))
+
+
+OTHER_POOLS = {
+    "amax": lambda x: x.amax((2, 3)),
+    "logsumexp": lambda x: torch.logsumexp(x.flatten(2), -1),
+    "std": lambda x: x.flatten(2).std(-1),
+    "median": lambda x: x.flatten(2).median(-1).values,
+    "mean of the five largest": lambda x: x.flatten(2).topk(5, -1).values.mean(-1),
+    "maximum of the rows' means": lambda x: x.permute(0, 2, 3, 1).mean(2).amax(1),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_POOLS)
+def test_every_pool_but_the_mean_is_refused_and_inspection_says_so(name):
+    legacy = Pooled(OTHER_POOLS[name])
+    with pytest.raises(ConversionError, match="in another way than by the mean"):
+        convert(legacy, head="recast", input_size=16)
+    assert "recast cannot keep it" in inspect(legacy, input_size=16).reason
+
+
+MEANS = {
+    "of both axes": lambda x: x.mean((2, 3)),
+    "of the flattened": lambda x: x.flatten(2).mean(-1),
+    "one axis after the other": lambda x: x.permute(0, 2, 3, 1).mean(2).mean(1),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+@torch.no_grad()
+def test_a_mean_moves_however_it_is_written(name):
+    legacy, batch = Pooled(MEANS[name]), images(16)
+    net = convert(legacy, head="recast", input_size=16).eval()
+    cells = legacy.features(batch).permute(0, 2, 3, 1)
+    expected = (legacy.head(cells) - legacy.head[-1].bias).permute(0, 3, 1, 2)
+    torch.testing.assert_close(net.forward_with_maps(batch)[1], expected, rtol=1e-4, atol=1e-4)
+    assert "recast keeps it" in inspect(legacy, input_size=16).reason
+
+
+def test_a_maximum_over_groups_of_outputs_is_no_linear_head():
+    maxout = Pooled(MEANS["of both axes"], lambda values: values.view(-1, 5, 2).amax(-1), outputs=10)
+    maxout.head = seeded(nn.Sequential(nn.Linear(12, 10)))
+    with pytest.raises(ConversionError, match="no per-position form"):
+        convert(maxout, head="recast", input_size=16)
+    with torch.no_grad():
+        assert convert(maxout, head="direct", input_size=16)(images(16)).shape == (2, 5)
+
+
+def test_a_head_that_mixes_positions_is_refused():
+    spectrum = Pooled(lambda x: torch.fft.rfft2(x).abs().mean((2, 3)))
+    spectrum.head = seeded(nn.Sequential(nn.Linear(12, 5)))
+    with pytest.raises(ConversionError, match=r"mixes positions.*times as much as others, before it"):
+        convert(spectrum, head="recast", input_size=32)
+
+
 @pytest.mark.parametrize(("options", "words"), [({"num_classes": 9}, "keeps the 5 classes"), ({"pool": "gmp"}, "pool")])
 def test_options_that_contradict_it_are_refused(options, words):
     with pytest.raises(ConversionError, match=words):
@@ -287,7 +352,7 @@ def test_pools_joined_as_fastai_does_run_at_every_position(swapped, tmp_path):
             torch.testing.assert_close(maps[:, :, row, column], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits, maps.mean((2, 3)), rtol=1e-4, atol=1e-4)
     assert net.certificate.legacy_error > 0
-    assert any("pool" in note for note in net.certificate.notes)
+    assert any("not by the mean alone" in note for note in net.certificate.notes)
     torch.testing.assert_close(CAMNet.from_pretrained(net.save_pretrained(tmp_path / "net"))(batch), logits)
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from camify import explain
 from camify.conversion import convert
-from camify.errors import ConversionError
+from camify.errors import ConfigError, ConversionError
 from camify.model import CAMNet
 from tests.conversion.networks import (
     MODELS,
@@ -81,6 +81,46 @@ def test_branches_that_pass_by_the_last_map_are_named_and_explained_at_a_layer(i
     assert heat.max() == 1
 
 
+class Twice(nn.Module):
+    """The mean of a network's logits for the image and for another form of it."""
+
+    def __init__(self, network, other):
+        super().__init__()
+        self.network, self.other = network, other
+
+    def forward(self, image):
+        return (self.network(image) + self.network(self.other(image))) / 2
+
+
+def test_a_network_that_runs_twice_is_named_once_and_its_last_run_is_said():
+    network, image = Twice(chain(), lambda image: image * 0.5).eval(), torch.rand(1, 3, 64, 64)
+    with pytest.raises(ConversionError, match=r"those of network\.7 \(2 calls\)\. Convert"):
+        convert(network, input_size=64)
+    with pytest.warns(UserWarning, match=r"layer='network\.7': runs 2 times; the map is that of its last run"):
+        heat = explain(network, image, method="layercam", layer="network.7", targets=1)
+    own = explain(network.network, image * 0.5, method="layercam", layer="7", targets=1)
+    torch.testing.assert_close(heat, own)
+    mirrored = Twice(chain(), lambda image: image.flip(-1)).eval()
+    with pytest.raises(ConfigError, match=r"runs 2 times; this is its last run"):
+        explain(mirrored, image, method="layercam", layer="network.7")
+
+
+class InAPlainList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.head = [nn.Conv2d(3, 8, 3), nn.ReLU()], nn.Linear(8, 5)
+
+    def forward(self, image):
+        for layer in self.layers:
+            image = layer(image)
+        return self.head(image.mean((2, 3)))
+
+
+def test_layers_in_a_plain_list_are_told_to_stand_in_a_module_list():
+    with pytest.raises(ConversionError, match=r"plain list.*nn\.ModuleList"):
+        convert(InAPlainList(), input_size=16)
+
+
 def test_input_that_does_not_fit_is_named_with_the_layer():
     with pytest.raises(ConversionError, match=r"\(2, 3, 8, 8\); at features\.\d+: .*too small.*input_size"):
         convert(MODELS.squeezenet1_1(num_classes=4), input_size=8)
@@ -101,6 +141,8 @@ def test_parameters_without_values_are_refused():
         convert(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), input_size=16)
     with pytest.raises(ConversionError, match=r"without values"):
         convert(chain().to("meta"), input_size=64)
+    with pytest.raises(ConversionError, match=r"without values"):
+        explain(chain().to("meta"), torch.rand(1, 3, 64, 64), method="gradcam")
     lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
     with pytest.raises(ConversionError, match=r"without values"):
         convert(lazy, input_size=16)
