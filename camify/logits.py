@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .errors import CamifyError, ConversionError, NotFiniteError
 
 __all__ = [
+    "BATCH_NOTE",
     "MixedImagesError",
+    "Spread",
     "cannot_run",
     "chance_note",
     "lacks_memory",
@@ -175,11 +177,23 @@ class MixedImagesError(ConversionError):
     """A network's answer to an image depends on the others of its batch."""
 
 
-@torch.no_grad()
-def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) -> float:
-    """Largest difference between the logits that a network in eval mode gives for the same images; 0 of most.
+class Spread(NamedTuple):
+    """How the logits of one image differ.
 
-    One forward more, of the images in the opposite order, where all is well.
+    Attributes:
+        chance: the largest difference between two forwards of the same images; 0 of most networks.
+        by_batch: whether they depend on which other images are beside it.
+    """
+
+    chance: float = 0.0
+    by_batch: bool = False
+
+
+@torch.no_grad()
+def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) -> Spread:
+    """Whether a network in eval mode gives the same logits for the same image, whenever and beside whatever others.
+
+    One forward more, of the last image at every place, where all is well.
 
     Args:
         model: the network.
@@ -190,13 +204,14 @@ def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) ->
         MixedImagesError: the logits of an image depend on where in the batch it stands.
         ConversionError: they are not those given.
     """
-    turned = logits_of(model, images.flip(0)).flip(0)
+    alone = logits_of(model, images[-1:].repeat(len(images), 1, 1, 1))
     first = logits_of(model, images) if logits_NK is None else logits_NK
-    if _near(turned, first, _SAME):
-        return 0.0
+    if _near(alone, first[-1:].expand_as(first), _SAME):
+        return Spread()
     own, again = logits_of(model, images), logits_of(model, images)
     if not _near(own, again, _SAME):
-        return float((own - again).abs().max())
+        return Spread(chance=float((own - again).abs().max()))
+    turned = logits_of(model, images.flip(0)).flip(0)
     if not _near(turned, own, _ALIKE):
         raise MixedImagesError(
             "The network's logits of an image depend on its place among the others of the batch: it mixes images"
@@ -207,7 +222,14 @@ def spread(model: nn.Module, images: Tensor, logits_NK: Tensor | None = None) ->
             "The steps that torch.fx writes down give other logits than the network's own forward: it depends on more"
             " than the image, such as a counter. Take that out of forward."
         )
-    return 0.0
+    return Spread(by_batch=not _near(alone, own[-1:].expand_as(own), _ALIKE))
+
+
+BATCH_NOTE = (
+    "The network's logits of an image depend on which others are in its batch: a batch norm that takes the batch's own"
+    " mean (track_running_stats=False), a softmax over axis 0, or an `if` about the whole batch? Its answers, and maps,"
+    " are those of one batch."
+)
 
 
 def chance_note(difference: float) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camify
-from camify.logits import logits_of, require_image_input, require_logits, spread
+from camify.logits import Spread, logits_of, require_image_input, require_logits, spread
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 METHODS = ("cam", "gradcam", "gradcam++", "layercam", "scorecam", "reciprocam")
@@ -276,16 +276,16 @@ def test_chance_is_said_once_when_it_is_explained(layer, recwarn):
 
 
 def test_spread_is_zero_of_the_usual_network_and_the_difference_of_others():
-    assert spread(small(), IMAGES) == 0
+    assert spread(small(), IMAGES) == Spread(0.0, by_batch=False)
     with torch.no_grad():
-        assert spread(small(), IMAGES, small()(IMAGES)) == 0
+        assert spread(small(), IMAGES, small()(IMAGES)) == Spread()
     calls = []
 
     def one_more_each_time(y, x):
         calls.append(1)
         return y + len(calls)
 
-    assert spread(Returns(one_more_each_time).eval(), IMAGES) == pytest.approx(1.0, rel=1e-4)
+    assert spread(Returns(one_more_each_time).eval(), IMAGES).chance == pytest.approx(1.0, rel=1e-4)
 
 
 def test_images_that_are_mixed_are_refused():
@@ -299,3 +299,30 @@ def test_images_that_are_mixed_are_refused():
 
     with pytest.raises(camify.ConversionError, match="mixes images"):
         camify.convert(Mixed(), input_size=32)
+
+
+def of_the_batch():
+    network = small()
+    network[1] = nn.Sequential(nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU())
+    return network.eval()
+
+
+BY_BATCH = {
+    "batch norm without running statistics": of_the_batch,
+    "softmax over axis 0": lambda: Returns(lambda y, x: y.softmax(0)).eval(),
+    "centered in the batch": lambda: Returns(lambda y, x: y - y.mean(0)).eval(),
+}
+
+
+@pytest.mark.parametrize("name", BY_BATCH)
+def test_logits_that_depend_on_the_rest_of_the_batch_are_said(name):
+    network = BY_BATCH[name]()
+    assert spread(network, IMAGES) == Spread(by_batch=True)
+    note = "depend on which others are in its batch"
+    assert note in camify.inspect(network, input_size=32).reason
+    assert any(note in text for text in camify.convert(network, head="gap", input_size=32).certificate.notes)
+    with pytest.warns(UserWarning, match=note):
+        camify.explain(network, IMAGES, method="layercam", targets=1, normalize=None)
+    if name == "centered in the batch":
+        with pytest.raises(camify.ConversionError, match=f"kept head does not give.*{note}"):
+            camify.convert(network, head="direct", input_size=32)

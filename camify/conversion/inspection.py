@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..console import as_text, plain_text
 from ..errors import ConversionError
 from ..graphs import NetworkAnalysis, analyze
-from ..logits import chance_note
+from ..logits import BATCH_NOTE, chance_note
 from ..sources import Source, resolve
 from .chance import chance_in_features
 from .recast import RecastError, recast_head
@@ -103,6 +103,8 @@ def inspect(
         if chance_in_features(analysis, analysis.copy_features().features):
             verdict = "unsupported"
             reason += " It comes before the last spatial map, so maps change from call to call. Mend its forward first."
+    if analysis.by_batch:
+        reason = f"{reason} {BATCH_NOTE}"
     if analysis.activation is not None:
         reason = f"{reason} Its last {analysis.activation} is taken off: logits and maps come before it."
     task = source.task or analysis.task

@@ -11,6 +11,7 @@ from ..checkpoint.certificate import TOLERANCE, Certificate, Part
 from ..errors import ConversionError
 from ..eval_mode import eval_mode
 from ..graphs import PLACE_SHOWN, Layout, NetworkAnalysis, place_figures
+from ..logits import BATCH_NOTE
 from ..maps import identity_error
 from ..model import CAMNet
 from .recast import Recast, RecastError
@@ -59,7 +60,8 @@ def certify(
         scale = analysis.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         legacy_error = float((logits - analysis.logits).abs().max() / scale)
         if not legacy_error <= TOLERANCE and not (finer or moved):
-            raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.")
+            why = f" {BATCH_NOTE}" if analysis.by_batch else ""
+            raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.{why}")
     if kept_old and analysis.reads_token:
         notes.append("The old head read a class token; it reads the mean of the patches now: the logits are others.")
     elif recast is not None:

@@ -8,9 +8,10 @@ them its per-position form. Whether a step works element by element is asked, no
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +23,7 @@ from ..eval_mode import eval_mode, without_hooks
 from ..graphs import FeaturesCopy, Layout, NetworkAnalysis, TracedAnalysis, between, extract
 from ..graphs.fx_modules import as_module, parameter_free
 from ..graphs.origins import Rerun, rearrangement
+from ..logits import lacks_memory
 
 __all__ = ["Recast", "RecastError", "recast_head"]
 
@@ -71,7 +73,17 @@ def recast_head(analysis: NetworkAnalysis) -> Recast:
     if not isinstance(analysis, TracedAnalysis):
         raise RecastError("torch.fx cannot trace the network, so the steps of its head are not known")
     with without_hooks(analysis.model), eval_mode(analysis.model):
-        return _Recaster(analysis).run()
+        try:
+            return _Recaster(analysis).run()
+        except ConversionError:
+            raise
+        except Exception as error:  # the steps are the user's: given other maps, they fail as they like
+            if lacks_memory(error):
+                raise
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise RecastError(
+                f"a step of the head runs on the network's own maps only ({type(error).__name__}: {reason})"
+            ) from error
 
 
 class _Recaster:
@@ -121,7 +133,7 @@ class _Recaster:
         )  # fmt: skip
 
     def _pools_behind(self, start: fx.Node) -> list[fx.Node]:
-        """Pools of several branches behind a step (fastai's average beside maximum), or out of another layout.
+        """Pools of several branches or steps (fastai's average beside maximum; axis by axis), or of another layout.
 
         Such pools answer a map that is the same everywhere with its channels, perhaps several times over. So many
         times they are put into the recast network; what differs is that the pooling is moved.
@@ -129,14 +141,18 @@ class _Recaster:
         at_feature = start is self.analysis.feature
         layout = self.analysis.layout if at_feature else Layout("NCHW", (0, 0))
         branches = [user for user in start.users if user in self.analysis.shapes]
-        moved = len(branches) == 1 and self._moved(branches[0]) is not None
-        if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2 and not moved):
+        in_steps = len(branches) == 1 and (
+            len(self.analysis.shapes[branches[0]]) == 3 or self._moved(branches[0]) is not None
+        )
+        if self.is_pooled or self.is_vector or (layout.axes == "NCHW" and len(branches) < 2 and not in_steps):
             return []
         nodes = between(self.network.graph, start)
         end = self._end_of_pools(start, nodes)
         if end is None:
             return []
         shape = self.analysis.map_shape if at_feature else self.analysis.shapes[start]
+        if len(shape) != 4:
+            return []
         values = torch.randn(shape[:2], generator=torch.Generator().manual_seed(0)).to(self.analysis.images)
         part = extract(self.network.graph, start, end, constants=self.analysis.constants)
         pooled, constant = as_module(self.network, part), layout.from_map(values[:, :, None, None].expand(shape))
@@ -163,9 +179,9 @@ class _Recaster:
     def _end_of_pools(self, start: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node | None:
         """The first step through which everything flows, and in which no positions are left."""
         for index, node in enumerate(nodes):
-            if not parameter_free(self.network, node):
-                return None
             earlier_steps = {start, *nodes[:index]}
+            if not parameter_free(self.network, node) or not self._sources(node) <= earlier_steps:
+                return None
             steps = [user for earlier in earlier_steps for user in earlier.users if user in self.analysis.shapes]
             shape = self.analysis.shapes.get(node, torch.Size())
             if len(shape) in (2, 4) and shape[2:].numel() == 1 and all(s in earlier_steps or s is node for s in steps):
@@ -247,7 +263,7 @@ class _Recaster:
             self._pool_all(node)
         elif node.target in _ADAPTIVE or isinstance(layer, _ADAPTIVE[:2]):
             self.resampling.append(node)
-        elif before[2:] == after[2:] or parameter_free(self.network, node):
+        elif len(after) == 4 and (before[2:] == after[2:] or parameter_free(self.network, node)):
             self._copy(node)
         elif isinstance(layer, nn.Module):
             self._window(node, before)
@@ -294,7 +310,7 @@ class _Recaster:
     def _to_vector(self, node: fx.Node, before: torch.Size, after: torch.Size) -> None:
         """Flatten, or a mean over all positions."""
         positions = before[2:].numel()
-        if self.order is None and after[1] == before[1] and positions > 1:
+        if after[1] == before[1] and positions > 1:
             self._pool_all(node)
         elif after[1] != before[1:].numel():
             self._refuse(node, "is no flatten")
@@ -306,11 +322,21 @@ class _Recaster:
         self.is_vector = True
 
     def _pool_all(self, node: fx.Node) -> None:
-        maps = torch.randn(2, *self._before(node)[1:], generator=torch.Generator().manual_seed(0))
-        maps = maps.to(self.analysis.images)
-        if not torch.allclose(self._ask(node, maps).flatten(), maps.flatten(2).mean(2).flatten(), atol=1e-5):
+        before = self._before(node)
+        shape = before if self.order is None else self.shape
+        maps = torch.randn(2, *shape[1:], generator=torch.Generator().manual_seed(0)).to(self.analysis.images)
+        moved = maps if self.order is None else maps.flatten()[self.order.flatten()].view(before)
+        answer = self._ask(node, moved).double().flatten()
+        means = maps.double().flatten(2).mean(2).flatten()
+        times = float(answer @ means / (means @ means))
+        if not torch.allclose(answer, times * means, atol=1e-5 * max(abs(times), 1.0)):
             self._refuse(node, "pools in another way than by the mean")
-        self.is_pooled = True
+        if abs(times - 1) > 1e-5:  # a sum, which the head may divide later
+            whole = round(times)
+            times = whole if abs(times - whole) < 1e-4 * abs(times) else times
+            with self.graph.inserting_before(self.output):
+                self.output.args = (self.graph.call_function(operator.mul, (self.output.args[0], times)),)
+        self.is_pooled, self.order = True, None
 
     # ------------------------------------------------------------ layers
 
@@ -408,7 +434,11 @@ class _Recaster:
         if not self.is_vector and not self.is_pooled:
             self.shape = self.analysis.shapes[node]
 
-    def _constant(self, node: fx.Node) -> fx.Node:
+    def _constant(self, node: fx.Node) -> Any:
+        """A tensor of the network's own; behind the pool also a number, such as how many cells a sum went over."""
+        number = self.analysis.constants.get(node)
+        if isinstance(number, int | float) and (self.is_vector or self.is_pooled):
+            return number
         if node.op != "get_attr":
             self._refuse(node, "is used apart from the chain of the head")
         return self.graph.get_attr(str(node.target))
@@ -426,8 +456,10 @@ class _Recaster:
     def _layer(self, node: fx.Node) -> nn.Module | None:
         if node.op == "call_module":
             return self.network.get_submodule(str(node.target))
+        if node.target not in (F.linear, F.layer_norm):
+            return None
         tensors = [self.network.get_parameter(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
-        if node.target not in (F.linear, F.layer_norm) or not tensors:
+        if not tensors:
             return None
         weight, bias = (*tensors, None)[:2]
         layer: nn.Linear | nn.LayerNorm
@@ -441,10 +473,14 @@ class _Recaster:
         return layer
 
     def _source(self, node: fx.Node) -> fx.Node:
-        sources = [s for s in node.all_input_nodes if s in self.analysis.shapes and s.op != "get_attr"]
+        sources = self._sources(node)
         if len(sources) != 1:
             self._refuse(node, "joins several branches")
-        return sources[0]
+        return next(iter(sources))
+
+    def _sources(self, node: fx.Node) -> set[fx.Node]:
+        """The tensors that a step works on, without the network's own."""
+        return {source for source in node.all_input_nodes if source in self.analysis.shapes and source.op != "get_attr"}
 
     def _before(self, node: fx.Node) -> torch.Size:
         return self.analysis.shapes[self._source(node)]

@@ -48,6 +48,8 @@ class NetworkAnalysis(ABC):
     """How much more the cells above a changed patch of the image change than others, see ``place_figures``."""
     spread: float = field(default=0.0, kw_only=True)
     """Largest difference between the logits of two forwards of the same images: above 0 where chance takes part."""
+    by_batch: bool = field(default=False, kw_only=True)
+    """Whether the logits of an image depend on which others are in its batch."""
     notes: list[str] = field(default_factory=list, kw_only=True)
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..eval_mode import eval_mode, full_precision, without_hooks
-from ..logits import MixedImagesError, chance_note, require_image_input, spread
+from ..logits import BATCH_NOTE, MixedImagesError, chance_note, require_image_input, spread
 from ..preprocessing import LARGEST_SIDE, sides_of
 from .analysis import NetworkAnalysis
 from .traced import analyze_traced
@@ -42,7 +42,10 @@ def analyze(model: nn.Module, input_size: int | tuple[int, int], example: Tensor
         with eval_mode(model):
             choices = list(_probe_images(model, input_size, example))
             analysis = _analyze(model, choices)
-            analysis.spread = spread(analysis.model, analysis.images, None if analysis.activation else analysis.logits)
+            known = None if analysis.activation else analysis.logits
+            analysis.spread, analysis.by_batch = spread(analysis.model, analysis.images, known)
+    if analysis.by_batch:
+        analysis.notes.append(BATCH_NOTE)
     if analysis.activation is not None:
         analysis.notes.append(
             f"The network ends in a {analysis.activation}: it was taken off; logits and maps come before it."
@@ -60,7 +63,7 @@ def _analyze(model: nn.Module, choices: Sequence[Tensor]) -> NetworkAnalysis:
     except ConversionError as error:
         for images in choices:
             try:
-                difference = spread(model, images)
+                difference = spread(model, images).chance
             except MixedImagesError:
                 raise
             except ConversionError:  # it cannot be run at all, which was said

@@ -26,7 +26,7 @@ from ..graphs.place import not_placed, placed_layout
 from ..graphs.traced import TracedAnalysis, only_layer
 from ..graphs.tracer import Observer, Trace, TracingError, between, extract, trace
 from ..graphs.untraceable import Record, UntracedAnalysis, bypassed, last_activation, replayed, value_of
-from ..logits import chance_note, logits_of, require_logits, spread
+from ..logits import BATCH_NOTE, Spread, chance_note, logits_of, require_logits, spread
 from ..model import CAMNet
 
 __all__ = ["LogitsOf", "Rest", "Split", "TracedSplit", "part_of_graph", "split"]
@@ -273,13 +273,14 @@ def split(model: nn.Module, images: Tensor, layer: str | None = None, *, by_name
         with torch.no_grad(), without_hooks(model):
             pair = _pair(images)
             if layer is None:
-                splits[key], chance = _at_last_map(model, pair)
+                splits[key], differing = _at_last_map(model, pair)
             else:
-                chance = spread(model, pair)
+                differing = spread(model, pair)
                 splits[key] = _at_layer(model, pair, layer)
-        if chance and model not in _TOLD:
+        if differing != Spread() and model not in _TOLD:
             _TOLD.add(model)
-            warn(f"{chance_note(chance)} Its maps change from call to call.", stacklevel=5)
+            chance = f"{chance_note(differing.chance)} Its maps change from call to call."
+            warn(chance if differing.chance else BATCH_NOTE, stacklevel=5)
     return splits[key]
 
 
@@ -291,10 +292,10 @@ def _pair(images: Tensor) -> Tensor:
     return images[:2] if len(images) > 1 else torch.cat([images, images.flip(-1)])
 
 
-def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, float]:
-    """The network cut at its last spatial map, and what ``NetworkAnalysis.spread`` says."""
+def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, Spread]:
+    """The network cut at its last spatial map, and whether it gives the same each time."""
     analysis = analyze(model, (images.shape[-2], images.shape[-1]), images)
-    return _cut(model, analysis, images), analysis.spread
+    return _cut(model, analysis, images), Spread(analysis.spread, analysis.by_batch)
 
 
 def _cut(model: nn.Module, analysis: NetworkAnalysis, images: Tensor) -> Split:

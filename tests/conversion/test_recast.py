@@ -269,6 +269,7 @@ OTHER_POOLS = {
     "median": lambda x: x.flatten(2).median(-1).values,
     "mean of the five largest": lambda x: x.flatten(2).topk(5, -1).values.mean(-1),
     "maximum of the rows' means": lambda x: x.permute(0, 2, 3, 1).mean(2).amax(1),
+    "mean of the rows' maxima": lambda x: x.amax(3).mean(2),
 }
 
 
@@ -283,7 +284,13 @@ def test_every_pool_but_the_mean_is_refused_and_inspection_says_so(name):
 MEANS = {
     "of both axes": lambda x: x.mean((2, 3)),
     "of the flattened": lambda x: x.flatten(2).mean(-1),
-    "one axis after the other": lambda x: x.permute(0, 2, 3, 1).mean(2).mean(1),
+    "one axis after the other": lambda x: x.mean(3).mean(2),
+    "in another order of axes": lambda x: x.permute(0, 2, 3, 1).mean(2).mean(1),
+    "of transposed axes": lambda x: x.transpose(2, 3).relu().mean((2, 3)),
+    "of cells that were moved around": lambda x: x.roll(1, 2).mean((2, 3)),
+    "a sum, divided": lambda x: x.sum((2, 3)) / (x.shape[2] * x.shape[3]),
+    "a sum by einsum, divided": lambda x: torch.einsum("nchw->nc", x) / 16,
+    "of one dimension": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 1).squeeze(-1),
 }
 
 
@@ -305,6 +312,20 @@ def test_a_maximum_over_groups_of_outputs_is_no_linear_head():
         convert(maxout, head="recast", input_size=16)
     with torch.no_grad():
         assert convert(maxout, head="direct", input_size=16)(images(16)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: torch.einsum("nchw,ndhw->ncd", x, x).mean(2),
+        lambda x: torch.baddbmm(torch.zeros(1, 12, 12), x.flatten(2), x.flatten(2).transpose(1, 2)).mean(2),
+        lambda x: torch.einsum("nkp,ncp->nkc", x.flatten(2).softmax(1), x.flatten(2)).mean(1),
+        lambda x: x.flatten(2).sort(-1).values[..., 0],
+    ],
+)
+def test_heads_of_other_kinds_are_refused_and_never_crash(pool):
+    with pytest.raises(ConversionError, match=r"head='recast'|mixes images|cannot run"):
+        convert(Pooled(pool), head="recast", input_size=16)
 
 
 def test_a_head_that_mixes_positions_is_refused():

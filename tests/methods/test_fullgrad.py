@@ -220,7 +220,10 @@ def test_networks_whose_biases_have_no_maps_are_refused(images):
         raw(net, images)
     norm = network()
     norm[3][1] = nn.BatchNorm2d(4, track_running_stats=False).double()
-    with pytest.raises(camify.ConversionError, match="keeps no running statistics"):
+    with (
+        pytest.warns(UserWarning, match="depend on which others are in its batch"),
+        pytest.raises(camify.ConversionError, match="keeps no running statistics"),
+    ):
         raw(norm, images)
 
 
