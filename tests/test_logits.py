@@ -326,3 +326,15 @@ def test_logits_that_depend_on_the_rest_of_the_batch_are_said(name):
     if name == "centered in the batch":
         with pytest.raises(camify.ConversionError, match=f"kept head does not give.*{note}"):
             camify.convert(network, head="direct", input_size=32)
+
+
+@pytest.mark.parametrize(("method", "count"), [("gradcam", 1), ("scorecam", 2), ("reciprocam", 1)])
+def test_a_network_that_takes_no_single_image_is_told_so(method, count):
+    network = Returns(lambda y, x: F.batch_norm(y, None, None, training=True)).eval()
+    with (
+        pytest.warns(UserWarning, match="which others are in its batch"),
+        pytest.raises(
+            camify.ConversionError, match=r"cannot run on input \(\d, 3, 32, 32\): Expected more than 1 value"
+        ),
+    ):
+        camify.explain(network, IMAGES[:count], method=method)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import channels_last, eval_mode
 from ..graphs import task_of
-from ..logits import lacks_memory
+from ..logits import lacks_memory, running
 from ..model import CAMNet
 from ..task import Classes, Task
 from .augmentations import View
@@ -48,6 +48,7 @@ class ForwardPass:
     opposite logits and weights.
 
     Attributes:
+        model: the network.
         images: (N, 3, H, W).
         classes: what the logits mean, for their probabilities.
         logits: (N, K), before a softmax or sigmoid that the network may end in.
@@ -57,20 +58,23 @@ class ForwardPass:
     """
 
     def __init__(
-        self, images: Tensor, parts: Split, *, gradients: bool, task: str | Task | None, names: Sequence[str] | None
-    ) -> None:
-        self.images, self.split, self.layer = images, parts, parts.layer
+        self, model: nn.Module, images: Tensor, parts: Split, *, gradients: bool, task: str | Task | None,
+        names: Sequence[str] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.images, self.split, self.layer = model, images, parts, parts.layer
         self._for_gradients, self._views = gradients, dict[View, ForwardPass]()
         device = images.device.type
         self._autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        value, self._rest = parts.features(images)
+        with running(model, images):
+            value, self._rest = parts.features(images)
         self._value = value.detach()
         self._graph: tuple[list[Tensor], Tensor] | None = None  # the layers' values, and the logits that follow
         self._gradients: tuple[Tensor, list[Tensor]] | None = None  # the last targets, and the gradients of each layer
-        if gradients and parts.classifier is None:
-            logits = self._build_graph()[1]
-        else:
-            logits = parts.head(self._value, self._rest)
+        with running(model, images):
+            if gradients and parts.classifier is None:
+                logits = self._build_graph()[1]
+            else:
+                logits = parts.head(self._value, self._rest)
         bad = (~logits.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             raise not_finite("The network's answer to", bad[0], self.layer)
@@ -172,7 +176,7 @@ class ForwardPass:
     def _of_images(self, images: Tensor, *, gradients: bool) -> ForwardPass:
         with self._as_called():
             return ForwardPass(
-                images, self.split, gradients=gradients, task=self.classes.task, names=self.classes.names
+                self.model, images, self.split, gradients=gradients, task=self.classes.task, names=self.classes.names
             )
 
     def maps_and_gradients(self, targets_N: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -205,14 +209,14 @@ class ForwardPass:
     @torch.no_grad()
     def head(self, maps_MCHW: Tensor) -> Tensor:
         """Logits (M, K) of maps in the place of the layer's; M is N unless ``takes_any_batch``."""
-        with self._as_called():
+        with self._as_called(), running(self.model, self.images):
             return self._wide_classes(self.split.head(maps_MCHW.to(self._value.dtype), self._rest))
 
     @torch.no_grad()
     def network(self, images_MCHW: Tensor, *, autocast: torch.dtype | None = None) -> Tensor:
         """Logits (M, K) of other images; under autocast of a type, where one is given."""
         half = torch.autocast(self.images.device.type, dtype=autocast)
-        with self._as_called() if autocast is None else half:
+        with self._as_called() if autocast is None else half, running(self.model, images_MCHW):
             return self._wide_classes(self.split.logits(images_MCHW))
 
     def with_graph(self, images_MCHW: Tensor) -> Tensor:
@@ -287,9 +291,8 @@ def observe(
         images = images.clone() if images.is_inference() else images.detach()
         if isinstance(model, CAMNet):
             task, class_names = task or model.task, class_names or model.class_names
-        yield ForwardPass(
-            images, parts or split_at(model, images, layer), gradients=gradients, task=task, names=class_names
-        )
+        parts = parts or split_at(model, images, layer)
+        yield ForwardPass(model, images, parts, gradients=gradients, task=task, names=class_names)
 
 
 @contextmanager
