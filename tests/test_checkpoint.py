@@ -300,6 +300,21 @@ def test_features_with_code_of_their_own_are_refused_by_name(tmp_path):
 # ---------------------------------------------------------------- writing
 
 
+class OtherStepsInTraining(Own):
+    def forward(self, x):
+        if self.training:
+            x = x + torch.randn_like(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("head", ["gap", "direct"])
+def test_a_network_that_needs_its_own_code_is_refused_in_one_sentence(tmp_path, head):
+    net = convert(OtherStepsInTraining(), head=head, input_size=32)
+    with pytest.raises((ConversionError, CheckpointError), match=r"cannot be stored without (its own )?code"):
+        net.save_pretrained(tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
 def test_a_folder_of_ours_is_replaced_as_a_whole(tmp_path, folder):
     (folder / "README.md").unlink()
     net = network(Own())

@@ -119,9 +119,15 @@ def compare_written(folder: Path, model: Any, tensors: Mapping[str, Tensor], man
     """Refuse to write a folder whose tensors and manifest do not give the network back: weights, logits and maps.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: they do not, or the network's own code names its tensors otherwise than its steps do.
     """
-    loaded = _assembled(type(model), manifest, tensors)
+    try:
+        loaded = _assembled(type(model), manifest, tensors)
+    except RuntimeError as error:  # of load_state_dict
+        raise CheckpointError(
+            f"{folder.name}: the network cannot be stored without its own code, in which tensors have other names than"
+            " in its steps. Use layers of torch.nn instead, or keep the model in Python."
+        ) from error
     own, written = model.state_dict(), loaded.state_dict()
     same = own.keys() == written.keys() and all(torch.equal(own[key].cpu(), written[key]) for key in own)
     if same and model.certificate is not None:

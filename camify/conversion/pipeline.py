@@ -24,6 +24,7 @@ from .class_rows import check_names, draw_classifier, match_rows, put_rows, sele
 from .geometry import apply_changes, cut_after
 from .input_format import INPUT_FORMATS, adapt_input, describe_input
 from .new_layers import Conv3x3, NewLayer, append_layers
+from .plain_weights import with_plain_weights
 from .proof import certify
 from .published_recipes import default_convs, find_recipe
 from .recast import Recast, recast_head
@@ -110,7 +111,7 @@ def convert(
     source.require_gradients("it cannot be converted")
     size = input_size if input_size is not None else source.size
     source = _adapted(source, input_format, size, example)
-    model = source.model
+    model, note_of_weights = with_plain_weights(source.model)
     if class_names is not None:
         check_names(class_names, "class_names")
     if _only_other_classes(source, head, class_names, map_stride, recipe, pool):
@@ -131,7 +132,7 @@ def convert(
     source.require_layers("it cannot be converted")
     analysis = _follow(plan, analyze(model, size, example))
     num_classes = _count_names(num_classes, class_names, task, analysis.logits.shape[1])
-    analysis.notes += source.notes
+    analysis.notes += [*source.notes, *([note_of_weights] if note_of_weights else [])]
     names = None if source.headless else _legacy_names(source, legacy_class_names, analysis.logits.shape[1])
     wants_rows = names is not None and class_names is not None and len(class_names) == num_classes
     rows = match_rows(names, class_names) if wants_rows else None  # type: ignore[arg-type]
