@@ -18,15 +18,30 @@ def in_one_line(message: str) -> str:
     Example:
         >>> in_one_line("Parser key \"topk\": Not of type PositiveInt: 0 does not conform to restriction v>0")
         'Parser key "topk": 0 must be above 0'
+        >>> in_one_line('Parser key "logger":\n  - Does not validate\n    - Expected a dot import path string: w')
+        'Parser key "logger": w is no class that is known here'
     """
     text = re.sub(r": *\n(?! *- ) *", ": ", message.strip())
     tried = re.findall(r"^ *- ([A-Z](?!.*NoneType).*)", text, flags=re.MULTILINE)
-    parts = [text.split(": Does not")[0] + ":", *tried] if tried else [text]
-    line = " ".join(" ".join(parts).split())
+    tried = [one for one in tried if not one.startswith(("Does not validate", "Expected a path but"))]
+    tried = [
+        re.sub(r"Expected a dot import path string: (.*)", r"\1 is no class that is known here", one) for one in tried
+    ]
+    head = re.split(r":(?: Does not|\s*\n)", text)[0] + ": "
+    line = " ".join((head + _joined(tried) if tried else text).split())
     line = re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", line)
     line = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", line)
     line = re.sub(r"Not of type \w+: (.*?) ?(does not conform to restriction)", r"\1 \2", line)
     return re.sub(r" *does not conform to restriction (v.*)", lambda match: f" must be {_bounds(match[1])}", line)
+
+
+def _joined(tried: list[str]) -> str:
+    """What types said; of several that expected something else, one list."""
+    tried = list(dict.fromkeys(tried))
+    expected = [one.removeprefix("Expected ") for one in tried if one.startswith("Expected ")]
+    said = [one for one in tried if not one.startswith("Expected ")]
+    wanted = ", or ".join(expected)
+    return "; ".join([*said, *([f"expected {wanted}" if said else f"Expected {wanted}"] if expected else [])])
 
 
 def _bounds(restriction: str) -> str:

@@ -8,10 +8,10 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial, reduce
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from operator import or_
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -50,6 +50,7 @@ from ..training.resume import refuse_changes
 from ..training.run_folder import claimed_folder, is_first_process, is_run_folder, run_folder
 from .config_files import check_yaml, config_files, everything_wrong, unknown_keys
 from .failures import camify_error_in, one_line_errors
+from .model_and_data import CONFIGS, as_other_commands_take_it
 from .named_classes import (
     ALLOW_HELP,
     allow_packages,
@@ -65,7 +66,6 @@ from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
 
-_CONFIGS = ("--config", "-c")
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 _NOISE = (
     ".*does not have many workers.*",
@@ -75,7 +75,6 @@ _NOISE = (
 )
 
 
-_MODEL_OPTIONS = re.compile(r"^\s*\{|^--|^$|\.(?:ya?ml|json)$")
 _BY_NAME = re.compile(rf"--model\.({'|'.join(GROUP_OF)})(?=[=+]|$)")
 
 
@@ -86,11 +85,11 @@ class OneLineParser(LightningArgumentParser):
         """Parse a command line."""
         words = sys.argv[1:] if args is None else list(args)
         words = [_BY_NAME.sub(lambda match: f"--model.{GROUP_OF[match[1]]}.{match[1]}", word) for word in words]
-        words = list(_as_other_commands_take_it(words))
+        words = list(as_other_commands_take_it(words))
         try:
             return self._parse(words, *given, **options)
         except (UnicodeError, RecursionError) as error:
-            files = ", ".join(file for option, file in pairwise(words) if option in _CONFIGS)
+            files = ", ".join(file for option, file in pairwise(words) if option in CONFIGS)
             raise ConfigError(f"{files or 'An option'}: is no YAML that can be read as UTF-8 ({error}).") from error
 
     def _parse(self, words: list[str], *given: Any, **options: Any) -> Any:
@@ -129,34 +128,6 @@ class OneLineParser(LightningArgumentParser):
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
         text = str(camify_error) if camify_error is not None else in_one_line(message)
         raise ConfigError(text + guess(message, self)) from ex
-
-
-def _as_other_commands_take_it(words: Sequence[str]) -> Iterator[str]:
-    """``--model SOURCE`` and ``--data FOLDER`` as options of the network and the data module; files of options stay.
-
-    A folder alone is of ``ImageFolderDataModule``; beside files of options it is the ``root`` of theirs.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    rest = iter(zip_longest(words, words[1:], fillvalue="--"))
-    for word, following in rest:
-        option, equals, value = word.partition("=")
-        value = value if equals else following
-        if option == "--model" and not _MODEL_OPTIONS.search(value):
-            yield f"--model.model{equals}{value}" if equals else "--model.model"
-        elif option == "--data" and Path(value).is_dir():
-            if not any(other.partition("=")[0] in _CONFIGS for other in words):
-                yield "--data=ImageFolderDataModule"
-            yield f"--data.init_args.root={value}"
-            if not equals:
-                next(rest)
-        elif option == "--data" and {"/", "\\"} & set(value) and not value.lstrip().startswith("{"):
-            if not Path(value).exists():
-                raise ConfigError(f"--data {value}: no such folder.")
-            yield word
-        else:
-            yield word
 
 
 def _with_groups(config: Any) -> Any:

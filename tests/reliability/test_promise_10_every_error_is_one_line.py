@@ -43,6 +43,8 @@ FIT = """
 --model.lr 0 | lr=0.0 must be positive
 --model.lr nan | "model.lr"
 --model.lr abc | "model.lr": Expected float
+--trainer.logger foo | "trainer.logger": foo is no class that is known here; expected Iterable, or bool
+--trainer.plugins foo | "trainer.plugins": foo is no class that is known here; expected list
 --model.head_lr_factor -1 | head_lr_factor=-1.0
 --model.weight_decay -1 | weight_decay=-1.0
 --model.freeze_epochs -1 | freeze_epochs=-1

@@ -140,6 +140,10 @@ def test_the_data_are_a_folder_as_in_the_other_commands(equals, tmp_path):
     assert (str(data.root), data.num_workers, data.batch_size) == (str(folder), 0, 5)
     with pytest.raises(ConfigError, match=r"--data no/where: no such folder"):
         FineTuningCLI([*rest, "--data", "no/where"], run=False)
+    with pytest.raises(
+        ConfigError, match=r"--data ImageFolder: no such folder, and no data module.*ImageFolderDataModule\?"
+    ):
+        FineTuningCLI([*rest, "--data", "ImageFolder"], run=False)
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's command line calls what jsonargparse deprecates
