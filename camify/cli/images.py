@@ -210,7 +210,7 @@ def _say_explained(done: Summary, options: Namespace, count: int) -> None:
 
 def _say_unreadable(done: Summary, options: Namespace) -> None:
     results = Path(options.out, RESULTS)
-    reasons = "; ".join(list(done.unreadable.values())[:5])
+    reasons = "; ".join(reason.rstrip(".") for reason in list(done.unreadable.values())[:5])
     rest = f"; ... All are in {results}" if len(done.unreadable) > 5 else ""
     message = f"{len(done.unreadable)} could not be read: {reasons}{rest}"
     if not done.results and not done.before:

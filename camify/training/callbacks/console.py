@@ -73,7 +73,9 @@ def _schedule(trainer: pl.Trainer, module: CAMFineTuner) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{max(1, round(seconds))} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
+    if seconds < 1.5:
+        return "a second"
+    return f"{round(seconds)} seconds" if seconds < 100 else f"{round(seconds / 60)} minutes"
 
 
 def _epochs(count: int) -> str:
