@@ -43,7 +43,7 @@ def as_other_commands_take_it(words: Sequence[str]) -> Iterator[str]:
             if not Path(value).exists():
                 raise ConfigError(f"--data {value}: no such folder.")
             yield word
-        elif option == "--data" and re.fullmatch(r"[\w-]+", value) and value not in (names := _data_modules()):
+        elif option == "--data" and re.fullmatch(r"\w[\w-]*", value) and value not in (names := _data_modules()):
             near = difflib.get_close_matches(value, names, n=1)
             raise ConfigError(
                 f"--data {value}: no such folder, and no data module; they are {', '.join(names)}."

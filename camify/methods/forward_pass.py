@@ -221,7 +221,7 @@ class ForwardPass:
 
     def with_graph(self, images_MCHW: Tensor) -> Tensor:
         """Logits (M, K) of images, from which gradients go back through the whole network."""
-        with torch.enable_grad(), self._as_called(), warnings.catch_warnings():
+        with torch.enable_grad(), self._as_called(), running(self.model, images_MCHW), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")  # its own code
             return self._wide_classes(self.split.logits(images_MCHW))
 
