@@ -37,7 +37,7 @@ def note_of_chance(analysis: NetworkAnalysis, features: nn.Module, *, head_stays
     Raises:
         ConversionError: chance takes part in what is kept.
     """
-    text = chance_note(analysis.spread)
+    text = chance_note(analysis.spread.chance)
     if chance_in_features(analysis, features):
         raise ConversionError(
             f"{text} It comes before the last spatial map, so the maps would change from call to call. Mend the"

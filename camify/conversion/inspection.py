@@ -98,12 +98,12 @@ def inspect(
         return Inspection("unsupported", str(error))
     channels, height, width = analysis.feature_shape
     verdict, reason = _HEADLESS if source.headless else _verdict(analysis)
-    if analysis.spread:
-        reason = f"{reason} {chance_note(analysis.spread)}"
+    if analysis.spread.chance:
+        reason = f"{reason} {chance_note(analysis.spread.chance)}"
         if chance_in_features(analysis, analysis.copy_features().features):
             verdict = "unsupported"
             reason += " It comes before the last spatial map, so maps change from call to call. Mend its forward first."
-    if analysis.by_batch:
+    if analysis.spread.by_batch:
         reason = f"{reason} {BATCH_NOTE}"
     if analysis.activation is not None:
         reason = f"{reason} Its last {analysis.activation} is taken off: logits and maps come before it."

@@ -137,7 +137,7 @@ def convert(
     wants_rows = names is not None and class_names is not None and len(class_names) == num_classes
     rows = match_rows(names, class_names) if wants_rows else None  # type: ignore[arg-type]
     kept_classes = None if rows is not None and _keeps_rows(analysis, head, pool) else num_classes
-    if analysis.spread and head == "recast":
+    if analysis.spread.chance and head == "recast":
         note_of_chance(analysis, analysis.copy_features().features, head_stays=True)
     recast = _recast(analysis, pool, kept_classes) if head == "recast" else None
     copied = _copy_features(analysis, recast, plan, map_stride)
@@ -166,7 +166,7 @@ def convert(
     net.to(analysis.images)
     for module in net.modules():
         module.training = copied.modes.get(module, model.training)
-    if analysis.spread:
+    if analysis.spread.chance:
         analysis.notes.append(note_of_chance(analysis, net.features, head_stays=bool(recast or old_classifier)))
     finer = map_stride is not None or bool(plan and plan.changes)
     net.certificate = certify(net, analysis, source.name, head, copied.layers, recast, finer=finer)

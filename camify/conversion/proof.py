@@ -60,7 +60,7 @@ def certify(
         scale = analysis.logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         legacy_error = float((logits - analysis.logits).abs().max() / scale)
         if not legacy_error <= TOLERANCE and not (finer or moved):
-            why = f" {BATCH_NOTE}" if analysis.by_batch else ""
+            why = f" {BATCH_NOTE}" if analysis.spread.by_batch else ""
             raise ConversionError(f"The kept head does not give the legacy's logits: error {legacy_error:.1e}.{why}")
     if kept_old and analysis.reads_token:
         notes.append("The old head read a class token; it reads the mean of the patches now: the logits are others.")

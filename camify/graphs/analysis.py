@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ..logits import Spread
 from ..task import Task
 from .final_activation import task_of
 from .layouts import Layout
@@ -46,10 +47,8 @@ class NetworkAnalysis(ABC):
     """What the network has behind its logits, ``"softmax"`` for instance; ``logits`` come before it."""
     place: float | None = field(default=None, kw_only=True)
     """How much more the cells above a changed patch of the image change than others, see ``place_figures``."""
-    spread: float = field(default=0.0, kw_only=True)
-    """Largest difference between the logits of two forwards of the same images: above 0 where chance takes part."""
-    by_batch: bool = field(default=False, kw_only=True)
-    """Whether the logits of an image depend on which others are in its batch."""
+    spread: Spread = field(default=Spread(), kw_only=True)
+    """Whether the network gives the same logits for the same image, whenever and beside whatever others."""
     notes: list[str] = field(default_factory=list, kw_only=True)
 
     @property

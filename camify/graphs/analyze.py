@@ -43,8 +43,8 @@ def analyze(model: nn.Module, input_size: int | tuple[int, int], example: Tensor
             choices = list(_probe_images(model, input_size, example))
             analysis = _analyze(model, choices)
             known = None if analysis.activation else analysis.logits
-            analysis.spread, analysis.by_batch = spread(analysis.model, analysis.images, known)
-    if analysis.by_batch:
+            analysis.spread = spread(analysis.model, analysis.images, known)
+    if analysis.spread.by_batch:
         analysis.notes.append(BATCH_NOTE)
     if analysis.activation is not None:
         analysis.notes.append(

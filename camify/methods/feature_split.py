@@ -295,7 +295,7 @@ def _pair(images: Tensor) -> Tensor:
 def _at_last_map(model: nn.Module, images: Tensor) -> tuple[Split, Spread]:
     """The network cut at its last spatial map, and whether it gives the same each time."""
     analysis = analyze(model, (images.shape[-2], images.shape[-1]), images)
-    return _cut(model, analysis, images), Spread(analysis.spread, analysis.by_batch)
+    return _cut(model, analysis, images), analysis.spread
 
 
 def _cut(model: nn.Module, analysis: NetworkAnalysis, images: Tensor) -> Split:
