@@ -1,16 +1,16 @@
-"""Running a network for a look, leaving it as it was."""
+"""Running a network for a look, leaving it as it was, whatever PyTorch is set to."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["channels_last", "eval_mode", "full_precision", "without_hooks"]
+__all__ = ["channels_last", "eval_mode", "full_precision", "plain_tensors", "without_hooks"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -54,11 +54,46 @@ def channels_last(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions and matrix products of float32 in float32, for a while; also a decorator.
+def plain_tensors() -> Iterator[None]:
+    """New tensors are float32, on the CPU, and can be trained later, for a while; also a decorator.
 
-    Else a GPU convolves in TF32, whose rounding of 1e-3 no proof of 1e-4 survives: torch's default.
+    So they are without ``torch.set_default_device``, ``torch.set_default_dtype`` and ``torch.inference_mode``.
     """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())  # as it was
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        yield
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions and matrix products of float32 in float32, of plain tensors, for a while; also a decorator.
+
+    Else a GPU convolves in TF32, whose rounding of 1e-3 no proof of 1e-4 survives: torch's default. Autocast, whose
+    rounding is larger, is off as well.
+    """
+    with plain_tensors(), _without_autocast(), _without_tf32():
+        yield
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     backends: Any = torch.backends
     matmul = _unless_mixed(torch.get_float32_matmul_precision)
     convolutions = _unless_mixed(lambda: backends.cudnn.allow_tf32)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "chance_note",
     "lacks_memory",
     "logits_of",
+    "require_gradients",
     "require_image_input",
     "require_logits",
     "running",
@@ -122,6 +124,19 @@ def require_image_input(model: nn.Module) -> None:
         f"The network's forward takes {len(needed) or 'no'} input{'s' * (len(needed) != 1)}{names}; camify gives it"
         " one, the images (N, C, H, W). Wrap it in a module whose forward takes the images alone and adds the others."
     )
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Refuse a network whose values PyTorch neither derives by nor writes to, outside of ``inference_mode``.
+
+    Raises:
+        ConversionError: some were made inside of it.
+    """
+    if any(value.is_inference() for value in chain(model.parameters(), model.buffers())):
+        raise ConversionError(
+            "The network was made inside torch.inference_mode: there are no gradients through its weights, and they"
+            " cannot be changed. Make it outside, or take copy.deepcopy(model) outside."
+        )
 
 
 @contextmanager

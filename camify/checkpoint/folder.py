@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..eval_mode import plain_tensors
 from ..files import MANIFEST, foreign_entry, interrupted_replacements, sync, to_json, whole_folder
 from ..former_names import current_name, with_current_keys
 from .bounds import MOST_CLASSES, MOST_FEATURES
@@ -54,6 +55,7 @@ _ADDED: dict[int, dict[str, Any]] = {  # by version: the fields that came with i
 _ARCHITECTURE = ("pool", "dropout", "num_features", "num_classes", "bias", "head_layers", "features")
 
 
+@plain_tensors()
 def write_folder(
     folder: str | Path,
     tensors: Mapping[str, Tensor],

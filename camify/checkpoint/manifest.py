@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..boxes import BoxRule
 from ..errors import CheckpointError
-from ..eval_mode import eval_mode, full_precision
+from ..eval_mode import eval_mode, full_precision, plain_tensors
 from ..maps import identity_error
 from . import architecture
 from .bounds import check_needs
@@ -62,6 +62,7 @@ def finite_values(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if name in bad else value for name, value in figures.items()}
 
 
+@plain_tensors()
 def network_of(kind: Any, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: Path) -> Any:
     """The ``kind`` (``CAMNet``) of tensors and a manifest that ``path`` holds, in eval mode; its identity is checked.
 

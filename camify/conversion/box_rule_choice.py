@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..box_features import box_features
 from ..boxes import DEFAULT_RULE, OTSU, BoxRule
 from ..errors import ConversionError, DataError
-from ..eval_mode import eval_mode
+from ..eval_mode import eval_mode, plain_tensors
 from ..maps import MAP_KINDS, upsample
 from ..metrics.functional import box_ious, resize_boxes, thresholds
 from ..model import CAMNet
@@ -35,6 +35,7 @@ _SIDE = 112  # pixels of the longer side at which boxes are compared: four times
 _CUTS: list[Any] = [*thresholds(_LEVELS).double().mul(_LEVELS).round().div(_LEVELS).tolist(), OTSU]
 
 
+@plain_tensors()
 @torch.no_grad()
 def choose_box_rule(
     model: CAMNet,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
-from ..eval_mode import eval_mode
-from ..logits import logits_of
+from ..eval_mode import eval_mode, plain_tensors
+from ..logits import logits_of, require_gradients
 from ..model import CAMNet
 from ..ranks import ONE, Ranks
 from ..task import Task
@@ -23,7 +23,7 @@ from .row_sums import RowSums
 __all__ = ["FitReport", "fit_head"]
 
 _CHUNK = 32  # images per forward, where they come as one tensor
-_GRID = torch.logspace(-9, 3, 49, dtype=torch.float64)  # lambda, in units of the largest eigenvalue
+_GRID = torch.logspace(-9, 3, 49, dtype=torch.float64, device="cpu")  # lambda, in units of the largest eigenvalue
 _STRIDE = 4  # every fourth of the grid is one per decade
 
 
@@ -65,6 +65,7 @@ class FitReport:
         )
 
 
+@plain_tensors()
 @torch.no_grad()
 def fit_head(
     model: CAMNet,
@@ -360,6 +361,7 @@ def _check(model: CAMNet, source: Any, teacher: Any, labels: Tensor | bool | Non
         raise ConversionError(f"{type(model).__name__} is not a CAMNet. Convert the network first.")
     if not isinstance(head.weight, nn.Parameter) or not isinstance(head.bias, nn.Parameter):
         raise ConversionError("model.classifier needs a plain weight and a bias (the intercept of the fit).")
+    require_gradients(head)
     if model.task is Task.MULTILABEL:
         raise ConversionError("The model is multilabel; the fit is for classes that exclude each other.")
     if head.out_features < 2:

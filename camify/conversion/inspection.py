@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..console import as_text, plain_text
 from ..errors import ConversionError
+from ..eval_mode import full_precision
 from ..graphs import NetworkAnalysis, analyze
 from ..logits import BATCH_NOTE, chance_note
 from ..sources import Source, resolve
@@ -72,6 +73,7 @@ class Inspection:
         return as_text(self.table())
 
 
+@full_precision()
 def inspect(
     model: nn.Module | str | Source, *, input_size: int | tuple[int, int] | None = None, example: Tensor | None = None
 ) -> Inspection:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
-from ..eval_mode import eval_mode
+from ..eval_mode import eval_mode, plain_tensors
 from ..maps import class_maps, select, upsample
 from ..metrics.functional import best_iou_by_threshold, box_masks
 from ..model import CAMNet
@@ -77,6 +77,7 @@ class ObjectMapReport:
         return {key: None if value != value else value for key, value in asdict(self).items() if key != "seconds"}
 
 
+@plain_tensors()
 @torch.no_grad()
 def fit_object_map(
     model: CAMNet,

@@ -25,7 +25,7 @@ __all__ = [
     "pointing_row", "second_at_best", "stability_rows",
 ]  # fmt: skip
 
-IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64)
+IOUS = torch.tensor([0.3, 0.5, 0.7], dtype=torch.float64, device="cpu")
 IOU_50 = 2
 """Level from which on a box has the IoU 0.5: how many of ``IOUS`` it reaches then."""
 THRESHOLDS = 100

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..drawing.encoding import encoded
 from ..errors import ConfigError, ConversionError, DataError
+from ..eval_mode import plain_tensors
 from ..metrics.functional import mosaic_plan
 from ..preprocessing import Preprocessing
 from ..ranks import ONE, Ranks
@@ -117,6 +118,7 @@ def evaluate(
     return made
 
 
+@plain_tensors()
 def evaluate_in_ranks(
     ranks: Ranks, model: str | nn.Module, data: str | Path, *, methods: Sequence[str],
     class_names: Sequence[str] | None, split: str | None, limit: int | None, batch_size: int, seed: int,

@@ -69,6 +69,7 @@ class Exported:
         return "\n".join([*lines, *self.notes])
 
 
+@full_precision()
 def export(
     model: CAMNet,
     path: str | Path,

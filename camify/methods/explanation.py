@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..console import shown, warn
 from ..errors import ConfigError, ConstantMapWarning
+from ..eval_mode import plain_tensors
 from ..maps import upsample
 from ..preprocessing import LARGEST_SIDE, sides_of
 from ..sources import Source, source_of
@@ -37,6 +38,7 @@ def explain(
     size: str | int | tuple[int, int] | None = ..., task: str | Task | None = ...,
     augmentations: str | Sequence[str] | None = ..., **method_options: Any,
 ) -> dict[str, Tensor]: ...  # fmt: skip
+@plain_tensors()
 def explain(
     model: nn.Module | str | Source,
     images: Any,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError, ConversionError, DataError
-from ..eval_mode import channels_last, eval_mode
+from ..eval_mode import channels_last, eval_mode, plain_tensors
 from ..graphs import task_of
-from ..logits import lacks_memory, running
+from ..logits import lacks_memory, require_gradients, running
 from ..model import CAMNet
 from ..task import Classes, Task
 from .augmentations import View
@@ -221,6 +221,7 @@ class ForwardPass:
 
     def with_graph(self, images_MCHW: Tensor) -> Tensor:
         """Logits (M, K) of images, from which gradients go back through the whole network."""
+        require_gradients(self.model)
         with torch.enable_grad(), self._as_called(), running(self.model, images_MCHW), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")  # its own code
             return self._wide_classes(self.split.logits(images_MCHW))
@@ -233,6 +234,7 @@ class ForwardPass:
         return torch.autocast(self.images.device.type, dtype=dtype, enabled=enabled)
 
     def _build_graph(self) -> tuple[list[Tensor], Tensor]:
+        require_gradients(self.model)
         leaf, parts, later = self._value.clone().requires_grad_(), self.split, list[Tensor]()
         with torch.enable_grad(), self._as_called():  # of a copy: the head may begin with a step in place
             if isinstance(parts, SplitAtLayers):
@@ -298,7 +300,7 @@ def observe(
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients for a while: how a ``ForwardPass`` is made, and how it is asked later."""
-    with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
+    with plain_tensors(), torch.no_grad(), eval_mode(model):
         yield
 
 

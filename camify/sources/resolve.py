@@ -11,6 +11,7 @@ from torch import nn
 from ..checkpoint.hub import is_repository
 from ..console import shell_quoted
 from ..errors import CheckpointError, ConfigError, ConversionError
+from ..eval_mode import plain_tensors
 from ..model import CAMNet
 from .demo_network import is_demo, load_demo
 from .exported_files import is_exported, is_onnx, load_exported, load_onnx_file
@@ -68,6 +69,7 @@ LOADERS: list[Loader] = [  # the first that matches takes the text: what lies on
 ]
 
 
+@plain_tensors()
 def resolve(source: str, *, weights: bool = True) -> Source:
     """The network that a source string names.
 
@@ -117,6 +119,7 @@ def find_loader(source: str) -> Loader | None:
     return next((loader for loader in LOADERS if loader.matches(source)), None)
 
 
+@plain_tensors()
 def resolve_cam_ready(source: str) -> Source:
     """The source, where it is CAM-ready; a legacy network's weights are not fetched to find out that it is not.
 
@@ -136,6 +139,7 @@ def resolve_cam_ready(source: str) -> Source:
     return loaded
 
 
+@plain_tensors()
 def load(folder: str | Path, *, revision: str | None = None) -> CAMNet:
     """The CAM-ready network of a source, in eval mode, on the CPU; its identity is checked again.
 

@@ -130,7 +130,7 @@ class ClassRecord:
         }
 
 
-_NOTHING = (torch.zeros(0, dtype=torch.float32), torch.zeros(0, dtype=torch.bool))
+_NOTHING = (torch.zeros(0, dtype=torch.float32, device="cpu"), torch.zeros(0, dtype=torch.bool, device="cpu"))
 
 
 def _together(parts: Sequence[tuple[ClassAnswers, Tensor | None]]) -> tuple[ClassAnswers, Tensor | None]:
