@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["channels_last", "eval_mode", "full_precision", "plain_tensors", "without_hooks"]
+__all__ = ["channels_last", "eval_mode", "full_precision", "one_at_a_time", "plain_tensors", "without_hooks"]
+
+one_at_a_time = RLock()
+"""Held by the thread that looks into a network: its modes, hooks, weights and forwards are changed meanwhile, and
+settings of PyTorch; another thread that did the same would put back what was never there."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -77,9 +82,9 @@ def full_precision() -> Iterator[None]:
     """Convolutions and matrix products of float32 in float32, of plain tensors, for a while; also a decorator.
 
     Else a GPU convolves in TF32, whose rounding of 1e-3 no proof of 1e-4 survives: torch's default. Autocast, whose
-    rounding is larger, is off as well.
+    rounding is larger, is off as well. Meanwhile no other thread does the same.
     """
-    with plain_tensors(), _without_autocast(), _without_tf32():
+    with one_at_a_time, plain_tensors(), _without_autocast(), _without_tf32():
         yield
 
 

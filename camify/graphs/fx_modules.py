@@ -5,11 +5,13 @@ from __future__ import annotations
 import keyword
 from collections import Counter
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from torch import fx, nn
 
 from ..errors import ConversionError
+from ..eval_mode import one_at_a_time
 from .allowed_layers import LAYER_NAMES
 
 __all__ = ["OWN_NAMES", "LayerTracer", "as_module", "assemble", "parameter_free", "without_echo"]
@@ -23,6 +25,9 @@ class LayerTracer(fx.Tracer):
 
     ``outermost`` names the largest module that ends in a step, ``ends`` has the step in which each module ends (in
     its last call), ``calls`` how often each was called.
+
+    While torch.fx traces, every call of every ``nn.Module`` of the process comes here: those of other threads go on
+    to the module.
     """
 
     proxy_buffer_attributes = True  # what is computed from a buffer is a step, not a constant
@@ -32,6 +37,18 @@ class LayerTracer(fx.Tracer):
         self.outermost: dict[fx.Node, str] = {}
         self.ends: dict[str, fx.Node] = {}
         self.calls = Counter[str]()
+        self._thread = get_ident()
+
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The steps of a network; no other thread of camify traces meanwhile."""
+        with one_at_a_time:
+            return super().trace(root, concrete_args)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What a module has by a name: a step, where it is a tensor that is read while tracing."""
+        if get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of torch and those that can be stored by name stay whole."""
@@ -41,6 +58,8 @@ class LayerTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace one module and remember where it ended (outer modules return last)."""
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
         result = super().call_module(m, forward, args, kwargs)
         if isinstance(result, fx.Proxy):
             self.ended(self.path_of_module(m), result.node)

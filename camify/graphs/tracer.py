@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ class _ModelTracer(LayerTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace one module; where that fails it becomes one step."""
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
         result = self._entered(m, forward, args, kwargs)
         if self.last is not None and isinstance(result, fx.Proxy) and self.path_of_module(m) == self.last:
             raise _Reached(result.node)

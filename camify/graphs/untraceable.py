@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -116,6 +117,7 @@ class Record:
         self.calls: dict[str, int] = {}
         self._started: list[str] = []
         self._begins: dict[str, int] = {}  # how many had started when a module ended
+        self._thread = get_ident()
 
     @property
     def place(self) -> str:
@@ -135,9 +137,12 @@ class Record:
                 handle.remove()
 
     def _start(self, name: str, _module: nn.Module, _args: Any) -> None:
-        self._started.append(name)
+        if get_ident() == self._thread:  # not a forward of somebody else
+            self._started.append(name)
 
     def _end(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if get_ident() != self._thread:
+            return
         self.ended.pop(name, None)  # of several calls the last counts
         self.ended[name] = output.clone() if isinstance(output, Tensor) else output
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -185,11 +190,16 @@ def last_activation(model: nn.Module, record: Record, output: Tensor) -> str | N
 
 @contextmanager
 def _replaced_forwards(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Modules by name run other functions than their own ``forward`` for a while."""
+    """Modules by name run other functions than their own ``forward`` for a while, in this thread."""
+    thread = get_ident()
+
+    def run(forward: Callable[..., Any], own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return (forward if get_ident() == thread else own)(*args, **kwargs)
+
     modules = [(model.get_submodule(name), forward) for name, forward in forwards.items()]
     saved_forwards = [(module, module.__dict__.get("forward")) for module, _ in modules]
     for module, forward in modules:
-        module.forward = forward
+        module.forward = partial(run, forward, module.forward)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError, ConversionError, DataError
-from ..eval_mode import channels_last, eval_mode, plain_tensors
+from ..eval_mode import channels_last, eval_mode, one_at_a_time, plain_tensors
 from ..graphs import task_of
 from ..logits import lacks_memory, require_gradients, running
 from ..model import CAMNet
@@ -299,8 +299,8 @@ def observe(
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients for a while: how a ``ForwardPass`` is made, and how it is asked later."""
-    with plain_tensors(), torch.no_grad(), eval_mode(model):
+    """Eval mode without gradients, one thread at a time: how a ``ForwardPass`` is made, and how it is asked later."""
+    with one_at_a_time, plain_tensors(), torch.no_grad(), eval_mode(model):
         yield
 
 
