@@ -18,8 +18,8 @@ from .cam_metrics import CAM_METRICS
 from .losses import smaller_mirrored
 
 __all__ = [
-    "refuse_nan_images", "refuse_nothing_trained", "refuse_sharded_weights", "refuse_smaller_images",
-    "refuse_unknown_monitors",
+    "refuse_compiled_module", "refuse_nan_images", "refuse_nothing_trained", "refuse_several_loaders",
+    "refuse_sharded_weights", "refuse_smaller_images", "refuse_unknown_monitors",
 ]  # fmt: skip
 
 _BY_LIGHTNING = ("epoch", "step")  # what its checkpoints can follow besides
@@ -95,6 +95,33 @@ def refuse_sharded_weights(trainer: pl.Trainer) -> None:
             f"--trainer.strategy: {type(trainer.strategy).__name__} splits the weights among the processes, and class"
             " maps need them whole. Give ddp_find_unused_parameters_true; where memory is short, smaller batches with"
             " --trainer.accumulate_grad_batches, or --trainer.precision bf16-mixed."
+        )
+
+
+def refuse_compiled_module(module: pl.LightningModule) -> None:
+    """Refuse a module that went through ``torch.compile`` as a whole.
+
+    Raises:
+        ConfigError: says what to take.
+    """
+    if getattr(module, "_compiler_ctx", None) is not None:  # Lightning's, of a module that it took out of that
+        raise ConfigError(
+            "The CAMFineTuner went through torch.compile, which would compile its metrics too. Give it as it is, with"
+            " compile=True: that compiles the features."
+        )
+
+
+def refuse_several_loaders(loaders: Any, split: str) -> None:
+    """Refuse several loaders of one split.
+
+    Raises:
+        ConfigError: says how many there are, and how to make one of them.
+    """
+    count = len(loaders) if isinstance(loaders, list | tuple | dict) else 1
+    if count > 1:
+        raise ConfigError(
+            f"There are {count} loaders of {split} data; CAMFineTuner takes one. Join their data sets with"
+            " torch.utils.data.ConcatDataset, or give one of them."
         )
 
 

@@ -33,7 +33,13 @@ from ..task import Classes, Task
 from .augmentation import hide_patches
 from .cam_metrics import CAMMetrics, ValidationBatch, logits_and_maps, maps_of
 from .checkpoint_files import refuse_other_shapes
-from .early_checks import refuse_nan_images, refuse_sharded_weights, refuse_smaller_images
+from .early_checks import (
+    refuse_compiled_module,
+    refuse_nan_images,
+    refuse_several_loaders,
+    refuse_sharded_weights,
+    refuse_smaller_images,
+)
 from .feature_cache import run_new_layers
 from .labels import read_labels
 from .legacy_classes import LegacyNetwork
@@ -372,7 +378,7 @@ class CAMFineTuner(pl.LightningModule):
         if self.cam_net is not None:
             self.cam_net.untrained = ()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Loss, accuracy and CAM metrics of one batch; the maps come from the same forward, and callbacks see them.
 
         Returns:
@@ -380,7 +386,7 @@ class CAMFineTuner(pl.LightningModule):
         """
         return self._evaluate(batch, "val", batch_idx)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
         self._evaluate(batch, "test", batch_idx)
 
@@ -506,6 +512,7 @@ class CAMFineTuner(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data module; they travel in the checkpoint."""
+        refuse_compiled_module(self)
         refuse_sharded_weights(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
@@ -542,10 +549,12 @@ class CAMFineTuner(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """A network whose parts were drawn and never trained is not measured."""
+        refuse_several_loaders(self._loaders("val"), "validation")
         self._refuse_untrained("validate")
 
     def on_test_start(self) -> None:
         """As in validation."""
+        refuse_several_loaders(self._loaders("test"), "test")
         self._refuse_untrained("test")
 
     def on_predict_start(self) -> None:
@@ -593,15 +602,20 @@ class CAMFineTuner(pl.LightningModule):
         guard_loggers(self.trainer)
         return [TrainingStages(), StopSafely()]
 
+    def settle_plan(self) -> None:
+        """Decide what the options leave open, or take it from the checkpoint of the run that goes on."""
+        epochs = run_length_of(self.trainer).epochs  # sets the data up
+        refuse_several_loaders(self.trainer.train_dataloader, "training")
+        self.plan = plan_run(self.trainer, self) if self.plan is None else self.plan
+        self.plan = self.plan.lasting(epochs)
+        self.options = self.plan.applied(self.options)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """All parameters in named groups from the first step on; learning rates by ``RateFactor``.
 
-        This is the first that Lightning asks for when data and weights are there: what the options leave open is
-        decided now, or taken from the checkpoint of the run that goes on.
+        This is the first that Lightning asks for when data and weights are there: see ``settle_plan``.
         """
-        self.plan = plan_run(self.trainer, self) if self.plan is None else self.plan
-        self.plan = self.plan.lasting(run_length_of(self.trainer).epochs)
-        self.options = self.plan.applied(self.options)
+        self.settle_plan()
         head = [] if self.cam_net is None else self.cam_net.parameter_groups()["head"]
         features = self.model if self.cam_net is None else self.cam_net.features
         optimizer = build_optimizer(self.model, features, head, self.options.optimization, self._layers)

@@ -96,15 +96,20 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
 
 
 def renew_rates(trainer: pl.Trainer) -> None:
-    """Give every group the rate of the next step by this run's length, where a checkpoint brought that of another one.
+    """Give every group the rate of the next step by this run's length, whatever was known when the rates were made.
 
-    Of a run that has ended the stored rate is 0, also where it goes on with more epochs.
+    A checkpoint brought that of another run: of one that has ended the stored rate is 0, also where it goes on with
+    more epochs. A callback has changed the size of the batches. Or a trainer goes on with a new optimizer.
     """
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
-        factors = getattr(scheduler, "lr_lambdas", [])
-        if not factors or not all(isinstance(factor, RateFactor) and factor.knows_epochs for factor in factors):
+        factors = [factor for factor in getattr(scheduler, "lr_lambdas", []) if isinstance(factor, RateFactor)]
+        for factor in factors:
+            factor.measure_run()
+        if not factors or not all(factor.knows_epochs for factor in factors):
             continue
+        if scheduler.last_epoch == 0:
+            scheduler.last_epoch = trainer.global_step
         rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -142,6 +147,10 @@ class RateFactor:
                 f" ({self._length.describe()}{length})."
                 " Give trainer.max_steps, or trainer.limit_train_batches and max_epochs; or schedule='cosine'."
             )
+
+    def measure_run(self) -> None:
+        """Take the length of the run as it is known now."""
+        self._length = run_length_of(self._trainer)
 
     @property
     def knows_epochs(self) -> bool:

@@ -54,6 +54,7 @@ class TrainingStages(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Bring the network into the form that was asked for: memory format, compiled features, dropped attention."""
         refuse_unknown_monitors(trainer, pl_module)
+        pl_module.settle_plan()
         options, network = pl_module.options, pl_module.model
         if pl_module.plan is not None and pl_module.plan.throughout and pl_module.device.type == "cpu":
             network.known_features = KnownFeatures(options.cache.feature_cache_gb)
@@ -89,8 +90,7 @@ class TrainingStages(pl.Callback):
                 self._cache = self._cache or FeatureCache.of(pl_module, trainer)
                 images = self._cache.batches(pl_module.model, current())
             _fit_classifier(pl_module, images, None)
-        if self._resumed is not None:
-            renew_rates(trainer)
+        renew_rates(trainer)
         if self._resumed is not None and trainer.fit_loop.restarted_mid_epoch:  # no epoch starts then
             self._begin_epoch(trainer, pl_module)
             go_on(trainer, self._seed, self._resumed)
@@ -119,6 +119,10 @@ class TrainingStages(pl.Callback):
             self._cache.give_back(trainer)
             self._drop_cache()
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:  # noqa: ARG002
+        """Of an epoch without this nothing is expected: a pass over the data for averages of weights has none."""
+        self._standstill.expects_steps = True
+
     def on_before_optimizer_step(
         self,
         trainer: pl.Trainer,
@@ -128,6 +132,10 @@ class TrainingStages(pl.Callback):
         """Stop where gradients are not finite; images that are the cause are named."""
         check_finite(trainer, optimizer, getattr(pl_module, "training_batch", None))
         self._standstill.step(optimizer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """See whether the weights have moved, before a callback puts back what they were."""
+        self._standstill.look(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Stop where nothing was trained in an epoch."""

@@ -14,17 +14,33 @@ __all__ = ["Standstill"]
 
 
 class Standstill:
-    """Watches an epoch: the largest rate of every group, and whether a parameter that may learn has moved."""
+    """Watches an epoch: the largest rate of every group, and whether a parameter that may learn has moved.
+
+    Attributes:
+        expects_steps: whether a gradient was asked for in this epoch.
+    """
 
     def __init__(self) -> None:
         self._rates: dict[str, float] = {}
         self._sums: Tensor | None = None
-        self._first_step = 0
+        self._first_step, self._next_look = 0, 1
+        self._moved = self.expects_steps = False
 
     def begin(self, trainer: pl.Trainer) -> None:
         """Take what the epoch starts with."""
-        self._rates, self._first_step = {}, trainer.global_step
+        self._rates, self._first_step, self._next_look = {}, trainer.global_step, 1
+        self._moved = self.expects_steps = False
         self._sums = _sums(trainer)
+
+    def look(self, trainer: pl.Trainer) -> None:
+        """See whether something has moved: after 1, 2, 4, 8, ... steps, until it has."""
+        if not self._moved and trainer.global_step - self._first_step >= self._next_look:
+            self._next_look *= 2
+            self._moved = self._has_moved(trainer)
+
+    def _has_moved(self, trainer: pl.Trainer) -> bool:
+        sums = _sums(trainer)
+        return sums is None or self._sums is None or sums.shape != self._sums.shape or not torch.equal(sums, self._sums)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the rates of a step that will be made."""
@@ -40,7 +56,7 @@ class Standstill:
         Raises:
             TrainingError: names epoch, groups and rates, and says what to look at.
         """
-        if trainer.global_step == self._first_step or self._sums is None:
+        if trainer.global_step == self._first_step or self._sums is None or not self.expects_steps:
             return
         steps = trainer.global_step - self._first_step
         still = [name for name, rate in self._rates.items() if rate == 0]
@@ -49,8 +65,7 @@ class Standstill:
                 f"Epoch {trainer.current_epoch}: the learning rate of {', '.join(still)} was 0 in all {steps} steps, so"
                 " nothing of it was trained. Look at the schedule: max_epochs, max_steps, freeze_epochs and schedule."
             )
-        sums = _sums(trainer)
-        moved = sums is None or sums.shape != self._sums.shape or not torch.equal(sums, self._sums)
+        moved = self._moved or self._has_moved(trainer)
         if not trainer.strategy.reduce_boolean_decision(moved, all=False):
             rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self._rates.items()) or "none"
             raise TrainingError(
