@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -26,6 +27,7 @@ __all__ = [
     "Preprocessing",
     "read_image",
     "sides_of",
+    "warn_of_other_scale",
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,9 +45,13 @@ NORMALIZATIONS: dict[str, dict[str, Any]] = {
 """By name what networks are usually trained with: ``"tf"`` is -1..1, ``"caffe"`` BGR in 0..255 less the mean of
 ImageNet; these and ``"imagenet"`` are the modes of ``keras.applications`` (there ``"torch"``)."""
 _SMALLEST = 8
+_OTHER_SCALE = 10  # times as far as a picture's values reach
 _SMALLEST_STD = 1 / 256  # 1/255 makes inputs of 0..255
 LARGEST_SIDE, MOST_CHANNELS = 8192, 4096
 """Of an input, in pixels: more than any network takes, and not more than a machine can hold."""
+
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Networks whose images did not look prepared, which was said."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,28 @@ class Preprocessing:
             return pictures.flip(-3)
         return as_three_channels(pictures)
 
+    def other_scale(self, images_NCHW: Tensor) -> str | None:
+        """In words how inputs lie on another scale than this one's; None where they may well be prepared so.
+
+        Pixels of 0..255 or 0..1 that nobody has normalized are what this is for; noise and strong contrasts pass.
+
+        Example:
+            >>> Preprocessing().other_scale(torch.full((1, 3, 8, 8), 255.0))
+            'their values reach 255, and as the network takes them they lie between -2.12 and 2.64'
+        """
+        if not images_NCHW.numel():
+            return None
+        least, most = (float(value) for value in torch.aminmax(images_NCHW.detach()))
+        low = min(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        high = max((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        expected = f"and as the network takes them they lie between {low:.3g} and {high:.3g}"
+        if max(-least, most) > _OTHER_SCALE * max(-low, high):
+            return f"their values reach {max(least, most, key=abs):.3g}, {expected}"
+        in_unit_range = least >= 0 and most <= 1 and least < most
+        if in_unit_range and (low < -0.5 or high > _OTHER_SCALE):
+            return f"all their values lie between 0 and 1, {expected}"
+        return None
+
     def describe(self) -> str:
         """In a few words what a network takes."""
         size, numbers = f"{self.height} x {self.width} px", (_shown(self.mean), _shown(self.std))
@@ -344,6 +372,27 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(f'{item:.4g}' for item in value)})"
     return str(value)
+
+
+def warn_of_other_scale(
+    network: nn.Module, images_NCHW: Tensor, preprocessing: Preprocessing | None = None, *, stacklevel: int = 1
+) -> None:
+    """Warn, once for each network, of prepared images that do not look prepared for it, where that is known.
+
+    Args:
+        network: that takes them.
+        images_NCHW: its input.
+        preprocessing: the network's, where it is known; None takes what it carries.
+        stacklevel: of the warning.
+    """
+    known = preprocessing or getattr(network, "preprocessing", None)
+    if not isinstance(known, Preprocessing) or network in _TOLD:
+        return
+    difference = known.other_scale(images_NCHW)
+    if difference is not None:
+        _TOLD.add(network)
+        advice = "Give pictures (uint8, files) where these are prepared, or normalize them as the network expects."
+        warn(f"images: {difference}. {advice}", stacklevel=stacklevel + 1)
 
 
 def sides_of(size: Any) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode, plain_tensors
 from ..logits import logits_of, require_gradients
 from ..model import CAMNet
+from ..preprocessing import warn_of_other_scale
 from ..ranks import ONE, Ranks
 from ..task import Task
 from .row_sums import RowSums
@@ -117,6 +118,8 @@ def fit_head(
     with eval_mode(model), eval_mode(teacher or model):
         for batch in _batches(images_or_loader, labels):
             images, batch_labels = batch.images, batch.labels
+            if batch.size is None:
+                warn_of_other_scale(model, images, stacklevel=4)
             features = images if batch.size is not None else model.forward_features(images.to(head.weight))
             pooled = model.forward_head(features, pre_logits=True)
             device = pooled.device if pooled.device.type in ("cpu", "cuda") else "cpu"  # others lack float64

@@ -18,6 +18,7 @@ from ..maps import class_maps, select, upsample
 from ..metrics.functional import best_iou_by_threshold, box_masks
 from ..model import CAMNet
 from ..normalizers import normalize_maps
+from ..preprocessing import warn_of_other_scale
 from ..ranks import ONE, Ranks
 from .cell_sums import CellSums, KeptImage
 
@@ -149,6 +150,8 @@ def fit_object_map(
             if boxes is not None:
                 masks_NHW = batch.masks if batch.masks is not None else _masks_of(batch)
                 kinds |= {"masks"} if batch.masks is not None else {"boxes"} if masks_NHW is not None else set()
+            if batch.size is None:
+                warn_of_other_scale(model, batch.images, stacklevel=4)
             images = batch.images.to(model.classifier.weight)
             features = images if batch.size is not None else model.forward_features(images)
             classes = model.classes.predicted(model.classes.two_sided(model.forward_head(features)))

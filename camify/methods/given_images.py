@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 from ..console import shown, warn
 from ..errors import ConfigError, DataError
 from ..image_files import read_image, upright_rgb
-from ..preprocessing import Preprocessing
+from ..preprocessing import Preprocessing, warn_of_other_scale
 
 __all__ = ["network_input"]
 
@@ -54,6 +54,7 @@ def network_input(
     preprocessing = preprocessing or (carried if isinstance(carried, Preprocessing) else None)
     if _is_prepared(images):
         batch = _as_batch(_tensor(images), model, preprocessing)
+        warn_of_other_scale(model, batch, preprocessing, stacklevel=4)
     else:
         pictures = _pictures(images)
         if not pictures:

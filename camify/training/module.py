@@ -27,7 +27,7 @@ from ..logits import logits_of, running
 from ..maps import class_maps, map_weight, select
 from ..model import CAMNet
 from ..normalizers import Normalizer
-from ..preprocessing import Preprocessing, refuse_contradiction
+from ..preprocessing import Preprocessing, refuse_contradiction, warn_of_other_scale
 from ..ranks import current
 from ..task import Classes, Task
 from .augmentation import hide_patches
@@ -188,6 +188,7 @@ class CAMFineTuner(pl.LightningModule):
         self.quality = CAMMetrics(options.metrics.cam_metrics, options.metrics.grid_mosaics)
         self.map_drift, self.mean_feature = MapDrift(), MeanFeature()
         self._grid_pointing: dict[str, float] = {}
+        self._scale_is_known = False
         self.training_batch: Batch | None = None
 
     def _check_options(self) -> None:
@@ -300,6 +301,9 @@ class CAMFineTuner(pl.LightningModule):
                 f"A batch has images {tuple(batch.images.shape)}, (N, C, H, W), and the network takes {channels}"
                 f" channel{'s' * (channels != 1)}. Change the data set, or convert a network for its channels."
             )
+        if network is not None and batch.size is None and not self._scale_is_known:
+            warn_of_other_scale(network, batch.images)
+            self._scale_is_known = True
         batch.images = batch.images.to(next(self.model.parameters()).dtype)
         return batch
 
