@@ -6,7 +6,6 @@ Pixels of the image as it is seen, turned upright as its EXIF tag says; x1 and y
 from __future__ import annotations
 
 import csv
-import io
 import math
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..files import read_text
+from .csv_rows import csv_rows
 
 __all__ = [
-    "COLUMNS", "Box", "BoxRows", "absent_images", "box_problem", "box_table", "read_box_rows", "read_boxes",
-    "table_above",
+    "COLUMNS", "Box", "BoxRows", "absent_images", "box_problem", "box_table", "first_image", "read_box_rows",
+    "read_boxes", "table_above",
 ]  # fmt: skip
 
 _FILE = "boxes.csv"
@@ -89,11 +88,12 @@ def read_box_rows(path: Path, numbers: Mapping[str, int], sizes: NDArray[np.int6
 
     def right() -> Iterator[tuple[int, Box, str]]:
         rows = _rows(path)
+        decimal_comma = rows.reader.dialect.delimiter != ","
         for row in rows:
             number = numbers.get(row.get("image") or "")
             if others and number is None:
                 continue
-            box = _parse(row, None if number is None else sizes[number])
+            box = _parse(row, None if number is None else sizes[number], decimal_comma=decimal_comma)
             if isinstance(box, str):
                 problems.append(f"{path}:{rows.line_num}: {box}")
             else:
@@ -126,6 +126,11 @@ def read_boxes(
     return boxes
 
 
+def first_image(path: Path) -> str | None:
+    """The image of a table's first box, as it is named there; None where there is no box."""
+    return next((row["image"] for row in _rows(path)), None)
+
+
 def absent_images(path: Path, known: Collection[str]) -> list[str]:
     """The images that a table names and that are no files, each once, where known images lie in the same folder.
 
@@ -145,26 +150,30 @@ def absent_images(path: Path, known: Collection[str]) -> list[str]:
 
 def _rows(path: Path) -> csv.DictReader[str]:
     """The rows of a table that has all columns."""
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    missing = [column for column in COLUMNS if column not in (rows.fieldnames or [])]
+    rows = csv_rows(path)
+    rows.fieldnames = [name.lower() if name.lower() in COLUMNS else name for name in rows.fieldnames or []]
+    missing = [column for column in COLUMNS if column not in rows.fieldnames]
     if missing:
         raise DataError(
-            f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}"
+            f"{path}:1: column {', '.join(missing)} is missing. The first line must be: {','.join(COLUMNS)}; it is:"
+            f" {','.join(rows.fieldnames)[:80] or 'empty'}. Boxes of other tools: camify data import."
         )
     return rows
 
 
-def _parse(row: Mapping[str, str], size: NDArray[np.int64] | None) -> Box | str:
+def _parse(row: Mapping[str, str], size: NDArray[np.int64] | None, *, decimal_comma: bool) -> Box | str:
     """The box of a row on an image of that size, None: an unknown one; or what is wrong with it."""
     if None in row or None in row.values():  # how csv.DictReader marks a field too many or too few
         return "the number of fields is not that of the first line."
     if size is None:
         return f"image {row['image']!r} is not in the data set. Names are relative to the data's root folder."
     try:
-        box = _numbers(row)
+        x0, y0, x1, y1 = (
+            float(row[column].replace(",", ".") if decimal_comma else row[column]) for column in COLUMNS[1:5]
+        )
     except ValueError:
         return f"a coordinate is not a number: {', '.join(row[column] for column in COLUMNS[1:5])}"
-    return box_problem(box, size) or box
+    return box_problem((x0, y0, x1, y1), size) or (x0, y0, x1, y1)
 
 
 def box_problem(box: Box, size: NDArray[np.int64]) -> str | None:
@@ -180,7 +189,3 @@ def box_problem(box: Box, size: NDArray[np.int64]) -> str | None:
     if min(x0, y0) < 0 or x1 > width or y1 > height:
         return f"box {box} leaves the image ({width} x {height} px). Clip it."
     return None
-
-
-def _numbers(row: Mapping[str, str]) -> Box:
-    return float(row["x0"]), float(row["y0"]), float(row["x1"]), float(row["y1"])

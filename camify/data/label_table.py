@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError
-from ..files import read_text
+from .csv_rows import csv_rows
 from .labeled_images import LabelSets
 from .splits import SPLIT_NAMES, class_order
 
@@ -136,20 +135,16 @@ def _rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """The names of columns, and lines with their cells as text."""
     if path.suffix.lower() in (".parquet", ".pq"):
         return _parquet(path)
-    text = read_text(path)
-    first = text[: text.find("\n")] if "\n" in text else text
-    if not first.strip():
-        raise DataError(f"{path}:1: is empty. The first line names the columns: image,label or image,label,split.")
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        header = [name.strip() for name in reader.fieldnames or []]
+        reader = csv_rows(path)
     except csv.Error as error:
         raise DataError(f"{path}:1: cannot be read ({error}).") from error
+    header = list(reader.fieldnames or [])
+    if not any(header):
+        raise DataError(f"{path}:1: is empty. The first line names the columns: image,label or image,label,split.")
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{path}:1: column {twice[0]!r} is there twice. Name the columns apart.")
-    reader.fieldnames = header
 
     def lines() -> Iterator[tuple[int, dict[str, str]]]:
         try:

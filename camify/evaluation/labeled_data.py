@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.boxes_csv import box_table
+from ..data.boxes_csv import box_table, first_image
 from ..data.class_folders import class_folders, files_of_classes, order_notes
 from ..data.file_list import FileList
 from ..data.image_checks import sizes_of, value_notes
@@ -104,8 +104,7 @@ def find_labeled(
             notes += own.notes
         notes += value_notes(files, checks)
     if boxes is None:
-        missing = "knows none of these images" if table.is_file() else "does not exist"
-        notes.append(f"no boxes: {table} {missing}")
+        notes.append(f"no boxes: {table} {_why_none(table, files) if table.is_file() else 'does not exist'}")
     if not check_images:
         notes.append("the images were not decoded beforehand (check_images false)")
     notes += listing_notes
@@ -113,6 +112,14 @@ def find_labeled(
     images = LabeledImages(files, own_numbers, preprocessing.evaluation(), preprocessing.bits, boxes=boxes)
     names = tuple(folders) if classes.names is None else classes.names
     return LabeledFolder(folder, images, numbers, names, boxes is not None, available, tuple(notes))
+
+
+def _why_none(table: Path, files: FileList) -> str:
+    first = first_image(table)
+    if first is None:
+        return "has no row"
+    name = files[0].relative_to(table.parent).as_posix() if files[0].is_relative_to(table.parent) else str(files[0])
+    return f"knows none of these images: its first is {first[:80]!r}, theirs are named like {name!r}"
 
 
 class _Listing(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from camify.data import ImageFolderDataModule
+from camify.data.boxes_csv import read_boxes
 from camify.errors import DataError
 from camify.preprocessing import read_image
 from tests.data.equal import equal
@@ -383,7 +384,8 @@ def test_several_bad_lines_are_named_at_once_and_many_are_counted(root):
     [
         ("image,x0,y0,x1,y1", "label"),
         ("image,x,y,w,h,label", "x0, y0, x1, y1"),
-        ("image;x0;y0;x1;y1;label", "image, x0"),
+        ("image|x0|y0|x1|y1|label", "image, x0"),
+        ("# boxes of June", "image, x0"),
         (GOOD, "image, x0, y0, x1, y1, label"),
         ("", "image, x0, y0, x1, y1, label"),
     ],
@@ -393,6 +395,30 @@ def test_wrong_columns(root, header, missing):
     said = error(root)
     assert said.startswith(f"{root / 'boxes.csv'}:1: column {missing}")
     assert "image,x0,y0,x1,y1,label" in said
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("image;x0;y0;x1;y1;label", "{};10;20;30;40;{}"),
+        ("image;x0;y0;x1;y1;label", "{};10,5;20;30,0;40;{}"),  # of a spreadsheet with decimal commas
+        ("image\tx0\ty0\tx1\ty1\tlabel", "{}\t10\t20\t30\t40\t{}"),
+        ("image, x0, y0, x1, y1, label", "{}, 10, 20, 30, 40, {}"),
+        ("Image,X0,Y0,X1,Y1,Label", "{},10,20,30,40,{}"),
+        ("label,y1,x1,y0,x0,image", "{1},40,30,20,10,{0}"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(root, header, row):
+    name, label = GOOD.split(",")[0], GOOD.split(",")[-1]
+    write_boxes(root, row.format(name, label), header=header)
+    boxes = read_boxes(root / "boxes.csv", {name: (100, 100)})
+    assert boxes == {name: [((10.5 if "10,5" in row else 10.0, 20.0, 30.0, 40.0), label)]}
+
+
+def test_decimal_commas_need_another_separator(root):
+    name, label = GOOD.split(",")[0], GOOD.split(",")[-1]
+    write_boxes(root, f'{name},"10,5",20,30,40,{label}')
+    assert "a coordinate is not a number: 10,5, 20, 30, 40" in error(root)
 
 
 @pytest.mark.parametrize("content", ["", "image,x0,y0,x1,y1,label", "image,x0,y0,x1,y1,label\n\n\n"])

@@ -57,7 +57,8 @@ def test_a_folder_without_splits(copy):
     (copy / "val").rename(other)
     found = labeled(copy, "other")
     assert not found.has_boxes
-    assert "knows none of these images" in found.notes[0]
+    assert "knows none of these images: its first is " in found.notes[0]
+    assert ", theirs are named like 'other/" in found.notes[0]
 
 
 def test_limit_draws_images(root):

@@ -8,7 +8,6 @@ globox reads the same formats. It is no part of this: its errors name neither li
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from xml.parsers import expat
 
 from ...errors import DataError
 from ...files import read_text
+from ..csv_rows import csv_rows
 
 __all__ = [
     "Line", "fail", "load_json", "load_xml", "number", "require", "require_list", "require_mapping", "size_of",
@@ -252,7 +252,10 @@ def table_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict
     Raises:
         DataError: it cannot be read, a column is missing, or a row has another number of cells.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        rows = csv_rows(path)
+    except csv.Error as error:
+        fail(f"{path}, line 1", f"is no CSV ({error}). Save it again as CSV.", error)
     try:
         missing = [column for column in columns if column not in (rows.fieldnames or [])]
         if missing:
