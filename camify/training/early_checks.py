@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ..batch import Batch
@@ -16,10 +17,11 @@ from ..logits import running
 from ..model import CAMNet
 from .cam_metrics import CAM_METRICS
 from .losses import smaller_mirrored
+from .options import OptimizationOptions
 
 __all__ = [
-    "refuse_compiled_module", "refuse_nan_images", "refuse_nothing_trained", "refuse_several_loaders",
-    "refuse_sharded_weights", "refuse_smaller_images", "refuse_unknown_monitors",
+    "refuse_compiled_module", "refuse_nan_images", "refuse_nothing_trained", "refuse_one_rate",
+    "refuse_several_loaders", "refuse_sharded_weights", "refuse_smaller_images", "refuse_unknown_monitors",
 ]  # fmt: skip
 
 _BY_LIGHTNING = ("epoch", "step")  # what its checkpoints can follow besides
@@ -108,6 +110,20 @@ def refuse_compiled_module(module: pl.LightningModule) -> None:
         raise ConfigError(
             "The CAMFineTuner went through torch.compile, which would compile its metrics too. Give it as it is, with"
             " compile=True: that compiles the features."
+        )
+
+
+def refuse_one_rate(trainer: pl.Trainer, options: OptimizationOptions) -> None:
+    """Refuse a search for one learning rate of all layers where the head learns at another one than the features.
+
+    Raises:
+        ConfigError: says what to set.
+    """
+    searches = any(isinstance(callback, LearningRateFinder) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if searches and options.head_lr_factor != 1:
+        raise ConfigError(
+            "LearningRateFinder (Tuner.lr_find) tries one rate for all layers, and the head learns at"
+            f" head_lr_factor={options.head_lr_factor:g} times that of the features. Give head_lr_factor=1 with it."
         )
 
 

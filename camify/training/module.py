@@ -36,6 +36,7 @@ from .checkpoint_files import refuse_other_shapes
 from .early_checks import (
     refuse_compiled_module,
     refuse_nan_images,
+    refuse_one_rate,
     refuse_several_loaders,
     refuse_sharded_weights,
     refuse_smaller_images,
@@ -64,7 +65,7 @@ from .plan import Plan, plan_run
 from .prepare import checkpoint_manifest, prepare
 from .reloaded import rebuilt
 from .resume import refuse_changes
-from .run_length import RateFactor, run_length_of
+from .run_length import RateFactor, run_length_of, scale_rates
 from .scores import bounded_score, class_score, score_inputs
 from .stages import TrainingStages
 from .stopping import StopSafely
@@ -223,6 +224,17 @@ class CAMFineTuner(pl.LightningModule):
     def cam_net(self) -> CAMNet | None:
         """The network where it has maps; None where a legacy network is trained as it is (``head="none"``)."""
         return self.model if isinstance(self.model, CAMNet) else None
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate of the features; Lightning's finder of rates sets it."""
+        return self.options.optimization.lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        if self._trainer is not None:
+            scale_rates(self._trainer, rate / self.lr)
+        self.options = replace(self.options, optimization=replace(self.options.optimization, lr=rate))
 
     @property
     def multilabel(self) -> bool:
@@ -517,6 +529,7 @@ class CAMFineTuner(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take class names and preprocessing from the data module; they travel in the checkpoint."""
         refuse_compiled_module(self)
+        refuse_one_rate(self.trainer, self.options.optimization)
         refuse_sharded_weights(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .options import OptimizationOptions
 from .schedule import lr_factor, one_cycle_factor
 
-__all__ = ["RateFactor", "RunLength", "renew_rates", "run_length_of"]
+__all__ = ["RateFactor", "RunLength", "renew_rates", "run_length_of", "scale_rates"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,13 @@ def renew_rates(trainer: pl.Trainer) -> None:
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         scheduler._last_lr = rates
+
+
+def scale_rates(trainer: pl.Trainer, factor: float) -> None:
+    """Multiply the rates that a run's schedules start from."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler: Any = config.scheduler
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
 
 
 class RateFactor:

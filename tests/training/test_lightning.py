@@ -8,9 +8,11 @@ import torch
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     EMAWeightAveraging,
+    LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
 )
+from pytorch_lightning.tuner import Tuner
 from torch import nn
 
 import camify
@@ -78,6 +80,33 @@ def test_the_same_trainer_goes_on_with_more_epochs(legacy, data, make_trainer):
     features = rates.rates["features"]
     assert set(features[:6]) == {0.0}  # frozen in the first epoch alone
     assert min(features[6:]) > 0
+
+
+def test_the_rate_that_a_finder_has_found_is_taken(legacy, data, make_trainer):
+    rates, finder = Rates(), LearningRateFinder(num_training_steps=30, early_stop_threshold=None)
+    module = tuner(legacy, freeze_epochs=0, warmup_epochs=0, head_lr_factor=1, lr=0.5)
+    make_trainer(finder, rates, max_epochs=3).fit(module, data)
+    found = finder.optimal_lr.suggestion()
+    assert module.lr == module.hparams.lr == found != 0.5
+    head = rates.rates["head"]  # of the run alone: while the finder tries, it has the callbacks to itself
+    assert len(head) == 18
+    assert head[0] == pytest.approx(found)
+    assert head == sorted(head, reverse=True)
+
+
+def test_so_is_that_of_a_tuner(legacy, data, make_trainer):
+    rates, module = Rates(), tuner(legacy, freeze_epochs=0, warmup_epochs=0, head_lr_factor=1, lr=0.5)
+    trainer = make_trainer(rates, max_epochs=3)
+    found = Tuner(trainer).lr_find(module, datamodule=data, num_training=30, early_stop_threshold=None).suggestion()
+    rates.rates.clear()
+    trainer.fit(module, data)
+    assert module.lr == found != 0.5
+    assert rates.rates["head"][0] == pytest.approx(found)
+
+
+def test_one_rate_is_not_looked_for_where_there_are_two(legacy, data, make_trainer):
+    with pytest.raises(camify.ConfigError, match="one rate for all layers, and the head learns at head_lr_factor=10 "):
+        make_trainer(LearningRateFinder(), max_epochs=1).fit(tuner(legacy, freeze_epochs=0), data)
 
 
 class _OwnOptimizer(camify.CAMFineTuner):
