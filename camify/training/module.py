@@ -73,6 +73,7 @@ from .stopping import StopSafely
 __all__ = ["CAMFineTuner"]
 
 _MAP_DRIFT, _PLAN, _MEAN_FEATURE = "camify_earlier_maps", "camify_plan", "camify_mean_feature"  # in a checkpoint
+_OF_TRIALS = (".scale_batch_size_", ".lr_find_")  # checkpoints to which Lightning's finders return in the same run
 _LABELS_READ = 512  # samples whose labels are read where the data set does not list them
 
 
@@ -609,7 +610,8 @@ class CAMFineTuner(pl.LightningModule):
         state = {key: value for key, value in self.state_dict().items() if key.startswith("model.")}
         refuse_other_shapes(checkpoint, state)
         if self._trainer is not None and self._trainer.state.fn == "fit":
-            refuse_changes(self._trainer, self, checkpoint)
+            if not Path(self._trainer.ckpt_path or "").name.startswith(_OF_TRIALS):
+                refuse_changes(self._trainer, self, checkpoint)
             self.mean_feature.total = checkpoint.get(_MEAN_FEATURE)
             self.plan = Plan.from_dict(checkpoint[_PLAN]) if _PLAN in checkpoint else None
         self.map_drift.before = checkpoint.get(_MAP_DRIFT)

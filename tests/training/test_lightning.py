@@ -70,6 +70,14 @@ def test_rates_follow_the_batches_that_a_finder_has_chosen(legacy, data, make_tr
     assert head[-1] < 0.1 * head[0]  # the cosine ends with the run, not before
 
 
+def test_a_finder_may_change_the_batches_of_a_data_module_of_camify(make_trainer):
+    data = camify.data.ShapesDataModule(train_count=24, val_count=12, batch_size=12)
+    finder = BatchSizeFinder(steps_per_trial=1, max_trials=2)  # from 2, so that the options of the run change
+    module = camify.CAMFineTuner("camify/tiny_vgg@demo", head="direct", freeze_epochs=0)
+    make_trainer(finder, max_epochs=1).fit(module, data)
+    assert data.batch_size != 12
+
+
 def test_the_same_trainer_goes_on_with_more_epochs(legacy, data, make_trainer):
     rates, module = Rates(), tuner(legacy, freeze_epochs=1, warmup_epochs=0)
     trainer = make_trainer(rates, max_epochs=1)
