@@ -375,20 +375,17 @@ def _shown(value: Any) -> str:
 
 
 def warn_of_other_scale(
-    network: nn.Module, images_NCHW: Tensor, preprocessing: Preprocessing | None = None, *, stacklevel: int = 1
+    network: nn.Module, images_NCHW: Tensor, preprocessing: Preprocessing | None, *, stacklevel: int = 1
 ) -> None:
-    """Warn, once for each network, of prepared images that do not look prepared for it, where that is known.
+    """Warn, once for each network, of prepared images that do not look prepared for it.
 
     Args:
         network: that takes them.
         images_NCHW: its input.
-        preprocessing: the network's, where it is known; None takes what it carries.
+        preprocessing: the network's; of None nothing is said.
         stacklevel: of the warning.
     """
-    known = preprocessing or getattr(network, "preprocessing", None)
-    if not isinstance(known, Preprocessing) or network in _TOLD:
-        return
-    difference = known.other_scale(images_NCHW)
+    difference = None if preprocessing is None or network in _TOLD else preprocessing.other_scale(images_NCHW)
     if difference is not None:
         _TOLD.add(network)
         advice = "Give pictures (uint8, files) where these are prepared, or normalize them as the network expects."

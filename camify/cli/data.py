@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from ..console import console, plain_text
 from ..data.box_formats.importing import FRAMES, import_boxes, table_text
 from ..data.box_formats.kinds import KINDS
 from ..data.box_formats.writing import BOX_FILES, LOCAL_FILES, BoxFiles
-from ..data.boxes_csv import COLUMNS, box_table
+from ..data.boxes_csv import box_table, is_box_table
 from ..data.class_folders import images_of
 from ..data.image_search import find_images_below
 from ..errors import ConfigError, DataError
@@ -102,15 +101,9 @@ def _require_free(out: Path, source: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{out}: is the source. Choose another --out.")
     if out.is_file() and not overwrite:
         raise ConfigError(f"{out}: exists. Choose another --out, or add --overwrite true.")
-    if out.is_file() and not _is_table(out):
+    if out.is_file() and not is_box_table(out):
         raise ConfigError(f"{out}: is no table of boxes. It was not touched; choose another --out.")
     require_writable(out, "--out")
-
-
-def _is_table(path: Path) -> bool:
-    with path.open("rb") as file:
-        first = file.readline(1 << 12).decode("utf-8-sig", "replace")
-    return set(COLUMNS) <= set(next(csv.reader([first]), []))
 
 
 COMMANDS = {"data": _data}

@@ -119,7 +119,7 @@ def fit_head(
         for batch in _batches(images_or_loader, labels):
             images, batch_labels = batch.images, batch.labels
             if batch.size is None:
-                warn_of_other_scale(model, images, stacklevel=4)
+                warn_of_other_scale(model, images, model.preprocessing, stacklevel=4)
             features = images if batch.size is not None else model.forward_features(images.to(head.weight))
             pooled = model.forward_head(features, pre_logits=True)
             device = pooled.device if pooled.device.type in ("cpu", "cuda") else "cpu"  # others lack float64

@@ -151,7 +151,7 @@ def fit_object_map(
                 masks_NHW = batch.masks if batch.masks is not None else _masks_of(batch)
                 kinds |= {"masks"} if batch.masks is not None else {"boxes"} if masks_NHW is not None else set()
             if batch.size is None:
-                warn_of_other_scale(model, batch.images, stacklevel=4)
+                warn_of_other_scale(model, batch.images, model.preprocessing, stacklevel=4)
             images = batch.images.to(model.classifier.weight)
             features = images if batch.size is not None else model.forward_features(images)
             classes = model.classes.predicted(model.classes.two_sided(model.forward_head(features)))

@@ -19,8 +19,8 @@ from ..errors import DataError
 from .csv_rows import csv_rows
 
 __all__ = [
-    "COLUMNS", "Box", "BoxRows", "absent_images", "box_problem", "box_table", "first_image", "read_box_rows",
-    "read_boxes", "table_above",
+    "COLUMNS", "Box", "BoxRows", "absent_images", "box_problem", "box_table", "first_image", "is_box_table",
+    "read_box_rows", "read_boxes", "table_above",
 ]  # fmt: skip
 
 _FILE = "boxes.csv"
@@ -124,6 +124,15 @@ def read_boxes(
     ):
         boxes.setdefault(names[image], []).append(((x0, y0, x1, y1), rows.label_names[label]))
     return boxes
+
+
+def is_box_table(path: Path) -> bool:
+    """Whether a file is a table of boxes, by its first line."""
+    try:
+        _rows(path)
+    except (DataError, csv.Error):
+        return False
+    return True
 
 
 def first_image(path: Path) -> str | None:

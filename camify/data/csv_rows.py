@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..files import read_text
 
-__all__ = ["SEPARATORS", "csv_rows"]
+__all__ = ["csv_rows"]
 
-SEPARATORS = ",;\t"
+_SEPARATORS = ",;\t"
 """Between cells. Where numbers have a decimal comma, spreadsheets put semicolons there."""
 
 
@@ -25,7 +25,7 @@ def csv_rows(path: Path) -> csv.DictReader[str]:
     """
     text = read_text(path)
     first = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
+    separator = max(_SEPARATORS, key=first.count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
     return rows

@@ -57,9 +57,13 @@ class LayerTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """A call of a module: a step of the network, or the call itself in another thread."""
+        return self.trace_call(m, forward, args, kwargs) if get_ident() == self._thread else forward(*args, **kwargs)
+
+    def trace_call(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Trace one module and remember where it ended (outer modules return last)."""
-        if get_ident() != self._thread:
-            return forward(*args, **kwargs)
         result = super().call_module(m, forward, args, kwargs)
         if isinstance(result, fx.Proxy):
             self.ended(self.path_of_module(m), result.node)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -62,12 +61,10 @@ class _ModelTracer(LayerTracer):
             return True
         return self.whole and _reads_training(m)
 
-    def call_module(
+    def trace_call(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Trace one module; where that fails it becomes one step."""
-        if get_ident() != self._thread:
-            return forward(*args, **kwargs)
         result = self._entered(m, forward, args, kwargs)
         if self.last is not None and isinstance(result, fx.Proxy) and self.path_of_module(m) == self.last:
             raise _Reached(result.node)
@@ -76,7 +73,7 @@ class _ModelTracer(LayerTracer):
     def _entered(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         count_before, entered = len(self.graph.nodes), len(self.module_stack)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            return super().trace_call(m, forward, args, kwargs)
         except Exception as error:  # noqa: BLE001 - the module is the user's: it fails as it likes
             while len(self.module_stack) > entered:  # torch.fx leaves there what it was in
                 self.module_stack.popitem()

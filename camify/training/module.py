@@ -315,7 +315,7 @@ class CAMFineTuner(pl.LightningModule):
                 f" channel{'s' * (channels != 1)}. Change the data set, or convert a network for its channels."
             )
         if network is not None and batch.size is None and not self._scale_is_known:
-            warn_of_other_scale(network, batch.images)
+            warn_of_other_scale(network, batch.images, known)
             self._scale_is_known = True
         batch.images = batch.images.to(next(self.model.parameters()).dtype)
         return batch

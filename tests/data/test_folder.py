@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from camify.data import ImageFolderDataModule
-from camify.data.boxes_csv import read_boxes
+from camify.data.boxes_csv import is_box_table, read_boxes
 from camify.errors import DataError
 from camify.preprocessing import read_image
 from tests.data.equal import equal
@@ -411,6 +411,7 @@ def test_wrong_columns(root, header, missing):
 def test_tables_as_spreadsheets_write_them(root, header, row):
     name, label = GOOD.split(",")[0], GOOD.split(",")[-1]
     write_boxes(root, row.format(name, label), header=header)
+    assert is_box_table(root / "boxes.csv")
     boxes = read_boxes(root / "boxes.csv", {name: (100, 100)})
     assert boxes == {name: [((10.5 if "10,5" in row else 10.0, 20.0, 30.0, 40.0), label)]}
 
