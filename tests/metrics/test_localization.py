@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import csv
+import faulthandler
+import os
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -582,6 +585,30 @@ def test_several_maps_at_once_have_the_curves_of_each(parity, threads, monkeypat
             if parity is None:
                 both = best_ious_by_threshold(maps, boxes, 20)[int(largest)]
                 torch.testing.assert_close(both, found, rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_its_threads_stay_and_a_forked_process_has_its_own():
+    """OpenCV's lock of a thread that ends is held for ever in a process that is forked then."""
+    maps, truths, before = torch.rand(20, 9, 9), [torch.tensor([[1, 1, 5, 5]])] * 20, torch.get_num_threads()
+
+    def own_threads():
+        return {thread.ident for thread in threading.enumerate() if thread.name.startswith("camify-boxes")}
+
+    torch.set_num_threads(2)
+    try:
+        expected = best_iou_by_threshold(maps, truths)
+        threads = own_threads()
+        best_iou_by_threshold(maps, truths)
+        assert own_threads() == threads != set()
+        forked = os.fork()
+        if not forked:
+            faulthandler.dump_traceback_later(30, exit=True)  # where it hangs
+            os._exit(not torch.equal(best_iou_by_threshold(maps, truths), expected))
+        assert os.waitpid(forked, 0)[1] == 0
     finally:
         torch.set_num_threads(before)
 

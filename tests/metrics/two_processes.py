@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from contextlib import suppress
 
 import cv2
@@ -20,6 +21,7 @@ def in_two_processes(work, folder):
     """What ``work(part)`` gives in each of two processes: one has the first five images, the other the rest."""
     context = multiprocessing.get_context("fork")  # spawn would import torch and torchmetrics twice: 25 s
     ended = context.Barrier(2)
+    time.sleep(0.05)  # a thread that ends holds a lock of OpenCV's: 17 of 1,500 processes forked at once never got it
     processes = [context.Process(target=_run, args=(work, rank, folder, ended)) for rank in (0, 1)]
     for process in processes:
         process.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -130,8 +131,7 @@ def _by_stacks(
     firsts = range(0, len(boxed), at_once)
     workers = min(torch.get_num_threads(), len(firsts))
     if workers > 1:  # NumPy's and OpenCV's steps over whole stacks leave Python's lock free
-        with ThreadPoolExecutor(workers) as pool:
-            stacks = list(pool.map(stack, firsts))
+        stacks = list(_threads(torch.get_num_threads(), os.getpid()).map(stack, firsts))
     else:
         stacks = [stack(first) for first in firsts]
     kinds = len(stacks[0][1]) if stacks else 2
@@ -140,6 +140,15 @@ def _by_stacks(
         for rows, own in zip(whole, curves, strict=True):
             rows[places] = torch.from_numpy(own)
     return whole
+
+
+@lru_cache(maxsize=1)
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay: one that ends holds a lock of OpenCV's, and a process that is forked then never gets it.
+
+    A forked process has none of them and takes its own.
+    """
+    return ThreadPoolExecutor(count, f"camify-boxes-{process}")
 
 
 def best_iou_at_threshold(
