@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def clean_methods():
     yield
     METHODS.clear()
     METHODS.update(before)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what was imported stays anyway: it is not looked through again and again
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -148,7 +148,7 @@ def check(seed):
     torch.testing.assert_close(heat, by_hand, rtol=1e-3, atol=1e-5 * float(by_hand.abs().max() + 1))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_the_map_is_where_the_network_has_it(seed):
     check(seed)
 

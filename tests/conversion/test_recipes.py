@@ -189,7 +189,13 @@ def test_a_recipe_is_the_published_network_layer_for_layer(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "inception" in name else name for name in PUBLISHED]
+    "name",
+    [
+        name
+        if name in ("choe2020/vgg16", "choe2020/resnet50-28") or "alexnet" in name
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in PUBLISHED
+    ],
 )
 def test_kept_weights_stay_bit_for_bit_and_the_identity_holds(name):
     network = legacy(NETWORKS[name])

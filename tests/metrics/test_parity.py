@@ -121,7 +121,7 @@ def test_golden_boxes(heat, boxes):
 
 
 @pytest.mark.parametrize("largest", [False, True])
-@pytest.mark.parametrize("block", [*range(2), *(pytest.param(block, marks=pytest.mark.slow) for block in range(2, 10))])
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in range(1, 10))])
 def test_every_iou_is_bit_for_bit_that_of_the_reference(block, largest):
     """2 x 10 x 30 x 7 = 4,200 maps."""
     for seed in range(block * 30, block * 30 + 30):

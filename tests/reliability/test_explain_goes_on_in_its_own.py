@@ -159,13 +159,21 @@ DAMAGES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def three_explained(net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    photos = [photo(folder / "a" / f"{index}.png", index) for index in range(3)]
+    run(net, photos, folder / "out", batch_size=1)
+    return photos, folder / "out"
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=range(len(DAMAGES)))
-def test_a_damaged_line_is_done_again(net, photos, tmp_path, damage):
-    out = tmp_path / "out"
-    run(net, photos[:3], out, batch_size=1)
+def test_a_damaged_line_is_done_again(net, three_explained, tmp_path, damage):
+    photos, explained = three_explained
+    out = shutil.copytree(explained, tmp_path / "out")
     whole = (out / "results.jsonl").read_bytes().splitlines()
     (out / "results.jsonl").write_bytes(b"\n".join([whole[0], damage, whole[2]]) + b"\n")
-    done = run(net, photos[:3], out, batch_size=1)
+    done = run(net, photos, out, batch_size=1)
     assert (done.results, done.before) == (1, 2)
     assert {json.dumps(row) for row in lines(out)} == {line.decode() for line in whole}
 

@@ -316,8 +316,8 @@ KINDS = {
     "index.json": lambda net, folder, place, patch: run_file(place, INDEX),
     **{kind: lambda net, folder, place, patch, kind=kind: picture(kind, place) for kind in readable_formats()},
 }
-QUICK = dict.fromkeys(KINDS, 60) | dict.fromkeys(readable_formats(), 150)
-QUICK |= {"boxes.csv": 250, "config.yaml": 40, "results.json": 60, "index.json": 60, ".pt2, its graph packed anew": 60}
+QUICK = dict.fromkeys(KINDS, 30) | dict.fromkeys(readable_formats(), 75)
+QUICK |= {"boxes.csv": 125, "config.yaml": 20}
 
 
 def outcomes(kind, count, seed):

@@ -314,7 +314,7 @@ FILES = {
     "an anchor in itself": (b"a: &a\n  b: *a\n" + BASE.encode(), "or in itself"),
     "very deep": (b"a: " + b"[" * 3000 + b"]" * 3000, "config.yaml"),
     "many unknown keys": (
-        BASE.encode() + b"".join(b"key_%d_of_very_many: 1\n" % i for i in range(20_000)), "and 19990 more keys"),
+        BASE.encode() + b"".join(b"key_%d_of_very_many: 1\n" % i for i in range(2_000)), "and 1990 more keys"),
     "too large": (b"a: " + b"x" * 11_000_000, "11 MB"),
     "code": (BASE.encode() + b"record: !!python/object/apply:os.system [ls]\n", "config.yaml:4: is no YAML"),
     "a number too long": (BASE.encode() + b"seed_everything: " + b"9" * 6000, "cannot be read"),

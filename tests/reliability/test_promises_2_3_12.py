@@ -34,9 +34,7 @@ NETWORKS = {
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        (name, head)
-        if name in ("flatten", "resnet18") and head == "recast"
-        else pytest.param(name, head, marks=pytest.mark.slow)
+        (name, head) if name == "flatten" and head == "recast" else pytest.param(name, head, marks=pytest.mark.slow)
         for name, row in NETWORKS.items()
         for head in row[2]
     ],

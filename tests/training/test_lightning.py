@@ -70,6 +70,7 @@ def test_rates_follow_the_batches_that_a_finder_has_chosen(legacy, data, make_tr
     assert head[-1] < 0.1 * head[0]  # the cosine ends with the run, not before
 
 
+@pytest.mark.slow
 def test_a_finder_may_change_the_batches_of_a_data_module_of_camify(make_trainer):
     data = camify.data.ShapesDataModule(train_count=24, val_count=12, batch_size=12)
     finder = BatchSizeFinder(steps_per_trial=1, max_trials=2)  # from 2, so that the options of the run change
