@@ -139,8 +139,8 @@ def export(
             return _attempt(network, path, record, axes, options, (*network.notes, *refusals), reduce)
         except (ConversionError, CheckpointError) as error:  # noqa: PERF203 - three at most
             refusals.append(_refusal(axes, error))
-            last = error
-    raise type(last)(f"{path}: {'; '.join(refusals)}")
+            kind = type(error)
+    raise kind(f"{path}: {'; '.join(refusals)}")
 
 
 def _refusal(axes: tuple[str, ...], error: CamifyError) -> str:

@@ -30,6 +30,7 @@ def copy_graph(model: nn.Module, network: fx.GraphModule, graph: fx.Graph) -> Fe
     copies: dict[int, Any] = {}
     with without_hooks(model):
         features = copy.deepcopy(assemble(network, graph), copies)
+    graph.owning_module = None  # what was copied has the caller's own layers, and is not to keep them
     for parameter in features.parameters():
         parameter.grad = None
     modes = {copies[id(layer)]: layer.training for layer in model.modules() if id(layer) in copies}

@@ -42,7 +42,11 @@ class LayerTracer(fx.Tracer):
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The steps of a network; no other thread of camify traces meanwhile."""
         with one_at_a_time:
-            return super().trace(root, concrete_args)
+            try:
+                return super().trace(root, concrete_args)
+            finally:  # torch.fx's own functions refer to the tracer in a circle: the network is not to stay for that
+                self.root, self.tensor_attrs, self.submodule_paths = nn.Module(), {}, None
+                self.module_stack.clear()
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """What a module has by a name: a step, where it is a tensor that is read while tracing."""
@@ -90,6 +94,9 @@ def as_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModu
     method (``to_folder`` writes files), a step named ``self`` would take the module's place, and a keyword
     is no name.
 
+    Its graph does not refer back to it, in which it would stay, with all weights, until Python collects garbage: what
+    is only looked into is gone with the last reference.
+
     Raises:
         ConversionError: a layer or step has such a name.
     """
@@ -99,7 +106,9 @@ def as_module(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModu
         if parts[0] in OWN_NAMES or node.name == "self" or any(map(keyword.iskeyword, parts)):
             name = layer or node.name
             raise ConversionError(f"layer {name}: torch.fx or Python uses this name itself. Rename the layer.")
-    return without_echo(fx.GraphModule(root, graph, class_name="Features"))
+    network = without_echo(fx.GraphModule(root, graph, class_name="Features"))
+    graph.owning_module = None
+    return network
 
 
 def without_echo(network: fx.GraphModule) -> fx.GraphModule:
@@ -127,7 +136,9 @@ def assemble(root: nn.Module, graph: fx.Graph) -> nn.Module:
             sequence.add_module(name, root.get_submodule(name))
         sequence.training = root.training
         return sequence
-    return as_module(root, graph)
+    network = as_module(root, graph)
+    graph.owning_module = network  # torch.fx's own passes over a graph ask for it
+    return network
 
 
 def _common_prefix(paths: list[str]) -> str:

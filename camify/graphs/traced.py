@@ -98,6 +98,8 @@ def analyze_traced(model: nn.Module, choices: Sequence[Tensor]) -> TracedAnalysi
         return _analyze_watched(model, choices, whole=True)
     except NoMapError:  # it may be inside a module that was kept whole
         raise first from None
+    finally:
+        del first  # its traceback has this frame: in such a circle the network would stay
 
 
 @torch.no_grad()
@@ -166,7 +168,10 @@ def _observe(network: fx.GraphModule, choices: Sequence[Tensor]) -> tuple[Observ
             return observer, images, observer.observe(images)
         except ConversionError as error:
             refusal = refusal or error
-    raise refusal or ConversionError("There are no images to run the network with.")
+    try:
+        raise refusal or ConversionError("There are no images to run the network with.")
+    finally:
+        del refusal  # its traceback has this frame: in such a circle the network would stay
 
 
 def _placed_candidates(

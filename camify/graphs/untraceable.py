@@ -294,7 +294,10 @@ def _watch(model: nn.Module, choices: Sequence[Tensor]) -> tuple[Tensor, Record,
             refusal = refusal or cannot_run(model, images, error, record.place)
         else:
             return images, record, require_logits(output, images)
-    raise refusal or ConversionError("There are no images to run the network with.")
+    try:
+        raise refusal or ConversionError("There are no images to run the network with.")
+    finally:
+        del refusal  # its traceback has this frame: in such a circle the network would stay
 
 
 def _outermost(model: nn.Module, name: str, record: Record) -> str:

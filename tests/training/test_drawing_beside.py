@@ -187,7 +187,7 @@ def test_a_run_that_knew_one_method_goes_on_with_several(legacy, data, make_trai
 
 
 def names_of_threads():
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("camify")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("camify-background")]
 
 
 @pytest.mark.slow
