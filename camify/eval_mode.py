@@ -69,7 +69,7 @@ def plain_tensors() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())  # as it was
-        if torch.get_default_device().type != "cpu":
+        if torch.empty(0).device.type != "cpu":  # `get_default_device` of torch 2.6 knows no `with torch.device`
             stack.enter_context(torch.device("cpu"))
         if dtype != torch.float32:
             torch.set_default_dtype(torch.float32)

@@ -134,7 +134,8 @@ def _actions(folder):
         return camify.load(folder / "stored")
 
     yield "save_pretrained, load", stored
-    yield "export", lambda: camify.export(model, folder / "model.onnx", overwrite=True).error < 1e-4
+    if torch.__version__ >= (2, 10):
+        yield "export", lambda: camify.export(model, folder / "model.onnx", overwrite=True).error < 1e-4
     yield "resolve", lambda: camify.convert("camify/tiny_vgg@demo", head="recast")
 
 
