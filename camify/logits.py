@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -139,21 +138,24 @@ def require_gradients(model: nn.Module) -> None:
         )
 
 
-@contextmanager
-def running(model: nn.Module, images: Tensor) -> Iterator[None]:
+class running:  # noqa: N801 - used as `contextlib.suppress` is
     """What a network raises while it runs on images comes out as one sentence; lack of memory as it is.
+
+    No generator: ``contextlib`` of Python 3.12 and newer holds what one replaces in a circle, and so the network.
 
     Raises:
         ConversionError: see ``cannot_run``.
     """
-    try:
-        yield
-    except CamifyError:
-        raise
-    except Exception as error:
-        if lacks_memory(error):
-            raise
-        raise cannot_run(model, images, error) from error
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self._model, self._images = model, images
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, CamifyError) and not lacks_memory(error):
+            raise cannot_run(self._model, self._images, error) from error
 
 
 def lacks_memory(error: Exception) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import weakref
 
 import pytest
@@ -69,8 +68,6 @@ ACTIONS = {
 def test_the_users_network_is_gone_with_its_last_reference(make, action):
     if make is Deciding and action in ("recast", "fullgrad"):
         pytest.skip("refused, in other tests")
-    if action == "refused" and sys.version_info >= (3, 12):
-        pytest.skip("contextlib of newer Pythons keeps what a generator threw in a circle of its own")
     network = make().eval()
     alive = [weakref.ref(part) for part in (network, *network.modules(), *network.parameters())]
     gc.disable()
