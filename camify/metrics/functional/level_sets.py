@@ -273,39 +273,31 @@ def _maxima_above(code: NDArray[np.uint8], east: NDArray[np.bool_], steps: Ints,
 
 
 def _by_meeting(changes: _Changes) -> _Components:
-    """At each level every maximum has what the pixels below it reach; where maxima met, one takes over from others."""
+    """At each level every maximum has what the pixels below it reach; where two met, one takes over from the other."""
     numbers, count = changes.maxima + 1, changes.level_count
-    reach = np.full((count, numbers, 4), _NOWHERE, dtype=np.int32)
+    reach = np.full((numbers, count, 4), _NOWHERE, dtype=np.int32)
     maximum, sides, levels, reached = changes.reaches
-    np.maximum.at(reach.reshape(-1), (levels * numbers + maximum) * 4 + sides, reached.astype(np.int32))
-    np.maximum.accumulate(reach[::-1], axis=0, out=reach[::-1])
-    component = np.tile(np.arange(numbers), (count, 1))
-    for kept, ended, at in reversed(list(_meetings(*changes.meetings, numbers))):
-        component[: at + 1, ended] = component[: at + 1, kept]
-    at_levels, left = np.nonzero(component != np.arange(numbers))
-    moved, to = at_levels * numbers + left, at_levels * numbers + component[at_levels, left]
-    _move(np.maximum, reach, moved, to, _NOWHERE)
-    levels, component = np.nonzero(reach[:, :-1, 0] > _NOWHERE)
-    boxes = reach[levels, component] * _OUTWARDS
-    if changes.units is None:
+    np.maximum.at(reach.reshape(-1), (maximum * count + levels) * 4 + sides, reached.astype(np.int32))
+    np.maximum.accumulate(reach[:, ::-1], axis=1, out=reach[:, ::-1])
+    counted = None
+    if changes.units is not None:
+        counted = np.zeros((numbers, count, 2), dtype=np.intp)
+        counted[..., 0] = changes.units.T
+        maximum, changed_at, more = changes.euler
+        np.add.at(counted.reshape(-1), (maximum * count + changed_at) * 2 + 1, more)
+        np.cumsum(counted[:, ::-1], axis=1, out=counted[:, ::-1])
+    for kept, ended, at in _meetings(*changes.meetings, numbers):
+        goes_on, ends = reach[kept, : at + 1], reach[ended, : at + 1]
+        np.maximum(goes_on, ends, out=goes_on)
+        ends[:] = _NOWHERE
+        if counted is not None:
+            counted[kept, : at + 1] += counted[ended, : at + 1]
+    levels, component = np.nonzero(reach[:-1, :, 0].T > _NOWHERE)
+    boxes = reach[component, levels] * _OUTWARDS
+    if counted is None:
         return _Components(boxes, component, levels, *_none(len(levels)))
-    counted = np.zeros((count, numbers, 2), dtype=np.intp)
-    counted[..., 0] = changes.units
-    maximum, changed_at, more = changes.euler
-    np.add.at(counted.reshape(-1), (changed_at * numbers + maximum) * 2 + 1, more)
-    np.cumsum(counted[::-1], axis=0, out=counted[::-1])
-    _move(np.add, counted, moved, to, 0)
-    units, euler = counted[levels, component].T
+    units, euler = counted[component, levels].T
     return _Components(boxes, component, levels, units, 1 - euler)
-
-
-def _move(join: np.ufunc, values: Ints, places: Ints, to: Ints, nothing: int) -> None:
-    """Join the rows (..., k) of values at some places to those at others, in place; nothing is left behind."""
-    flat, width = values.reshape(-1), values.shape[-1]
-    sides = np.arange(width)
-    sources = (places[:, None] * width + sides).ravel()
-    join.at(flat, (to[:, None] * width + sides).ravel(), flat[sources])
-    flat[sources] = nothing
 
 
 def _meetings(one: Ints, other: Ints, level: Ints, components: int) -> Iterator[tuple[int, int, int]]:
