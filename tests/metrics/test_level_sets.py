@@ -120,6 +120,12 @@ def test_a_unit_below_its_level_is_the_right_neighbors():
     ]  # fmt: skip
 
 
+def test_more_maxima_times_levels_than_sixteen_bits_can_number():
+    heat = np.random.default_rng(2).random((60, 60)).astype(np.float32)
+    level = (heat * 200).astype(int)
+    assert ours(heat, level, 200, holes=False) == searched(level, 200, holes=False)
+
+
 def test_a_spiral_is_followed_to_its_end():
     """The longest way from a pixel to its maximum that a picture of this size allows."""
     level = np.zeros((61, 61), int)

@@ -277,14 +277,15 @@ def _by_meeting(changes: _Changes) -> _Components:
     numbers, count = changes.maxima + 1, changes.level_count
     reach = np.full((numbers, count, 4), _NOWHERE, dtype=np.int32)
     maximum, sides, levels, reached = changes.reaches
-    np.maximum.at(reach.reshape(-1), (maximum * count + levels) * 4 + sides, reached.astype(np.int32))
+    places = (maximum.astype(np.intp) * count + levels) * 4 + sides
+    np.maximum.at(reach.reshape(-1), places, reached.astype(np.int32))
     np.maximum.accumulate(reach[:, ::-1], axis=1, out=reach[:, ::-1])
     counted = None
     if changes.units is not None:
         counted = np.zeros((numbers, count, 2), dtype=np.intp)
         counted[..., 0] = changes.units.T
         maximum, changed_at, more = changes.euler
-        np.add.at(counted.reshape(-1), (maximum * count + changed_at) * 2 + 1, more)
+        np.add.at(counted.reshape(-1), (maximum.astype(np.intp) * count + changed_at) * 2 + 1, more)
         np.cumsum(counted[:, ::-1], axis=1, out=counted[:, ::-1])
     for kept, ended, at in _meetings(*changes.meetings, numbers):
         goes_on, ends = reach[kept, : at + 1], reach[ended, : at + 1]
