@@ -16,7 +16,8 @@ from torch import Tensor
 from ...boxes import component_boxes, filled_pixels
 from ...errors import ConfigError, DataError
 from .bins import Steps
-from .level_sets import Ints, LevelBoxes, level_set_boxes
+from .level_sets import LevelBoxes, level_set_boxes
+from .merge_tree import Ints
 
 __all__ = [
     "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "center_boxes", "iou_with_best_box",
