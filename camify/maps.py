@@ -19,10 +19,12 @@ __all__ = [
     "MapKind",
     "class_maps",
     "contrast_maps",
+    "extremes",
     "identity_error",
     "interpolated",
     "map_weight",
     "normalize",
+    "normalized_between",
     "select",
     "upsample",
 ]
@@ -151,7 +153,16 @@ def normalize(maps: Tensor) -> Tensor:
 
     A map that differs by no more than the rounding of ``upsample`` counts as constant.
     """
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return normalized_between(maps, *extremes(maps))
+
+
+def extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value (..., 1, 1) of each map (..., H, W)."""
+    return maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+
+
+def normalized_between(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``normalize`` where the ``extremes`` are known."""
     span = high - low
     varies = span > 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     # Memory for one more tensor of this size would take longer than all the arithmetic. Constant maps: by 1 / 0.

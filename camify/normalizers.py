@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, DataError
-from .maps import normalize
+from .maps import extremes, normalize, normalized_between
 
 __all__ = ["NORMALIZERS", "Normalizer", "check_normalizer", "limits", "normalize_maps", "scale_maps"]
 
@@ -75,10 +75,11 @@ def normalize_maps(maps: Tensor, name: str = "minmax", percentile: float | None 
         tensor([[[0.0000, 0.0000, 0.2500, 1.0000]]])
     """
     check_normalizer(name, percentile)
-    if maps.numel() and not bool(torch.isfinite(maps.amin() + maps.amax())):  # both carry NaN over
-        raise DataError("maps hold NaN or infinity. Find the image that causes it.")
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
-    return scale_maps(maps, name, percentile)
+    low, high = extremes(maps)
+    if not bool(torch.isfinite(low + high).all()):  # both carry NaN over
+        raise DataError("maps hold NaN or infinity. Find the image that causes it.")
+    return normalized_between(maps, low, high) if name == "minmax" else scale_maps(maps, name, percentile)
 
 
 def scale_maps(maps: Tensor, name: str, percentile: float | None, find: Callable[..., Tensor] | None = None) -> Tensor:
@@ -95,7 +96,7 @@ def limits(
 ) -> tuple[Tensor, Tensor]:
     """The raw values (N, 1, 1) that become 0 and 1; a map whose limits do not differ has no heat."""
     find = find or _percentile
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    low, high = extremes(maps)
     if name == "max":
         low = torch.zeros_like(low)
     elif name == "pas":

@@ -238,12 +238,19 @@ def hard_images(center: Rows) -> Tensor:
 # ---------------------------------------------------------------- boxes at every threshold
 
 
-def box_hits(heat: Tensor, boxes: Sequence[Tensor], *, largest: bool) -> Tensor:
-    """Whether the best box, or that of the largest component, hits: (N, 3, T) at each of ``IOUS`` and ``THRESHOLDS``.
+def box_hits(
+    heat: Tensor, boxes: Sequence[Tensor], *, largest: bool, ious: Tensor = IOUS, cells: tuple[int, int] | None = None
+) -> Tensor:
+    """Whether the best box, or that of the largest component, hits: (N, J, T) at each of J IoUs and ``THRESHOLDS``.
 
-    float64, 1 a hit, 0 a miss, NaN where there is no box. Arguments as in ``map_rows``.
+    float64, 1 a hit, 0 a miss, NaN where there is no box. Arguments as in ``map_rows``, and as in
+    ``functional.ious_reached_by_threshold``.
     """
-    return _hits(functional.best_iou_by_threshold(heat, boxes, THRESHOLDS, largest=largest))
+    reached = functional.ious_reached_by_threshold(
+        heat, boxes, ious.tolist(), THRESHOLDS, largest=largest, cells=cells
+    )[:, None]
+    hits = (reached > torch.arange(len(ious), device="cpu")[:, None]).double()
+    return torch.where(reached.isnan(), torch.nan, hits)
 
 
 def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

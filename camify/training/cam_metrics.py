@@ -19,7 +19,7 @@ from ..evaluation.engine import IOU_50, IOUS, PIXEL_BINS, THRESHOLDS, Statistic
 from ..maps import class_maps, normalize, select, upsample
 from ..metrics import GridPointingGame, functional
 from ..metrics.base import RowMeans
-from ..metrics.checks import check_class_scores, check_map_boxes, check_masks, check_objects, check_scores, check_shares
+from ..metrics.checks import check_boxes, check_class_scores, check_masks, check_objects, check_scores, check_shares
 from ..metrics.functional import masked_images, masks_of_objects, mosaic_plan, shifted, tiled
 from ..model import CAMNet
 from ..normalizers import Normalizer, normalize_maps
@@ -122,14 +122,23 @@ class ValidationBatch:
     @cached_property
     def largest_hits(self) -> Tensor:
         """Whether the largest component's box hits at IoU 0.5, (N, T) at every threshold; see ``engine.box_hits``."""
-        return engine.box_hits(self.heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
+        return self._box_hits(self.heat, self.own, largest=True, ious=IOUS[IOU_50 - 1 : IOU_50])[:, 0]
 
     @cached_property
     def object_hits(self) -> Tensor:
         """The same as ``largest_hits`` of the object maps."""
         maps: Any = self.object_maps  # the metric is left out where there are none
         heat = self.heat_of(upsample(maps.float(), self.size))
-        return engine.box_hits(heat, self._given_boxes, largest=True)[:, IOU_50 - 1]
+        return self._box_hits(heat, maps, largest=True, ious=IOUS[IOU_50 - 1 : IOU_50])[:, 0]
+
+    @cached_property
+    def every_hits(self) -> Tensor:
+        """Whether the best box of all components hits, (N, 3, T) at each IoU; see ``engine.box_hits``."""
+        return self._box_hits(self.heat, self.own, largest=False, ious=IOUS)
+
+    def _box_hits(self, heat: Tensor, maps: Tensor, *, largest: bool, ious: Tensor) -> Tensor:
+        cells = (maps.shape[-2], maps.shape[-1])
+        return engine.box_hits(heat, self._given_boxes, largest=largest, ious=ious, cells=cells)
 
     @cached_property
     def center_hits(self) -> Tensor:
@@ -211,7 +220,7 @@ class _CAMMetric(NamedTuple):
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    "boxes": lambda title, batch: check_map_boxes(title, batch.heat, batch.boxes),
+    "boxes": lambda title, batch: check_boxes(title, batch.boxes, *batch.size),  # heat is in [0, 1], or was refused
     "masks": lambda title, batch: check_masks(title, batch.heat, batch.masks),
     "boxes or masks": lambda title, batch: check_objects(title, batch.evidence, batch.objects),
 }
@@ -231,7 +240,7 @@ CAM_METRICS: Mapping[str, _CAMMetric] = {
     }, "boxes and object maps", "MaxBoxAccuracy"),
     "max_box_acc_v2": _CAMMetric({
         "max_box_acc_v2": _Figure(
-            lambda batch: engine.box_hits(batch.heat, batch.boxes, largest=False),
+            lambda batch: batch.every_hits,
             engine.mean_of_best, (len(IOUS), THRESHOLDS),
         ),
         "center_box_acc_v2": _Figure(lambda batch: batch.center_hits, engine.mean_of_best, (len(IOUS), _SIZES)),

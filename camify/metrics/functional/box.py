@@ -15,18 +15,21 @@ from torch import Tensor
 
 from ...boxes import component_boxes, filled_pixels
 from ...errors import ConfigError, DataError
+from .bilinear_level_sets import bilinear_level_boxes, has_few_cells
 from .bins import Steps
 from .level_sets import LevelBoxes, level_set_boxes
 from .merge_tree import Ints
 
 __all__ = [
     "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "center_boxes", "iou_with_best_box",
-    "resize_boxes", "thresholds",
+    "ious_reached_by_threshold", "resize_boxes", "thresholds",
 ]  # fmt: skip
 
 
 _STACK, _STACKED = 8, 1 << 26
 """Most maps, and most pixels times levels, that share every step: more would not stay in the cache."""
+_STACKED_CELLS = 1 << 12
+"""Most cells of maps of few cells that share every step: most of the time lies in beginning steps, not in numbers."""
 _ROWS = 1 << 14  # boxes that are compared at once, for the same reason
 
 
@@ -88,7 +91,78 @@ def best_iou_by_threshold(
         return [_best_wsolevaluation(heats, truths, count, largest)]
 
     dtype = torch.float32 if parity is None else torch.float64
-    return _by_stacks(maps, boxes, dtype, count if parity is None else 256, count, curves)[0]
+    return _by_stacks(maps, boxes, dtype, _at_once(maps, count if parity is None else 256), count, curves)[0]
+
+
+def ious_reached_by_threshold(
+    maps: Tensor, boxes: Sequence[Tensor], ious: Sequence[float], count: int = 100, *,
+    largest: bool = False, cells: tuple[int, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """For every threshold how many of some IoUs `best_iou_by_threshold` reaches, (N, count) float64.
+
+    NaN where an image has no box.
+
+    Args:
+        maps: (N, H, W) in [0, 1], at image size.
+        boxes: ground truth, N tensors (n, 4), xyxy pixels, exclusive; n may be 0.
+        ious: in ascending order.
+        count: number of thresholds, from 0 in steps of 1 / count.
+        largest: keep the largest component only.
+        cells: (h, w) of the maps before `camify.maps.upsample` brought them to (H, W), whatever normalized them after
+            it; None of maps that were made otherwise. The same numbers, of maps of few cells in a third of the time.
+
+    Raises:
+        DataError: there are not as many boxes as maps.
+
+    Example:
+        >>> import torch
+        >>> heat, truth = torch.tensor([[[1.0, 0.0, 0.5, 0.5]]]), [torch.tensor([[0, 0, 1, 1]])]
+        >>> ious_reached_by_threshold(heat, truth, [0.2, 0.5], count=2)
+        tensor([[1., 2.]], dtype=torch.float64)
+    """
+    bounds = np.array(ious, dtype=np.float64)
+    few = cells if cells is not None and has_few_cells(cells, (maps.shape[-2], maps.shape[-1])) else None
+    if few is None:
+        best = best_iou_by_threshold(maps, boxes, count, largest=largest)
+        reached = (best[..., None] >= torch.from_numpy(bounds)).sum(-1)
+        return torch.where(best.isnan(), torch.nan, reached.double())
+
+    def curves(heats: np.ndarray, truths: list[np.ndarray]) -> list[np.ndarray]:
+        return [_reached_of_few_cells(heats, truths, bounds, count, few, largest)]
+
+    at_once = max(_STACKED_CELLS // (few[0] * few[1]), 1)
+    return _by_stacks(maps, boxes, torch.float32, at_once, count, curves, in_threads=False)[0]
+
+
+def _reached_of_few_cells(
+    heats: np.ndarray, truths: list[np.ndarray], bounds: NDArray[np.float64], count: int, cells: tuple[int, int],
+    largest: bool,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Of all boxes the most, or that of the largest component, which is looked for only where another reaches less."""
+    level_boxes = bilinear_level_boxes(heats, cells, _steps(count))
+    reached, levels = (_ious(level_boxes, truths, count)[:, None] >= bounds).sum(1), level_boxes.levels
+    if largest:
+        possible, first = _possibly_largest(level_boxes, _box_pixels(level_boxes.boxes))
+        reached, levels = reached[possible], levels[possible]
+    else:
+        first = _firsts(levels)
+    best = np.maximum.reduceat(reached, first)
+    unsure = np.flatnonzero(np.minimum.reduceat(reached, first) < best) if largest else first[:0]
+    if len(unsure):
+        numbers, cuts = levels[first[unsure]], _steps(count).thresholds
+        around = [
+            extreme.reduceat(level_boxes.boxes[possible, sides], first)[unsure].tolist()
+            for extreme, sides in ((np.minimum, slice(2)), (np.maximum, slice(2, 4)))
+        ]
+        boxes = []
+        for number, (left, top), (right, bottom) in zip(numbers.tolist(), *around, strict=True):
+            part = heats[number // count, top:bottom, left:right] >= cuts[number % count]
+            boxes.append(component_boxes(part, largest=True) + np.array((left, top, left, top)))
+        chosen = LevelBoxes(np.concatenate(boxes), numbers, numbers, numbers)
+        best[unsure] = (_ious(chosen, truths, count)[:, None] >= bounds).sum(1)
+    curves = np.zeros(len(heats) * count)
+    curves[levels[first]] = best
+    return curves.reshape(len(heats), count)
 
 
 def best_ious_by_threshold(maps: Tensor, boxes: Tensor | Sequence[Tensor], count: int = 100) -> tuple[Tensor, Tensor]:
@@ -103,26 +177,28 @@ def best_ious_by_threshold(maps: Tensor, boxes: Tensor | Sequence[Tensor], count
     def curves(heats: np.ndarray, truths: list[np.ndarray]) -> list[np.ndarray]:
         return [_best_per_level(levels, truths, count) for levels in _level_boxes(heats, count, largest=True)]
 
-    of_all, of_largest = _by_stacks(maps, boxes, torch.float32, count, count, curves)
+    of_all, of_largest = _by_stacks(maps, boxes, torch.float32, _at_once(maps, count), count, curves)
     return of_all, of_largest
 
 
+def _at_once(maps: Tensor, levels: int) -> int:
+    return min(max(_STACKED // (maps.shape[-2] * maps.shape[-1] * levels), 1), _STACK)
+
+
 def _by_stacks(
-    maps: Tensor, boxes: Tensor | Sequence[Tensor], dtype: torch.dtype, levels: int, count: int,
-    curves_of: Callable[[np.ndarray, list[np.ndarray]], list[np.ndarray]],
+    maps: Tensor, boxes: Tensor | Sequence[Tensor], dtype: torch.dtype, at_once: int, count: int,
+    curves_of: Callable[[np.ndarray, list[np.ndarray]], list[np.ndarray]], *, in_threads: bool = True,
 ) -> list[Tensor]:  # fmt: skip
     """What ``curves_of`` gives of stacks of maps (M, H, W) and their boxes, one or two (M, count), put together."""
     if maps.dim() == 2:
         if not len(boxes):
             raise DataError("A map without boxes has no IoU; leave it out.")
         truth = torch.as_tensor(boxes)
-        return [curves[0] for curves in _by_stacks(maps[None], [truth], dtype, levels, count, curves_of)]
+        return [curves[0] for curves in _by_stacks(maps[None], [truth], dtype, 1, count, curves_of)]
     if maps.dim() != 3 or len(maps) != len(boxes):
         raise DataError(f"maps {tuple(maps.shape)} must be (N, H, W), with boxes of as many images, not {len(boxes)}.")
     heats, truths = maps.detach().cpu(), [_numpy(own) for own in boxes]
     boxed = [place for place, own in enumerate(truths) if len(own)]
-    pixels = heats.shape[1] * heats.shape[2]
-    at_once = min(max(_STACKED // (pixels * levels), 1), _STACK)
 
     def stack(first: int) -> tuple[list[int], list[np.ndarray]]:
         places = boxed[first : first + at_once]
@@ -130,8 +206,9 @@ def _by_stacks(
         return places, curves_of(own.to(dtype).numpy(), [truths[place] for place in places])
 
     firsts = range(0, len(boxed), at_once)
-    workers = min(torch.get_num_threads(), len(firsts))
-    if workers > 1:  # NumPy's and OpenCV's steps over whole stacks leave Python's lock free
+    if (
+        in_threads and min(torch.get_num_threads(), len(firsts)) > 1
+    ):  # NumPy's and OpenCV's steps over whole stacks leave Python's lock free
         stacks = list(_threads(torch.get_num_threads(), os.getpid()).map(stack, firsts))
     else:
         stacks = [stack(first) for first in firsts]
@@ -266,11 +343,10 @@ def _largest_per_level(
         topmost: of equal sizes the topmost, then leftmost box is the one; else they are equal in all.
     """
     boxes, levels, units, holes = level_boxes
-    most = np.where(holes == 0, units, box_sizes)
-    first, is_asked = _firsts(levels), np.zeros(int(levels[-1]) + 1, dtype=bool)
+    most, is_asked = np.where(holes == 0, units, box_sizes), np.zeros(int(levels[-1]) + 1, dtype=bool)
     is_asked[asked[asked <= levels[-1]]] = True
-    least = np.repeat(np.maximum.reduceat(units, first), np.append(first[1:], len(levels)) - first)
-    candidates = np.flatnonzero((most >= least) & is_asked[levels])
+    candidates, _ = _possibly_largest(level_boxes, most)
+    candidates = candidates[is_asked[levels[candidates]]]
     starts = _firsts(levels[candidates])
     ends = np.append(starts[1:], len(candidates))
     largest, largest_boxes = candidates[starts], boxes[candidates[starts]]
@@ -290,6 +366,14 @@ def _largest_per_level(
         largest_boxes[row] = boxes[best[0]] if len(best) == 1 else choose(level_HW >= number)
     nothing = np.zeros_like(largest)
     return LevelBoxes(largest_boxes, levels[largest], nothing, nothing)
+
+
+def _possibly_largest(level_boxes: LevelBoxes, most: Ints) -> tuple[Ints, Ints]:
+    """The components that reach with their most units the most units of one of their level, and each level's first."""
+    levels, first = level_boxes.levels, _firsts(level_boxes.levels)
+    least = np.repeat(np.maximum.reduceat(level_boxes.units, first), np.append(first[1:], len(levels)) - first)
+    candidates = np.flatnonzero(most >= least)
+    return candidates, _firsts(levels[candidates])
 
 
 def _firsts(levels: Ints) -> Ints:
@@ -318,15 +402,19 @@ def _best_per_level(
     level_boxes: LevelBoxes, truths: list[np.ndarray], count: int, corner: int = 0
 ) -> NDArray[np.float64]:
     """The best IoU with the truth of the map (N, count); 0 where there is no box."""
-    first, filled = _firsts(level_boxes.levels), _filled(truths)
-    ious = np.empty(len(level_boxes.boxes))
+    first, best = _firsts(level_boxes.levels), np.zeros(len(truths) * count)
+    best[level_boxes.levels[first]] = np.maximum.reduceat(_ious(level_boxes, truths, count, corner), first)
+    return best.reshape(len(truths), count)
+
+
+def _ious(level_boxes: LevelBoxes, truths: list[np.ndarray], count: int, corner: int = 0) -> NDArray[np.float64]:
+    """The IoU of each box with the best of the truth of its map."""
+    filled, ious = _filled(truths), np.empty(len(level_boxes.boxes))
     for start in range(0, len(ious), _ROWS):
         rows = slice(start, start + _ROWS)
         own = filled[level_boxes.levels[rows] // count] if len(truths) > 1 else filled
         ious[rows] = _iou_with_best(level_boxes.boxes[rows], own.transpose(1, 2, 0), corner)
-    best = np.zeros(len(truths) * count)
-    best[level_boxes.levels[first]] = np.maximum.reduceat(ious, first)
-    return best.reshape(len(truths), count)
+    return ious
 
 
 def _filled(truths: list[np.ndarray]) -> NDArray[np.float64]:
