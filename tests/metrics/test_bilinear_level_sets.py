@@ -11,7 +11,7 @@ from camify.metrics.functional import (
     NORMALIZERS,
     best_iou_by_threshold,
     bilinear_level_sets,
-    box,
+    box_curves,
     ious_reached_by_threshold,
     level_set_boxes,
     level_sets,
@@ -27,7 +27,7 @@ IOUS = ([0.5], [0.3, 0.5, 0.7], [0.1, 0.2, 0.3, 0.4, 0.5])
 @pytest.fixture(autouse=True)
 def any_cells(monkeypatch):
     """Small pictures, which take less time, are of few cells too."""
-    monkeypatch.setattr(box, "has_few_cells", lambda cells, size: True)
+    monkeypatch.setattr(box_curves, "has_few_cells", lambda cells, size: True)
 
 
 def made(seed, maps=3):
@@ -84,8 +84,8 @@ def test_the_largest_of_several_is_measured_only_where_it_matters(monkeypatch):
     cells = torch.zeros(1, 7, 7)
     cells[0, 1, 1], cells[0, 4:6, 4:6] = 1.0, 0.95
     heat, measured = normalize_maps(upsample(cells, (224, 224))), []
-    real = box.component_boxes
-    monkeypatch.setattr(box, "component_boxes", lambda *a, **k: (measured.append(a), real(*a, **k))[1])
+    real = box_curves.component_boxes
+    monkeypatch.setattr(box_curves, "component_boxes", lambda *a, **k: (measured.append(a), real(*a, **k))[1])
 
     def reached(truth):
         measured.clear()
@@ -104,7 +104,7 @@ def test_images_without_boxes_and_several_stacks(monkeypatch):
     truths[1] = torch.zeros(0, 4)
     whole = ious_reached_by_threshold(heat, truths, [0.5], cells=cells)
     assert whole.isnan().any(1).tolist() == [False, True, False, False, False]
-    monkeypatch.setattr(box, "_STACKED_CELLS", 1)
+    monkeypatch.setattr(box_curves, "_STACKED_CELLS", 1)
     apart = ious_reached_by_threshold(heat, truths, [0.5], cells=cells)
     torch.testing.assert_close(whole, apart, rtol=0, atol=0, equal_nan=True)
 

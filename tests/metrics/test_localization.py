@@ -564,7 +564,7 @@ def test_both_kinds_of_boxes_at_once_are_those_of_each(cells):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("parity", [None, "wsolevaluation"])
 def test_several_maps_at_once_have_the_curves_of_each(parity, threads, monkeypatch):
-    monkeypatch.setattr("camify.metrics.functional.box._STACK", 3)
+    monkeypatch.setattr("camify.metrics.functional.box_curves._STACK", 3)
     generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
     maps = torch.cat([
         torch.rand(5, 12, 17, generator=generator),

@@ -13,6 +13,7 @@ from . import (
     agreement,
     baselines,
     box,
+    box_curves,
     calibration,
     classification,
     faithfulness,
@@ -24,6 +25,7 @@ from . import (
 from .agreement import *  # noqa: F403 - the names of each module's __all__, written once
 from .baselines import *  # noqa: F403
 from .box import *  # noqa: F403
+from .box_curves import *  # noqa: F403
 from .calibration import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .faithfulness import *  # noqa: F403
@@ -36,6 +38,7 @@ __all__ = ["NORMALIZERS", "Normalizer", "normalize_maps"]
 __all__ += agreement.__all__
 __all__ += baselines.__all__
 __all__ += box.__all__
+__all__ += box_curves.__all__
 __all__ += calibration.__all__
 __all__ += classification.__all__
 __all__ += faithfulness.__all__

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...boxes import otsu_thresholds, percentile_of_sorted
 from ...errors import DataError
 from ...normalizers import NORMALIZERS, Normalizer, limits, normalize_maps, scale_maps
-from .box import best_iou_at_threshold, best_iou_by_threshold, thresholds
+from .box_curves import best_iou_at_threshold, best_iou_by_threshold, thresholds
 
 __all__ = ["Calibration", "box_ious", "calibrate", "calibrated_accuracy"]
 
