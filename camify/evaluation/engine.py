@@ -259,7 +259,7 @@ def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _center_ious(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    return functional.iou_with_best_box(functional.center_boxes(*size), boxes)
+    return functional.center_box_ious(boxes, *size)
 
 
 def _best_iou(predicted: Tensor, truth: Tensor) -> Tensor:

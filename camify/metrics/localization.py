@@ -14,8 +14,8 @@ from .checks import check_class_scores, check_map_boxes
 from .functional import (
     best_iou_at_threshold,
     best_iou_by_threshold,
+    center_box_ious,
     center_boxes,
-    iou_with_best_box,
     label_ranks,
     thresholds,
 )
@@ -120,9 +120,8 @@ class MaxBoxAccuracy(_BoxHits):
         truths = [truth.cpu() for truth in boxes]
         check_map_boxes("MaxBoxAccuracy", maps, truths)
         least_ious = torch.tensor(self.iou_thresholds, dtype=torch.float64)[:, None]
-        centered, largest = center_boxes(*maps.shape[1:]), self.version == 1
-        curves = best_iou_by_threshold(maps, truths, self.count, largest=largest, parity=self.parity)
-        for truth, *ious in zip(truths, curves, iou_with_best_box(centered, truths), strict=True):
+        curves = best_iou_by_threshold(maps, truths, self.count, largest=self.version == 1, parity=self.parity)
+        for truth, *ious in zip(truths, curves, center_box_ious(truths, *maps.shape[1:]), strict=True):
             if len(truth):
                 self._add(*(own >= least_ious for own in ious))
 
@@ -203,9 +202,10 @@ class LocalizationAccuracy(_BoxHits):
         check_map_boxes("LocalizationAccuracy", maps, truths)
         check_class_scores("LocalizationAccuracy", scores, labels, len(truths))
         ranks = label_ranks(scores.detach().cpu(), labels.cpu())
-        centered = center_boxes(*maps.shape[1:])
         curves = self._ious(maps.detach().cpu(), truths)
-        for truth, rank, *ious in zip(truths, ranks.tolist(), curves, iou_with_best_box(centered, truths), strict=True):
+        for truth, rank, *ious in zip(
+            truths, ranks.tolist(), curves, center_box_ious(truths, *maps.shape[1:]), strict=True
+        ):
             if len(truth):
                 counts = torch.tensor([[True], [rank < 1], [rank < 5]])
                 self._add(*(counts & (own >= self.iou_threshold) for own in ious))

@@ -47,6 +47,7 @@ CALLS = {
     "calibrate": lambda f: f.calibrate(HEAT, BOXES)[:3],
     "calibrated_accuracy": lambda f: f.calibrated_accuracy(f.calibrate(HEAT, BOXES), HEAT, BOXES),
     "cell_masks": lambda f: f.cell_masks(torch.tensor([0, 1, 2, 3]), 2, 24, 32),
+    "center_box_ious": lambda f: f.center_box_ious(BOXES, 24, 32),
     "center_boxes": lambda f: f.center_boxes(24, 32),
     "center_gaussian": lambda f: f.center_gaussian(24, 32),
     "center_gaussian_bins": lambda f: f.center_gaussian_bins(24, 32, 10),

@@ -22,6 +22,7 @@ from camify.metrics import MaxBoxAccuracy
 from camify.metrics.functional import (
     best_iou_by_threshold,
     best_ious_by_threshold,
+    center_box_ious,
     center_boxes,
     iou_with_best_box,
     thresholds,
@@ -250,6 +251,17 @@ def test_best_boxes_of_several_images_are_those_of_each(counts):
     assert rows.shape == (len(counts), len(candidates))
     for row, own in zip(rows, boxes, strict=True):
         assert torch.equal(row, iou_with_best_box(candidates, own)) if len(own) else bool(row.isnan().all())
+
+
+def test_ious_of_center_boxes_are_those_of_each():
+    generator = torch.Generator().manual_seed(0)
+    for height, width, steps in ((37, 52, 20), (1, 1, 3), (224, 224, 7)):
+        corners = torch.rand(5, 4, 2, generator=generator).sort(dim=1).values[:, [0, 3]].flatten(1)
+        boxes = [corners[: k % 4] * torch.tensor([width, height] * 2) for k in range(6)]
+        expected = iou_with_best_box(center_boxes(height, width, steps), boxes)
+        found = center_box_ious(boxes, height, width, steps)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert center_box_ious([torch.zeros(0, 4)], 3, 3).isnan().all()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -370,9 +370,9 @@ def test_nothing_is_computed_that_was_not_asked_for(monkeypatch):
     batch.network.forward_features = None  # no further forward
     figures_of(None, batch)
     assert calls.count(("ious_reached_by_threshold", True)) == 2  # of plain and of object maps, all images at once
-    assert calls.count(("iou_with_best_box", None)) == 1
+    assert calls.count(("center_box_ious", None)) == 1
     assert {name for name, _ in calls} <= {
-        "ious_reached_by_threshold", "iou_with_best_box", "center_boxes", "thresholds", "area", "entropy"
+        "ious_reached_by_threshold", "center_box_ious", "thresholds", "area", "entropy"
     }  # fmt: skip
     calls.clear()
     figures_of(["max_box_acc", "localization", "pointing", "px_ap", "complexity", "drift"], batch)

@@ -13,7 +13,7 @@ from ...errors import DataError
 from .level_sets import LevelBoxes
 from .merge_tree import Ints
 
-__all__ = ["center_boxes", "iou_with_best_box", "resize_boxes"]
+__all__ = ["center_box_ious", "center_boxes", "iou_with_best_box", "resize_boxes"]
 
 _ROWS = 1 << 14  # boxes that are compared at once, for the same reason
 
@@ -29,6 +29,31 @@ def center_boxes(height: int, width: int, steps: int = 20) -> Tensor:
     half_h, half_w = torch.meshgrid(sides * height, sides * width, indexing="ij")
     x, y = width / 2, height / 2
     return torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=-1).reshape(-1, 4)
+
+
+def center_box_ious(boxes: Sequence[Tensor], height: int, width: int, steps: int = 20) -> Tensor:
+    """`iou_with_best_box` of the `center_boxes` (N, steps^2): each width and each height is compared once.
+
+    Example:
+        >>> center_box_ious([torch.tensor([[0, 0, 4, 4]])], 4, 4, steps=2)  # a quarter, two halves, the whole image
+        tensor([[0.2500, 0.5000, 0.5000, 1.0000]], dtype=torch.float64)
+    """
+    truths = [box_numbers(own) for own in boxes]
+    boxed = [place for place, own in enumerate(truths) if len(own)]
+    rows = torch.full((len(boxes), steps * steps), torch.nan, dtype=torch.float64)
+    if not boxed:
+        return rows
+    left, top, right, bottom = center_boxes(height, width, steps).reshape(steps, steps, 4).permute(2, 0, 1).numpy()
+    (left, right), (top, bottom) = (left[0], right[0]), (top[:, 0], bottom[:, 0])  # widths along a row, heights down
+    areas, best = np.multiply.outer(bottom - top, right - left), np.zeros((len(boxed), steps, steps))
+    for own in _filled([truths[place] for place in boxed]).transpose(1, 2, 0)[..., None]:
+        across = np.maximum(np.minimum(right, own[2]) - np.maximum(left, own[0]), 0)
+        down = np.maximum(np.minimum(bottom, own[3]) - np.maximum(top, own[1]), 0)
+        overlap = down[:, :, None] * across[:, None]
+        area = ((own[2] - own[0]) * (own[3] - own[1]))[:, :, None]
+        best = np.maximum(best, overlap / (areas + area - overlap))
+    rows[boxed] = torch.from_numpy(best.reshape(len(boxed), -1))
+    return rows
 
 
 def iou_with_best_box(candidates: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
@@ -98,8 +123,10 @@ def firsts(levels: Ints) -> Ints:
 
 def _filled(truths: list[np.ndarray]) -> NDArray[np.float64]:
     """Boxes of images as one (N, n, 4); where an image has fewer the first one again."""
-    most = max(map(len, truths))
-    return np.stack([np.concatenate([truth, truth[:1].repeat(most - len(truth), axis=0)]) for truth in truths])
+    counts = np.array([len(own) for own in truths])
+    number, first = np.arange(counts.max()), np.cumsum(counts) - counts
+    filled: NDArray[np.float64] = np.concatenate(truths)[first[:, None] + number * (number < counts[:, None])]
+    return filled
 
 
 def iou_with_best(boxes: np.ndarray, truths: Iterable[np.ndarray], corner: int = 0) -> NDArray[np.float64]:
