@@ -15,7 +15,7 @@ from .merge_tree import Ints
 
 __all__ = ["center_box_ious", "center_boxes", "iou_with_best_box", "resize_boxes"]
 
-_ROWS = 1 << 14  # boxes that are compared at once, for the same reason
+_ROWS = 1 << 14  # boxes that are compared at once: more would not stay in the cache
 
 
 def center_boxes(height: int, width: int, steps: int = 20) -> Tensor:
@@ -43,7 +43,8 @@ def center_box_ious(boxes: Sequence[Tensor], height: int, width: int, steps: int
     rows = torch.full((len(boxes), steps * steps), torch.nan, dtype=torch.float64)
     if not boxed:
         return rows
-    left, top, right, bottom = center_boxes(height, width, steps).reshape(steps, steps, 4).permute(2, 0, 1).numpy()
+    sides = box_numbers(center_boxes(height, width, steps)).reshape(steps, steps, 4)
+    left, top, right, bottom = sides.transpose(2, 0, 1)
     (left, right), (top, bottom) = (left[0], right[0]), (top[:, 0], bottom[:, 0])  # widths along a row, heights down
     areas, best = np.multiply.outer(bottom - top, right - left), np.zeros((len(boxed), steps, steps))
     for own in _filled([truths[place] for place in boxed]).transpose(1, 2, 0)[..., None]:
