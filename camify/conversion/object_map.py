@@ -15,7 +15,7 @@ from ..batch import Batch
 from ..errors import ConfigError, ConversionError, DataError
 from ..eval_mode import eval_mode, plain_tensors
 from ..maps import class_maps, select, upsample
-from ..metrics.functional import box_masks, ious_reached_by_threshold
+from ..metrics.functional import box_hits_by_threshold, box_masks
 from ..model import CAMNet
 from ..normalizers import normalize_maps
 from ..preprocessing import warn_of_other_scale
@@ -286,8 +286,7 @@ def _hits(kept: KeptImage, maps_VHW: Tensor) -> Tensor:
         corners = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
         truth = (corners * scale)[None]
     cells = (maps_VHW.shape[1], maps_VHW.shape[2])
-    reached = ious_reached_by_threshold(heats, [truth] * len(heats), _IOUS, _THRESHOLDS, cells=cells)
-    return (reached[:, None] > torch.arange(len(_IOUS), device="cpu")[:, None]).float()
+    return box_hits_by_threshold(heats, [truth] * len(heats), _IOUS, _THRESHOLDS, cells=cells).float()
 
 
 def _at_best_threshold(hits_NJT: Tensor) -> Tensor:

@@ -244,13 +244,9 @@ def box_hits(
     """Whether the best box, or that of the largest component, hits: (N, J, T) at each of J IoUs and ``THRESHOLDS``.
 
     float64, 1 a hit, 0 a miss, NaN where there is no box. Arguments as in ``map_rows``, and as in
-    ``functional.ious_reached_by_threshold``.
+    ``functional.box_hits_by_threshold``.
     """
-    reached = functional.ious_reached_by_threshold(
-        heat, boxes, ious.tolist(), THRESHOLDS, largest=largest, cells=cells
-    )[:, None]
-    hits = (reached > torch.arange(len(ious), device="cpu")[:, None]).double()
-    return torch.where(reached.isnan(), torch.nan, hits)
+    return functional.box_hits_by_threshold(heat, boxes, ious.tolist(), THRESHOLDS, largest=largest, cells=cells)
 
 
 def center_box_hits(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

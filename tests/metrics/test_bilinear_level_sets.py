@@ -12,7 +12,7 @@ from camify.metrics.functional import (
     best_iou_by_threshold,
     bilinear_level_sets,
     box_curves,
-    ious_reached_by_threshold,
+    box_hits_by_threshold,
     level_set_boxes,
     level_sets,
     normalize_maps,
@@ -68,14 +68,14 @@ def test_boxes_are_those_of_all_pixels(seed, way, monkeypatch):
 
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("seed", range(28))
-def test_what_is_reached_is_what_the_best_iou_reaches(seed, largest):
+def test_a_hit_is_what_the_best_iou_reaches(seed, largest):
     heat, cells, count = made(seed)
     truths = truths_of(heat, seed)
     best = best_iou_by_threshold(heat, truths, count, largest=largest)
     for ious in IOUS:
-        expected = (best[..., None] >= torch.tensor(ious, dtype=torch.float64)).sum(-1)
+        expected = torch.stack([best >= iou for iou in ious], dim=1)
         for known in (cells, None):
-            found = ious_reached_by_threshold(heat, truths, ious, count, largest=largest, cells=known)
+            found = box_hits_by_threshold(heat, truths, ious, count, largest=largest, cells=known)
             assert torch.equal(found, expected.double())
 
 
@@ -89,30 +89,32 @@ def test_the_largest_of_several_is_measured_only_where_it_matters(monkeypatch):
 
     def reached(truth):
         measured.clear()
-        return ious_reached_by_threshold(heat, [torch.tensor([truth])], [0.5], largest=True, cells=(7, 7))
+        return box_hits_by_threshold(heat, [torch.tensor([truth])], [0.5], largest=True, cells=(7, 7))
 
     assert not reached([200, 0, 224, 20]).any()
     assert not measured, "neither blob has it"
     small = reached([20, 20, 75, 75])
     assert 0 < len(measured) < 100
-    assert torch.equal(small > 0, best_iou_by_threshold(heat, [torch.tensor([[20, 20, 75, 75]])], largest=True) >= 0.5)
+    assert torch.equal(
+        small[:, 0] > 0, best_iou_by_threshold(heat, [torch.tensor([[20, 20, 75, 75]])], largest=True) >= 0.5
+    )
 
 
 def test_images_without_boxes_and_several_stacks(monkeypatch):
     heat, cells, _ = made(0, maps=5)
     truths = truths_of(heat, 3)
     truths[1] = torch.zeros(0, 4)
-    whole = ious_reached_by_threshold(heat, truths, [0.5], cells=cells)
-    assert whole.isnan().any(1).tolist() == [False, True, False, False, False]
+    whole = box_hits_by_threshold(heat, truths, [0.5], cells=cells)
+    assert whole.isnan().any((1, 2)).tolist() == [False, True, False, False, False]
     monkeypatch.setattr(box_curves, "_STACKED_CELLS", 1)
-    apart = ious_reached_by_threshold(heat, truths, [0.5], cells=cells)
+    apart = box_hits_by_threshold(heat, truths, [0.5], cells=cells)
     torch.testing.assert_close(whole, apart, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_constant_map_is_one_box_at_the_lowest_threshold():
     truth = [torch.tensor([[0, 0, 64, 64]])]
-    found = ious_reached_by_threshold(torch.zeros(1, 64, 64), truth, [0.5], 4, largest=True, cells=(2, 2))
-    assert found.tolist() == [[1, 0, 0, 0]]
+    found = box_hits_by_threshold(torch.zeros(1, 64, 64), truth, [0.5], 4, largest=True, cells=(2, 2))
+    assert found.tolist() == [[[1, 0, 0, 0]]]
 
 
 def test_cells_are_few_where_most_pixels_lie_between_their_centers():

@@ -66,7 +66,7 @@ CALLS = {
     "flip_equivariance": lambda f: f.flip_equivariance(HEAT, OTHER),
     "hard_subset": lambda f: f.hard_subset(BOXES, [(24, 32)] * 4),
     "insertion_curves": lambda f: f.insertion_curves(NETWORK, IMAGES, HEAT, LABELS, steps=5),
-    "ious_reached_by_threshold": lambda f: f.ious_reached_by_threshold(HEAT, BOXES, [0.3, 0.5]),
+    "box_hits_by_threshold": lambda f: f.box_hits_by_threshold(HEAT, BOXES, [0.3, 0.5]),
     "iou_with_best_box": lambda f: f.iou_with_best_box(BOXES[0], BOXES[1]),
     "label_ranks": lambda f: f.label_ranks(SCORES, LABELS),
     "level_set_boxes": lambda f: f.level_set_boxes(HEAT[0].numpy(), f.pixel_bins(HEAT[0], 10), 10).boxes,

@@ -369,15 +369,15 @@ def test_nothing_is_computed_that_was_not_asked_for(monkeypatch):
     calls.clear()
     batch.network.forward_features = None  # no further forward
     figures_of(None, batch)
-    assert calls.count(("ious_reached_by_threshold", True)) == 2  # of plain and of object maps, all images at once
+    assert calls.count(("box_hits_by_threshold", True)) == 2  # of plain and of object maps, all images at once
     assert calls.count(("center_box_ious", None)) == 1
     assert {name for name, _ in calls} <= {
-        "ious_reached_by_threshold", "center_box_ious", "thresholds", "area", "entropy"
+        "box_hits_by_threshold", "center_box_ious", "thresholds", "area", "entropy"
     }  # fmt: skip
     calls.clear()
     figures_of(["max_box_acc", "localization", "pointing", "px_ap", "complexity", "drift"], batch)
     assert not {name for name, _ in calls} & {"entropy", "area", "energy_share", "best_ious_by_threshold"}
-    assert calls.count(("ious_reached_by_threshold", True)) == 0, "the boxes of a batch are cut once"
+    assert calls.count(("box_hits_by_threshold", True)) == 0, "the boxes of a batch are cut once"
 
 
 def test_each_changed_image_has_one_forward(monkeypatch):

@@ -22,7 +22,7 @@ from .level_sets import LevelBoxes, level_set_boxes
 from .wsolevaluation import published_curves, published_iou
 
 __all__ = [
-    "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "ious_reached_by_threshold",
+    "best_iou_at_threshold", "best_iou_by_threshold", "best_ious_by_threshold", "box_hits_by_threshold",
     "thresholds",
 ]  # fmt: skip
 
@@ -93,22 +93,22 @@ def best_iou_by_threshold(
     return _by_stacks(maps, boxes, dtype, _at_once(maps, count if parity is None else 256), count, curves)[0]
 
 
-def ious_reached_by_threshold(
+def box_hits_by_threshold(
     maps: Tensor, boxes: Sequence[Tensor], ious: Sequence[float], count: int = 100, *,
     largest: bool = False, cells: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """For every threshold how many of some IoUs `best_iou_by_threshold` reaches, (N, count) float64.
+    """Whether `best_iou_by_threshold` reaches each of some IoUs, (N, J, count) float64: 1 a hit, 0 a miss.
 
     NaN where an image has no box.
 
     Args:
         maps: (N, H, W) in [0, 1], at image size.
         boxes: ground truth, N tensors (n, 4), xyxy pixels, exclusive; n may be 0.
-        ious: in ascending order.
+        ious: J of them, in ascending order.
         count: number of thresholds, from 0 in steps of 1 / count.
         largest: keep the largest component only.
         cells: (h, w) of the maps before `camify.maps.upsample` brought them to (H, W), whatever normalized them after
-            it; None of maps that were made otherwise. The same numbers, of maps of few cells in a third of the time.
+            it; None of maps that were made otherwise. The same hits, of maps of few cells in half of the time.
 
     Raises:
         DataError: there are not as many boxes as maps.
@@ -116,21 +116,24 @@ def ious_reached_by_threshold(
     Example:
         >>> import torch
         >>> heat, truth = torch.tensor([[[1.0, 0.0, 0.5, 0.5]]]), [torch.tensor([[0, 0, 1, 1]])]
-        >>> ious_reached_by_threshold(heat, truth, [0.2, 0.5], count=2)
-        tensor([[1., 2.]], dtype=torch.float64)
+        >>> box_hits_by_threshold(heat, truth, [0.2, 0.5], count=2)
+        tensor([[[1., 1.],
+                 [0., 1.]]], dtype=torch.float64)
     """
     bounds = np.array(ious, dtype=np.float64)
     few = cells if cells is not None and has_few_cells(cells, (maps.shape[-2], maps.shape[-1])) else None
     if few is None:
-        best = best_iou_by_threshold(maps, boxes, count, largest=largest)
-        reached = (best[..., None] >= torch.from_numpy(bounds)).sum(-1)
-        return torch.where(best.isnan(), torch.nan, reached.double())
+        best = best_iou_by_threshold(maps, boxes, count, largest=largest)[:, None]
+        hits = best >= torch.from_numpy(bounds)[:, None]
+    else:
 
-    def curves(heats: np.ndarray, truths: list[np.ndarray]) -> list[np.ndarray]:
-        return [_reached_of_few_cells(heats, truths, bounds, count, few, largest)]
+        def curves(heats: np.ndarray, truths: list[np.ndarray]) -> list[np.ndarray]:
+            return [_reached_of_few_cells(heats, truths, bounds, count, few, largest)]
 
-    at_once = max(_STACKED_CELLS // (few[0] * few[1]), 1)
-    return _by_stacks(maps, boxes, torch.float32, at_once, count, curves, in_threads=False)[0]
+        at_once = max(_STACKED_CELLS // (few[0] * few[1]), 1)
+        best = _by_stacks(maps, boxes, torch.float32, at_once, count, curves, in_threads=False)[0][:, None]
+        hits = best > torch.arange(len(bounds), device="cpu")[:, None]
+    return torch.where(best.isnan(), torch.nan, hits.double())
 
 
 def best_ious_by_threshold(maps: Tensor, boxes: Tensor | Sequence[Tensor], count: int = 100) -> tuple[Tensor, Tensor]:
@@ -172,7 +175,7 @@ def _reached_of_few_cells(
     heats: np.ndarray, truths: list[np.ndarray], bounds: NDArray[np.float64], count: int, cells: tuple[int, int],
     largest: bool,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """Of all boxes the most, or that of the largest component, which is looked for only where another reaches less."""
+    """How many IoUs the best box reaches (N, count), or the largest component's, looked for only where it matters."""
     level_boxes = bilinear_level_boxes(heats, cells, _steps(count))
     reached, levels = (level_ious(level_boxes, truths, count)[:, None] >= bounds).sum(1), level_boxes.levels
     if largest:
