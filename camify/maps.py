@@ -27,6 +27,7 @@ __all__ = [
     "normalized_between",
     "select",
     "upsample",
+    "weighted_maps",
 ]
 
 MapKind = Literal["plain", "contrast", "object"]
@@ -92,6 +93,18 @@ def _class_maps_by_products(features_NCHW: Tensor, weight_KC: Tensor) -> Tensor:
     count, _, height, width = features_NCHW.shape
     maps = torch.bmm(weight_KC.expand(count, -1, -1), features_NCHW.flatten(2))
     return maps.reshape(count, len(weight_KC), height, width)
+
+
+def weighted_maps(activations_NCHW: Tensor, weights_NC: Tensor) -> Tensor:
+    """The sum of each image's channels times its own weights, M_n(x, y) = sum_c w_nc A_nc(x, y), shape (N, h, w).
+
+    What most methods end in. A product of matrices takes a fifth of the time of ``einsum``, which turns them around.
+
+    Example:
+        >>> weighted_maps(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]), torch.tensor([[1.0, 10.0]]))
+        tensor([[[31., 42.]]])
+    """
+    return torch.bmm(weights_NC[:, None], activations_NCHW.flatten(2))[:, 0].unflatten(1, activations_NCHW.shape[2:])
 
 
 def contrast_maps(maps_NKHW: Tensor, *, exclusive: bool = True) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -54,7 +55,7 @@ class AblationCAM(Method):
         else:
             drops_NC = scores_N1 - self._scores_without(forward, targets_N)
         weights_NC = drops_NC / torch.where(scores_N1 == 0, 1, scores_N1.abs())
-        return torch.einsum("nchw,nc->nhw", activations, weights_NC)
+        return weighted_maps(activations, weights_NC)
 
     def _scores_without(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """The class's logit (N, C) without each channel."""

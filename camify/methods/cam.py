@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ConversionError
-from ..maps import MAP_KINDS, map_weight
+from ..maps import MAP_KINDS, map_weight, weighted_maps
 from ..model import CAMNet
 from .base import Method, register
 from .forward_pass import ForwardPass
@@ -66,4 +65,4 @@ class CAM(Method):
         object_weight = self.model.object_weight if isinstance(self.model, CAMNet) else None
         exclusive = forward.classes.task.exclusive
         weight = map_weight(weight, self.kind, object_weight, exclusive=exclusive)
-        return torch.einsum("nchw,nc->nhw", forward.activations, weight[targets_N])
+        return weighted_maps(forward.activations, weight[targets_N])

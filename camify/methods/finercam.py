@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -77,7 +77,7 @@ class FinerCAM(Method):
             return logits_NK.gather(1, targets_N[:, None])[:, 0] - self.gamma * other
 
         weights_NC = forward.gradient_of(score).mean((2, 3))
-        return torch.einsum("nchw,nc->nhw", forward.activations, weights_NC)
+        return weighted_maps(forward.activations, weights_NC)
 
 
 def _most_alike(logits_NK: Tensor, targets_N: Tensor, count: int) -> Tensor:

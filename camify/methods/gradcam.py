@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -33,4 +33,4 @@ class GradCAM(Method):
     def maps(self, forward: ForwardPass, targets_N: Tensor) -> Tensor:
         """(N, h, w), before the ReLU."""
         weights = forward.gradients(targets_N).mean((2, 3))
-        return torch.einsum("nchw,nc->nhw", forward.activations, weights)
+        return weighted_maps(forward.activations, weights)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -54,7 +55,7 @@ class GradCAMPlusPlus(Method):
             gradients, positions = gradients[..., :1, :1], forward.activations.shape[-2:].numel()
         alpha = self._alpha(gradients, forward.activations.sum((2, 3), keepdim=True), positions)
         weights = positions * (alpha * gradients.relu()).sum((2, 3))
-        return torch.einsum("nchw,nc->nhw", forward.activations, weights)
+        return weighted_maps(forward.activations, weights)
 
     def _alpha(self, gradients: Tensor, sums: Tensor, positions: int) -> Tensor:
         """Of gradients (N, C, h, w), each of which stands for so many positions; sums (N, C, 1, 1) of the channels."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..maps import normalize, upsample
+from ..maps import normalize, upsample, weighted_maps
 from .base import Method, register
 from .forward_pass import PRECISIONS, ForwardPass, many_forwards
 
@@ -89,7 +89,7 @@ class ScoreCAM(Method):
                 self._weights(forward, image, maps, int(target), baseline[target], at_once)
                 for image, maps, target in zip(forward.images, forward.activations, targets_N, strict=True)
             ]
-        return torch.einsum("nchw,nc->nhw", forward.activations, torch.stack(weights))
+        return weighted_maps(forward.activations, torch.stack(weights))
 
     def _weights(
         self, forward: ForwardPass, image: Tensor, maps_CHW: Tensor, target: int, baseline: Tensor, at_once: int

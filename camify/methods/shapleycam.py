@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -62,4 +62,4 @@ class ShapleyCAM(Method):
 
         gradients, products = forward.gradient_and_curvature(utility)
         weights_NC = (gradients - products / 2).mean((2, 3))
-        return torch.einsum("nchw,nc->nhw", forward.activations, weights_NC)
+        return weighted_maps(forward.activations, weights_NC)

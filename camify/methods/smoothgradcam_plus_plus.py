@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 from .noise import check_noise, noise
@@ -78,4 +79,4 @@ class SmoothGradCAMPlusPlus(Method):
         denominator = 2 * second + activations.sum((2, 3), keepdim=True) * largest * third
         alphas = torch.where(denominator == 0, 0, second / torch.where(denominator == 0, 1, denominator))
         weights_NC = (alphas * largest * first.relu()).sum((2, 3))
-        return torch.einsum("nchw,nc->nhw", activations, weights_NC)
+        return weighted_maps(activations, weights_NC)

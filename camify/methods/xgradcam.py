@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..maps import weighted_maps
 from .base import Method, register
 from .forward_pass import ForwardPass
 
@@ -40,4 +41,4 @@ class XGradCAM(Method):
         sums = activations.sum((2, 3))
         shares = (activations * forward.gradients(targets_N)).sum((2, 3))
         weights = torch.where(sums == 0, 0, shares / torch.where(sums == 0, 1, sums))
-        return torch.einsum("nchw,nc->nhw", activations, weights)
+        return weighted_maps(activations, weights)

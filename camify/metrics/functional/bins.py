@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -61,15 +60,21 @@ class Steps:
     def last_reached(self, values: NDArray[np.floating]) -> Places:
         """The place of the last threshold that each value (..., H, W) reaches: ``searchsorted(..., "right") - 1``."""
         places = np.empty(values.shape, self.kind)
-        image = (-1, math.prod(values.shape[-2:]))
-        for own, into in zip(values.reshape(image), places.reshape(image), strict=True):  # one by one: what an image
-            if self.factor is None or own.dtype != np.float32:  # takes stays in the cache
-                self._compared(own, into)
-            else:
-                _product(own, self.factor, into)
-                if int(self.factor) > self.last:
-                    np.minimum(into, self.last, out=into)
+        if values.ndim <= 2:
+            self._reach(values, places)
+            return places
+        image = (-1, *values.shape[-2:])
+        for own, into in zip(values.reshape(image), places.reshape(image), strict=True):
+            self._reach(own, into)  # one by one: what an image takes stays in the cache
         return places
+
+    def _reach(self, values: NDArray[np.floating], into: Places) -> None:
+        if self.factor is None or values.dtype != np.float32:
+            self._compared(values.ravel(), into.reshape(-1))
+        else:
+            _product(values, self.factor, into)
+            if self.factor >= self.last + 1:
+                np.minimum(into, self.last, out=into)
 
     def _compared(self, values: NDArray[np.floating], into: Places) -> None:
         scale, kind = self.last / float(self.thresholds[-1] or 1), values.dtype.type

@@ -81,7 +81,8 @@ def count_pixels(bins: Places, masks: Tensor, ignore: Tensor | None, count: int)
         return histograms
     sections, last = _bytes(masks), 1
     if ignore is not None:  # 0 beside the object, 1 ignored, 2 on the object, whether ignored or not
-        sections, last = np.maximum(sections + sections, _bytes(ignore)), 2
+        sections, last = sections + sections, 2
+        np.maximum(sections, _bytes(ignore), out=sections)
     length = count + 1
     numbers: Places = sections.astype(least_kind((last + 1) * length))
     numbers *= length
