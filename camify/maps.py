@@ -104,7 +104,8 @@ def weighted_maps(activations_NCHW: Tensor, weights_NC: Tensor) -> Tensor:
         >>> weighted_maps(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]), torch.tensor([[1.0, 10.0]]))
         tensor([[[31., 42.]]])
     """
-    return torch.bmm(weights_NC[:, None], activations_NCHW.flatten(2))[:, 0].unflatten(1, activations_NCHW.shape[2:])
+    count, _, height, width = activations_NCHW.shape
+    return torch.bmm(weights_NC[:, None], activations_NCHW.flatten(2)).reshape(count, height, width)
 
 
 def contrast_maps(maps_NKHW: Tensor, *, exclusive: bool = True) -> Tensor:

@@ -394,7 +394,7 @@ def changes_by_chance(loader: DataLoader[Any]) -> bool:
     for index in range(min(_PROBED, len(dataset))):
         twice = []
         for seed in (0, 1):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             sample = dataset[index]
             twice.append(Batch.of(loader.collate_fn([sample])).images)
         if not torch.equal(*twice):
