@@ -653,7 +653,8 @@ def test_a_certificate_prints_what_it_knows():
     for part in ("runs[1]/[red]x[/]", "14 x 14", "1024 channels", "224 x 224", "123,642,856", "dropped", "3.0e-07"):
         assert part in text
     assert "none" in str(record(identity_error=None, pool="gmp"))
-    assert "kept, largest difference 2.0e-06" in str(record(legacy_error=2e-6))
+    assert "kept, largest difference 2.0e-06 of the largest logit" in str(record(legacy_error=2e-6))
+    assert "changed, largest difference 9.4e-01 of the largest logit" in str(record(legacy_error=0.94))
 
 
 def test_the_card_has_the_facts(folder):

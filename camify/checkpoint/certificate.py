@@ -83,7 +83,8 @@ class Certificate:
             above = f"more than {LARGEST_PLACE:,.0f}" if self.place >= LARGEST_PLACE else f"{self.place:.3g}"
             facts["place"] = f"cells above a changed patch of the image change {above} times as much as others"
         if self.legacy_error is not None:
-            facts["legacy logits"] = f"kept, largest difference {self.legacy_error:.1e}"
+            kept = "kept" if self.legacy_error <= TOLERANCE else "changed"
+            facts["legacy logits"] = f"{kept}, largest difference {self.legacy_error:.1e} of the largest logit"
         return facts
 
     @property

@@ -21,6 +21,7 @@ from .boxes_csv import BoxRows, box_table
 from .file_list import FileList
 from .image_checks import CHECK, NOT_DECODED, sizes_of, value_notes
 from .labeled_images import BoxArrays, JoinedImages, LabeledFiles, LabeledImages, LabelSets
+from .leakage import leakage_notes
 from .masks import MaskList, mask_files
 from .module import PreparedDataModule
 from .own_boxes import kept_rows, own_boxes
@@ -127,7 +128,7 @@ class LabeledFilesDataModule(PreparedDataModule):
                 one.files, one.labels, self.transform_of(split), boxes=boxes.get(split), masks=masks.get(split)
             )
             self._prepare(split, self.splits[split])
-        self._content_notes += self._box_counts()
+        self._content_notes += [*self._box_counts(), *self._leakage()]
         self.say_notes()
 
     def without_val(self) -> str:
@@ -229,6 +230,11 @@ class LabeledFilesDataModule(PreparedDataModule):
         if not counts["val"][0]:
             note += "; val has none, so not box accuracy is measured there but grid pointing, which needs none"
         return [note]
+
+    def _leakage(self) -> list[str]:
+        """That images of other splits are training images too, where all are looked at before training starts."""
+        splits = {name: one.files for name, one in self._listed.items() if isinstance(one.files, FileList)}
+        return leakage_notes(splits) if self.check == "start" and current().is_first else []
 
     # ------------------------------------------------------------ identity
 

@@ -61,6 +61,8 @@ def collection(root, *images, suffix="png"):
             for number, image in enumerate(images):
                 path = folder / f"{number}.{suffix}"
                 path.write_bytes(image) if isinstance(image, bytes) else Image.fromarray(image).save(path)
+                with path.open("ab") as file:
+                    file.write(split.encode())  # no file of one split is one of the other
     return root
 
 
