@@ -146,7 +146,7 @@ def make_runs(work: Path) -> None:
 def make_evaluation(work: Path) -> None:
     camify(
         work, "evaluate", "--model", "demo/export", "--legacy", "camify/tiny_vgg@demo", "--data", "shapes",
-        "--method", "cam", "gradcam", "--faithfulness", "8", "--mosaics", "16", "--output", "evaluation",
+        "--method", "cam", "gradcam", "--faithfulness", "8", "--mosaics", "16", "--out", "evaluation",
     )  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, photo, tmp_path, capsys
     broken = tmp_path / "broken.jpg"
     broken.write_text("not an image")
     assert "no such classifier" in refused(capsys, "inspect", "torchvision/nothing")
-    assert "inspect.source" in refused(capsys, "inspect")
+    assert "missing: SOURCE (see camify inspect --help)" in refused(capsys, "inspect")
     assert "camify fitt: there is no such command. Did you mean fit?" in refused(capsys, "fitt")
     assert "Did you mean explain?" in refused(capsys, "explian", photo)
     assert "Commands: fit, validate" in refused(capsys, "xyzzy")

@@ -13,7 +13,7 @@ from ..preprocessing import NORMALIZATIONS
 from ..task import Task
 from .failures import camify_error_in
 from .option_types import Count, Number
-from .parser_messages import guess, in_one_line
+from .parser_messages import plainly
 
 __all__ = [
     "CLASS_NAMES", "INPUT_SIZE", "SOURCE", "UNLABELED", "CommandParser", "add_augment", "add_network_options",
@@ -45,7 +45,7 @@ class CommandParser(ArgumentParser):
         own = camify_error_in(ex)
         if own is not None:
             raise ConfigError(str(own)) from ex
-        raise ConfigError(in_one_line(message) + guess(message, self)) from ex
+        raise ConfigError(plainly(message, self)) from ex
 
 
 def add_network_options(command: ArgumentParser) -> None:

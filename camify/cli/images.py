@@ -109,7 +109,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--threshold", type=Share | None, default=None, help="of the maps' boxes; default: the best")
     command.add_argument("--pictures", type=Number, default=96, help="images in the page, mistakes first; 0: none")
     command.add_argument("--seed", type=Seed, default=0, help="of all draws")
-    command.add_argument("--output", type=str, default="evaluation", help="folder to write")
+    command.add_argument("--out", "--output", type=str, default="evaluation", help="folder to write")
     command.add_argument("--overwrite", type=bool, default=False, help="replace an earlier evaluation")
     add_command(commands, "evaluate", command)
 
@@ -232,7 +232,7 @@ def _compare(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace, ranks: Ranks) -> None:
-    ranks.first(lambda: _free_output(options))
+    ranks.first(lambda: _free_out(options))
     with ranks.agree():
         device = usable_device(options.device, ranks)
         names = None if options.class_names is None else read_class_names(options.class_names)
@@ -245,14 +245,14 @@ def _evaluate(options: Namespace, ranks: Ranks) -> None:
         augmentations=options.augment,
     )  # fmt: skip
     if result is not None:
-        folder = result.save(options.output, overwrite=options.overwrite)
+        folder = result.save(options.out, overwrite=options.overwrite)
         written = f"Written: {folder / 'evaluation.html'}, evaluation.md, evaluation.json, images.csv"
         console().print(f"{result}\n{written}", soft_wrap=True)
         answer(options, result.to_dict())
 
 
-def _free_output(options: Namespace) -> None:
-    free_folder(Path(options.output), EVALUATION, OWN_FILES, "--output", overwrite=options.overwrite)
+def _free_out(options: Namespace) -> None:
+    free_folder(Path(options.out), EVALUATION, OWN_FILES, "--out", overwrite=options.overwrite)
 
 
 def _colormap(name: str) -> str:

@@ -7,9 +7,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["guess", "in_one_line"]
+__all__ = ["as_written", "guess", "in_one_line", "plainly"]
 
 _BOUNDS = {"v>=": "at least ", "v<=": "at most ", "v>": "above ", "v<": "below "}
+
+
+def plainly(message: str, parser: Any) -> str:
+    """A parser's message ``in_one_line``, with the option that was meant, or ``as_written``."""
+    line, meant = in_one_line(message), guess(message, parser)
+    return line + meant if meant else as_written(line, parser)
 
 
 def in_one_line(message: str) -> str:
@@ -46,6 +52,46 @@ def _joined(tried: list[str]) -> str:
 
 def _bounds(restriction: str) -> str:
     return re.sub("v[<>]=?", lambda match: _BOUNDS[match[0]], restriction)
+
+
+def as_written(message: str, parser: Any) -> str:
+    """A message on missing or unknown words of a command, which names them as they are given, and where they stand.
+
+    Example:
+        >>> from jsonargparse import ArgumentParser
+        >>> parser = ArgumentParser(prog="camify crop")
+        >>> _ = parser.add_argument("image"), parser.add_argument("--to", required=True)
+        >>> as_written("the following arguments are required: image, to", parser)
+        'missing: IMAGE, --to (see camify crop --help)'
+        >>> as_written("unrecognized arguments: --from", parser)
+        'unrecognized arguments: --from (see camify crop --help)'
+    """
+    missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+    if missing is not None:
+        owner, words = parser, []
+        for key in missing[1].split(", "):
+            owner, word = _word_of(parser, key)
+            words.append(word)
+        return f"missing: {', '.join(words)} (see {_program(owner)} --help)"
+    return f"{message} (see {_program(parser)} --help)" if message.startswith("unrecognized arguments: ") else message
+
+
+def _word_of(parser: Any, key: str) -> tuple[Any, str]:
+    """The command that a parser's key belongs to, and how the key is given: ``convert.out`` is OUT of ``convert``."""
+    command, _, rest = key.partition(".")
+    for action in parser._actions:
+        if action.dest == key:
+            word = min(action.option_strings, key=len, default=action.metavar or key.upper())
+            return parser, re.sub(r"^--(\w+)\.\1$", r"--\1", word)  # --model serves for --model.model
+        commands = getattr(action, "_name_parser_map", None) or {}
+        if rest and command in commands:
+            return _word_of(commands[command], rest)
+    return parser, key
+
+
+def _program(parser: Any) -> str:
+    """How a command is called, without the options that stand before it."""
+    return re.sub(r"^__main__\.py", "camify", " ".join(re.sub(r"\[[^\]]*\]", " ", parser.prog).split()))
 
 
 def guess(message: str, parser: Any) -> str:

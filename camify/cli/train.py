@@ -61,7 +61,7 @@ from .named_classes import (
     packages_allowed,
     plain_checkpoint,
 )
-from .parser_messages import guess, in_one_line
+from .parser_messages import guess, plainly
 from .trainer_options import check_trainer_options
 
 __all__ = ["FineTuningCLI", "main"]
@@ -126,8 +126,8 @@ class OneLineParser(LightningArgumentParser):
         """Raise the error for ``main`` to print."""
         camify_error = camify_error_in(ex) or import_refusal(message)
         message = re.sub(rf"\bmodel\.(?:{'|'.join(GROUPS)})\.(\w)", r"model.\1", message)  # as people write them
-        text = str(camify_error) if camify_error is not None else in_one_line(message)
-        raise ConfigError(text + guess(message, self)) from ex
+        text = plainly(message, self) if camify_error is None else str(camify_error) + guess(message, self)
+        raise ConfigError(text) from ex
 
 
 def _with_groups(config: Any) -> Any:

@@ -121,7 +121,7 @@ class Evaluation:
         Raises:
             ConfigError: the folder exists and is not to be replaced, or is not an evaluation.
         """
-        target = free_folder(Path(folder), EVALUATION, OWN_FILES, "--output", overwrite=overwrite)
+        target = free_folder(Path(folder), EVALUATION, OWN_FILES, "--out", overwrite=overwrite)
         with whole_folder(target) as aside:
             (aside / "evaluation.html").write_text(to_html(self), encoding="utf-8")
             (aside / "evaluation.md").write_text(to_markdown(self), encoding="utf-8")

@@ -95,7 +95,7 @@ def test_only_an_evaluation_is_replaced_and_only_when_told(found, root, tmp_path
 def test_the_command(net, root, tmp_path, capsys):
     folder, out = net.save_pretrained(tmp_path / "my net"), tmp_path / "out"
     arguments = ["evaluate", "--model", folder, "--data", root, "--method", *METHODS, "--limit", "9", "--seed", "3"]
-    arguments += ["--faithfulness", "1", "--workers", "0", "--output", out, "--device", "cpu"]
+    arguments += ["--faithfulness", "1", "--workers", "0", "--out", out, "--device", "cpu"]
     main([str(argument) for argument in arguments])
     shown = capsys.readouterr().out
     assert "center box" in shown

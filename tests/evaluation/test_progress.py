@@ -28,7 +28,7 @@ def test_nothing_is_printed_of_a_pass_without_several_items(total, capsys):
 
 def test_evaluate_says_how_far_each_pass_is_when_piped(net, root, tmp_path, capsys):
     folder = net.save_pretrained(tmp_path / "net")
-    arguments = ["--model", folder, "--data", root, "--output", tmp_path / "out", "--device", "cpu", "--workers", "0"]
+    arguments = ["--model", folder, "--data", root, "--out", tmp_path / "out", "--device", "cpu", "--workers", "0"]
     main(["evaluate", *map(str, arguments), "--batch_size", "5", "--faithfulness", "6"])
     printed = capsys.readouterr().err
     assert "measuring, batch 1 of 3\n" in printed

@@ -242,7 +242,7 @@ def test_torchrun_explains_and_evaluates_as_one_process(checkpoint, photos, root
         assert done.returncode == 1, done.stderr  # one file is no image
         assert done.stdout.count("8 of 9 images explained") == 1
         assert done.stdout.count("1 could not be read") == 1
-        figures = run_command(count, "evaluate", "--data", root, *words, "--output", tmp_path / f"{name}-figures")
+        figures = run_command(count, "evaluate", "--data", root, *words, "--out", tmp_path / f"{name}-figures")
         assert figures.returncode == 0, figures.stderr
         assert figures.stdout.count("Written:") == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

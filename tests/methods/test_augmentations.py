@@ -362,7 +362,7 @@ def test_the_commands(photos, tmp_path, capsys):
     document = json.loads((out / "compared" / "compare.json").read_text())
     assert said in " ".join(document["facts"].values())
     evaluated = ["--data", str(root), "--faithfulness", "2", "--mosaics", "0", "--sanity", "2"]
-    main(["evaluate", *common, *evaluated, "--output", str(out / "evaluated")])
+    main(["evaluate", *common, *evaluated, "--out", str(out / "evaluated")])
     document = json.loads((out / "evaluated" / "evaluation.json").read_text())
     assert said in document["facts"]["network"]
     for command in ("explain", "compare", "evaluate"):

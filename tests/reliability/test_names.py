@@ -133,7 +133,7 @@ def test_predict(run, monkeypatch, capsys):
 
 
 def test_evaluate(run, capsys):
-    main(["evaluate", "--model", str(run / "run" / "export"), "--data", str(run / "data"), "--output",
+    main(["evaluate", "--model", str(run / "run" / "export"), "--data", str(run / "data"), "--out",
           str(run / "evaluation"), "--faithfulness", "2", "--mosaics", "1", "--workers", "0"])  # fmt: skip
     assert "\x1b" not in capsys.readouterr().out
     assert is_plain((run / "evaluation" / "evaluation.md").read_text(encoding="utf-8"))

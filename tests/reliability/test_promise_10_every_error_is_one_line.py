@@ -147,7 +147,7 @@ FIT = """
 --nope 1 | --nope
 """
 CAMIFY = """
-inspect | inspect.source
+inspect | missing: SOURCE (see camify inspect --help)
 inspect nothing | 'nothing': no such network
 inspect torchvision/nothing | no such classifier
 inspect camify/tiny_vgg --input_size 0 | '0': expected one number or HEIGHTxWIDTH, whole, of 1 to 8192 pixels
@@ -155,7 +155,8 @@ inspect camify/tiny_vgg --input_size 100000 | whole, of 1 to 8192 pixels
 inspect camify/tiny_vgg --input_size abc | "input_size"
 inspect camify/tiny_vgg --input_size 7 | input_size (now 7x7)
 inspect camify/tiny_vgg --nope 1 | --nope
-convert camify/tiny_vgg | convert.out
+convert camify/tiny_vgg | missing: OUT (see camify convert --help)
+convert camify/tiny_vgg --out T/out | unrecognized arguments: --out (see camify convert --help)
 convert camify/tiny_vgg T/out --head nope | --head
 convert camify/tiny_vgg T/out --num_classes 0 | "num_classes": must be above 0
 convert camify/tiny_vgg T/out --input_size 100000 | whole, of 1 to 8192 pixels
@@ -169,7 +170,7 @@ convert camify/tiny_vgg T/out --input_format nope | --input_format
 convert camify/tiny_vgg T/file | T/file: is a file, which camify did not write
 convert camify/tiny_vgg T/file/below | T/file is a file
 convert camify/tiny_vgg /proc/out | /proc/out: cannot be written
-explain T/images --model M | explain.out
+explain T/images --model M | missing: --out (see camify explain --help)
 explain T/images --model M --out T/e --batch_size 0 | "batch_size": 0 must be above 0
 explain T/images --model M --out T/e --workers -1 | "workers": -1 must be at least 0
 explain T/images --model M --out T/e --device nope | device='nope' cannot be used here
@@ -195,14 +196,16 @@ compare T/images --model M --figures -1 --out T/c | "figures"
 compare T/images --model M --target nope --out T/c | --target 'nope'
 compare T/images --model M --out T/file | T/file: is a file, which camify did not write
 compare T/images --model M --out /proc/c | /proc/c: cannot be written
-evaluate --model M --data T/missing --output T/v | missing: no such folder
-evaluate --model M --data T/images --output T/v --limit 0 | "limit": must be above 0
-evaluate --model M --data T/images --output T/v --faithfulness -1 | "faithfulness"
-evaluate --model M --data T/images --output T/v --threshold 2 | "threshold"
-evaluate --model M --data T/images --output T/v --device nope | device='nope'
-evaluate --model M --data T/images --output /proc/v | /proc/v: cannot be written
+evaluate --model M --data T/missing --out T/v | missing: no such folder
+evaluate --model M --data T/images --out T/v --limit 0 | "limit": must be above 0
+evaluate --model M --data T/images --out T/v --faithfulness -1 | "faithfulness"
+evaluate --model M --data T/images --out T/v --threshold 2 | "threshold"
+evaluate --model M --data T/images --out T/v --device nope | device='nope'
+evaluate --model M --data T/images --out /proc/v | /proc/v: cannot be written
 report T/missing | missing: cannot be read as the folder of a run
-report | report.runs
+report | missing: RUNS (see camify report --help)
+evaluate | missing: --model, --data (see camify evaluate --help)
+fit | missing: --model, --data (see 
 export M --to nope | --to
 export M --to onnx --out T/file/x.onnx | T/file is a file
 export M --to onnx --out /proc/m.onnx | /proc/m.onnx: cannot be written
@@ -210,7 +213,7 @@ export M --to onnx --out T/m.onnx --opset -1 | "opset"
 export M --to onnx --out T/m.onnx --input_size 0 | "input_size"
 export T/missing --to onnx | does not exist
 push M nonsense | USER/NAME
-nope | subcommand
+nope | there is no such command. Commands: fit, 
 """
 
 

@@ -40,7 +40,7 @@ def command(made, name, out):
         "compare": ["compare", data, "--model", model, "--method", "cam", "--figures", "0", "--out", str(out)],
         "evaluate": [
             "evaluate", "--model", model, "--data", data, "--faithfulness", "0", "--mosaics", "0", "--workers", "0",
-            "--output", str(out),
+            "--out", str(out),
         ],
         "export": ["export", model, "--to", "folder", "--out", str(out)],
     }[name]  # fmt: skip

@@ -101,7 +101,7 @@ def test_what_would_use_the_head_refuses_before_work_starts(tmp_path, resnet, ca
     for command in (
         ["explain", image, "--model", resnet, "--out", tmp_path / "out"],
         ["compare", image, "--model", resnet, "--out", tmp_path / "out"],
-        ["evaluate", "--model", resnet, "--data", image.parent, "--output", tmp_path / "out"],
+        ["evaluate", "--model", resnet, "--data", image.parent, "--out", tmp_path / "out"],
     ):
         with pytest.raises(SystemExit) as left:
             main([str(part) for part in command])
