@@ -163,11 +163,22 @@ class Origins:
             known = self._joined(followed, values, result) or self._moved(rerun, sources, values, result)
         elif followed and (layer is None or parameter_free(self.root, node)) and _may_be_moved(values, same, result):
             known = self._moved(rerun, sources, values, result)
-        if known is not None:
-            return known
-        for source in dict.fromkeys([*same, *followed]):
+        return known or self._cell_by_cell(list(dict.fromkeys([*same, *followed])), rerun, values, result)
+
+    def _cell_by_cell(
+        self, sources: Sequence[fx.Node], rerun: Rerun, values: Mapping[fx.Node, Any], result: Tensor
+    ) -> Origin | None:
+        """The origin of a result each of whose cells depends on one cell of a source."""
+        for source in sources:
+            value, cells = values[source], self.of[source].cells
+            if (
+                cells is not None
+                and value.shape == result.shape
+                and _keeps_cells(source, cells[0], rerun, value, result)
+            ):
+                return Origin(followed=True, cells=cells)
             for layout in self.of[source].layouts:
-                new_layout = _cell_by_cell(source, layout, rerun, values[source], result)
+                new_layout = _cell_by_cell(source, layout, rerun, value, result)
                 if new_layout is not None:
                     return Origin((new_layout,), followed=True)
         return None
@@ -336,24 +347,42 @@ def _cell_by_cell(source: fx.Node, layout: Layout, rerun: Rerun, before: Tensor,
     candidates = _layouts_on(layout, result.shape)
     if not candidates:
         return None
-    generator = torch.Generator().manual_seed(0)
-    chosen_N1HW = torch.rand(len(before), 1, *layout.grid, generator=generator) < 0.5
+    chosen_N1HW = torch.rand(len(before), 1, *layout.grid, generator=torch.Generator().manual_seed(0)) < 0.5
     maps = layout.to_map(before)
-    noise = torch.randn(maps.shape, generator=generator).to(before) * before.std().clamp_min(1e-3)
-    changed = layout.from_map(torch.where(chosen_N1HW.to(maps.device), maps + noise, maps), like=before)
-    try:
-        other = rerun({source: changed})
-    except Exception:  # noqa: BLE001 - a step may be made for certain values only
+    is_chosen = layout.from_map(chosen_N1HW.expand(maps.shape).to(maps.device), like=torch.zeros_like(before).bool())
+    differs = _difference(source, rerun, before, result, is_chosen)
+    if differs is None:
         return None
-    if not isinstance(other, Tensor) or other.shape != result.shape:
-        return None
-    differs = (other - result).abs() > _ROUNDING * result.abs().max()
     for candidate in candidates:
         changed_NHW = candidate.to_map(differs).any(1).cpu()
         expected = chosen_N1HW[:, 0]
         if not bool((changed_NHW & ~expected).any()) and int(changed_NHW.sum()) * 2 >= int(expected.sum()) > 0:
             return candidate
     return None
+
+
+def _keeps_cells(source: fx.Node, cells: Tensor, rerun: Rerun, before: Tensor, result: Tensor) -> bool:
+    """Whether each number of a result depends on those of its own cell of a source, whose numbers stand anywhere."""
+    chosen = torch.rand(int(cells.max()) + 1, generator=torch.Generator().manual_seed(0)) < 0.5
+    is_chosen = (cells >= 0) & chosen[cells.clamp_min(0)]
+    differs = _difference(source, rerun, before, result, is_chosen.to(before.device))
+    if differs is None:
+        return False
+    differs = differs.cpu()
+    return not bool((differs & ~is_chosen).any()) and int(differs.sum()) * 2 >= int(is_chosen.sum()) > 0
+
+
+def _difference(source: fx.Node, rerun: Rerun, before: Tensor, result: Tensor, is_chosen: Tensor) -> Tensor | None:
+    """Which numbers of a result differ when some of a source do; None where the step does not take others."""
+    noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(1)).to(before)
+    changed = torch.where(is_chosen, before + noise * before.std().clamp_min(1e-3), before)
+    try:
+        other = rerun({source: changed})
+    except Exception:  # noqa: BLE001 - a step may be made for certain values only
+        return None
+    if not isinstance(other, Tensor) or other.shape != result.shape:
+        return None
+    return (other - result).abs() > _ROUNDING * result.abs().max()
 
 
 def _layouts_on(layout: Layout, shape: torch.Size) -> list[Layout]:

@@ -205,7 +205,7 @@ evaluate --model M --data T/images --out /proc/v | /proc/v: cannot be written
 report T/missing | missing: cannot be read as the folder of a run
 report | missing: RUNS (see camify report --help)
 evaluate | missing: --model, --data (see camify evaluate --help)
-fit | missing: --model, --data (see 
+fit | missing: --model, --data (see
 export M --to nope | --to
 export M --to onnx --out T/file/x.onnx | T/file is a file
 export M --to onnx --out /proc/m.onnx | /proc/m.onnx: cannot be written
@@ -213,7 +213,7 @@ export M --to onnx --out T/m.onnx --opset -1 | "opset"
 export M --to onnx --out T/m.onnx --input_size 0 | "input_size"
 export T/missing --to onnx | does not exist
 push M nonsense | USER/NAME
-nope | there is no such command. Commands: fit, 
+nope | there is no such command. Commands: fit,
 """
 
 
