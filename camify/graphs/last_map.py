@@ -76,7 +76,7 @@ def candidates_of(
     for node in _cuts(_flow(network, observer)):
         if node in observer.values and node in origins:
             maps.append(node)
-        elif node in observer.values and len(observer.shapes[node]) == 4 and maps:
+        elif node in observer.values and len(observer.shapes[node]) == 4 and maps and not _holds_cells(node, observer):
             break  # pooled to 1 x 1: what is 4-D after this is no map (channels-last layers of ConvNeXt)
     if not maps:
         return []
@@ -90,6 +90,12 @@ def candidates_of(
             break
         candidates.insert(0, before)
     return candidates
+
+
+def _holds_cells(node: fx.Node, observer: Observer) -> bool:
+    """Whether the numbers of a map were followed into a tensor that is none itself, such as tokens of windows."""
+    origin = observer.origins.of.get(node) if observer.origins is not None else None
+    return origin is not None and origin.cells is not None
 
 
 def _before_moves(node: fx.Node, maps: Sequence[fx.Node], origins: Mapping[fx.Node, Origin]) -> fx.Node:

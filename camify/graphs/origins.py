@@ -171,11 +171,7 @@ class Origins:
         """The origin of a result each of whose cells depends on one cell of a source."""
         for source in sources:
             value, cells = values[source], self.of[source].cells
-            if (
-                cells is not None
-                and value.shape == result.shape
-                and _keeps_cells(source, cells[0], rerun, value, result)
-            ):
+            if cells is not None and _keeps_cells(source, cells[0], rerun, value, result):
                 return Origin(followed=True, cells=cells)
             for layout in self.of[source].layouts:
                 new_layout = _cell_by_cell(source, layout, rerun, value, result)
@@ -303,6 +299,8 @@ def _layout_of_cells(cells: Tensor, grid: tuple[int, int]) -> Layout | None:
     if cells.dim() == 4:
         for axes in MAP_AXES:
             layout = _sized(axes, cells.shape)
+            if {-1, 1} <= {(new > side) - (new < side) for new, side in zip(layout.grid, grid, strict=True)}:
+                continue  # cells in one line are no map
             if all(
                 _in_order(places, known, axes.index(letter), side)
                 for letter, places, side in (("H", row, grid[0]), ("W", column, grid[1]))
@@ -350,12 +348,11 @@ def _cell_by_cell(source: fx.Node, layout: Layout, rerun: Rerun, before: Tensor,
     chosen_N1HW = torch.rand(len(before), 1, *layout.grid, generator=torch.Generator().manual_seed(0)) < 0.5
     maps = layout.to_map(before)
     is_chosen = layout.from_map(chosen_N1HW.expand(maps.shape).to(maps.device), like=torch.zeros_like(before).bool())
-    differs = _difference(source, rerun, before, result, is_chosen)
+    differs, expected = _difference(source, rerun, before, result, is_chosen), chosen_N1HW[:, 0]
     if differs is None:
         return None
     for candidate in candidates:
         changed_NHW = candidate.to_map(differs).any(1).cpu()
-        expected = chosen_N1HW[:, 0]
         if not bool((changed_NHW & ~expected).any()) and int(changed_NHW.sum()) * 2 >= int(expected.sum()) > 0:
             return candidate
     return None
@@ -363,13 +360,14 @@ def _cell_by_cell(source: fx.Node, layout: Layout, rerun: Rerun, before: Tensor,
 
 def _keeps_cells(source: fx.Node, cells: Tensor, rerun: Rerun, before: Tensor, result: Tensor) -> bool:
     """Whether each number of a result depends on those of its own cell of a source, whose numbers stand anywhere."""
+    if before.shape != result.shape:
+        return False
     chosen = torch.rand(int(cells.max()) + 1, generator=torch.Generator().manual_seed(0)) < 0.5
     is_chosen = (cells >= 0) & chosen[cells.clamp_min(0)]
     differs = _difference(source, rerun, before, result, is_chosen.to(before.device))
-    if differs is None:
+    if differs is None or bool((differs.cpu() & ~is_chosen).any()):
         return False
-    differs = differs.cpu()
-    return not bool((differs & ~is_chosen).any()) and int(differs.sum()) * 2 >= int(is_chosen.sum()) > 0
+    return int(differs.sum()) * 2 >= int(is_chosen.sum()) > 0
 
 
 def _difference(source: fx.Node, rerun: Rerun, before: Tensor, result: Tensor, is_chosen: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ CELLS = {  # what a head does with the map before it pools: the map is the trunk
     "turned around": lambda net, x: x.roll(4, 3),
     "cells mixed": lambda net, x: net.mix(x.flatten(2)).unflatten(2, (8, 8)),
     "rows as channels": lambda net, x: x.view(x.size(0), -1, 4, 8).unflatten(1, (-1, 2)).flatten(2, 3),
+    "in one line": lambda net, x: x.flatten(2).unsqueeze(3).relu(),
     "pooled and spread again": lambda net, x: F.interpolate(F.adaptive_avg_pool2d(x, 1), size=(8, 8)),
 }
 SAME_PLACE = {  # steps behind which the map is theirs
@@ -60,6 +61,22 @@ def test_what_keeps_its_place_is_one(name):
         torch.testing.assert_close(net(images()), network(images()), rtol=1e-4, atol=1e-5)
     assert net.certificate.legacy_error < 1e-4
     assert net.certificate.place > 2
+
+
+def test_a_map_is_followed_through_tokens_of_its_windows():
+    """As in MaxViT: what all cells say is added to each, so much that changed patches hardly show the place."""
+
+    def windows(net, x):
+        x = x.reshape(-1, 16, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, 16, 16)
+        x = F.relu(x + 3000 * net.fc.weight.sum(0) * x.mean((1, 2), keepdim=True))
+        return x.reshape(-1, 2, 2, 4, 4, 16).permute(0, 5, 1, 3, 2, 4).reshape(-1, 16, 8, 8)
+
+    network = Network(windows).eval()
+    net = convert(network, head="direct", input_size=32, seed=0).eval()
+    with torch.no_grad():
+        expected = windows(network, network.trunk(images()))
+        torch.testing.assert_close(net.forward_features(images()), expected, rtol=1e-4, atol=1e-5)
+    assert net.certificate.map_size == (8, 8)
 
 
 def test_a_map_that_answers_elsewhere_is_refused():
