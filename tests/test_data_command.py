@@ -54,7 +54,7 @@ def test_a_table_goes_only_when_told_and_only_one_of_boxes(root, tmp_path, capsy
 
 def test_wrong_options_are_one_line(root, tmp_path, capsys):
     source = coco(tmp_path)
-    assert "data.import.images" in refused(capsys, source)
+    assert "missing: --images (see camify data import --help)" in refused(capsys, source)
     assert "nowhere: no such folder" in refused(capsys, source, "--images", tmp_path / "nowhere")
     assert "voc_origin" in refused(capsys, source, "--images", root, "--voc_origin", "2")
     assert "--kind" in refused(capsys, source, "--images", root, "--kind", "pascal")
