@@ -360,10 +360,11 @@ def _cell_by_cell(source: fx.Node, layout: Layout, rerun: Rerun, before: Tensor,
 
 def _keeps_cells(source: fx.Node, cells: Tensor, rerun: Rerun, before: Tensor, result: Tensor) -> bool:
     """Whether each number of a result depends on those of its own cell of a source, whose numbers stand anywhere."""
+    if before.shape != result.shape or int(cells.max()) < 0:
+        return False  # a class token is in no cell
     chosen = torch.rand(int(cells.max()) + 1, generator=torch.Generator().manual_seed(0)) < 0.5
     is_chosen = (cells >= 0) & chosen[cells.clamp_min(0)]
-    same = before.shape == result.shape
-    differs = _difference(source, rerun, before, result, is_chosen.to(before.device)) if same else None
+    differs = _difference(source, rerun, before, result, is_chosen.to(before.device))
     if differs is None or bool((differs.cpu() & ~is_chosen).any()):
         return False
     return int(differs.sum()) * 2 >= int(is_chosen.sum()) > 0

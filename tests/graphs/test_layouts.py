@@ -103,6 +103,26 @@ def test_other_heads_on_tokens_are_new_and_learn(head):
     assert float(patches.weight.grad.abs().max()) > 0
 
 
+@torch.no_grad()
+def test_steps_on_the_class_token_alone_are_no_map():
+    """As in CaiT: blocks of the class token, which is in no cell of the map, with sums around them."""
+
+    class ClassBlocks(Tokens):
+        def forward(self, x):
+            token = self.tokens(x)[:, 0]
+            return self.fc(token + self.mix.linear2(self.mix.linear1(token).relu()))
+
+    legacy = ClassBlocks(1, reads_token=True).eval()
+    assert inspect(legacy, input_size=32).map_size == (4, 4)
+    net = convert(legacy, head="gap", input_size=32, seed=0)
+    torch.testing.assert_close(
+        net.forward_features(images(32)).flatten(2).transpose(1, 2),
+        legacy.tokens(images(32))[:, 1:],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 @pytest.mark.parametrize("prefix", [1, 2, 5])
 @pytest.mark.parametrize("size", [32, (32, 48)])
 @torch.no_grad()
