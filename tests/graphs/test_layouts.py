@@ -114,7 +114,7 @@ def test_steps_on_the_class_token_alone_are_no_map():
 
     legacy = ClassBlocks(1, reads_token=True).eval()
     assert inspect(legacy, input_size=32).map_size == (4, 4)
-    net = convert(legacy, head="gap", input_size=32, seed=0)
+    net = convert(legacy, head="direct", input_size=32, seed=0)
     torch.testing.assert_close(
         net.forward_features(images(32)).flatten(2).transpose(1, 2),
         legacy.tokens(images(32))[:, 1:],
