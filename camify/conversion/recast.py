@@ -22,7 +22,7 @@ from ..errors import ConversionError
 from ..eval_mode import eval_mode, without_hooks
 from ..graphs import FeaturesCopy, Layout, NetworkAnalysis, TracedAnalysis, between, extract
 from ..graphs.fx_modules import as_module, parameter_free
-from ..graphs.origins import Rerun, rearrangement
+from ..graphs.rearrangement import Rerun, rearrangement
 from ..logits import lacks_memory
 
 __all__ = ["Recast", "RecastError", "recast_head"]
