@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def compare_written(folder: Path, model: Any, tensors: Mapping[str, Tensor], man
     own, written = model.state_dict(), loaded.state_dict()
     same = own.keys() == written.keys() and all(torch.equal(own[key].cpu(), written[key]) for key in own)
     if same and model.certificate is not None:
-        expected, given = _answers_to_noise(model, loaded, model.certificate.input_shape)
+        expected, given = _answers_to_noise(model, loaded, model.certificate)
         same = all(
             torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
             for one, other in zip(given, expected, strict=True)
@@ -148,11 +148,11 @@ def compare_written(folder: Path, model: Any, tensors: Mapping[str, Tensor], man
 
 @torch.no_grad()
 def _answers_to_noise(
-    model: Any, loaded: Any, input_shape: Sequence[int]
+    model: Any, loaded: Any, certificate: Certificate
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Logits and maps of both, of noise of a quarter of the size, where the network runs on it; else of its own."""
+    """Logits and maps of both, of small noise where the network runs on it; else of its own size."""
     like = next(model.parameters())
-    *smaller, whole = _sizes_to_try(input_shape)
+    *smaller, whole = _sizes_to_try(certificate)
     for size in smaller:
         with contextlib.suppress(Exception), eval_mode(model):
             expected = model.forward_with_maps(_noise(size).to(like))
@@ -165,9 +165,14 @@ def _answers_to_noise(
     return expected, given
 
 
-def _sizes_to_try(input_shape: Sequence[int]) -> list[tuple[int, ...]]:
-    channels, *sides = input_shape
-    return [(channels, *(max(side // 4, min(side, 32)) for side in sides)), tuple(input_shape)]
+def _sizes_to_try(certificate: Certificate) -> list[tuple[int, ...]]:
+    """A map of two cells by two, but at least 32 and at most a quarter of the pixels a side; the network's own size."""
+    channels, *sides = certificate.input_shape
+    strides = (side / cells for side, cells in zip(sides, certificate.map_size, strict=True))
+    small = [
+        max(min(side, 32), min(side // 4, math.ceil(2 * stride))) for side, stride in zip(sides, strides, strict=True)
+    ]
+    return [(channels, *small), (channels, *sides)]
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:
@@ -175,14 +180,14 @@ def _noise(shape: tuple[int, ...]) -> Tensor:
 
 
 def _check_identity(model: Any, path: Path, answers: tuple[Tensor, Tensor] | None = None) -> None:
-    """The identity on noise of a quarter of the size, where the network runs on it; else of its own size.
+    """The identity on small noise, where the network runs on it; else on noise of its own size.
 
     Logits and maps that the network gave already are enough, but those of half precision, whose rounding is larger.
     """
     if model.pool_name != "gap" or model.certificate is None:
         return
     failure = ""
-    for size in _sizes_to_try(model.certificate.input_shape):
+    for size in _sizes_to_try(model.certificate):
         try:
             if answers is not None and answers[0].dtype in (torch.float32, torch.float64):
                 error = _error_of(model, *answers)

@@ -39,12 +39,12 @@ def _network(name):
         torch.manual_seed(2)  # a head whose maps have positive evidence on every image
         model.classifier = nn.Sequential(
             nn.Dropout(),
-            nn.Linear(256 * 36, 32),
+            nn.Linear(256 * 36, 40),
             nn.ReLU(),
             nn.Dropout(),
-            nn.Linear(32, 32),
+            nn.Linear(40, 40),
             nn.ReLU(),
-            nn.Linear(32, 7),
+            nn.Linear(40, 7),
         )
     else:
         model = get_model(name, weights=None, num_classes=7)
