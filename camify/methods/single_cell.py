@@ -15,7 +15,7 @@ from .forward_pass import ForwardPass
 __all__ = ["cell_logits"]
 
 _MOST_VALUES = 2**24  # of one chunk of masked maps: 64 MiB in float32
-_ROWS = 32  # of hidden units whose weights are put in order at a time: they stay in the cache
+_ROWS = (32, 128)  # of hidden units whose weights are put in order at a time: on a CPU they stay in the cache; elsewhere
 
 
 @torch.no_grad()
@@ -77,9 +77,10 @@ class _SparseHead:
         vectors = vectors_NPC.to(weight.dtype).transpose(0, 1)[cell]  # (positions, most, N, C)
         inputs = (vectors.relu() * positive - (-vectors).relu() * negative).flatten(1, 2)
         hidden = vectors.new_zeros(cells, count, len(weight))
-        blocks = torch.split(weight, _ROWS)
+        rows = _ROWS[weight.device.type != "cpu"]
+        blocks = torch.split(weight, rows)
         by_position = torch.empty_like(blocks[0]).view(positions, -1)  # memory that is filled anew for each block
-        for block, into in zip(blocks, torch.split(hidden, _ROWS, dim=2), strict=True):
+        for block, into in zip(blocks, torch.split(hidden, rows, dim=2), strict=True):
             ordered = by_position[:, : len(block) * channels]
             ordered.copy_(block.reshape(-1, positions).T)
             answers = torch.bmm(inputs, ordered.view(positions, len(block), channels).transpose(1, 2))
