@@ -15,7 +15,7 @@ from .forward_pass import ForwardPass
 __all__ = ["cell_logits"]
 
 _MOST_VALUES = 2**24  # of one chunk of masked maps: 64 MiB in float32
-_ROWS = (32, 128)  # of hidden units whose weights are put in order at a time: on a CPU they stay in the cache; elsewhere
+_ROWS = (32, 128)  # of hidden units, whose weights are put in order at a time: in the cache of a CPU; elsewhere
 
 
 @torch.no_grad()
