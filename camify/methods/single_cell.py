@@ -31,11 +31,11 @@ def cell_logits(forward: ForwardPass, masks_PHW: Tensor) -> Tensor:
         masks_PHW: (h * w, h, w), one per cell, row by row.
     """
     count, channels = forward.activations.shape[:2]
-    vectors_NPC = forward.activations.flatten(2).transpose(1, 2)
+    cells_NCP = forward.activations.flatten(2)
+    vectors_NPC = cells_NCP.transpose(1, 2)
     weight, bias = forward.weight, forward.bias
     if weight is not None and bias is not None:
-        shares_P1 = masks_PHW.mean((1, 2))[:, None]
-        return F.linear((vectors_NPC * shares_P1).flatten(0, 1), weight, bias).reshape(count, len(masks_PHW), -1)
+        return F.linear((cells_NCP * masks_PHW.mean((1, 2))).transpose(1, 2), weight, bias)
     if not forward.takes_any_batch:
         answers = [
             forward.head(vectors_NPC[:, p, :, None, None] * mask) for p, mask in enumerate(masks_PHW)
