@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 import camify
+from camify.cli import main
 from camify.errors import ProcessError
 from camify.evaluation.evaluation import evaluate, evaluate_in_ranks
 from camify.evaluation.explain_files import ExplainOptions, explain_files
@@ -235,14 +237,22 @@ def checkpoint(net, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_explains_and_evaluates_as_one_process(checkpoint, photos, root, tmp_path):
+def test_torchrun_explains_and_evaluates_as_one_process(checkpoint, photos, root, tmp_path, capsys):
+    def in_this_process(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as left:
+            code = left.code
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code or 0, printed.out, printed.err)
+
     words = ["--model", checkpoint, "--batch_size", 2, "--workers", 0]
-    for name, count in (("one", 1), ("two", 2)):
-        done = run_command(count, "explain", photos[0].parents[1], *words, "--out", tmp_path / name)
+    for name, run in (("one", in_this_process), ("two", partial(run_command, 2))):
+        done = run("explain", photos[0].parents[1], *words, "--out", tmp_path / name)
         assert done.returncode == 1, done.stderr  # one file is no image
         assert done.stdout.count("8 of 9 images explained") == 1
         assert done.stdout.count("1 could not be read") == 1
-        figures = run_command(count, "evaluate", "--data", root, *words, "--out", tmp_path / f"{name}-figures")
+        figures = run("evaluate", "--data", root, *words, "--out", tmp_path / f"{name}-figures")
         assert figures.returncode == 0, figures.stderr
         assert figures.stdout.count("Written:") == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

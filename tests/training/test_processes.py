@@ -140,9 +140,14 @@ def test_two_processes_train_one_network_through_the_unfreezing_and_draw_once(tm
     assert sum(row[0] for row in taken["calibrations"]["start"]["bins"]) == 7
     assert len(taken["examples"]) == 7
     assert camify.load(tmp_path / "run" / "export").box_rule is not None
-    resumed = torchrun(tmp_path, "--ckpt_path", str(tmp_path / "run" / "last.ckpt"), "--trainer.max_epochs", "4")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_a_run(tmp_path):
+    assert torchrun(tmp_path, "--trainer.max_epochs", "1").returncode == 0
+    resumed = torchrun(tmp_path, "--ckpt_path", str(tmp_path / "run" / "last.ckpt"), "--trainer.max_epochs", "2")
     assert resumed.returncode == 0, resumed.stderr
-    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["history"]) == 4
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["history"]) == 2
 
 
 @pytest.mark.slow
