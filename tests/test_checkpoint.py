@@ -62,9 +62,15 @@ def network(legacy=None, **options) -> CAMNet:
     return net.eval()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return network().save_pretrained(tmp_path_factory.mktemp("written") / "export")
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    return network().save_pretrained(tmp_path / "export")
+def folder(written, tmp_path) -> Path:
+    return shutil.copytree(written, tmp_path / "export")
 
 
 def manifest(folder: Path) -> dict:

@@ -72,11 +72,15 @@ def assert_same(found, expected, **tolerance):
         torch.testing.assert_close(found[name], maps, **tolerance)
 
 
+@pytest.fixture(scope="module")
+def converted():
+    torch.manual_seed(0)
+    return camify.convert(TinyVGG(4, widths=(4, 8, 16, 16)), head="gap", head_channels=8, input_size=96, seed=0)
+
+
 @pytest.fixture(params=["legacy", "converted"])
-def model(request, legacy):
-    if request.param == "legacy":
-        return legacy
-    return camify.convert(legacy, head="gap", head_channels=8, input_size=96, seed=0)
+def model(request, legacy, converted):
+    return legacy if request.param == "legacy" else copy.deepcopy(converted)
 
 
 def test_modes_gradients_hooks_and_flags_stay(model, images):
