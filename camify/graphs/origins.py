@@ -158,8 +158,8 @@ class Origins:
             known = self._over_last_axis(self.of[followed[0]], values[followed[0]], result)
         elif node.target in (torch.cat, torch.concat) and len(followed) == len(node.all_input_nodes):
             known = self._joined(followed, values, result) or self._moved(rerun, sources, values, result)
-        elif followed and (layer is None or parameter_free(self.root, node)) and _may_be_moved(values, same, result):
-            known = self._moved(rerun, sources, values, result)
+        elif followed and (layer is None or parameter_free(self.root, node)):
+            known = self._moved(rerun, sources, values, result) if _may_be_moved(values, followed, result) else None
         return known or self._cell_by_cell(list(dict.fromkeys([*same, *followed])), rerun, values, result)
 
     def _cell_by_cell(
@@ -225,11 +225,11 @@ class Origins:
         return Origin(followed=True, cells=(cells, grid))  # type: ignore[arg-type]
 
 
-def _may_be_moved(values: Mapping[fx.Node, Any], same: Sequence[fx.Node], result: Tensor) -> bool:
+def _may_be_moved(values: Mapping[fx.Node, Any], sources: Sequence[fx.Node], result: Tensor) -> bool:
     """Whether a step may only have moved numbers: of equally many the smallest and largest would be the same."""
-    return not same or all(
-        bool(values[source].amin() == result.amin()) and bool(values[source].amax() == result.amax()) for source in same
-    )
+    as_many = [values[source] for source in sources if values[source].numel() == result.numel()]
+    ends = [value.aminmax() for value in (*as_many, result)] if as_many else []
+    return not as_many or any(bool(low == ends[-1].min and high == ends[-1].max) for low, high in ends[:-1])
 
 
 def _cells(origin: Origin, value: Tensor) -> Tensor:

@@ -79,6 +79,24 @@ def test_a_map_is_followed_through_tokens_of_its_windows():
     assert net.certificate.map_size == (8, 8)
 
 
+def test_a_map_is_followed_through_tokens_that_stand_as_rows_meanwhile():
+    """As in LeViT, whose batch norms take (N * cells, C), shaped back like another tensor."""
+
+    def rows(net, x):
+        x = x.flatten(2).transpose(1, 2)
+        x = net.norm(x.flatten(0, 1)).reshape_as(x)
+        x = F.relu(x + 3000 * net.fc.weight.sum(0) * x.mean(1, keepdim=True))
+        return x.transpose(1, 2).unflatten(2, (8, 8))
+
+    network = Network(rows)
+    network.norm = nn.BatchNorm1d(16)
+    nn.init.uniform_(network.norm.running_var, 0.5, 2.0)
+    net = convert(network.eval(), head="direct", input_size=32, seed=0).eval()
+    with torch.no_grad():
+        expected = rows(network, network.trunk(images()))
+        torch.testing.assert_close(net.forward_features(images()), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_map_that_answers_elsewhere_is_refused():
     """Followed cell by cell through a sum, but what counts comes from the other side of the image."""
 
