@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -177,8 +179,17 @@ def find_method(name: str) -> type[Method]:
         for point in entry_points(group="camify.methods", name=name):
             register(name)(point.load())
     if name not in METHODS:
-        raise ConfigError(f"method={name!r} is unknown. Choose one of {', '.join(METHODS)}.")
+        raise ConfigError(f"method={name!r} is unknown.{_guess(name)} Choose one of {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def _guess(name: str) -> str:
+    """What may have been meant by the name of no method."""
+    parts = re.split(r"[,;\s]+", name)
+    if len(parts) > 1 and all(part in METHODS for part in parts):
+        return f" Several methods are given one by one: --method {' '.join(parts)}, in Python {parts}."
+    close = difflib.get_close_matches(name.casefold().replace("-", "").replace("_", ""), METHODS, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def check_targets(targets: Any, logits_NK: Tensor, classes: Classes | None = None) -> Tensor:

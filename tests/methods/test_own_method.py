@@ -52,6 +52,21 @@ def test_installed_packages_bring_methods(net, images, clean_methods, monkeypatc
         find_method("others")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Grad-CAM++", r"Did you mean gradcam\+\+\? Choose one of cam, "),
+        ("score_cam", r"Did you mean scorecam\?"),
+        ("cam,gradcam", r"one by one: --method cam gradcam, in Python \['cam', 'gradcam'\]"),
+        ("nope", r"method='nope' is unknown\. Choose"),
+        ("", r"method='' is unknown\. Choose"),
+    ],
+)
+def test_what_may_have_been_meant_is_said(name, said):
+    with pytest.raises(camify.ConfigError, match=said):
+        find_method(name)
+
+
 def test_names_are_taken_once(clean_methods):
     register("elementwise")(Elementwise)
     register("elementwise")(Elementwise)  # a notebook's cell, run again
