@@ -76,7 +76,8 @@ class _SparseHead:
         positive, negative = (share.T.gather(1, cell)[:, :, None, None] for share in (self.positive, self.negative))
         vectors = vectors_NPC.to(weight.dtype).transpose(0, 1)[cell]  # (positions, most, N, C)
         inputs = (vectors.relu() * positive - (-vectors).relu() * negative).flatten(1, 2)
-        hidden = vectors.new_zeros(cells, count, len(weight))
+        bias = self.linear.bias if self.linear.bias is not None else weight.new_zeros(len(weight))
+        hidden = bias.repeat(cells, count, 1)
         rows = _ROWS[weight.device.type != "cpu"]
         blocks = torch.split(weight, rows)
         by_position = torch.empty_like(blocks[0]).view(positions, -1)  # memory that is filled anew for each block
@@ -85,11 +86,9 @@ class _SparseHead:
             ordered.copy_(block.reshape(-1, positions).T)
             answers = torch.bmm(inputs, ordered.view(positions, len(block), channels).transpose(1, 2))
             into.index_add_(0, cell.flatten(), answers.view(-1, count, len(block)))
-        if self.linear.bias is not None:
-            hidden += self.linear.bias
-        (logits,) = self.rest(hidden.transpose(0, 1).flatten(0, 1))
+        (logits,) = self.rest(hidden.flatten(0, 1))
         wide: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return wide.reshape(count, cells, -1)
+        return wide.reshape(cells, count, -1).transpose(0, 1)
 
 
 _SHARES: WeakKeyDictionary[TracedSplit, tuple[Tensor, tuple[Tensor, Tensor] | None]] = WeakKeyDictionary()
